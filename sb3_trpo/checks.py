@@ -1,0 +1,141 @@
+"""What each setting may be: errors name what was given, what is allowed and what to do, before any work is lost."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule
+
+
+class Rule(NamedTuple):
+    """What a setting must satisfy, in code and in words, and a sane choice."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+    advice: str
+
+
+def _count(least: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Integral) and int(value) >= least
+
+
+RULES: dict[str, Rule] = {
+    "n_steps": Rule(_count(1), "an integer >= 1", "The default is 2048."),
+    "batch_size": Rule(_count(1), "an integer >= 1", "The default is 128."),
+    "n_critic_updates": Rule(_count(0), "an integer >= 0", "The default is 10."),
+    "cg_max_steps": Rule(_count(1), "an integer >= 1", "The default is 15."),
+    "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 0.1."),
+    "cg_residual_tol": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 1e-5; 0 never stops early."),
+    "line_search_max_iter": Rule(_count(1), "an integer >= 1", "The default is 10."),
+    "line_search_shrinking_factor": Rule(lambda v: 0.0 < v < 1.0, "inside (0, 1)", "The default is 0.8."),
+    "sub_sampling_factor": Rule(_count(1), "an integer >= 1", "1 uses every transition."),
+    "fisher_subsampling": Rule(_count(1), "an integer >= 1", "1 uses every state."),
+    "chunk_size": Rule(lambda v: v is None or _count(1)(v), "None or an integer >= 1", "None chooses by observation size."),
+    "max_grad_norm": Rule(lambda v: v is None or 0.0 <= v < math.inf, "None or finite and >= 0", "None does not clip."),
+}
+
+
+SCHEDULE_RULES: dict[str, Rule] = {
+    "target_kl": Rule(
+        lambda v: 0.0 <= v < math.inf, "finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
+    ),
+    "ent_coef": Rule(math.isfinite, "finite", "The default is 0.0."),
+    "learning_rate": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 1e-3."),
+}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """
+    Check every setting that has a rule.
+
+    :param settings: values by name
+    :raises ValueError: for the first that breaks its rule
+    """
+    for name, rule in RULES.items():
+        require(name, settings[name], rule)
+
+
+def require(name: str, value: Any, rule: Rule) -> None:
+    """
+    Check one setting.
+
+    :param name: as the user knows it
+    :param value: what was given
+    :param rule: what is allowed
+    :raises ValueError: if the rule is broken
+    """
+    try:
+        holds = rule.holds(value)
+    except TypeError:  # not even comparable
+        holds = False
+    if not holds:
+        raise ValueError(f"{name} is {value!r}, but must be {rule.allowed}. {rule.advice}")
+
+
+def scheduled(name: str, schedule: float | Schedule, progress_remaining: float) -> float:
+    """
+    Evaluate a setting that may be a schedule.
+
+    :param name: as the user knows it, one of ``SCHEDULE_RULES``
+    :param schedule: a number, or a function of the progress remaining
+    :param progress_remaining: from 1 (begin) to 0 (end)
+    :return: the value now
+    :raises ValueError: if it is not a number that is allowed
+    """
+    if not callable(schedule) and not isinstance(schedule, Real):
+        raise ValueError(f"{name} is {schedule!r}, but must be a number or a function of the progress remaining (1 to 0).")
+    value = FloatSchedule(schedule)(progress_remaining)
+    when = f" at progress_remaining={progress_remaining:.4g}" if callable(schedule) else ""
+    require(f"{name}{when}", value, SCHEDULE_RULES[name])
+    return value
+
+
+def check_batch(n_transitions: int, sub_sampling_factor: int, fisher_subsampling: int, normalize_advantage: bool) -> None:
+    """
+    Check that enough transitions are left to learn from.
+
+    :param n_transitions: ``n_steps * n_envs``
+    :param sub_sampling_factor: the update uses every k-th transition
+    :param fisher_subsampling: the Fisher matrix uses every k-th of those
+    :param normalize_advantage: whether advantages are divided by their standard deviation
+    :raises AssertionError: if there is one transition but normalising needs two, as in sb3-contrib
+    :raises ValueError: if sub-sampling leaves too little
+    """
+    assert n_transitions > 1 or not normalize_advantage, (
+        f"n_steps * n_envs is {n_transitions}, but must be greater than 1 to normalize advantages. "
+        "Raise n_steps or set normalize_advantage=False."
+    )
+    kept = -(-n_transitions // sub_sampling_factor)
+    if sub_sampling_factor > n_transitions or (kept < 2 and normalize_advantage):
+        raise ValueError(
+            f"sub_sampling_factor is {sub_sampling_factor}, which leaves {kept} of n_steps * n_envs = {n_transitions} "
+            f"transitions; it must be at most {n_transitions} and leave two to normalize advantages. "
+            "Lower it or raise n_steps."
+        )
+    if fisher_subsampling > kept:
+        raise ValueError(
+            f"fisher_subsampling is {fisher_subsampling}, but must be at most {kept}, the number of transitions in the update."
+            " Lower it or raise n_steps."
+        )
+
+
+def warn_about_batch_size(n_transitions: int, batch_size: int) -> None:
+    """
+    Warn if the critic's minibatches are not all of one size.
+
+    :param n_transitions: ``n_steps * n_envs``
+    :param batch_size: transitions per minibatch of the critic
+    """
+    last = n_transitions % batch_size
+    if last:
+        warnings.warn(
+            f"You have specified a mini-batch size of {batch_size}, which does not divide the {n_transitions} transitions of "
+            f"a rollout (n_steps * n_envs): the last minibatch of each critic pass has only {last}. A divisor uses all alike.",
+            UserWarning,
+            stacklevel=2,
+        )

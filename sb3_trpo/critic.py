@@ -1,0 +1,115 @@
+"""Value regression: the critic follows the lambda-returns by minibatch steps of the policy's optimizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import clip_grad_norm_
+
+from sb3_trpo.numerics.flat import assign, flatten
+
+Minibatch = RolloutBufferSamples | DictRolloutBufferSamples
+
+
+class FitOutcome(Enum):
+    """How a critic fit ended; ``advice`` says what to do about it."""
+
+    FITTED = "fitted"
+    DIVERGED = "diverged"
+
+    @property
+    def advice(self) -> str:
+        """One sentence on what to do if this outcome persists."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
+    FitOutcome.DIVERGED: "The critic became non-finite and was put back; lower learning_rate, set max_grad_norm, or scale the "
+    "rewards with VecNormalize.",
+}
+
+
+@dataclass(frozen=True)
+class CriticFit:
+    """
+    The record of one critic fit.
+
+    :param outcome: how it ended
+    :param loss: mean squared error over all minibatches, ``None`` if there were none
+    """
+
+    outcome: FitOutcome
+    loss: float | None
+
+
+def fit_critic(
+    policy: ActorCriticPolicy,
+    parameters: Sequence[nn.Parameter],
+    minibatches: Callable[[], Iterable[Minibatch]],
+    n_epochs: int,
+    max_grad_norm: float | None,
+) -> CriticFit:
+    """
+    Regress the values on the returns, in place.
+
+    On an exception or a non-finite result, parameters and optimizer are put back as they were, bit for bit.
+
+    :param policy: its ``optimizer`` takes the steps
+    :param parameters: those that the critic may move
+    :param minibatches: gives one pass over the rollout
+    :param n_epochs: number of passes
+    :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
+    :return: the record of the fit
+    """
+    old_parameters = [parameter.detach().clone() for parameter in parameters]
+    old_optimizer = copy.deepcopy(policy.optimizer.state_dict())
+    outcome = FitOutcome.DIVERGED
+    try:
+        losses = [
+            descend(policy, parameters, minibatch, max_grad_norm) for _ in range(n_epochs) for minibatch in minibatches()
+        ]
+        loss = float(th.stack(losses).mean()) if losses else None
+        if not parameters or bool(flatten(parameters).isfinite().all()):
+            outcome = FitOutcome.FITTED
+        return CriticFit(outcome, loss)
+    finally:
+        policy.optimizer.zero_grad()
+        if outcome is not FitOutcome.FITTED:
+            assign(parameters, old_parameters)
+            policy.optimizer.load_state_dict(old_optimizer)
+
+
+def descend(
+    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], minibatch: Minibatch, max_grad_norm: float | None
+) -> th.Tensor:
+    """
+    Take one optimizer step on one minibatch.
+
+    The gradient is taken in the critic's parameters alone. An optimizer passes over parameters without one, so the policy's
+    stay where the trust region left them, weight decay and momentum included.
+
+    :param policy: its ``optimizer`` takes the step
+    :param parameters: those that the critic may move
+    :param minibatch: observations and returns
+    :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
+    :return: the loss before the step, a detached scalar
+    """
+    loss = mse_loss(policy.predict_values(minibatch.observations).flatten(), minibatch.returns)
+    if parameters and loss.requires_grad:
+        policy.optimizer.zero_grad()
+        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if max_grad_norm:
+            clip_grad_norm_(parameters, max_grad_norm)
+        policy.optimizer.step()
+    return loss.detach()

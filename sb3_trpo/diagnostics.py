@@ -1,0 +1,80 @@
+"""Records of an update as logger keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stable_baselines3.common.logger import Logger
+
+from sb3_trpo.critic import CriticFit
+from sb3_trpo.numerics.trust_region import Outcome, Step
+
+Value = float | str | None
+
+
+def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
+    """
+    Name what a trust-region step has to tell; ``README.md`` explains each key.
+
+    :param step: the record
+    :param target_kl: the radius it had
+    :param entropy: mean joint entropy of the policy that acted, in nats
+    :return: values by logger key, ``None`` for what the step did not reach
+    """
+    reached: dict[str, Value] = {}
+    if step.solution is not None:
+        reached |= {"train/cg_iterations": step.solution.iterations, "train/cg_residual": step.solution.relative_residual}
+    if step.line_search is not None:
+        reached |= {
+            "train/line_search_steps": step.line_search.evaluations,
+            "train/step_fraction": step.line_search.fraction,
+        }
+    return reached | {
+        "train/policy_objective": step.surrogate,
+        "train/kl_divergence_loss": step.kl,
+        "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
+        "train/outcome": step.outcome.value,
+        "train/target_kl": target_kl,
+        "train/entropy": entropy,
+        "train/gradient_norm": step.gradient_norm,
+        "train/expected_improvement": step.expected_improvement,
+        "train/improvement": step.improvement,
+        "train/improvement_ratio": improvement_ratio(step),
+    }
+
+
+def improvement_ratio(step: Step) -> float | None:
+    """
+    Divide achieved by expected improvement: near 1 where the objective is linear over the step.
+
+    :param step: the record
+    :return: the ratio, ``None`` if there was no line search
+    """
+    if step.improvement is None or not step.expected_improvement:
+        return None
+    return step.improvement / step.expected_improvement
+
+
+def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
+    """
+    Name what a critic fit has to tell.
+
+    :param fit: the record
+    :return: values by logger key
+    """
+    return {"train/value_loss": fit.loss, "train/critic_outcome": fit.outcome.value}
+
+
+@contextmanager
+def timed(logger: Logger, key: str) -> Iterator[None]:
+    """
+    Record how long something takes.
+
+    :param logger: where to
+    :param key: under which name, in seconds
+    """
+    start = time.perf_counter()
+    yield
+    logger.record(key, time.perf_counter() - start)

@@ -1,0 +1,34 @@
+"""
+The policies behind the aliases: SB3's own, with separate feature extractors for policy and critic by default.
+
+The critic must leave everything alone that the policy depends on, so with a shared extractor it could learn nothing about
+images but its last layers. ``policy_kwargs=dict(share_features_extractor=True)`` shares it all the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+
+
+class _SeparateExtractors(ActorCriticPolicy):
+    """An actor-critic policy whose ``share_features_extractor`` is off unless asked for, and survives ``policy.save``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"share_features_extractor": False, **kwargs})
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "share_features_extractor": self.share_features_extractor}
+
+
+class MlpPolicy(_SeparateExtractors):
+    """SB3's ``ActorCriticPolicy``: fully connected networks on flattened observations."""
+
+
+class CnnPolicy(_SeparateExtractors, ActorCriticCnnPolicy):
+    """SB3's ``ActorCriticCnnPolicy``: convolutional extractors for images, one for the policy and one for the critic."""
+
+
+class MultiInputPolicy(_SeparateExtractors, MultiInputActorCriticPolicy):
+    """SB3's ``MultiInputActorCriticPolicy``: combined extractors for Dict observations, one each."""

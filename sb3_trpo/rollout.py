@@ -1,0 +1,149 @@
+"""The rollout as data for the update: checked for finiteness, read in chunks of bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+CHUNK_ENTRIES = 2**24
+"""Observation entries per chunk: 594 stacks of 84x84x4, Atari's."""
+CHUNK_TRANSITIONS = 2**15
+"""Transitions per chunk at most: hidden layers need memory too, however small the observations."""
+ROUNDINGS = 16
+"""Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
+
+
+class Transitions(NamedTuple):
+    """
+    Some transitions of a rollout, on the policy's device; the first dimension of everything counts them.
+
+    :param observations: what the policy saw, a tensor or a dict of tensors
+    :param actions: as ``log_prob`` expects them
+    :param old_log_prob: log-probability under the policy that acted, shape ``(n,)``
+    :param advantages: as the surrogate weighs them, shape ``(n,)``
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+
+
+Chunk = Callable[[], Transitions]
+"""Reads some transitions when called."""
+
+
+def default_chunk_size(observation_space: spaces.Space[np.ndarray]) -> int:
+    """
+    Choose how many transitions to differentiate at a time.
+
+    :param observation_space: images give small chunks, vectors large ones
+    :return: at least 1
+    """
+    return int(np.clip(CHUNK_ENTRIES // max(1, get_flattened_obs_dim(observation_space)), 1, CHUNK_TRANSITIONS))
+
+
+def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
+    """
+    Split every k-th transition of the rollout into chunks.
+
+    Each call of a chunk copies it out of the buffer anew, so that only one is in memory at a time. They are kept where that is
+    cheaper: a single one, or ones that go to another device.
+
+    :param buffer: a full rollout buffer
+    :param every: k
+    :param chunk_size: transitions per chunk
+    :param normalize_advantage: whether to give the advantages read mean 0 and standard deviation 1
+    :return: the chunks, in the buffer's order
+    """
+    if not buffer.generator_ready:
+        next(buffer.get(batch_size=1))  # has SB3 join the dimensions (step, env) into one
+    indices = np.arange(0, buffer.buffer_size * buffer.n_envs, every)
+    shift, scale = _standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
+
+    def load(chosen: np.ndarray) -> Transitions:
+        samples = buffer._get_samples(chosen)
+        discrete = isinstance(buffer.action_space, spaces.Discrete)
+        return Transitions(
+            samples.observations,
+            samples.actions.long().flatten() if discrete else samples.actions,
+            samples.old_log_prob,
+            (samples.advantages - shift) * scale,
+        )
+
+    chunks = [partial(load, indices[start : start + chunk_size]) for start in range(0, len(indices), chunk_size)]
+    return [cache(chunk) for chunk in chunks] if len(chunks) == 1 or buffer.device.type != "cpu" else [*chunks]
+
+
+def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+    """
+    Give shift and scale that standardise the advantages at some indices.
+
+    A spread within the rounding error of the values that the advantages were computed from is noise, which must not be blown
+    up to a full step: its scale is 0.
+    """
+    advantages = buffer.advantages.reshape(-1)[indices].astype(np.float64)
+    spread = advantages.std(ddof=1)
+    rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(buffer.returns).max()
+    return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
+
+
+def require_finite(buffer: RolloutBuffer) -> None:
+    """
+    Refuse a rollout with numbers that would poison the update.
+
+    :param buffer: a full rollout buffer
+    :raises ValueError: if observations, rewards, values, returns or advantages are not finite, naming the first place
+    """
+    quantities = {name: getattr(buffer, name) for name in ("rewards", "values", "returns", "advantages")}
+    for name, array in (_named(buffer.observations) | quantities).items():
+        place = _first_non_finite(array)
+        if place is not None:
+            joined = buffer.generator_ready and name != "rewards"  # SB3 joins (step, env) of the others
+            env, step = divmod(place[0], buffer.buffer_size) if joined else (place[1], place[0])
+            raise _non_finite_error(name, array[place], env, step)
+
+
+def non_finite_observation(observation: Observation, step: int) -> ValueError | None:
+    """
+    Look for an observation that no policy can act on.
+
+    :param observation: one observation per environment
+    :param step: index of the step in the rollout
+    :return: the error to raise, naming the environment, or ``None`` if all is finite
+    """
+    for name, array in _named(observation).items():
+        place = _first_non_finite(array)
+        if place is not None:
+            return _non_finite_error(name, array[place], place[0], step)
+    return None
+
+
+def _named(observation: Observation) -> dict[str, np.ndarray]:
+    if isinstance(observation, dict):
+        return {f"observations[{key!r}]": part for key, part in observation.items()}
+    return {"observations": observation}
+
+
+def _first_non_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+        return None
+    return tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+
+
+def _non_finite_error(name: str, value: float, env: int, step: int) -> ValueError:
+    return ValueError(
+        f"The rollout holds non-finite {name}: {value} in environment {env} at step {step} of the rollout. The update was not "
+        "begun: the policy is unchanged and can be saved. Mend the environment, or wrap it in "
+        "stable_baselines3.common.vec_env.VecCheckNan to see where such a number first appears."
+    )

@@ -1,0 +1,334 @@
+"""Trust Region Policy Optimization (Schulman et al. 2015, arXiv:1502.05477) as a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
+from sb3_trpo.critic import FitOutcome, fit_critic
+from sb3_trpo.dependence import ParameterSplit, split_parameters
+from sb3_trpo.diagnostics import Value, critic_diagnostics, step_diagnostics, timed
+from sb3_trpo.distributions import unvalidated
+from sb3_trpo.modes import batch_norms, critic_mode, follow_statistics
+from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
+from sb3_trpo.objective import PolicyObjective
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.rollout import Chunk, default_chunk_size, non_finite_observation, require_finite, split_rollout
+
+SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
+
+
+class TRPO(OnPolicyAlgorithm):
+    """
+    Trust Region Policy Optimization: natural-gradient steps that keep the mean joint KL(old || new) within ``target_kl``.
+
+    Keywords up to ``_init_setup_model`` are those of ``sb3_contrib.TRPO``, with its defaults; later ones are new.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of SB3's ``ActorCriticPolicy``
+    :param env: the environment, vectorised or not, or its registered name
+    :param learning_rate: of the critic's optimizer; a number or a function of the progress remaining (1 to 0)
+    :param n_steps: steps per environment and update; the batch holds ``n_steps * n_envs`` transitions
+    :param batch_size: transitions per minibatch of the critic
+    :param gamma: discount factor
+    :param cg_max_steps: Fisher-vector products per update at most; the paper uses 10 (Appendix D), sb3-contrib 15
+    :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
+    :param line_search_shrinking_factor: ratio of successive steps tried, in (0, 1); sb3-contrib's value
+    :param line_search_max_iter: number of steps tried; sb3-contrib's value
+    :param n_critic_updates: passes over the rollout to fit the critic
+    :param gae_lambda: bias-variance trade-off of generalised advantage estimation (arXiv:1506.02438)
+    :param use_sde: explore by generalised state-dependent noise (gSDE, arXiv:2005.05719), for Box actions
+    :param sde_sample_freq: steps between draws of the gSDE noise matrix; -1 draws once per rollout
+    :param rollout_buffer_class: buffer to use instead of SB3's
+    :param rollout_buffer_kwargs: its further arguments
+    :param normalize_advantage: whether to standardise the advantages over the batch
+    :param target_kl: largest mean KL(old || new) of the joint action, in nats; a number or a function of the progress
+        remaining. The paper uses 0.01 (Appendix D)
+    :param sub_sampling_factor: use only every k-th transition in the policy's update
+    :param stats_window_size: number of episodes that rollout statistics average over
+    :param tensorboard_log: folder for TensorBoard, ``None`` for no log
+    :param policy_kwargs: further arguments of the policy
+    :param verbose: 0 prints nothing, 1 training information, 2 debugging messages too
+    :param seed: of every random generator
+    :param device: where the networks live
+    :param _init_setup_model: whether to build the networks at once
+    :param fisher_subsampling: use only every k-th of the update's states in the Fisher matrix, whose products then cost a
+        k-th; gradient and line search use all. The paper takes 10 (Appendix C.1); 1 is exact
+    :param cg_residual_tol: relative residual at which conjugate gradient stops. sb3-contrib stops at an absolute 1e-5; here it
+        does not depend on the reward's scale
+    :param ent_coef: weight of the joint entropy in the surrogate; a number or a function of the progress remaining
+    :param max_grad_norm: bound on the norm of the critic's gradients; ``None`` or 0, which sb3-contrib saves, for no bound
+    :param chunk_size: transitions differentiated at a time, which bounds memory; ``None`` chooses by observation size
+    :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
+    :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        target_kl: float | Schedule = 0.01,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        fisher_subsampling: int = 1,
+        cg_residual_tol: float = 1e-5,
+        ent_coef: float | Schedule = 0.0,
+        max_grad_norm: float | None = None,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # a schedule is evaluated by train()
+            vf_coef=0.0,  # the critic has its own regression
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None clips nothing
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            _init_setup_model=False,
+        )
+        self.batch_size = batch_size
+        self.normalize_advantage = normalize_advantage
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.cg_residual_tol = cg_residual_tol
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.target_kl = target_kl
+        self.sub_sampling_factor = sub_sampling_factor
+        self.fisher_subsampling = fisher_subsampling
+        self.chunk_size = chunk_size
+        self._n_rejected_steps = 0
+        self._advised: set[str] = set()
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """
+        Improve the policy within its trust region, fit the critic to the returns, record both.
+
+        :raises ValueError: if the rollout or a schedule is not finite, before anything is changed
+        """
+        require_finite(self.rollout_buffer)
+        target_kl, ent_coef, _ = (self._scheduled(name) for name in ("target_kl", "ent_coef", "learning_rate"))
+        self._update_learning_rate(self.policy.optimizer)
+        split = self._split_parameters()
+
+        self.policy.set_training_mode(False)
+        self._improve_policy(list(split.policy.values()), target_kl, ent_coef)
+        self._fit_critic(list(split.critic.values()))
+        self._follow_statistics()
+
+        self._n_updates += 1
+        self._record_state()
+
+    def _improve_policy(self, parameters: list[nn.Parameter], target_kl: float, ent_coef: float) -> None:
+        """Take one trust-region step."""
+        with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
+            chunks = fisher_chunks = self._chunks(self.sub_sampling_factor, self.normalize_advantage)
+            if self.fisher_subsampling > 1:
+                fisher_chunks = self._chunks(self.sub_sampling_factor * self.fisher_subsampling)
+            objective = PolicyObjective(self.policy, parameters, chunks, fisher_chunks, ent_coef)
+            model, entropy = objective.local_model()
+            step = trust_region_step(model, self._step_settings(target_kl))
+        self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
+        self._advise(step.outcome)
+        self._record(step_diagnostics(step, target_kl, entropy))
+
+    def _fit_critic(self, parameters: list[nn.Parameter]) -> None:
+        """Regress the values on the returns, in what the policy does not depend on."""
+        with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
+            fit = fit_critic(
+                self.policy,
+                parameters,
+                lambda: self.rollout_buffer.get(self.batch_size),
+                self.n_critic_updates,
+                self.max_grad_norm,
+            )
+        self._advise(fit.outcome)
+        self._record(critic_diagnostics(fit))
+
+    def _follow_statistics(self) -> None:
+        """Show the batch norms, if there are any, one chunk spread evenly over the rollout."""
+        if batch_norms(self.policy):
+            n_chunks = -(-self.n_steps * self.n_envs // self._chunk_size())
+            follow_statistics(self.policy, self._chunks(n_chunks)[0]())
+
+    def _chunks(self, every: int, normalize_advantage: bool = False) -> list[Chunk]:
+        """Read every k-th transition of the rollout, in chunks."""
+        return split_rollout(self.rollout_buffer, every, self._chunk_size(), normalize_advantage)
+
+    def _chunk_size(self) -> int:
+        return self.chunk_size or default_chunk_size(self.observation_space)
+
+    def _step_settings(self, target_kl: float) -> Settings:
+        return Settings(
+            target_kl=target_kl,
+            cg_max_steps=self.cg_max_steps,
+            cg_residual_tol=self.cg_residual_tol,
+            cg_damping=self.cg_damping,
+            shrinking_factor=self.line_search_shrinking_factor,
+            line_search_max_iter=self.line_search_max_iter,
+        )
+
+    def _advise(self, outcome: Outcome | FitOutcome) -> None:
+        """Print what to do about an unwanted outcome, the first time it comes up."""
+        if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED) or outcome.value in self._advised:
+            return
+        self._advised.add(outcome.value)
+        if self.verbose >= 1:
+            print(f"TRPO, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
+
+    def _record(self, values: dict[str, Value]) -> None:
+        """Log what is known; an update that ended early leaves some keys out."""
+        for key, value in values.items():
+            if value is not None:
+                self.logger.record(key, value)
+
+    def _record_state(self) -> None:
+        """Log what does not belong to one part of the update."""
+        buffer = self.rollout_buffer
+        self._record(
+            {
+                "train/explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+                "train/std": float(self.policy.log_std.detach().exp().mean()) if hasattr(self.policy, "log_std") else None,
+                "train/n_rejected_steps": self._n_rejected_steps,
+            }
+        )
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer by SB3's loop.
+
+        :param env: the training environments
+        :param callback: called at each step
+        :param rollout_buffer: what to fill
+        :param n_rollout_steps: steps per environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises ValueError: if the policy could not act because an observation was not finite
+        """
+        try:
+            with timed(self.logger, "time/collect_seconds"):
+                return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        except (ValueError, RuntimeError):
+            fault = non_finite_observation(self._last_obs, rollout_buffer.pos)  # type: ignore[arg-type]  # SB3 has reset it
+            if fault is None:
+                raise
+            raise fault from None
+
+    def learn(
+        self: SelfTRPO,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTRPO:
+        """
+        Train.
+
+        :param total_timesteps: environment steps to take; a float such as ``1e6`` is fine
+        :param callback: one callback or a list of them
+        :param log_interval: updates between two dumps of the log
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: whether to start counting anew, rather than to continue
+        :param progress_bar: whether to show one
+        :return: the model itself
+        """
+        return super().learn(int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_model(self) -> None:
+        self._check_settings()
+        super()._setup_model()
+        detached = self._split_parameters().detached
+        if detached:
+            warnings.warn(
+                f"The policy's distribution depends on {', '.join(detached)}, but through a detach() that stops gradients. "
+                "They stay as they are: the step cannot move them, and the critic must not.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _check_settings(self) -> None:
+        check_settings(vars(self))
+        for name in ("target_kl", "ent_coef", "learning_rate"):
+            scheduled(name, getattr(self, name), progress_remaining=1.0)
+        n_transitions = self.n_steps * self.n_envs
+        check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
+        warn_about_batch_size(n_transitions, self.batch_size)
+
+    def _split_parameters(self) -> ParameterSplit:
+        """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
+        split = split_parameters(self.policy)
+        if not split.policy:
+            raise ValueError(
+                f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "
+                "for TRPO to improve. Set requires_grad=True on some, or check for a detach() in get_distribution()."
+            )
+        return split
+
+    def _scheduled(self, name: str) -> float:
+        return scheduled(name, getattr(self, name), self._current_progress_remaining)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may overshoot the total; schedules end at 0 all the same.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)
