@@ -154,6 +154,8 @@ class TRPO(OnPolicyAlgorithm):
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
+            self._check_batch()
+            warn_about_batch_size(self.n_steps * self.n_envs, self.batch_size)
 
     def train(self) -> None:
         """
@@ -291,6 +293,8 @@ class TRPO(OnPolicyAlgorithm):
         :param progress_bar: whether to show one
         :return: the model itself
         """
+        self._check_settings()
+        self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         return super().learn(int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
@@ -309,9 +313,10 @@ class TRPO(OnPolicyAlgorithm):
         check_settings(vars(self))
         for name in ("target_kl", "ent_coef", "learning_rate"):
             scheduled(name, getattr(self, name), progress_remaining=1.0)
+
+    def _check_batch(self) -> None:
         n_transitions = self.n_steps * self.n_envs
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
-        warn_about_batch_size(n_transitions, self.batch_size)
 
     def _split_parameters(self) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""

@@ -1,0 +1,71 @@
+# `make help` lists the verbs. Everything is installed into .venv, pinned by constraints.txt; what is there is not installed twice.
+
+ENV ?= HalfCheetah-v5
+STEPS ?= 200000
+SEED ?= 0
+
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OLDEST_STAMP := $(OLDEST)/.installed
+LOGS := logs
+
+# torch first and exactly: a range would let pip choose a build with gigabytes of CUDA.
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-oldest test-wheel check format bench clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+install: $(STAMP)  ## create .venv and install everything, pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+train: install  ## train TRPO through RL Zoo; ENV=HalfCheetah-v5 STEPS=200000 SEED=0
+	$(BIN)/python -m sb3_trpo.zoo train --algo trpo --env $(ENV) --n-timesteps $(STEPS) --seed $(SEED) --log-folder $(LOGS) \
+		--num-threads 1 --eval-freq 20000 --eval-episodes 5 --save-freq 50000 --verbose 0 --progress
+	$(BIN)/python -m sb3_trpo.zoo report --algo trpo --env $(ENV) --folder $(LOGS) --episodes 20
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-oldest: $(OLDEST_STAMP)  ## run the contract tests on the oldest Stable-Baselines3 supported
+	$(OLDEST)/bin/python -m pytest -n 2 tests/test_contract_*.py $(ARGS)
+
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+		--editable '.[contrib]' pytest pytest-xdist hypothesis
+	touch $@
+
+check: install  ## ruff format, ruff lint, mypy strict; stops at the first fault
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## let ruff mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## measure; raw results go to benchmarks/results
+	$(BIN)/python benchmarks/memory.py
+
+test-wheel: install  ## run the tests against the built wheel instead of the checkout
+	rm -rf dist build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -c 'import sb3_trpo; assert "build/wheel" in sb3_trpo.__file__, sb3_trpo.__file__'
+	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/pytest -n 2 $(ARGS)
+
+clean:  ## remove environments, caches and build results; keeps logs
+	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

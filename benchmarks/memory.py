@@ -1,0 +1,111 @@
+"""
+Peak memory of one update on images: NatureCNN on stacks of 84x84x4, ours and sb3-contrib's.
+
+Each case runs in a process of its own, on one thread. The rollout buffer is filled first; what counts is how far the update
+lifts the resident set above that. Two Fisher products and one critic pass show the same peak as many.
+
+    python benchmarks/memory.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import sb3_contrib
+import torch as th
+from environment import RESULTS, environment
+from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
+
+import sb3_trpo
+
+CASES = [("sb3_trpo", 512), ("sb3_trpo", 2048), ("sb3_trpo", 8192), ("sb3_contrib", 512), ("sb3_contrib", 2048)]
+CLASSES = {"sb3_trpo": sb3_trpo.TRPO, "sb3_contrib": sb3_contrib.TRPO}
+MIB = 2**20
+
+
+class Frames(gym.Env):
+    """Random frames in the format of Atari after SB3's wrappers."""
+
+    observation_space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    action_space = spaces.Discrete(6)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def measure(package: str, n_frames: int) -> dict[str, float | int | str]:
+    """
+    Run one update in this process.
+
+    :param package: whose TRPO
+    :param n_frames: transitions in the rollout
+    :return: MiB of the rollout's frames and of the peak above it, and the update's seconds
+    """
+    th.set_num_threads(1)
+    model = CLASSES[package]("CnnPolicy", Frames(), n_steps=n_frames, cg_max_steps=2, n_critic_updates=1, device="cpu", seed=0)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    fill(model)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    start = time.perf_counter()
+    model.train()
+    return {
+        "package": package,
+        "frames": n_frames,
+        "rollout_mib": round(model.rollout_buffer.observations.nbytes / MIB, 1),
+        "peak_above_rollout_mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB, 1),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def fill(model: sb3_trpo.TRPO | sb3_contrib.TRPO) -> None:
+    """
+    Fill the rollout buffer with random frames and advantages, and one log-probability for all actions.
+
+    :param model: whose buffer to fill
+    """
+    rng = np.random.default_rng(0)
+    buffer = model.rollout_buffer
+    for _ in range(buffer.buffer_size):
+        frame = rng.integers(0, 256, (1, 4, 84, 84), dtype=np.uint8)
+        action = rng.integers(0, 6, (1, 1))
+        buffer.add(frame, action, rng.normal(size=1), np.zeros(1), th.zeros(1), th.full((1,), -np.log(6.0)))
+    buffer.compute_returns_and_advantage(th.zeros(1), np.zeros(1))
+
+
+def main() -> None:
+    """Measure every case in its own process, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--case", nargs=2, metavar=("PACKAGE", "FRAMES"), help="measure one case in this process")
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(measure(args.case[0], int(args.case[1]))))
+        return
+    th.set_num_threads(1)
+    results = []
+    print("| TRPO | frames | rollout, MiB | peak above the rollout, MiB | per frame, KiB |\n|---|---|---|---|---|")
+    for package, n_frames in CASES:
+        command = [sys.executable, __file__, "--case", package, str(n_frames)]
+        result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        results.append(result)
+        peak = result["peak_above_rollout_mib"]
+        print(f"| {package} | {n_frames} | {result['rollout_mib']} | {peak} | {peak * 1024 / n_frames:.0f} |", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "memory.json").write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Pictures of a training run; needs the extra ``[plots]``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.results_plotter import ts2xy
+
+WINDOW = 20
+"""Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""
+
+
+def learning_curve(run_folder: str | Path, title: str) -> Path:
+    """
+    Draw returns against steps: training episodes from the monitor files, evaluations from ``evaluations.npz`` if there.
+
+    :param run_folder: what RL Zoo, or ``Monitor`` and ``EvalCallback``, wrote to
+    :param title: of the picture
+    :return: the PNG file, ``learning_curve.png`` in the folder
+    :raises LoadMonitorResultsError: if the folder has no monitor files
+    """
+    folder = Path(run_folder)
+    steps, returns = ts2xy(load_results(str(folder)), "timesteps")
+    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(steps, returns, ".", markersize=3, alpha=0.3, label="training episode")
+        if len(returns) >= WINDOW:
+            average = np.convolve(returns, np.full(WINDOW, 1 / WINDOW), mode="valid")
+            axes.plot(steps[WINDOW - 1 :], average, label=f"mean of {WINDOW} episodes")
+        _plot_evaluations(axes, folder / "evaluations.npz")
+        axes.set(xlabel="environment steps", ylabel="return", title=title)
+        axes.legend()
+        picture = folder / "learning_curve.png"
+        figure.savefig(picture, dpi=120)
+    return picture
+
+
+def _plot_evaluations(axes: mpl.axes.Axes, file: Path) -> None:
+    if file.is_file():
+        evaluations = np.load(file)
+        results = evaluations["results"]
+        axes.errorbar(
+            evaluations["timesteps"], results.mean(1), results.std(1), fmt="o-", capsize=3, label="evaluation, mean and std"
+        )

@@ -1,0 +1,190 @@
+"""
+RL Zoo with our algorithms: ``python -m sb3_trpo.zoo train --algo trpo --env Hopper-v5``; needs the extra ``[zoo]``.
+
+Every script of RL Zoo takes its own arguments; ``trpo`` means :class:`sb3_trpo.TRPO`, and its settings come from
+``zoo_configs/trpo.yml`` unless ``--conf-file`` is given. One script is ours: ``report`` evaluates and draws a finished run.
+RL Zoo itself is not touched: names are replaced in this process only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3 import exp_manager, hyperparams_opt
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from sb3_trpo import TRPO
+from sb3_trpo.plots import learning_curve
+
+ALGORITHMS = {"trpo": TRPO}
+SCHEDULES = ("target_kl", "ent_coef")
+"""Settings that a configuration may give as ``lin_<initial value>``, besides RL Zoo's own."""
+FUNCTIONS = {
+    "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "plot_train": "rl_zoo3.plots.plot_train",
+    "plot_from_file": "rl_zoo3.plots.plot_from_file",
+    "all_plots": "rl_zoo3.plots.all_plots",
+}
+"""RL Zoo's scripts that are functions, named like their module."""
+MODULES = ("record_video", "record_training", "push_to_hub", "load_from_hub")
+"""RL Zoo's scripts that run as modules."""
+
+
+def config_file(algo: str) -> Path:
+    """
+    Find the settings that come with the package.
+
+    :param algo: RL Zoo's name of one of our algorithms
+    :return: the YAML file, inside an installed package or beside it in a checkout
+    """
+    package = Path(__file__).parent
+    installed, checkout = (folder / "zoo_configs" / f"{algo}.yml" for folder in (package, package.parent))
+    return installed if installed.is_file() else checkout
+
+
+def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Draw hyperparameters for RL Zoo's search.
+
+    The ranges are those that tuned configurations come from; ``target_kl`` is that of the joint action, up to the 0.24 that RL
+    Zoo's HalfCheetah settings amount to.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of a Box action space, else 0
+    :param n_envs: number of environments
+    :param additional_args: RL Zoo's, of no use to an on-policy algorithm
+    :return: keywords for the algorithm
+    """
+    sampled = {
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 7, 12),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 9),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 0.1, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-3, 0.3, log=True),
+        "target_kl": trial.suggest_float("target_kl", 3e-3, 0.3, log=True),
+        "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
+        "activation_fn": trial.suggest_categorical("activation_fn", ["tanh", "relu"]),
+    }
+    hyperparams: dict[str, Any] = hyperparams_opt.convert_onpolicy_params(sampled)
+    return hyperparams
+
+
+RlZooManager = exp_manager.ExperimentManager
+
+
+class ExperimentManager(RlZooManager):
+    """RL Zoo's manager, reading our configurations and their schedules."""
+
+    def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
+        if kwargs.get("config") is None and algo in ALGORITHMS:
+            kwargs["config"] = str(config_file(algo))
+        super().__init__(args, algo, *rest, **kwargs)
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        hyperparams = RlZooManager._preprocess_schedules(hyperparams)
+        for name in SCHEDULES:
+            value = hyperparams.get(name)
+            if isinstance(value, str) and value.startswith("lin_"):
+                hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
+        return hyperparams
+
+
+def install() -> None:
+    """Put our algorithms, their search space and their configurations into RL Zoo, in this process."""
+    ALGOS.update(ALGORITHMS)
+    hyperparams_opt.HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params
+    vars(exp_manager)["ExperimentManager"] = ExperimentManager
+
+
+def report(arguments: Sequence[str] | None = None) -> None:
+    """
+    Evaluate the final model of a run, draw its learning curve, and say where everything is.
+
+    :param arguments: of the command line, ``None`` for this process's
+    """
+    parser = argparse.ArgumentParser("sb3_trpo.zoo report", description="Evaluate and draw a finished run.")
+    parser.add_argument("--algo", choices=list(ALGORITHMS), default="trpo")
+    parser.add_argument("--env", required=True, type=EnvironmentName, help="environment ID")
+    parser.add_argument("-f", "--folder", default="logs", help="log folder of the run")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for the latest")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate")
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the evaluation environment")
+    args = parser.parse_args(arguments)
+
+    _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
+    hyperparams, stats_path = get_saved_hyperparams(os.path.join(run_folder, args.env), test_mode=True)
+    env_kwargs = hyperparams.pop("env_kwargs", None)
+    env = create_test_env(
+        args.env.gym_id,
+        stats_path=stats_path,
+        seed=args.seed,
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=env_kwargs,
+    )
+    model = ALGORITHMS[args.algo].load(model_file, device="cpu")
+    mean, std = evaluate_policy(model, env, n_eval_episodes=args.episodes)
+    env.close()
+    picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
+
+    run_id = run_folder.rsplit("_", 1)[-1]
+    print(
+        f"\nFinal evaluation: {mean:.1f} +/- {std:.1f} over {args.episodes} episodes\n"
+        f"Model:            {model_file}\n"
+        f"Learning curve:   {picture}\n"
+        f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo enjoy --algo {args.algo} --env {args.env.gym_id} "
+        f"-f {args.folder} --exp-id {run_id}"
+    )
+
+
+def _run_function(verb: str) -> None:
+    getattr(importlib.import_module(FUNCTIONS[verb]), verb)()
+
+
+def _run_module(verb: str) -> None:
+    rl_zoo_call = subprocess.call
+
+    def call(command: Sequence[str], **kwargs: Any) -> int:
+        """Let ``record_training``, which starts ``record_video`` in processes of their own, start ours."""
+        if list(command[:3]) == ["python", "-m", "rl_zoo3.record_video"]:
+            command = [sys.executable, "-m", "sb3_trpo.zoo", "record_video", *command[3:]]
+        return rl_zoo_call(command, **kwargs)
+
+    with mock.patch.object(subprocess, "call", call):
+        runpy.run_module(f"rl_zoo3.{verb}", run_name="__main__")
+
+
+def main() -> None:
+    """Run the script that the first argument names, with the others."""
+    scripts: dict[str, Callable[[], None]] = {"report": report}
+    scripts |= {verb: partial(_run_function, verb) for verb in FUNCTIONS}
+    scripts |= {verb: partial(_run_module, verb) for verb in MODULES}
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb not in scripts:
+        known = ", ".join(scripts)
+        sys.exit(f"usage: python -m sb3_trpo.zoo SCRIPT [ARGUMENT ...]\nSCRIPT is {verb!r}, but must be one of {known}.")
+    sys.argv = [f"{sys.argv[0]} {verb}", *sys.argv[2:]]
+    install()
+    scripts[verb]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""Settings for every test: one thread, repeatable examples, and helpers beside the tests importable from subfolders too."""
+
+import sys
+from pathlib import Path
+
+import torch as th
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+th.set_num_threads(1)  # small matrices get slower with more, and results may differ
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")

@@ -1,0 +1,179 @@
+import math
+from typing import NamedTuple
+
+import pytest
+import torch as th
+from hypothesis import given, settings, strategies as st
+
+from sb3_trpo.numerics.conjugate_gradient import Termination, conjugate_gradient
+
+CONVERGED, LIMIT = Termination.CONVERGED, Termination.ITERATION_LIMIT
+NON_POSITIVE, NON_FINITE = Termination.NON_POSITIVE_CURVATURE, Termination.NON_FINITE
+UNSOUND = (NON_POSITIVE, NON_FINITE)
+EPSILON = th.finfo(th.float64).eps
+
+
+def vector(*values):
+    return th.tensor(values, dtype=th.float64)
+
+
+def spd(*eigenvalues, seed=0):
+    root = th.randn((len(eigenvalues),) * 2, generator=th.Generator().manual_seed(seed), dtype=th.float64)
+    Q = th.linalg.qr(root).Q
+    return Q @ vector(*eigenvalues).diag() @ Q.T
+
+
+def hilbert(n):
+    rows = th.arange(1, n + 1, dtype=th.float64)
+    return 1.0 / (rows[:, None] + rows - 1.0)
+
+
+class Operator:
+    """Multiply by A, but put a bad value into the product of one call; count calls."""
+
+    def __init__(self, A, bad_call=0, bad=0.0):
+        self.A, self.bad_call, self.bad, self.calls = A, bad_call, bad, 0
+
+    def __call__(self, v):
+        self.calls += 1
+        product = self.A @ v
+        if self.calls == self.bad_call:
+            product[0] = self.bad
+        return product
+
+
+class Case(NamedTuple):
+    A: th.Tensor
+    b: th.Tensor
+    termination: Termination
+    iterations: int
+    max_iterations: int = 50
+    residual_tol: float = 1e-10
+    bad_call: int = 0
+    bad: float = 0.0
+
+
+ONES = th.ones(4, dtype=th.float64)
+CASES = {
+    "identity": Case(th.eye(4, dtype=th.float64), vector(1, -2, 3, 4), CONVERGED, 1),
+    "one-dimensional": Case(vector(4.0).diag(), vector(-8.0), CONVERGED, 1),
+    "four distinct eigenvalues": Case(spd(1, 2, 3, 4), ONES, CONVERGED, 4),
+    "two distinct eigenvalues": Case(spd(1, 5, 5, 5), ONES, CONVERGED, 2),
+    "b an eigenvector": Case(vector(2, 3, 4, 5).diag(), vector(0, 0, 7, 0), CONVERGED, 1),
+    "badly conditioned, clustered": Case(spd(1e8, 1e8, 1, 1), ONES, CONVERGED, 2, residual_tol=1e-6),
+    "badly conditioned, cut short": Case(hilbert(8), th.ones(8, dtype=th.float64), LIMIT, 5, max_iterations=5),
+    "badly scaled, tiny": Case(1e-12 * spd(1, 2, 3, 4), ONES, CONVERGED, 4),
+    "badly scaled, huge": Case(1e12 * spd(1, 2, 3, 4), ONES, CONVERGED, 4),
+    "zero b": Case(spd(1, 2, 3, 4), 0.0 * ONES, CONVERGED, 0),
+    "loose tolerance": Case(vector(1.0, 1.1).diag(), vector(1, 1), CONVERGED, 1, residual_tol=0.1),
+    "iteration limit": Case(spd(1, 10, 100, 1000), ONES, LIMIT, 2, max_iterations=2),
+    "tolerance zero, exact arithmetic": Case(vector(2, 2).diag(), vector(1, 1), CONVERGED, 1, residual_tol=0.0),
+    "tolerance zero, limit": Case(spd(1, 2, 3, 4), ONES, LIMIT, 3, max_iterations=3, residual_tol=0.0),
+    "singular, consistent": Case(vector(1, 2, 0, 0).diag(), vector(1, 1, 0, 0), CONVERGED, 2),
+    "singular, inconsistent": Case(vector(1, 0).diag(), vector(1, 1), NON_POSITIVE, 1),
+    "zero operator": Case(th.zeros((4, 4), dtype=th.float64), ONES, NON_POSITIVE, 0),
+    "indefinite, at once": Case(vector(1, -1).diag(), vector(1, 1), NON_POSITIVE, 0),
+    "indefinite, later": Case(vector(4, -1).diag(), vector(1, 1), NON_POSITIVE, 1),
+    "negative definite": Case(-spd(1, 2, 3, 4), ONES, NON_POSITIVE, 0),
+    "NaN at once": Case(spd(1, 2, 3, 4), ONES, NON_FINITE, 0, bad_call=1, bad=math.nan),
+    "NaN later": Case(spd(1, 2, 3, 4), ONES, NON_FINITE, 2, bad_call=3, bad=math.nan),
+    "infinity at once": Case(spd(1, 2, 3, 4), ONES, NON_FINITE, 0, bad_call=1, bad=math.inf),
+    "minus infinity at once": Case(spd(1, 2, 3, 4), ONES, NON_FINITE, 0, bad_call=1, bad=-math.inf),
+    "infinity where p is zero": Case(vector(1, 2).diag(), vector(0, 1), NON_FINITE, 0, bad_call=1, bad=math.inf),
+    "curvature that overflows": Case(vector(1e306, 1e306).diag(), vector(100, 100), NON_FINITE, 0),
+    "iterate that overflows": Case(vector(1e-300).diag(), vector(1e10), NON_FINITE, 0),
+}
+
+
+def solve(case):
+    operator = Operator(case.A, case.bad_call, case.bad)
+    return conjugate_gradient(operator, case.b, case.max_iterations, case.residual_tol), operator
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request):
+    return request.param
+
+
+def test_termination_and_iterations_are_as_expected(case):
+    solution, operator = solve(case)
+    assert (solution.termination, solution.iterations) == (case.termination, case.iterations)
+    assert operator.calls == solution.iterations + (solution.termination in UNSOUND)
+
+
+def test_iterate_is_finite_and_its_reported_residual_true(case):
+    solution, _ = solve(case)
+    assert solution.x.isfinite().all()
+    true = case.b - case.A @ solution.x
+    rounding = 100 * EPSILON * ((case.A.abs() @ solution.x.abs()).norm() + case.b.norm()).item()
+    th.testing.assert_close(solution.residual, true, rtol=0.0, atol=rounding)
+    relative = (true.norm() / case.b.norm()).item() if case.b.any() else 0.0
+    assert solution.relative_residual == pytest.approx(relative, rel=1e-6, abs=rounding / max(case.b.norm().item(), 1e-300))
+    assert (solution.relative_residual <= case.residual_tol) == (solution.termination is CONVERGED)
+
+
+CONVERGING = {name: case for name, case in CASES.items() if case.termination is CONVERGED}
+
+
+@pytest.mark.parametrize("case", CONVERGING.values(), ids=CONVERGING)
+def test_converged_iterate_is_the_dense_solution(case):
+    exact = th.linalg.pinv(case.A, hermitian=True) @ case.b
+    assert (solve(case)[0].x - exact).norm() <= case.residual_tol * condition(case.A) * exact.norm() + 1e-14 * exact.norm()
+
+
+def condition(A):
+    eigenvalues = th.linalg.eigvalsh(A)
+    positive = eigenvalues[eigenvalues > 1e-12 * eigenvalues.max()]
+    return (positive.max() / positive.min()).item()
+
+
+def test_same_bits_each_time_and_nothing_drawn_at_random(case):
+    state = th.get_rng_state()
+    first, _ = solve(case)
+    assert th.equal(th.get_rng_state(), state)
+    th.rand(())
+    second, _ = solve(case)
+    assert th.equal(first.x.view(th.int64), second.x.view(th.int64))
+    assert th.equal(first.residual.view(th.int64), second.residual.view(th.int64))
+
+
+def test_right_hand_side_is_left_alone(case):
+    before = case.b.clone()
+    solve(case)
+    assert th.equal(case.b, before)
+
+
+def test_hilbert_matrix_is_solved_to_the_tolerance():
+    A = hilbert(8)
+    solution = conjugate_gradient(Operator(A), A @ th.ones(8, dtype=th.float64), 100, 1e-8)
+    assert solution.termination is CONVERGED
+    assert solution.relative_residual <= 1e-8
+    assert (A @ (solution.x - 1.0)).norm() <= 1.1e-8 * (A @ th.ones(8, dtype=th.float64)).norm()
+
+
+def test_iterates_minimise_the_energy_norm_over_the_krylov_space():
+    A, b = spd(1, 3, 9, 27, 81), th.arange(1, 6, dtype=th.float64)
+    for k in range(1, 6):
+        K = th.stack([th.linalg.matrix_power(A, power) @ b for power in range(k)], 1)
+        K = th.linalg.qr(K).Q
+        best = K @ th.linalg.solve(K.T @ A @ K, K.T @ b)
+        th.testing.assert_close(conjugate_gradient(Operator(A), b, k, 0.0).x, best, rtol=1e-8, atol=1e-8)
+
+
+@st.composite
+def spd_systems(draw):
+    n = draw(st.integers(1, 6))
+    hundredths = st.integers(-200, 200).map(lambda value: value / 100)
+    B = th.tensor(draw(st.lists(hundredths, min_size=n * n, max_size=n * n)), dtype=th.float64).view(n, n)
+    return B @ B.T + th.eye(n, dtype=th.float64), vector(*draw(st.lists(hundredths, min_size=n, max_size=n)))
+
+
+@settings(deadline=None)
+@given(spd_systems())
+def test_n_iterations_solve_any_well_conditioned_system_of_n_equations(system):
+    A, b = system
+    operator = Operator(A)
+    solution = conjugate_gradient(operator, b, len(b), 1e-8)
+    assert solution.termination is CONVERGED
+    assert solution.iterations == operator.calls <= len(b)
+    th.testing.assert_close(solution.x, th.linalg.solve(A, b), rtol=1e-6, atol=1e-7)

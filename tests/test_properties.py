@@ -1,0 +1,429 @@
+"""
+What must hold for any space, network, rollout and setting.
+
+The oracle shares no code with the package: it reads the buffer itself, takes KL divergences from ``torch.distributions`` and
+log-probabilities from SB3's ``evaluate_actions``, and does its arithmetic in float64 on what the networks give in float32.
+"""
+
+import copy
+import io
+from collections import Counter
+from typing import Any, NamedTuple
+from unittest import mock
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from hypothesis import given, settings, strategies as st
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
+
+from sb3_trpo import TRPO
+
+
+class Idle(gym.Env):
+    """Has spaces, which is all that building a model needs."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class Extractor(BaseFeaturesExtractor):
+    """A layer with parameters on any observation, and NaN in one state at ``poison`` calls after its weights have moved."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.linear = th.nn.Linear(get_flattened_obs_dim(observation_space), 6)
+        self.anchor, self.poison = None, 0
+
+    def forward(self, observations):
+        parts = observations.values() if isinstance(observations, dict) else [observations]
+        features = self.linear(th.cat([part.flatten(1) for part in parts], 1)).tanh()
+        if self.poison and not th.equal(self.linear.weight, self.anchor):
+            self.poison -= 1
+            features = features.index_fill(0, th.zeros(1, dtype=th.long), th.nan)
+        return features
+
+
+class Case(NamedTuple):
+    """Everything that makes a model and its rollout."""
+
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    policy_kwargs: dict[str, Any]
+    settings: dict[str, Any]
+    n_envs: int
+    reward_scale: float
+    seed: int
+
+
+def log_uniform(low, high):
+    return st.floats(np.log(low), np.log(high)).map(lambda exponent: float(np.exp(exponent)))
+
+
+def boxes(shapes):
+    return st.sampled_from(shapes).map(lambda shape: spaces.Box(-1.0, 1.0, shape, np.float32))
+
+
+VECTORS = boxes([(1,), (2,), (3,), (5,), (2, 3)])
+DICTS = VECTORS.map(lambda box: spaces.Dict(vector=box, choice=spaces.Discrete(3)))
+ACTIONS = st.one_of(
+    boxes([(1,), (2,), (3,), (4,), (5,), (2, 2)]),
+    st.integers(2, 5).map(spaces.Discrete),
+    st.lists(st.integers(2, 4), min_size=1, max_size=4).map(spaces.MultiDiscrete),
+    st.integers(1, 5).map(spaces.MultiBinary),
+)
+WIDTHS = st.lists(st.integers(2, 12), max_size=2)
+NETWORKS = st.fixed_dictionaries(
+    {
+        "net_arch": WIDTHS | st.fixed_dictionaries({"pi": WIDTHS, "vf": WIDTHS}),
+        "activation_fn": st.sampled_from([th.nn.Tanh, th.nn.ReLU, th.nn.ELU]),
+        "ortho_init": st.booleans(),
+        "share_features_extractor": st.booleans(),
+    },
+    optional={"features_extractor_class": st.just(Extractor)},
+)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "n_steps": st.integers(8, 24),
+        "target_kl": log_uniform(1e-4, 0.5),
+        "cg_damping": st.just(0.0) | st.floats(1e-3, 1.0),
+        "cg_max_steps": st.integers(1, 20),
+        "line_search_shrinking_factor": st.floats(0.1, 0.95),
+        "line_search_max_iter": st.integers(1, 15),
+        "sub_sampling_factor": st.integers(1, 3),
+        "fisher_subsampling": st.integers(1, 2),
+        "normalize_advantage": st.booleans(),
+        "ent_coef": st.just(0.0) | st.floats(-0.1, 0.1),
+        "chunk_size": st.none() | st.integers(1, 24),
+        "n_critic_updates": st.integers(1, 2),
+        "batch_size": st.integers(4, 24),
+        "gae_lambda": st.floats(0.0, 1.0),
+    }
+)
+
+
+@st.composite
+def cases(draw, **fixed):
+    action_space = draw(ACTIONS)
+    network, values = draw(NETWORKS), draw(SETTINGS)
+    if isinstance(action_space, spaces.Box):
+        network["log_std_init"] = draw(st.floats(-2.0, 0.5))
+        values["use_sde"] = draw(st.booleans())
+        if values["use_sde"]:
+            network |= {"squash_output": draw(st.booleans()), "full_std": draw(st.booleans()), "use_expln": draw(st.booleans())}
+    return Case(
+        draw(VECTORS | DICTS),
+        action_space,
+        network | fixed.pop("policy_kwargs", {}),
+        values | fixed,
+        draw(st.integers(1, 2)),
+        draw(log_uniform(0.01, 100.0)),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+def build(case: Case) -> TRPO:
+    """Make the model and fill its rollout buffer as SB3's loop would, with random observations and rewards."""
+    kind = "MultiInputPolicy" if isinstance(case.observation_space, spaces.Dict) else "MlpPolicy"
+    env = DummyVecEnv([lambda: Idle(case.observation_space, case.action_space)] * case.n_envs)
+    model = TRPO(kind, env, policy_kwargs=case.policy_kwargs, seed=case.seed, device="cpu", **case.settings)
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    fill(model, case)
+    return model
+
+
+def fill(model: TRPO, case: Case) -> None:
+    rng = np.random.default_rng(case.seed)
+    th.manual_seed(case.seed)
+    policy, buffer, n = model.policy, model.rollout_buffer, case.n_envs
+    policy.set_training_mode(False)
+    buffer.reset()
+    if model.use_sde:
+        policy.reset_noise(n * model.n_steps)
+    observations = random_observation(case.observation_space, rng, n * model.n_steps)
+    with th.no_grad():
+        actions, values, log_probs = policy(policy.obs_to_tensor(observations)[0])
+    for step in range(model.n_steps):
+        now = slice(n * step, n * (step + 1))
+        reward = case.reward_scale * rng.standard_normal(n)
+        buffer.add(at(observations, now), actions[now].numpy(), reward, rng.random(n) < 0.1, values[now], log_probs[now])
+    buffer.compute_returns_and_advantage(values[now], rng.random(n) < 0.5)
+
+
+def at(observations, index):
+    return {key: part[index] for key, part in observations.items()} if isinstance(observations, dict) else observations[index]
+
+
+def random_observation(space, rng, n):
+    if isinstance(space, spaces.Dict):
+        return {key: random_observation(part, rng, n) for key, part in space.items()}
+    if isinstance(space, spaces.Discrete):
+        return rng.integers(space.n, size=n)
+    return rng.standard_normal((n, *space.shape)).astype(np.float32)
+
+
+class Batch(NamedTuple):
+    observations: Any
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+
+
+def read(model: TRPO) -> Batch:
+    """Read the transitions that the update will use out of a buffer that was not read before."""
+    buffer = model.rollout_buffer
+    assert not buffer.generator_ready
+
+    def joined(array):
+        return th.as_tensor(array.swapaxes(0, 1).reshape(-1, *array.shape[2:])[:: model.sub_sampling_factor].copy())
+
+    observations = buffer.observations
+    actions, advantages = joined(buffer.actions).float(), joined(buffer.advantages).double()
+    return Batch(
+        {key: joined(part) for key, part in observations.items()} if isinstance(observations, dict) else joined(observations),
+        actions.long().flatten() if isinstance(model.action_space, spaces.Discrete) else actions,
+        joined(buffer.log_probs).double(),
+        (advantages - advantages.mean()) / advantages.std() if model.normalize_advantage else advantages,
+    )
+
+
+def joint(distribution) -> list[th.distributions.Distribution]:
+    """Rebuild the factors of the joint action in float64."""
+    inner = distribution.distribution
+    if isinstance(inner, Normal):
+        return [Independent(Normal(inner.mean.double(), inner.stddev.double()), 1)]
+    if isinstance(inner, Bernoulli):
+        return [Independent(Bernoulli(logits=inner.logits.double()), 1)]
+    return [Categorical(logits=factor.logits.double()) for factor in (inner if isinstance(inner, list) else [inner])]
+
+
+@th.no_grad()
+def mean_kl(old, new, batch: Batch) -> float:
+    pairs = zip(joint(old.get_distribution(batch.observations)), joint(new.get_distribution(batch.observations)), strict=True)
+    return float(sum(kl_divergence(p, q) for p, q in pairs).mean())
+
+
+@th.no_grad()
+def surrogate(policy, batch: Batch, ent_coef: float) -> tuple[float, float]:
+    """Give the surrogate and the mean size of its terms, which its rounding error is a fraction of."""
+    _, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+    ratio = (log_prob.double() - batch.old_log_prob).exp()
+    entropy = -ratio * log_prob.double() if entropy is None else entropy.double()
+    terms = ratio * batch.advantages + ent_coef * entropy
+    size = ratio * batch.advantages.abs() * (1.0 + log_prob.abs()) + abs(ent_coef) * entropy.abs()
+    return float(terms.mean()), float(size.mean())
+
+
+def parameters(model: TRPO) -> dict[str, th.Tensor]:
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
+    """Name the parameters that are not bit for bit the same."""
+    return {name for name in before if not th.equal(before[name].view(th.int32), after[name].view(th.int32))}
+
+
+def policy_side(model: TRPO, batch: Batch) -> set[str]:
+    """Name the parameters that log-probabilities have a gradient in."""
+    log_prob = model.policy.evaluate_actions(batch.observations, batch.actions)[1]
+    names, values = zip(*model.policy.named_parameters(), strict=True)
+    gradients = th.autograd.grad(log_prob.sum(), values, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def state(model: TRPO) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
+    """Copy everything that the critic fit may change."""
+    return parameters(model), copy.deepcopy(model.policy.optimizer.state_dict())
+
+
+def same(left: Any, right: Any) -> bool:
+    """Compare nested containers of tensors and numbers bit for bit."""
+    if isinstance(left, th.Tensor):
+        return left.dtype == right.dtype and th.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_parameter():
+    outcomes = Counter()
+
+    @settings(max_examples=120)
+    @given(cases())
+    def check(case):
+        model, old = build(case), build(case).policy  # the same twice: gSDE policies cannot be copied
+        batch, before = read(model), parameters(model)
+        names = policy_side(model, batch)
+        model.train()
+
+        log, target_kl, ent_coef = model.logger.name_to_value, case.settings["target_kl"], case.settings["ent_coef"]
+        outcomes[log["train/outcome"]] += 1
+        accepted = log["train/outcome"] == "accepted"
+        kl = mean_kl(old, model.policy, batch)
+        (old_surrogate, _), (new_surrogate, size) = (surrogate(policy, batch, ent_coef) for policy in (old, model.policy))
+        assert log["train/is_line_search_success"] == accepted
+        assert log["train/target_kl"] == target_kl
+        assert log["train/kl_divergence_loss"] == pytest.approx(kl, rel=1e-3, abs=1e-8)
+        assert log["train/policy_objective"] == pytest.approx(new_surrogate, abs=1e-6 * size)
+        if accepted:
+            assert kl <= target_kl * (1 + 1e-4) + 1e-8
+            assert new_surrogate > old_surrogate
+            assert log["train/improvement"] == pytest.approx(new_surrogate - old_surrogate, abs=1e-6 * size)
+        else:
+            assert not changed(before, parameters(model)) & names
+
+    check()
+    assert outcomes["accepted"] >= 50
+    assert outcomes["KL never satisfied"] >= 10
+
+
+OPTIMIZERS = st.sampled_from(
+    [
+        {},
+        {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}},
+        {"optimizer_class": th.optim.SGD, "optimizer_kwargs": {"momentum": 0.9, "weight_decay": 0.1}},
+    ]
+)
+
+
+@settings(max_examples=40)
+@given(OPTIMIZERS.flatmap(lambda optimizer: cases(policy_kwargs=optimizer, ent_coef=0.0)), st.none() | st.floats(0.1, 1.0))
+def test_the_critic_moves_itself_and_nothing_that_the_policy_depends_on(case, max_grad_norm):
+    model = build(case)
+    model.max_grad_norm = max_grad_norm
+    batch, before = read(model), parameters(model)
+    names = policy_side(model, batch)
+    model.rollout_buffer.advantages[:] = 0.0  # no signal: the policy stays, but the returns are still there to be learnt
+    for _ in range(2):
+        model.train()
+        assert model.logger.name_to_value["train/outcome"] == "zero gradient"
+    moved = changed(before, parameters(model))
+    assert not moved & names
+    assert moved
+
+
+class InjectedError(Exception):
+    """Comes from nowhere else."""
+
+
+def owner(model: TRPO, name: str) -> Any:
+    return model.policy.optimizer if name == "step" else model.policy
+
+
+def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseException], late: bool) -> int:
+    """Train with a fault at one call of a function, before or after it acts; give the number of calls."""
+    function, calls = getattr(owner(model, name), name), 0
+
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls - 1 == fault_at and not late:
+            raise fault
+        result = function(*args, **kwargs)
+        if calls - 1 == fault_at:
+            raise fault
+        return result
+
+    with mock.patch.object(owner(model, name), name, wrapper):
+        model.train()
+    return calls
+
+
+@settings(max_examples=60)
+@given(
+    cases(),
+    st.sampled_from(["get_distribution", "predict_values", "step"]),
+    st.floats(0.0, 1.0, exclude_max=True),
+    st.sampled_from([InjectedError, KeyboardInterrupt]),
+    st.booleans(),
+)
+def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, fault, late):
+    finished, model = build(case), build(case)
+    n_calls = train_with(finished, name, None, fault, late)
+    batch, (before, optimizer) = read(model), state(model)
+    names = policy_side(model, batch)
+    validates = th.distributions.Distribution._validate_args
+
+    with pytest.raises(fault):
+        train_with(model, name, int(when * n_calls), fault, late)
+    moved = changed(before, parameters(model))
+    assert moved <= names
+    assert not moved or not changed(parameters(model), parameters(finished)) & names
+    assert same(model.policy.optimizer.state_dict(), optimizer)
+    assert th.distributions.Distribution._validate_args is validates
+    assert not any(module.training for module in model.policy.modules())
+    assert not any(value.grad is not None for value in model.policy.parameters())
+
+    file = io.BytesIO()
+    model.save(file)
+    loaded = TRPO.load(file, env=model.get_env())
+    loaded.set_logger(Logger(folder=None, output_formats=[]))
+    assert not changed(parameters(model), parameters(loaded))
+    for survivor in (model, loaded):
+        fill(survivor, case)
+        survivor.train()
+    assert not changed(parameters(model), parameters(loaded))
+
+
+def test_a_candidate_with_nan_is_never_taken():
+    outcomes = Counter()
+
+    @settings(max_examples=50)
+    @given(cases(policy_kwargs={"features_extractor_class": Extractor}), st.integers(1, 15))
+    def check(case, n_poisoned):
+        model = build(case)
+        before, names = parameters(model), policy_side(model, read(model))
+        n_candidates, factor = case.settings["line_search_max_iter"], case.settings["line_search_shrinking_factor"]
+        n_chunks = chunks_of(model)
+        extractor = model.policy.pi_features_extractor
+        extractor.anchor, extractor.poison = extractor.linear.weight.detach().clone(), n_poisoned * n_chunks
+        model.train()
+
+        log = model.logger.name_to_value
+        outcomes[log["train/outcome"]] += 1
+        if n_poisoned >= n_candidates:
+            assert log["train/outcome"] == "non-finite surrogate or KL"
+        if log["train/outcome"] == "accepted":
+            assert log["train/line_search_steps"] > n_poisoned
+            assert log["train/step_fraction"] <= factor**n_poisoned * (1 + 1e-9)
+            assert all(value.isfinite().all() for value in model.policy.parameters())
+        else:
+            assert log["train/kl_divergence_loss"] == 0.0
+            assert not changed(before, parameters(model)) & names
+
+    check()
+    assert outcomes["accepted"] >= 5
+    assert outcomes["non-finite surrogate or KL"] >= 10
+
+
+def chunks_of(model: TRPO) -> int:
+    n_transitions = -(-model.n_steps * model.n_envs // model.sub_sampling_factor)
+    return -(-n_transitions // (model.chunk_size or n_transitions))
+
+
+@settings(max_examples=40)
+@given(cases(chunk_size=None, cg_damping=0.1, line_search_max_iter=30), st.integers(1, 24))
+def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
+    whole, chunked = build(case), build(case._replace(settings={**case.settings, "chunk_size": chunk_size}))
+    before, names = parameters(whole), policy_side(whole, read(whole))
+    whole.train()
+    chunked.train()
+    for name in names:
+        step, other = parameters(whole)[name] - before[name], parameters(chunked)[name] - before[name]
+        assert (step - other).norm() <= 1e-3 * step.norm()
+    for key in ("train/outcome", "train/line_search_steps"):
+        assert whole.logger.name_to_value[key] == chunked.logger.name_to_value[key]

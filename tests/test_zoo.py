@@ -1,0 +1,158 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import optuna
+import pytest
+import rl_zoo3
+import yaml
+from rl_zoo3 import exp_manager, hyperparams_opt
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_trpo import TRPO, zoo
+
+OURS = yaml.safe_load(zoo.config_file("trpo").read_text())
+RL_ZOO = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml").read_text())
+CONTRIB_TARGET_KL = 0.01
+MUJOCO_V5 = sorted(name for name, spec in gym.registry.items() if name.endswith("-v5") and "mujoco" in str(spec.entry_point))
+
+
+@pytest.fixture
+def run_zoo(monkeypatch, tmp_path):
+    """Calls RL Zoo as the command line does, logging to a temporary folder."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        zoo.main()
+
+    monkeypatch.setattr(exp_manager, "ExperimentManager", exp_manager.ExperimentManager)
+    for module in ("rl_zoo3.train", "rl_zoo3.enjoy"):  # they bind the manager when imported
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return run
+
+
+@pytest.fixture
+def trained(run_zoo, tmp_path):
+    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 2048, "-f", tmp_path, "--seed", 0, "--eval-freq", 1000,
+            "--save-freq", 1000, "-params", "n_critic_updates:2")  # fmt: skip
+    return tmp_path / "trpo" / "CartPole-v1_1"
+
+
+def test_training_uses_our_class_and_our_settings(trained):
+    model = TRPO.load(trained / "CartPole-v1.zip")
+    settings = OURS["CartPole-v1"]
+    assert model.policy_class.__module__ == "sb3_trpo.policies"
+    assert (model.n_steps, model.cg_damping, model.n_envs) == (settings["n_steps"], settings["cg_damping"], settings["n_envs"])
+    assert model.n_critic_updates == 2
+    assert {path.name for path in trained.iterdir()} >= {"best_model.zip", "rl_model_1000_steps.zip", "evaluations.npz"}
+
+
+def test_enjoy_loads_our_class(trained, run_zoo, tmp_path, monkeypatch, capsys):
+    loaded = []
+    load = BaseAlgorithm.load.__func__
+    monkeypatch.setattr(
+        TRPO, "load", classmethod(lambda cls, *args, **kwargs: loaded.append(cls) or load(cls, *args, **kwargs))
+    )
+    run_zoo("enjoy", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--no-render", "-n", 600)
+    assert loaded == [TRPO]
+    assert "Mean reward" in capsys.readouterr().out
+
+
+def test_report_evaluates_draws_and_says_where_everything_is(trained, run_zoo, tmp_path, capsys):
+    run_zoo("report", "--env", "CartPole-v1", "-f", tmp_path, "--episodes", 3)
+    printed = capsys.readouterr().out
+    assert "over 3 episodes" in printed
+    assert str(trained / "CartPole-v1.zip") in printed
+    assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "sb3_trpo.zoo enjoy --algo trpo --env CartPole-v1" in printed
+
+
+def test_hyperparameter_search_runs_our_class(run_zoo, tmp_path, monkeypatch):
+    built = []
+    setup = TRPO._setup_model
+    monkeypatch.setattr(TRPO, "_setup_model", lambda self: built.append(self.target_kl) or setup(self))
+    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 300, "-f", tmp_path, "-optimize", "--n-trials", 2,
+            "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0, "--n-startup-trials", 1)  # fmt: skip
+    assert len(built) == 2
+    assert built[0] != built[1]
+
+
+def test_sampled_hyperparameters_are_keywords_of_our_class():
+    zoo.install()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        trial = study.ask()
+        sampled = hyperparams_opt.HYPERPARAMS_SAMPLER["trpo"](trial, 6, 1, {})
+        assert hyperparams_opt.HYPERPARAMS_CONVERTER["trpo"](trial.params) == sampled, (
+            "a stored trial must give the same model"
+        )
+        model = TRPO("MlpPolicy", "Pendulum-v1", **sampled | {"batch_size": 2 ** trial.params["n_steps_pow"]})
+        assert model.target_kl == sampled["target_kl"]
+
+
+def test_schedules_in_a_configuration_become_functions(run_zoo, tmp_path):
+    (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 32, batch_size: 32}")
+    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml",
+            "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'")  # fmt: skip
+    model = TRPO.load(tmp_path / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert (model.target_kl(0.5), model.ent_coef(0.25)) == (0.02, 0.0025)
+    assert model.n_steps == 32, "--conf-file goes before our own settings"
+
+
+def test_an_unknown_script_is_refused_with_the_known_ones(run_zoo):
+    with pytest.raises(SystemExit, match=r"'trian'.*train, enjoy, plot_train"):
+        run_zoo("trian")
+
+
+def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo, tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(subprocess, "call", lambda command, **_: commands.append(command) or 0)
+    monkeypatch.setattr("os.system", lambda _: 0)
+    run_zoo("record_training", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path)
+    assert len(commands) >= 3
+    assert all(command[:4] == [sys.executable, "-m", "sb3_trpo.zoo", "record_video"] for command in commands)
+
+
+def test_other_algorithms_keep_rl_zoos_settings(run_zoo, tmp_path, capsys):
+    run_zoo("train", "--algo", "a2c", "--env", "CartPole-v1", "-n", 10, "-f", tmp_path, "--eval-freq", -1)
+    assert f"hyperparams{Path('/')}a2c.yml" in capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [sys.executable, "-c", "import runpy, sys; sys.argv = ['zoo', 'train', '--help']; "
+               "runpy.run_module('sb3_trpo.zoo', run_name='__main__')"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--conf-file" in done.stdout
+
+
+def test_install_replaces_trpo_and_nothing_else():
+    before = dict(ALGOS)
+    zoo.install()
+    assert ALGOS["trpo"] is TRPO
+    assert {name: cls for name, cls in ALGOS.items() if name != "trpo"} == {n: c for n, c in before.items() if n != "trpo"}
+
+
+@pytest.mark.parametrize("env", sorted(RL_ZOO))
+def test_settings_are_rl_zoos_but_for_the_radius(env):
+    ours, theirs = dict(OURS[env]), dict(RL_ZOO[env])
+    radius = ours.pop("target_kl", CONTRIB_TARGET_KL) / theirs.pop("target_kl", CONTRIB_TARGET_KL)
+    assert radius == pytest.approx(round(radius)), "an integer number of action dimensions"
+    for settings in (ours, theirs):
+        if "policy_kwargs" in settings:
+            settings["policy_kwargs"] = settings["policy_kwargs"].replace(" ", "")
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("env", MUJOCO_V5)
+def test_the_radius_of_every_mujoco_task_counts_its_action_dimensions(env):
+    (n_actions,) = gym.make(env).action_space.shape
+    per_dimension = RL_ZOO.get(env.replace("-v5", "-v4"), {}).get("target_kl", CONTRIB_TARGET_KL)
+    assert OURS[env]["target_kl"] == pytest.approx(n_actions * per_dimension)
+
+
+def test_mujoco_tasks_are_there():
+    assert len(MUJOCO_V5) == 11
