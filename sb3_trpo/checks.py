@@ -41,12 +41,18 @@ RULES: dict[str, Rule] = {
 
 
 SCHEDULE_RULES: dict[str, Rule] = {
-    "target_kl": Rule(
-        lambda v: 0.0 <= v < math.inf, "finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
-    ),
+    "target_kl": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "At 0 the policy stays as it is."),
     "ent_coef": Rule(math.isfinite, "finite", "The default is 0.0."),
     "learning_rate": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 1e-3."),
 }
+"""For the value of a schedule at any time."""
+CONSTANT_RULES: dict[str, Rule] = {
+    **SCHEDULE_RULES,
+    "target_kl": Rule(
+        lambda v: 0.0 < v < math.inf, "finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
+    ),
+}
+"""For a setting that may be a schedule and is not."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -89,9 +95,11 @@ def scheduled(name: str, schedule: float | Schedule, progress_remaining: float) 
     """
     if not callable(schedule) and not isinstance(schedule, Real):
         raise ValueError(f"{name} is {schedule!r}, but must be a number or a function of the progress remaining (1 to 0).")
+    if not callable(schedule):
+        require(name, schedule, CONSTANT_RULES[name])
+        return float(schedule)
     value = FloatSchedule(schedule)(progress_remaining)
-    when = f" at progress_remaining={progress_remaining:.4g}" if callable(schedule) else ""
-    require(f"{name}{when}", value, SCHEDULE_RULES[name])
+    require(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
     return value
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo.critic import CriticFit
 from sb3_trpo.numerics.trust_region import Outcome, Step
@@ -65,6 +68,35 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     :return: values by logger key
     """
     return {"train/value_loss": fit.loss, "train/critic_outcome": fit.outcome.value}
+
+
+def state_diagnostics(policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int) -> dict[str, Value]:
+    """
+    Name what belongs to no single part of an update.
+
+    :param policy: after the update
+    :param buffer: the rollout that it used
+    :param n_rejected_steps: steps not accepted so far
+    :return: values by logger key
+    """
+    log_std = getattr(policy, "log_std", None)
+    return {
+        "train/explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+        "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
+        "train/n_rejected_steps": n_rejected_steps,
+    }
+
+
+def record(logger: Logger, values: Mapping[str, Value]) -> None:
+    """
+    Log what is known: an update that ended early leaves some keys out.
+
+    :param logger: where to
+    :param values: by key
+    """
+    for key, value in values.items():
+        if value is not None:
+            logger.record(key, value)
 
 
 @contextmanager

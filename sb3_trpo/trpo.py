@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, ClassVar, TypeVar
 
@@ -12,14 +13,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
 from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, split_parameters
-from sb3_trpo.diagnostics import Value, critic_diagnostics, step_diagnostics, timed
+from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.modes import batch_norms, critic_mode, follow_statistics
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
@@ -174,7 +174,8 @@ class TRPO(OnPolicyAlgorithm):
         self._follow_statistics()
 
         self._n_updates += 1
-        self._record_state()
+        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _improve_policy(self, parameters: list[nn.Parameter], target_kl: float, ent_coef: float) -> None:
         """Take one trust-region step."""
@@ -187,7 +188,7 @@ class TRPO(OnPolicyAlgorithm):
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
         self._advise(step.outcome)
-        self._record(step_diagnostics(step, target_kl, entropy))
+        record(self.logger, step_diagnostics(step, target_kl, entropy))
 
     def _fit_critic(self, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
@@ -200,13 +201,15 @@ class TRPO(OnPolicyAlgorithm):
                 self.max_grad_norm,
             )
         self._advise(fit.outcome)
-        self._record(critic_diagnostics(fit))
+        record(self.logger, critic_diagnostics(fit))
 
     def _follow_statistics(self) -> None:
         """Show the batch norms, if there are any, one chunk spread evenly over the rollout."""
         if batch_norms(self.policy):
-            n_chunks = -(-self.n_steps * self.n_envs // self._chunk_size())
-            follow_statistics(self.policy, self._chunks(n_chunks)[0]())
+            size = max(2, self._chunk_size())  # a variance needs two
+            stride = math.ceil(self.n_steps * self.n_envs / size)
+            (spread,) = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)
+            follow_statistics(self.policy, spread())
 
     def _chunks(self, every: int, normalize_advantage: bool = False) -> list[Chunk]:
         """Read every k-th transition of the rollout, in chunks."""
@@ -232,24 +235,6 @@ class TRPO(OnPolicyAlgorithm):
         self._advised.add(outcome.value)
         if self.verbose >= 1:
             print(f"TRPO, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
-
-    def _record(self, values: dict[str, Value]) -> None:
-        """Log what is known; an update that ended early leaves some keys out."""
-        for key, value in values.items():
-            if value is not None:
-                self.logger.record(key, value)
-
-    def _record_state(self) -> None:
-        """Log what does not belong to one part of the update."""
-        buffer = self.rollout_buffer
-        self._record(
-            {
-                "train/explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
-                "train/std": float(self.policy.log_std.detach().exp().mean()) if hasattr(self.policy, "log_std") else None,
-                "train/n_rejected_steps": self._n_rejected_steps,
-            }
-        )
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -49,5 +49,5 @@ def dict_env(action_space: spaces.Space | None = None) -> RandomEnv:
 
 def grid_world() -> SimpleMultiObsEnv:
     """SB3's grid world of vectors and images, which draws itself from numpy's generator."""
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     return SimpleMultiObsEnv()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
-from contract_tools import moved_since, one_update, parameters, same_parameters
+from contract_tools import ROUNDING, moved_since, one_update, parameters, same_parameters
 from envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv, dict_env, image_env
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
@@ -84,7 +84,7 @@ def test_settings_survive_saving(tmp_path):
         "chunk_size": 16,
         "learning_rate": 2e-3,
     }
-    TRPO("MlpPolicy", RandomEnv(), n_steps=64, batch_size=32, **settings).save(tmp_path / "model")
+    TRPO("MlpPolicy", RandomEnv(), **SMALL | settings).save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", env=RandomEnv())
     assert {name: getattr(loaded, name) for name in settings} == settings
     assert one_update(loaded).log["train/outcome"] == "accepted"
@@ -193,7 +193,7 @@ def test_a_policy_saved_alone_keeps_its_sharing_and_its_actions(cls, space, shar
 @pytest.mark.parametrize("name", MODELS)
 def test_a_zip_of_sb3_contrib_acts_alike_and_trains_on(name, tmp_path):
     policy, make_env, options = MODELS[name]
-    theirs = sb3_contrib.TRPO(policy, make_env(), **SMALL, **options).learn(128)
+    theirs = sb3_contrib.TRPO(policy, make_env(), **SMALL, **options).learn(64)
     theirs.save(tmp_path / "model")
     ours = TRPO.load(tmp_path / "model", env=make_env())
     assert ours.max_grad_norm == 0.0
@@ -201,7 +201,7 @@ def test_a_zip_of_sb3_contrib_acts_alike_and_trains_on(name, tmp_path):
     assert np.array_equal(predictions(ours), predictions(theirs))
     update = one_update(ours)
     assert update.log["train/outcome"] == "accepted"
-    assert 0.0 < update.kl <= 0.01 + 2e-6
+    assert 0.0 < update.kl <= 0.01 + ROUNDING
     assert {"value_net.weight", "action_net.weight"} <= update.moved
 
 

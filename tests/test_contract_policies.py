@@ -33,11 +33,19 @@ class Extractor(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box, layer: type[nn.Module] = nn.Identity):
         super().__init__(observation_space, features_dim=16)
-        further = layer(16) if layer is nn.BatchNorm1d else layer()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(observation_space.shape[0], 16), further, nn.Tanh())
+        n_inputs = observation_space.shape[0]
+        further = layer(n_inputs) if layer is nn.BatchNorm1d else layer()
+        self.layers = nn.Sequential(further, nn.Linear(n_inputs, 16), nn.Tanh())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.layers(observations)
+
+
+class Direction(nn.Module):
+    """Scales to length 1, which zeros have not."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
 
 
 class Towers(nn.Module):
@@ -81,6 +89,14 @@ class TwoNamedCritic(Towers):
     def __init__(self, features_dim: int):
         super().__init__(features_dim)
         self.value_function = self.critic
+
+
+class SpareLayer(Towers):
+    """A layer that nothing uses."""
+
+    def __init__(self, features_dim: int):
+        super().__init__(features_dim)
+        self.spare = nn.Linear(features_dim, 16)
 
 
 class TrunkAndTowers(Towers):
@@ -151,6 +167,7 @@ CASES = {
     "custom extractor": mlp(features_extractor_class=Extractor),
     "custom extractor, shared": mlp(features_extractor_class=Extractor, share_features_extractor=True),
     "dropout": mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.Dropout}),
+    "not finite at zero": mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": Direction}),
     "weight decay": mlp(optimizer_class=th.optim.AdamW, optimizer_kwargs={"weight_decay": 0.1}),
     "momentum": mlp(optimizer_class=th.optim.SGD, optimizer_kwargs={"momentum": 0.9, "weight_decay": 0.1}),
     "CNN, separate": shared_or_not("CnnPolicy", image_env(), False),
@@ -161,6 +178,7 @@ CASES = {
     "tied within the actor": custom(TiedActor),
     "tied across actor and critic": custom(TiedTowers),
     "critic under two names": custom(TwoNamedCritic),
+    "unused layer": custom(SpareLayer),
     "common trunk": custom(TrunkAndTowers),
 }
 
@@ -323,11 +341,11 @@ def test_nothing_moves_what_the_actor_sees_through_a_detach(share):
     assert one_update(model).moved == set(parameters(model.policy)) - behind
 
 
-@pytest.mark.parametrize("make", [mlp(), mlp(RandomEnv(action_space=BOX_ACTION)), custom(TrunkAndTowers)])
-def test_ordinary_policies_raise_no_warning(make):
+@pytest.mark.parametrize("name", ["default", "gSDE", "CNN, shared", "not finite at zero", "unused layer", "common trunk"])
+def test_nothing_is_said_of_a_detach_where_there_is_none(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make()
+        CASES[name]()
 
 
 def test_a_policy_without_trainable_distribution_parameters_is_refused_at_construction():

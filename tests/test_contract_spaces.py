@@ -1,5 +1,7 @@
 """Contract: every action and observation space, Dict observations with every option, gSDE, predictions."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch as th
@@ -124,7 +126,7 @@ def test_unsupported_action_spaces_raise_and_name_the_supported_ones(action_spac
 )
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_dict_observations_work_with_every_option(options, n_envs):
-    env = make_vec_env(lambda: dict_env(BOX_ACTION if "use_sde" in options else None), n_envs=n_envs)
+    env = make_vec_env(partial(dict_env, BOX_ACTION if "use_sde" in options else None), n_envs=n_envs)
     model = TRPO("MultiInputPolicy", env, **SMALL | {"n_steps": 66 // n_envs, "batch_size": 22}, **options)
     update = one_update(model)
     assert update.log["train/outcome"] == "accepted"
@@ -161,7 +163,7 @@ def test_gsde_stays_in_the_trust_region(policy_kwargs, sde_sample_freq):
 def test_gsde_draws_its_noise_as_often_as_asked(monkeypatch):
     draws = []
     model = TRPO("MlpPolicy", RandomEnv(action_space=ACTION_SPACES["Box(1)"]), use_sde=True, sde_sample_freq=16, **SMALL)
-    monkeypatch.setattr(model.policy, "reset_noise", lambda n_envs: draws.append(n_envs))
+    monkeypatch.setattr(model.policy, "reset_noise", draws.append)
     model.learn(64)
     assert draws == [1] * (1 + 64 // 16)
 

@@ -13,18 +13,18 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_trpo import TRPO
 
-SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2}
+SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 
 RUNS = {
     "Discrete": ("MlpPolicy", RandomEnv, {}),
     "Box": ("MlpPolicy", lambda: RandomEnv(action_space=BOX_ACTION), {}),
     "gSDE": ("MlpPolicy", lambda: RandomEnv(action_space=BOX_ACTION), {"use_sde": True, "sde_sample_freq": 8}),
-    "image": ("CnnPolicy", image_env, {"n_steps": 32}),
-    "Dict": ("MultiInputPolicy", dict_env, {"n_steps": 32}),
+    "image": ("CnnPolicy", image_env, {"n_steps": 32, "batch_size": 16}),
+    "Dict": ("MultiInputPolicy", dict_env, {"n_steps": 32, "batch_size": 16}),
     "several environments": ("MlpPolicy", lambda: make_vec_env(RandomEnv, n_envs=3), {}),
 }
 CHUNKED = ["Discrete", "Box", "gSDE", "image", "Dict"]
@@ -69,7 +69,7 @@ def test_a_registered_environment_is_made_by_name():
 @pytest.mark.parametrize(("policy", "make_env", "options"), RUNS.values(), ids=RUNS)
 def test_the_same_seed_gives_the_same_parameters(policy, make_env, options):
     def two_updates(seed: int) -> ActorCriticPolicy:
-        model = TRPO(policy, make_env(), seed=seed, **SMALL | options)
+        model = TRPO(policy, make_env(), **SMALL | options | {"seed": seed})
         return model.learn(2 * model.n_steps * model.n_envs).policy
 
     one, same, other = map(two_updates, (7, 7, 8))
@@ -89,7 +89,7 @@ def test_the_policy_step_draws_nothing_from_torchs_generator():
 def test_chunks_change_results_by_rounding_only(policy, make_env, options, chunk_size):
     steps = []
     for size in (None, chunk_size):
-        model = TRPO(policy, make_env(), seed=0, chunk_size=size, **SMALL | options)
+        model = TRPO(policy, make_env(), chunk_size=size, **SMALL | options)
         old = parameters(model.policy)
         update = policy_step(model)
         new = parameters(model.policy)
@@ -107,6 +107,13 @@ def test_learning_twice_begins_anew_unless_told_to_continue():
     assert model.learn(64).num_timesteps == 64
     assert model.learn(64, reset_num_timesteps=False).num_timesteps == 128
     assert model.logger.name_to_value["train/n_updates"] == 4
+
+
+def test_one_transition_per_update_is_enough_unless_standardised():
+    model = TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_steps": 1, "batch_size": 1}, normalize_advantage=False)
+    assert one_update(model).log["train/outcome"] == "accepted"
+    with pytest.raises(AssertionError, match="normalize"):
+        TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_steps": 1, "batch_size": 1})
 
 
 def test_another_environment_can_be_set():
@@ -201,8 +208,8 @@ def test_an_entropy_bonus_alone_raises_the_entropy(as_schedule):
 
 def test_the_critics_gradient_is_bounded_by_max_grad_norm():
     policy_kwargs = {"optimizer_class": th.optim.SGD}
-    bounded = {"max_grad_norm": 0.25, "learning_rate": 1.0, "n_steps": 64, "batch_size": 64, "n_critic_updates": 1}
-    model = TRPO("MlpPolicy", RandomEnv(reward_scale=10.0), policy_kwargs=policy_kwargs, **bounded)
+    options = SMALL | {"batch_size": 64, "n_critic_updates": 1, "learning_rate": 1.0, "max_grad_norm": 0.25}
+    model = TRPO("MlpPolicy", RandomEnv(reward_scale=10.0), policy_kwargs=policy_kwargs, **options)
     old = parameters(model.policy)
     moved = critic_fit(model).moved
     new = parameters(model.policy)
@@ -226,16 +233,16 @@ def test_vec_normalize_trains_and_is_found_again():
 
 def test_environments_in_subprocesses_train_like_those_in_this_process():
     policies = []
-    for vec_env_cls in (None, SubprocVecEnv):
-        env = make_vec_env(RandomEnv, n_envs=2, vec_env_cls=vec_env_cls)
-        policies.append(TRPO("MlpPolicy", env, seed=0, **SMALL).learn(2 * 128).policy)
+    for vec_env_cls, options in ((DummyVecEnv, {}), (SubprocVecEnv, {"start_method": "fork"})):  # the quickest start
+        env = make_vec_env(RandomEnv, n_envs=2, vec_env_cls=vec_env_cls, vec_env_kwargs=options)
+        policies.append(TRPO("MlpPolicy", env, **SMALL).learn(2 * 128).policy)
         env.close()
     assert same_parameters(*policies)
 
 
 def test_stacked_image_frames_train():
     env = VecFrameStack(make_vec_env(FakeImageEnv, n_envs=2, env_kwargs={"screen_height": 36, "screen_width": 36}), n_stack=3)
-    model = TRPO("CnnPolicy", env, n_steps=32, batch_size=32, n_critic_updates=1)
+    model = TRPO("CnnPolicy", env, **SMALL | {"n_steps": 32})
     assert model.observation_space.shape == (3, 36, 36)
     assert one_update(model).log["train/outcome"] == "accepted"
     assert model.predict(env.reset())[0].shape == (2,)

@@ -11,32 +11,20 @@ from collections import Counter
 from typing import Any, NamedTuple
 from unittest import mock
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from envs import RandomEnv
 from gymnasium import spaces
 from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 
 from sb3_trpo import TRPO
-
-
-class Idle(gym.Env):
-    """Has spaces, which is all that building a model needs."""
-
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed=None, options=None):
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        return self.observation_space.sample(), 0.0, False, False, {}
 
 
 class Extractor(BaseFeaturesExtractor):
@@ -94,40 +82,43 @@ NETWORKS = st.fixed_dictionaries(
     },
     optional={"features_extractor_class": st.just(Extractor)},
 )
-SETTINGS = st.fixed_dictionaries(
-    {
-        "n_steps": st.integers(8, 24),
-        "target_kl": log_uniform(1e-4, 0.5),
-        "cg_damping": st.just(0.0) | st.floats(1e-3, 1.0),
-        "cg_max_steps": st.integers(1, 20),
-        "line_search_shrinking_factor": st.floats(0.1, 0.95),
-        "line_search_max_iter": st.integers(1, 15),
-        "sub_sampling_factor": st.integers(1, 3),
-        "fisher_subsampling": st.integers(1, 2),
-        "normalize_advantage": st.booleans(),
-        "ent_coef": st.just(0.0) | st.floats(-0.1, 0.1),
-        "chunk_size": st.none() | st.integers(1, 24),
-        "n_critic_updates": st.integers(1, 2),
-        "batch_size": st.integers(4, 24),
-        "gae_lambda": st.floats(0.0, 1.0),
-    }
-)
+WITH_EXTRACTOR = st.just({"features_extractor_class": Extractor})
+SETTINGS = {
+    "n_steps": st.integers(8, 24),
+    "target_kl": log_uniform(1e-4, 0.5),
+    "cg_damping": st.just(0.0) | st.floats(1e-3, 1.0),
+    "cg_max_steps": st.integers(1, 20),
+    "line_search_shrinking_factor": st.floats(0.1, 0.95),
+    "line_search_max_iter": st.integers(1, 15),
+    "sub_sampling_factor": st.integers(1, 3),
+    "fisher_subsampling": st.integers(1, 2),
+    "normalize_advantage": st.booleans(),
+    "ent_coef": st.just(0.0) | st.floats(-0.1, 0.1),
+    "chunk_size": st.none() | st.integers(1, 24),
+    "n_critic_updates": st.integers(1, 2),
+    "batch_size": st.integers(4, 24),
+    "gae_lambda": st.floats(0.0, 1.0),
+}
 
 
 @st.composite
-def cases(draw, **fixed):
+def cases(draw, policy_kwargs=st.just({}), **some_settings):  # noqa: B008
     action_space = draw(ACTIONS)
-    network, values = draw(NETWORKS), draw(SETTINGS)
+    network, values = draw(NETWORKS) | draw(policy_kwargs), draw(st.fixed_dictionaries(SETTINGS | some_settings))
     if isinstance(action_space, spaces.Box):
         network["log_std_init"] = draw(st.floats(-2.0, 0.5))
         values["use_sde"] = draw(st.booleans())
         if values["use_sde"]:
-            network |= {"squash_output": draw(st.booleans()), "full_std": draw(st.booleans()), "use_expln": draw(st.booleans())}
+            network |= {
+                "squash_output": draw(st.booleans()),
+                "full_std": draw(st.booleans()),
+                "use_expln": draw(st.booleans()),
+            }
     return Case(
         draw(VECTORS | DICTS),
         action_space,
-        network | fixed.pop("policy_kwargs", {}),
-        values | fixed,
+        network,
+        values,
         draw(st.integers(1, 2)),
         draw(log_uniform(0.01, 100.0)),
         draw(st.integers(0, 2**16)),
@@ -137,7 +128,7 @@ def cases(draw, **fixed):
 def build(case: Case) -> TRPO:
     """Make the model and fill its rollout buffer as SB3's loop would, with random observations and rewards."""
     kind = "MultiInputPolicy" if isinstance(case.observation_space, spaces.Dict) else "MlpPolicy"
-    env = DummyVecEnv([lambda: Idle(case.observation_space, case.action_space)] * case.n_envs)
+    env = DummyVecEnv([lambda: RandomEnv(case.observation_space, case.action_space)] * case.n_envs)
     model = TRPO(kind, env, policy_kwargs=case.policy_kwargs, seed=case.seed, device="cpu", **case.settings)
     model.set_logger(Logger(folder=None, output_formats=[]))
     fill(model, case)
@@ -146,7 +137,7 @@ def build(case: Case) -> TRPO:
 
 def fill(model: TRPO, case: Case) -> None:
     rng = np.random.default_rng(case.seed)
-    th.manual_seed(case.seed)
+    set_random_seed(case.seed)  # for the critic's minibatches too
     policy, buffer, n = model.policy, model.rollout_buffer, case.n_envs
     policy.set_training_mode(False)
     buffer.reset()
@@ -301,7 +292,7 @@ OPTIMIZERS = st.sampled_from(
 
 
 @settings(max_examples=40)
-@given(OPTIMIZERS.flatmap(lambda optimizer: cases(policy_kwargs=optimizer, ent_coef=0.0)), st.none() | st.floats(0.1, 1.0))
+@given(cases(policy_kwargs=OPTIMIZERS, ent_coef=st.just(0.0)), st.none() | st.floats(0.1, 1.0))
 def test_the_critic_moves_itself_and_nothing_that_the_policy_depends_on(case, max_grad_norm):
     model = build(case)
     model.max_grad_norm = max_grad_norm
@@ -383,7 +374,7 @@ def test_a_candidate_with_nan_is_never_taken():
     outcomes = Counter()
 
     @settings(max_examples=50)
-    @given(cases(policy_kwargs={"features_extractor_class": Extractor}), st.integers(1, 15))
+    @given(cases(policy_kwargs=WITH_EXTRACTOR, line_search_shrinking_factor=st.floats(0.5, 0.95)), st.integers(1, 15))
     def check(case, n_poisoned):
         model = build(case)
         before, names = parameters(model), policy_side(model, read(model))
@@ -416,14 +407,15 @@ def chunks_of(model: TRPO) -> int:
 
 
 @settings(max_examples=40)
-@given(cases(chunk_size=None, cg_damping=0.1, line_search_max_iter=30), st.integers(1, 24))
+@given(cases(chunk_size=st.none(), cg_damping=st.floats(0.1, 1.0), line_search_max_iter=st.just(30)), st.integers(1, 24))
 def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
     whole, chunked = build(case), build(case._replace(settings={**case.settings, "chunk_size": chunk_size}))
     before, names = parameters(whole), policy_side(whole, read(whole))
     whole.train()
     chunked.train()
-    for name in names:
-        step, other = parameters(whole)[name] - before[name], parameters(chunked)[name] - before[name]
-        assert (step - other).norm() <= 1e-3 * step.norm()
+    step, other = (
+        th.cat([(parameters(model)[name] - before[name]).flatten() for name in sorted(names)]) for model in (whole, chunked)
+    )
+    assert (step - other).norm() <= 1e-3 * step.norm()
     for key in ("train/outcome", "train/line_search_steps"):
         assert whole.logger.name_to_value[key] == chunked.logger.name_to_value[key]
