@@ -72,20 +72,24 @@ def fit_critic(
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
     old_optimizer = copy.deepcopy(policy.optimizer.state_dict())
-    outcome = FitOutcome.DIVERGED
+
+    def put_back() -> None:
+        assign(parameters, old_parameters)
+        policy.optimizer.load_state_dict(old_optimizer)
+
     try:
         losses = [
             descend(policy, parameters, minibatch, max_grad_norm) for _ in range(n_epochs) for minibatch in minibatches()
         ]
         loss = float(th.stack(losses).mean()) if losses else None
-        if not parameters or bool(flatten(parameters).isfinite().all()):
-            outcome = FitOutcome.FITTED
-        return CriticFit(outcome, loss)
-    finally:
         policy.optimizer.zero_grad()
-        if outcome is not FitOutcome.FITTED:
-            assign(parameters, old_parameters)
-            policy.optimizer.load_state_dict(old_optimizer)
+        finite = not parameters or bool(flatten(parameters).isfinite().all())
+        if not finite:
+            put_back()
+    except BaseException:  # an interrupt, too, even one in the midst of the lines above
+        put_back()
+        raise
+    return CriticFit(FitOutcome.FITTED if finite else FitOutcome.DIVERGED, loss)
 
 
 def descend(

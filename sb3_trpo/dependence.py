@@ -15,6 +15,7 @@ from torch import nn
 from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.modes import evaluation_mode
 from sb3_trpo.numerics.fisher import Outputs
+from sb3_trpo.numerics.flat import assign
 
 
 class ParameterSplit(NamedTuple):
@@ -39,58 +40,57 @@ def split_parameters(policy: ActorCriticPolicy) -> ParameterSplit:
     if that shows in the distribution, the policy depends on it all the same, behind a ``detach``. Frozen parameters
     (``requires_grad=False``) are in no group.
 
-    :param policy: the actor-critic policy; its parameters are not touched
+    :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     observation = _blank_observation(policy)
     with evaluation_mode(policy), unvalidated():
         reached = _reached_by_gradient(policy, observation, trainable)
-        others = [name for name in trainable if name not in reached]
+        others = {name: parameter for name, parameter in trainable.items() if name not in reached}
         detached = _seen_by_value(policy, observation, others)
     return ParameterSplit(
-        policy={name: trainable[name] for name in trainable if name in reached},
-        critic={name: trainable[name] for name in others if name not in detached},
-        detached={name: trainable[name] for name in others if name in detached},
+        policy={name: parameter for name, parameter in trainable.items() if name in reached},
+        critic={name: parameter for name, parameter in others.items() if name not in detached},
+        detached={name: parameter for name, parameter in others.items() if name in detached},
     )
 
 
-class _DistributionParameters(nn.Module):
-    """The map from an observation to z as a module, so that torch can call it with other parameters."""
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, observation: PyTorchObs) -> Outputs:
-        distribution = self.policy.get_distribution(observation)
-        return family(distribution).parameters(distribution)
+def _distribution_parameters(policy: ActorCriticPolicy, observation: PyTorchObs) -> Outputs:
+    distribution = policy.get_distribution(observation)
+    return family(distribution).parameters(distribution)
 
 
 def _reached_by_gradient(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: dict[str, nn.Parameter]) -> set[str]:
-    outputs = [z for z in _DistributionParameters(policy)(observation) if z.requires_grad]
+    outputs = [z.sum() for z in _distribution_parameters(policy, observation) if z.requires_grad]
     if not outputs:
         return set()
-    gradients = th.autograd.grad([z.sum() for z in outputs], list(parameters.values()), allow_unused=True)
+    gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-def _seen_by_value(policy: ActorCriticPolicy, observation: PyTorchObs, names: Sequence[str]) -> list[str]:
-    """Find the names whose value shows in the distribution: all at once first, for mostly there are none."""
-    if not names or not _shows(policy, observation, names):
-        return []
-    return [name for name in names if _shows(policy, observation, [name])]
+def _seen_by_value(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Find the parameters whose value shows in the distribution: all at once first, for mostly there are none."""
+    if not parameters or not _shows(policy, observation, list(parameters.values())):
+        return set()
+    return {name for name, parameter in parameters.items() if _shows(policy, observation, [parameter])}
 
 
 @th.no_grad()
-def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, names: Sequence[str]) -> bool:
-    module = _DistributionParameters(policy)
-    poisoned = {f"policy.{name}": th.full_like(policy.get_parameter(name), th.nan) for name in names}
+def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Sequence[nn.Parameter]) -> bool:
+    """Put NaN in the parameters' place for one look at the distribution; in place, so that no alias escapes."""
+    old = [parameter.clone() for parameter in parameters]
     try:
-        outputs = th.func.functional_call(module, poisoned, (observation,))
-    except (ValueError, RuntimeError):
-        return True  # a policy that refuses the NaN has seen it
-    return any(bool(z.isnan().any()) for z in outputs)
+        assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
+        seen = any(bool(z.isnan().any()) for z in _distribution_parameters(policy, observation))
+        assign(parameters, old)
+    except (ValueError, RuntimeError):  # a policy that refuses the NaN has seen it
+        assign(parameters, old)
+        return True
+    except BaseException:
+        assign(parameters, old)
+        raise
+    return seen
 
 
 def _blank_observation(policy: ActorCriticPolicy) -> PyTorchObs:

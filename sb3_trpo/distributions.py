@@ -92,12 +92,8 @@ class ProductOfCategoricals:
 
     def kl(self, old: Outputs, new: Outputs) -> th.Tensor:
         """Sum ``p_old (log p_old - log p_new)`` over the options of every choice; an impossible option adds nothing."""
-        return th.stack(
-            [
-                th.where(old_log.exp() > 0.0, old_log.exp() * (old_log - new_log), 0.0).sum(-1)
-                for old_log, new_log in zip(old, new, strict=True)
-            ]
-        ).sum(0)
+        choices = zip(old, new, strict=True)
+        return th.stack([_relative_entropy(old_log, new_log).sum(-1) for old_log, new_log in choices]).sum(0)
 
     def fisher_metric(self, z: Outputs) -> Metric:
         """Multiply each choice by ``diag(p) - p p^T``."""
@@ -119,14 +115,20 @@ class ProductOfBernoullis:
     def kl(self, old: Outputs, new: Outputs) -> th.Tensor:
         """Sum ``p (log p_old - log p_new) + (1 - p) (log(1 - p_old) - log(1 - p_new))`` with ``p = p_old``."""
         (old_logits,), (new_logits,) = old, new
-        one = old_logits.sigmoid() * (logsigmoid(old_logits) - logsigmoid(new_logits))
-        zero = (-old_logits).sigmoid() * (logsigmoid(-old_logits) - logsigmoid(-new_logits))
+        one = _relative_entropy(logsigmoid(old_logits), logsigmoid(new_logits))
+        zero = _relative_entropy(logsigmoid(-old_logits), logsigmoid(-new_logits))
         return (one + zero).flatten(1).sum(1)
 
     def fisher_metric(self, z: Outputs) -> Metric:
         """Scale by ``p (1 - p)``."""
         variance = z[0].sigmoid() * (-z[0]).sigmoid()
         return lambda dz: (variance * dz[0],)
+
+
+def _relative_entropy(old_log: th.Tensor, new_log: th.Tensor) -> th.Tensor:
+    """Give each option's term ``p_old (log p_old - log p_new)``, 0 where ``p_old`` is: there the logarithms are infinite."""
+    old = old_log.exp()
+    return th.where(old > 0.0, old * (old_log - new_log), 0.0)
 
 
 @singledispatch

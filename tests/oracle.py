@@ -1,11 +1,15 @@
 """
 What the package computes without matrices, here with them: dense, in float64, from SB3's networks and torch's distributions.
 
+Also the policies and transitions to compare on, and interrupts at chosen moments.
+
 SB3's ``preprocess_obs`` casts every observation to float32, so :func:`make_policy` has the features extractors cast back.
 """
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +27,7 @@ IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 MIXED = spaces.Dict({"vector": VECTOR, "number": spaces.Discrete(3), "image": IMAGE})
 CONTINUOUS = spaces.Box(-1.0, 1.0, (2,), np.float32)
 SMALL = {"net_arch": [4]}
+FEW_FEATURES = {"features_extractor_kwargs": {"features_dim": 8}}
 GSDE = SMALL | {"use_sde": True}
 
 
@@ -43,13 +48,9 @@ SMALL_CASES = {
     "gsde-expln": Case(MlpPolicy, VECTOR, CONTINUOUS, GSDE | {"full_std": False, "use_expln": True}),
 }
 LARGE_CASES = {
-    "cnn": Case(CnnPolicy, IMAGE, CONTINUOUS, {"features_extractor_kwargs": {"features_dim": 8}}),
-    "cnn-shared": Case(
-        CnnPolicy, IMAGE, spaces.Discrete(3), {"features_extractor_kwargs": {"features_dim": 8}, "share_features_extractor": True}
-    ),
-    "dict": Case(
-        MultiInputPolicy, MIXED, CONTINUOUS, SMALL | {"features_extractor_kwargs": {"cnn_output_dim": 4, "normalized_image": False}}
-    ),
+    "cnn": Case(CnnPolicy, IMAGE, CONTINUOUS, FEW_FEATURES),
+    "cnn-shared": Case(CnnPolicy, IMAGE, spaces.Discrete(3), FEW_FEATURES | {"share_features_extractor": True}),
+    "dict": Case(MultiInputPolicy, MIXED, CONTINUOUS, SMALL | {"features_extractor_kwargs": {"cnn_output_dim": 4}}),
 }
 CASES = SMALL_CASES | LARGE_CASES
 
@@ -61,7 +62,8 @@ def make_policy(case: Case) -> ActorCriticPolicy:
     generator = th.Generator().manual_seed(0)
     with th.no_grad():
         for parameter in policy.parameters():
-            parameter += 0.3 * th.randn(parameter.shape, generator=generator, dtype=th.float64) / math.sqrt(parameter[0].numel())
+            noise = th.randn(parameter.shape, generator=generator, dtype=th.float64)
+            parameter.add_(noise, alpha=0.3 / math.sqrt(parameter[0].numel()))
     for extractor in {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}:
         extractor.register_forward_pre_hook(lambda _, arguments: (_to_float64(arguments[0]),))
     return policy
@@ -141,8 +143,10 @@ class DensePolicy:
         self.theta = th.cat([parameter.detach().reshape(-1) for parameter in self.parameters.values()])
 
     def distributions(self, theta: th.Tensor) -> list[Distribution]:
-        pieces = theta.split([parameter.numel() for parameter in self.parameters.values()])
-        named = {f"policy.{name}": piece.view_as(old) for (name, old), piece in zip(self.parameters.items(), pieces, strict=True)}
+        pieces = theta.split([old.numel() for old in self.parameters.values()])
+        named = {
+            f"policy.{name}": piece.view_as(old) for (name, old), piece in zip(self.parameters.items(), pieces, strict=True)
+        }
         # Not tie_weights=True: a module that is known by two names, as features extractors are, would keep what it was lent.
         return th.func.functional_call(self.module, named, (self.observations,), tie_weights=False)
 
@@ -152,18 +156,37 @@ class DensePolicy:
 
     def fisher_product(self) -> Callable[[th.Tensor], th.Tensor]:
         """``v -> mean(J^T M J) v`` from dense J and M."""
-        J, M = self.jacobian(), dense_metric(self.distributions(self.theta))
-        return lambda v: th.einsum("nkp,nkl,nl->p", J, M, J @ v) / len(J)
+        jac, metric = self.jacobian(), dense_metric(self.distributions(self.theta))
+        return lambda v: th.einsum("nkp,nkl,nl->p", jac, metric, jac @ v) / len(jac)
 
     def fisher(self) -> th.Tensor:
         """``mean(J^T M J)``, shape ``(n_parameters, n_parameters)``."""
-        J, M = self.jacobian(), dense_metric(self.distributions(self.theta))
-        return th.einsum("nkp,nkl,nlq->pq", J, M, J) / len(J)
+        jac, metric = self.jacobian(), dense_metric(self.distributions(self.theta))
+        return th.einsum("nkp,nkl,nlq->pq", jac, metric, jac) / len(jac)
 
     def kl_hessian(self) -> th.Tensor:
         """Hessian of the mean KL(old || theta) at the old parameters."""
         old = [*self.distributions(self.theta)]
         return hessian(lambda theta: joint_kl(old, self.distributions(theta)).mean(), self.theta)
+
+
+@contextmanager
+def interrupt_at(moment: int) -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` where Python would deliver a signal: at a function's start or after a call into C."""
+    left = moment
+
+    def profile(frame, event, argument):
+        nonlocal left
+        left -= event in ("call", "c_return")
+        if left < 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
 
 
 class _GetDistribution(th.nn.Module):

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import warnings
 
 import gymnasium as gym
@@ -113,6 +114,23 @@ def test_sub_sampling_must_leave_transitions(settings, says):
         small(**settings)
 
 
+def test_sub_sampling_is_checked_again_before_a_loaded_model_learns():
+    """Not on loading: a model trained with many environments may be evaluated on one."""
+    file = io.BytesIO()
+    small(env=DummyVecEnv([RandomEnv] * 2), sub_sampling_factor=16).save(file)
+    model = TRPO.load(file, env=Untouchable())
+    with pytest.raises(ValueError, match=r"sub_sampling_factor is 16.* leaves 1 "):
+        model.learn(16)
+
+
+@pytest.mark.parametrize(("name", "value"), [("cg_damping", -1.0), ("target_kl", NAN), ("batch_size", 0)])
+def test_a_setting_changed_to_a_bad_one_is_refused_before_the_environment_is_used(name, value):
+    model = small()
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=rf"^{name} is {value}"):
+        model.learn(16)
+
+
 def test_one_transition_cannot_be_normalised_and_the_error_type_is_that_of_sb3_contrib():
     with pytest.raises(AssertionError, match=r"n_steps \* n_envs.* greater than 1"):
         small(n_steps=1, batch_size=1)
@@ -130,11 +148,15 @@ def test_an_unsupported_action_space_is_refused_with_sb3s_type_and_the_supported
         assert supported in str(refusal.value)
 
 
+def freeze_distribution(policy) -> None:
+    for parameter in (*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()):
+        parameter.requires_grad_(False)
+
+
 class Frozen(MlpPolicy):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        for parameter in (*self.mlp_extractor.policy_net.parameters(), *self.action_net.parameters()):
-            parameter.requires_grad_(False)
+        freeze_distribution(self)
 
 
 def test_a_policy_with_nothing_to_train_in_its_distribution_is_refused():
@@ -142,12 +164,10 @@ def test_a_policy_with_nothing_to_train_in_its_distribution_is_refused():
         TRPO(Frozen, Untouchable(), n_steps=16, batch_size=16)
 
 
-def test_freezing_the_policy_later_is_refused_at_the_update():
+def test_freezing_the_whole_policy_later_is_refused_at_the_update():
     model = small(env=RandomEnv())
     before = snapshot(model)
-    Frozen.__init__.__globals__  # noqa: B018
-    for parameter in (*model.policy.mlp_extractor.policy_net.parameters(), *model.policy.action_net.parameters()):
-        parameter.requires_grad_(False)
+    freeze_distribution(model.policy)
     with pytest.raises(ValueError, match="No trainable parameter"):
         model.learn(16)
     assert unchanged(model, before)
@@ -187,12 +207,10 @@ def test_a_schedule_that_begins_badly_is_refused_at_once(name, bad):
         small(**{name: lambda _: bad})
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("bad", [None, "0.1", [0.1]])
+@pytest.mark.parametrize(("name", "bad"), [("target_kl", None), ("ent_coef", "auto"), ("learning_rate", [0.1])])
 def test_a_schedule_that_does_not_give_numbers_is_refused_clearly(name, bad):
-    with pytest.raises(ValueError, match=rf"^{name} at progress_remaining=1 is {bad!r}".replace("[", r"\[")) as refusal:
+    with pytest.raises(ValueError, match=rf"^{name} at progress_remaining=1 is {re.escape(repr(bad))}"):
         small(**{name: lambda _: bad})
-    assert type(refusal.value) is ValueError
 
 
 @pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, values in BAD_NUMBERS.items() for bad in values])
@@ -208,7 +226,7 @@ def test_a_schedule_that_goes_bad_midway_stops_that_update_and_the_model_survive
 
     model = small(env=RandomEnv(), **{name: schedule})
     with pytest.raises(ValueError, match=rf"{name} at progress_remaining=0\.5 is {bad}") as refusal:
-        model.learn(32)
+        model.learn(64)
     assert type(refusal.value) is ValueError
     assert model._n_updates == 1
     rates = before.pop("rates")

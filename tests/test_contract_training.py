@@ -196,6 +196,21 @@ def test_no_reward_and_a_zero_critic_give_no_step(action_space, gamma):
     assert not update.moved
 
 
+@pytest.mark.parametrize("gamma", [0.5, 0.9, 0.99])
+def test_rounding_errors_of_a_perfect_critic_give_no_step(gamma):
+    class ConstantReward(RandomEnv):
+        def step(self, action):
+            observation, _, _, truncated, info = super().step(action)
+            return observation, 0.1, False, truncated, info
+
+    model = TRPO("MlpPolicy", ConstantReward(), gamma=gamma, **SMALL)
+    th.nn.init.zeros_(model.policy.value_net.weight)
+    th.nn.init.constant_(model.policy.value_net.bias, 0.1 / (1.0 - gamma))
+    update = one_update(model)
+    assert update.log["train/outcome"] == "zero gradient"
+    assert all("value_net" in name for name in update.moved)
+
+
 @pytest.mark.parametrize("as_schedule", [False, True])
 def test_an_entropy_bonus_alone_raises_the_entropy(as_schedule):
     env = RandomEnv(action_space=BOX_ACTION, reward_scale=0.0)
@@ -214,6 +229,11 @@ def test_the_critics_gradient_is_bounded_by_max_grad_norm():
     moved = critic_fit(model).moved
     new = parameters(model.policy)
     assert th.cat([(new[name] - old[name]).flatten() for name in moved]).norm() == pytest.approx(0.25, rel=1e-3)
+
+
+def test_a_bound_of_zero_on_the_critics_gradient_is_none_at_all():
+    policies = [TRPO("MlpPolicy", RandomEnv(), max_grad_norm=bound, **SMALL).learn(64).policy for bound in (None, 0.0)]
+    assert same_parameters(*policies)
 
 
 def test_the_critic_learns_the_returns():

@@ -253,7 +253,7 @@ def same(left: Any, right: Any) -> bool:
 def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_parameter():
     outcomes = Counter()
 
-    @settings(max_examples=120)
+    @settings(max_examples=100)
     @given(cases())
     def check(case):
         model, old = build(case), build(case).policy  # the same twice: gSDE policies cannot be copied
@@ -334,7 +334,7 @@ def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseExc
     return calls
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     cases(),
     st.sampled_from(["get_distribution", "predict_values", "step"]),
@@ -373,7 +373,7 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
 def test_a_candidate_with_nan_is_never_taken():
     outcomes = Counter()
 
-    @settings(max_examples=50)
+    @settings(max_examples=40)
     @given(cases(policy_kwargs=WITH_EXTRACTOR, line_search_shrinking_factor=st.floats(0.5, 0.95)), st.integers(1, 15))
     def check(case, n_poisoned):
         model = build(case)

@@ -30,7 +30,7 @@ class Termination(Enum):
     CONVERGED = "the relative residual reached the tolerance"
     ITERATION_LIMIT = "the iteration limit was reached"
     NON_POSITIVE_CURVATURE = "a direction with p^T A p <= 0 was met; the iterate before it is kept"
-    NON_FINITE = "a product with A was not finite; the iterate before it is kept"
+    NON_FINITE = "a product with A, or what follows from it, was not finite; the iterate before it is kept"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, re
     """
     Solve ``A x = b`` approximately.
 
-    One number pair per iteration goes to the host, to decide about stopping.
+    Three numbers per iteration go to the host, at once, to decide about stopping.
 
     :param operator: ``v -> A v``
     :param b: right-hand side, shape ``(n,)``, finite
@@ -78,11 +78,10 @@ def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, re
         next_x, next_r = x + alpha * p, r - alpha * a_p
         next_r_dot_r = next_r.dot(next_r)
 
-        curvature, squared_residual = th.stack((p_a_p, next_r_dot_r)).tolist()
-        if curvature <= 0.0:
-            return Solution(x, r, iteration, relative_residual, Termination.NON_POSITIVE_CURVATURE)
-        if not math.isfinite(curvature) or not math.isfinite(squared_residual):
-            return Solution(x, r, iteration, relative_residual, Termination.NON_FINITE)
+        curvature, squared_residual, largest = th.stack((p_a_p, next_r_dot_r, next_x.abs().max())).tolist()
+        breakdown = _breakdown(curvature, squared_residual, largest)
+        if breakdown is not None:
+            return Solution(x, r, iteration, relative_residual, breakdown)
 
         x, r = next_x, next_r
         relative_residual = math.sqrt(squared_residual / b_dot_b)
@@ -91,3 +90,12 @@ def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, re
         p = r + (next_r_dot_r / r_dot_r) * p
         r_dot_r = next_r_dot_r
     return Solution(x, r, max_iterations, relative_residual, Termination.ITERATION_LIMIT)
+
+
+def _breakdown(curvature: float, squared_residual: float, largest: float) -> Termination | None:
+    """Name what forbids the next iterate, if anything, by ``p^T A p``, its ``r^T r`` and its largest entry."""
+    if not math.isfinite(curvature):
+        return Termination.NON_FINITE
+    if curvature <= 0.0:
+        return Termination.NON_POSITIVE_CURVATURE
+    return None if math.isfinite(squared_residual) and math.isfinite(largest) else Termination.NON_FINITE

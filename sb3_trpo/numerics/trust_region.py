@@ -147,14 +147,14 @@ def trust_region_step(model: LocalModel, settings: Settings) -> Step:
     :return: the record of the step
     """
     old = [parameter.detach().clone() for parameter in model.parameters]
-    outcome = None
     try:
         step = _attempt(model, settings, old)
-        outcome = step.outcome
-        return step
-    finally:
-        if outcome is not Outcome.ACCEPTED:
+        if step.outcome is not Outcome.ACCEPTED:
             assign(model.parameters, old)
+    except BaseException:  # an interrupt, too, even one in the midst of the lines above
+        assign(model.parameters, old)
+        raise
+    return step
 
 
 def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) -> Step:

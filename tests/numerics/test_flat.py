@@ -1,7 +1,8 @@
 import pytest
 import torch as th
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
+from oracle import interrupt_at
 
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 
@@ -12,7 +13,6 @@ ARRAYS = st.sampled_from(["float32", "float64"]).flatmap(
 BITS = {th.float32: th.int32, th.float64: th.int64}
 
 
-@settings(deadline=None)
 @given(ARRAYS)
 def test_unflatten_inverts_flatten(arrays):
     tensors = [th.as_tensor(array) for array in arrays]
@@ -71,3 +71,16 @@ def test_assign_copies_every_bit():
     parameter = th.nn.Parameter(th.zeros(5, dtype=th.float64))
     assign([parameter], [bits.view(th.float64)])
     assert th.equal(parameter.detach().view(th.int64), bits)
+
+
+def test_interrupt_at_any_moment_leaves_all_or_none_assigned():
+    for moment in range(1000):
+        parameters = [th.nn.Parameter(th.zeros(())) for _ in range(3)]
+        try:
+            with th.enable_grad(), interrupt_at(moment):
+                assign(parameters, [th.ones(()) for _ in range(3)])
+        except KeyboardInterrupt:
+            assert flatten(parameters).tolist() in ([0.0] * 3, [1.0] * 3)
+        else:
+            break
+    assert moment > 5

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from sb3_trpo.numerics.line_search import Candidate, Judgement, backtrack, judge
 
@@ -76,7 +76,6 @@ def test_errors_pass_through():
         backtrack(evaluate, 0.0, 1.0, 0.5, 3)
 
 
-@settings(deadline=None)
 @given(st.floats(0.05, 0.95), st.integers(1, 15), st.floats(1e-3, 2.0))
 def test_accepted_fraction_is_the_largest_power_inside_the_region(shrinking_factor, max_iterations, largest_inside):
     found = backtrack(lambda f: Candidate(f, f / largest_inside), 0.0, 1.0, shrinking_factor, max_iterations)
