@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -44,7 +43,7 @@ def split_parameters(policy: ActorCriticPolicy) -> ParameterSplit:
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    observation = _blank_observation(policy)
+    observation = _any_observation(policy)
     with evaluation_mode(policy), unvalidated():
         reached = _reached_by_gradient(policy, observation, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
@@ -93,13 +92,9 @@ def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Seque
     return seen
 
 
-def _blank_observation(policy: ActorCriticPolicy) -> PyTorchObs:
-    """Make a batch of one observation of zeros, drawn from no generator and equal on every rank."""
-    space = policy.observation_space
-    if isinstance(space, spaces.Dict):
-        return {key: _zeros(part, policy.device) for key, part in space.spaces.items()}
-    return _zeros(space, policy.device)
-
-
-def _zeros(space: spaces.Space[np.ndarray], device: th.device) -> th.Tensor:
-    return th.as_tensor(np.zeros((1, *(space.shape or ())), dtype=space.dtype), device=device)
+def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+    """Draw a batch of one observation, from a generator of its own: the same one each time, on every rank."""
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
+    observation, _ = policy.obs_to_tensor(space.sample())
+    return observation

@@ -1,8 +1,8 @@
 """
 Training and evaluation mode of a policy during an update.
 
-Dropout and batch norm make a policy more than a function of its parameters. The trust region compares policies in evaluation
-mode; batch norm's running statistics follow the data once per update, after it.
+Dropout, batch norm and their like make a policy more than a function of its parameters. The trust region compares policies in
+evaluation mode. Layers that keep statistics of the data, in buffers, follow it once per update, after the step and the critic.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import nn
 from sb3_trpo.rollout import Transitions
 
 
-def batch_norms(policy: ActorCriticPolicy) -> list[nn.Module]:
+def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
     """
-    Find the layers that keep running statistics of what passes through them.
+    Find the layers whose training mode changes more than their output: batch norm, spectral norm, whatever has buffers.
 
     :param policy: the policy
-    :return: its batch norms, and instance norms that track
+    :return: the layers with buffers of their own
     """
-    return [module for module in policy.modules() if getattr(module, "track_running_stats", False)]
+    return [module for module in policy.modules() if next(module.buffers(recurse=False), None) is not None]
 
 
 @contextmanager
@@ -45,13 +45,13 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Switch on training mode for a while, dropout included, but keep the running statistics, which the policy may share.
+    Switch on training mode for a while, dropout included, but keep all statistics: the policy may share them.
 
     :param policy: the policy, left in evaluation mode
     """
     policy.set_training_mode(True)
-    for module in batch_norms(policy):
-        module.eval()
+    for layer in statistical_layers(policy):
+        layer.eval()
     try:
         yield
     finally:
@@ -61,14 +61,21 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @th.no_grad()
 def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> None:
     """
-    Let every batch norm see the data once, by one pass through policy and critic.
+    Let every layer with statistics see the data once, in one pass through policy and critic.
 
     :param policy: in evaluation mode, and left in it
     :param transitions: the data, at least two
     """
-    for module in batch_norms(policy):
-        module.train()
+    layers = statistical_layers(policy)
+    # a trunk that policy and critic share is passed twice: each layer leaves training mode once it has seen the data
+    handles = [layer.train().register_forward_hook(_leave_training) for layer in layers]
     try:
         policy.evaluate_actions(transitions.observations, transitions.actions)
     finally:
+        for handle in handles:
+            handle.remove()
         policy.set_training_mode(False)
+
+
+def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:
+    layer.eval()

@@ -21,7 +21,7 @@ from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributions import unvalidated
-from sb3_trpo.modes import batch_norms, critic_mode, follow_statistics
+from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -204,8 +204,8 @@ class TRPO(OnPolicyAlgorithm):
         record(self.logger, critic_diagnostics(fit))
 
     def _follow_statistics(self) -> None:
-        """Show the batch norms, if there are any, one chunk spread evenly over the rollout."""
-        if batch_norms(self.policy):
+        """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
+        if statistical_layers(self.policy):
             size = max(2, self._chunk_size())  # a variance needs two
             stride = math.ceil(self.n_steps * self.n_envs / size)
             (spread,) = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)

@@ -134,6 +134,7 @@ def test_dict_observations_work_with_every_option(options, n_envs):
     assert update.log["train/improvement"] > 0.0
     if "sub_sampling_factor" not in options:  # the update saw all that is measured here
         assert 0.0 < update.kl <= 0.01 + ROUNDING
+        assert update.log["train/kl_divergence_loss"] == pytest.approx(update.kl, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("sde_sample_freq", [-1, 4])

@@ -98,7 +98,11 @@ def test_chunks_change_results_by_rounding_only(policy, make_env, options, chunk
 
 
 def test_a_float_of_timesteps_is_fine():
-    assert TRPO("MlpPolicy", RandomEnv(), **SMALL).learn(2e2).num_timesteps == 64 * 4
+    seen = set()
+    model = TRPO("MlpPolicy", RandomEnv(), **SMALL)
+    model.learn(2e2, callback=lambda local, _: seen.add(repr(local["total_timesteps"])) or True)
+    assert model.num_timesteps == 64 * 4
+    assert seen == {"200"}
 
 
 def test_learning_twice_begins_anew_unless_told_to_continue():
