@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
 
 
 class Rule(NamedTuple):
@@ -77,7 +76,7 @@ def require(name: str, value: Any, rule: Rule) -> None:
     """
     try:
         holds = rule.holds(value)
-    except TypeError:  # not even comparable
+    except (TypeError, ValueError):  # not even a number
         holds = False
     if not holds:
         raise ValueError(f"{name} is {value!r}, but must be {rule.allowed}. {rule.advice}")
@@ -93,14 +92,13 @@ def scheduled(name: str, schedule: float | Schedule, progress_remaining: float) 
     :return: the value now
     :raises ValueError: if it is not a number that is allowed
     """
-    if not callable(schedule) and not isinstance(schedule, Real):
-        raise ValueError(f"{name} is {schedule!r}, but must be a number or a function of the progress remaining (1 to 0).")
-    if not callable(schedule):
-        require(name, schedule, CONSTANT_RULES[name])
-        return float(schedule)
-    value = FloatSchedule(schedule)(progress_remaining)
-    require(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
-    return value
+    if callable(schedule):
+        value = schedule(progress_remaining)
+        require(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
+    else:
+        value = schedule
+        require(name, value, CONSTANT_RULES[name])
+    return float(value)
 
 
 def check_batch(n_transitions: int, sub_sampling_factor: int, fisher_subsampling: int, normalize_advantage: bool) -> None:

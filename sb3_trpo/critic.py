@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
-from sb3_trpo.numerics.flat import assign, flatten
+from sb3_trpo.numerics.flat import assign
 
 Minibatch = RolloutBufferSamples | DictRolloutBufferSamples
 
@@ -76,6 +76,7 @@ def fit_critic(
     def put_back() -> None:
         assign(parameters, old_parameters)
         policy.optimizer.load_state_dict(old_optimizer)
+        policy.optimizer.zero_grad()
 
     try:
         losses = [
@@ -83,13 +84,27 @@ def fit_critic(
         ]
         loss = float(th.stack(losses).mean()) if losses else None
         policy.optimizer.zero_grad()
-        finite = not parameters or bool(flatten(parameters).isfinite().all())
-        if not finite:
+        sound = is_sound(policy.optimizer, parameters)
+        if not sound:
             put_back()
     except BaseException:  # an interrupt, too, even one in the midst of the lines above
         put_back()
         raise
-    return CriticFit(FitOutcome.FITTED if finite else FitOutcome.DIVERGED, loss)
+    return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
+
+
+def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
+    """
+    Check parameters and optimizer for finiteness.
+
+    A squared gradient may overflow in Adam's second moment, which stops all learning, while the parameters stay finite.
+
+    :param optimizer: its state counts
+    :param parameters: of the critic
+    :return: whether all numbers are finite
+    """
+    state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, th.Tensor)]
+    return all(bool(tensor.isfinite().all()) for tensor in (*parameters, *state))
 
 
 def descend(

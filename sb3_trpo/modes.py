@@ -64,8 +64,10 @@ def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> No
     Let every layer with statistics see the data once, in one pass through policy and critic.
 
     :param policy: in evaluation mode, and left in it
-    :param transitions: the data, at least two
+    :param transitions: the data; a single one has no variance and is passed over
     """
+    if len(transitions.advantages) < 2:
+        return
     layers = statistical_layers(policy)
     # a trunk that policy and critic share is passed twice: each layer leaves training mode once it has seen the data
     handles = [layer.train().register_forward_hook(_leave_training) for layer in layers]

@@ -98,13 +98,17 @@ def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float,
     return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
 
 
-def require_finite(buffer: RolloutBuffer) -> None:
+def require_finite(buffer: RolloutBuffer, last_observation: Observation | None) -> None:
     """
     Refuse a rollout with numbers that would poison the update.
 
     :param buffer: a full rollout buffer
+    :param last_observation: the one after the last step, whose value the returns build on; ``None`` if not known
     :raises ValueError: if observations, rewards, values, returns or advantages are not finite, naming the first place
     """
+    fault = None if last_observation is None else non_finite_observation(last_observation, buffer.buffer_size)
+    if fault is not None:
+        raise fault
     quantities = {name: getattr(buffer, name) for name in ("rewards", "values", "returns", "advantages")}
     for name, array in (_named(buffer.observations) | quantities).items():
         place = _first_non_finite(array)

@@ -163,7 +163,7 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed
         """
-        require_finite(self.rollout_buffer)
+        require_finite(self.rollout_buffer, self._last_obs)
         target_kl, ent_coef, _ = (self._scheduled(name) for name in ("target_kl", "ent_coef", "learning_rate"))
         self._update_learning_rate(self.policy.optimizer)
         split = self._split_parameters()

@@ -1,5 +1,6 @@
 """Contract: the step moves what shapes the actions, the critic the rest, whatever the policy is made of."""
 
+import copy
 import warnings
 from functools import partial
 
@@ -320,13 +321,16 @@ def test_batch_norm_works_with_chunks_of_one():
     assert one_update(make(chunk_size=1)).log["train/outcome"] == "accepted"
 
 
-def test_the_critic_leaves_the_buffers_of_shared_layers_alone():
+def test_other_statistics_of_shared_layers_follow_once_per_update_too():
     model = custom(partial(TrunkAndTowers, layer=lambda width: spectral_norm(nn.Linear(width, width))))()
     one_update(model)
-    buffers = {name: buffer.clone() for name, buffer in model.policy.named_buffers()}
-    assert buffers
+    layer = model.policy.mlp_extractor.trunk[1]
+    once = copy.deepcopy(layer).train()
+    once(th.zeros(2, 16))  # one power iteration
     critic_fit(model)
-    assert all(th.equal(buffer, buffers[name]) for name, buffer in model.policy.named_buffers())
+    assert list(layer.buffers())
+    for (name, buffer), expected in zip(layer.named_buffers(), once.buffers(), strict=True):
+        assert th.equal(buffer, expected), name
 
 
 @pytest.mark.parametrize("share", [True, False])

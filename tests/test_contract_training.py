@@ -200,17 +200,18 @@ def test_no_reward_and_a_zero_critic_give_no_step(action_space, gamma):
     assert not update.moved
 
 
-@pytest.mark.parametrize("gamma", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("gamma", [0.9, 0.97])
 def test_rounding_errors_of_a_perfect_critic_give_no_step(gamma):
     class ConstantReward(RandomEnv):
         def step(self, action):
             observation, _, _, truncated, info = super().step(action)
-            return observation, 0.1, False, truncated, info
+            return observation, 0.3, False, truncated, info
 
     model = TRPO("MlpPolicy", ConstantReward(), gamma=gamma, **SMALL)
     th.nn.init.zeros_(model.policy.value_net.weight)
-    th.nn.init.constant_(model.policy.value_net.bias, 0.1 / (1.0 - gamma))
+    th.nn.init.constant_(model.policy.value_net.bias, 0.3 / (1.0 - gamma))
     update = one_update(model)
+    assert model.rollout_buffer.advantages.std() > 0.0
     assert update.log["train/outcome"] == "zero gradient"
     assert all("value_net" in name for name in update.moved)
 

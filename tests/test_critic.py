@@ -178,6 +178,19 @@ def test_an_update_whose_critic_diverges_keeps_the_policy_step_and_says_so(capsy
     )
 
 
+def test_the_optimizer_follows_the_schedule_of_the_learning_rate():
+    seen = []
+
+    def schedule(progress_remaining):
+        seen.append(1e-4 + 1e-3 * progress_remaining)
+        return seen[-1]
+
+    model = trained(learning_rate=schedule)
+    assert seen[-1] == 1e-4  # at the end of all steps
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-4
+    assert model.logger.name_to_value["train/learning_rate"] == 1e-4
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, ArithmeticError])
 def test_an_interrupted_fit_is_undone_bit_for_bit(fault):
     model = trained()

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO
-from sb3_trpo.modes import batch_norms, critic_mode, evaluation_mode, follow_statistics
+from sb3_trpo.modes import critic_mode, evaluation_mode, follow_statistics, statistical_layers
 from sb3_trpo.rollout import Transitions
 
 N_STEPS = 16
@@ -39,12 +39,12 @@ def training(policy, kind) -> set[bool]:
 
 
 def statistics(policy) -> list[th.Tensor]:
-    return [buffer.clone() for norm in batch_norms(policy) for buffer in norm.buffers()]
+    return [buffer.clone() for norm in statistical_layers(policy) for buffer in norm.buffers()]
 
 
-def test_batch_norms_are_those_that_track():
+def test_statistical_layers_are_those_that_track():
     policy = make().policy
-    assert batch_norms(policy) == [policy.pi_features_extractor.norm, policy.vf_features_extractor.norm]
+    assert statistical_layers(policy) == [policy.pi_features_extractor.norm, policy.vf_features_extractor.norm]
     policy.extra = th.nn.ModuleList(
         [
             th.nn.BatchNorm1d(2, track_running_stats=False),
@@ -53,7 +53,7 @@ def test_batch_norms_are_those_that_track():
             th.nn.LayerNorm(2),
         ]
     )
-    assert batch_norms(policy)[2:] == [policy.extra[2]]
+    assert statistical_layers(policy)[2:] == [policy.extra[2]]
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -93,8 +93,8 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     parameters = [value.detach().clone() for value in policy.parameters()]
     random_state = th.get_rng_state()
     follow_statistics(policy, transitions)
-    assert len(batch_norms(policy)) == 1 if share else 2
-    for norm in batch_norms(policy):
+    assert len(statistical_layers(policy)) == 1 if share else 2
+    for norm in statistical_layers(policy):
         assert int(norm.num_batches_tracked) == 1
         assert th.allclose(norm.running_mean, 0.1 * observations.mean(0))
         assert th.allclose(norm.running_var, 0.9 + 0.1 * observations.var(0))
@@ -152,7 +152,7 @@ def test_statistics_follow_once_per_update(share, chunk_size):
     model = make(share, chunk_size=chunk_size, n_critic_updates=2)
     for n_updates in (1, 2):
         model.learn(N_STEPS, reset_num_timesteps=False)
-        for norm in batch_norms(model.policy):
+        for norm in statistical_layers(model.policy):
             assert int(norm.num_batches_tracked) == n_updates
             mean = 2.5 * (1.0 - 0.9**n_updates)  # of observations between 2 and 3
             assert norm.running_mean.tolist() == pytest.approx([mean] * 3, rel=0.2)

@@ -337,7 +337,7 @@ def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseExc
 @settings(max_examples=40)
 @given(
     cases(),
-    st.sampled_from(["get_distribution", "predict_values", "step"]),
+    st.sampled_from(["get_distribution", "get_distribution", "predict_values", "step"]),
     st.floats(0.0, 1.0, exclude_max=True),
     st.sampled_from([InjectedError, KeyboardInterrupt]),
     st.booleans(),
@@ -351,9 +351,11 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
 
     with pytest.raises(fault):
         train_with(model, name, int(when * n_calls), fault, late)
-    moved = changed(before, parameters(model))
-    assert moved <= names
-    assert not moved or not changed(parameters(model), parameters(finished)) & names
+    if name == "get_distribution":  # only the policy step calls it: it was not finished
+        assert not changed(before, parameters(model))
+    else:
+        assert changed(before, parameters(model)) <= names
+        assert not changed(parameters(finished), parameters(model)) & names
     assert same(model.policy.optimizer.state_dict(), optimizer)
     assert th.distributions.Distribution._validate_args is validates
     assert not any(module.training for module in model.policy.modules())

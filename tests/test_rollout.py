@@ -245,17 +245,6 @@ def test_discrete_actions_are_indices():
     assert chunk().actions.shape == (N_STEPS * N_ENVS,)
 
 
-def test_splitting_draws_nothing_from_a_generator():
-    buffer = filled()
-    np.random.seed(1)
-    th.manual_seed(1)
-    split_rollout(buffer, 2, 4, normalize_advantage=True)
-    drawn = np.random.random(), th.rand(1)
-    np.random.seed(1)
-    th.manual_seed(1)
-    assert drawn == (np.random.random(), th.rand(1))
-
-
 def test_chunks_can_be_read_again_and_stay_the_same():
     chunks = split_rollout(filled(), 1, 5, normalize_advantage=True)
     first, again = ([chunk().advantages for chunk in chunks] for _ in range(2))

@@ -95,8 +95,8 @@ def test_sampled_hyperparameters_are_keywords_of_our_class():
 
 def test_schedules_in_a_configuration_become_functions(run_zoo, tmp_path):
     (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 32, batch_size: 32}")
-    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml",
-            "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'")  # fmt: skip
+    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--eval-freq", -1,
+            "-conf", tmp_path / "conf.yml", "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'")  # fmt: skip
     model = TRPO.load(tmp_path / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
     assert (model.target_kl(0.5), model.ent_coef(0.25)) == (0.02, 0.0025)
     assert model.n_steps == 32, "--conf-file goes before our own settings"

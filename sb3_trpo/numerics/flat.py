@@ -41,4 +41,5 @@ def assign(parameters: Sequence[th.Tensor], values: Sequence[th.Tensor]) -> None
     :param parameters: tensors to overwrite
     :param values: as many tensors of the same shapes
     """
-    th._foreach_copy_(list(parameters), list(values))
+    if parameters:
+        th._foreach_copy_(list(parameters), list(values))
