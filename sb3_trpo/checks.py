@@ -28,10 +28,12 @@ RULES: dict[str, Rule] = {
     "batch_size": Rule(_count(1), "an integer >= 1", "The default is 128."),
     "n_critic_updates": Rule(_count(0), "an integer >= 0", "The default is 10."),
     "cg_max_steps": Rule(_count(1), "an integer >= 1", "The default is 15."),
-    "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 0.1."),
-    "cg_residual_tol": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 1e-5; 0 never stops early."),
+    "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 0.1."),
+    "cg_residual_tol": Rule(
+        lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 1e-5; 0 never stops early."
+    ),
     "line_search_max_iter": Rule(_count(1), "an integer >= 1", "The default is 10."),
-    "line_search_shrinking_factor": Rule(lambda v: 0.0 < v < 1.0, "inside (0, 1)", "The default is 0.8."),
+    "line_search_shrinking_factor": Rule(lambda v: 0.0 < v < 1.0, "a number, inside (0, 1)", "The default is 0.8."),
     "sub_sampling_factor": Rule(_count(1), "an integer >= 1", "1 uses every transition."),
     "fisher_subsampling": Rule(_count(1), "an integer >= 1", "1 uses every state."),
     "chunk_size": Rule(lambda v: v is None or _count(1)(v), "None or an integer >= 1", "None chooses by observation size."),
@@ -40,15 +42,15 @@ RULES: dict[str, Rule] = {
 
 
 SCHEDULE_RULES: dict[str, Rule] = {
-    "target_kl": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "At 0 the policy stays as it is."),
-    "ent_coef": Rule(math.isfinite, "finite", "The default is 0.0."),
-    "learning_rate": Rule(lambda v: 0.0 <= v < math.inf, "finite and >= 0", "The default is 1e-3."),
+    "target_kl": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "At 0 the policy stays as it is."),
+    "ent_coef": Rule(math.isfinite, "a number, finite", "The default is 0.0."),
+    "learning_rate": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 1e-3."),
 }
 """For the value of a schedule at any time."""
 CONSTANT_RULES: dict[str, Rule] = {
     **SCHEDULE_RULES,
     "target_kl": Rule(
-        lambda v: 0.0 < v < math.inf, "finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
+        lambda v: 0.0 < v < math.inf, "a number, finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
     ),
 }
 """For a setting that may be a schedule and is not."""

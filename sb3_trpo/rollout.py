@@ -98,7 +98,7 @@ def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float,
     return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
 
 
-def require_finite(buffer: RolloutBuffer, last_observation: Observation | None) -> None:
+def require_finite(buffer: RolloutBuffer, last_observation: Observation | None = None) -> None:
     """
     Refuse a rollout with numbers that would poison the update.
 

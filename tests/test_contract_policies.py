@@ -292,6 +292,17 @@ def test_the_policy_step_is_deterministic_under_dropout():
         assert not moved_since(first, model.policy)
 
 
+@pytest.mark.parametrize("with_buffer", [False, True])
+def test_the_critic_drops_out_in_every_minibatch(with_buffer):
+    model = mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.Dropout})()
+    extractor, training = model.policy.vf_features_extractor, []
+    if with_buffer:
+        extractor.register_buffer("constant", th.ones(1))
+    extractor.layers[0].register_forward_hook(lambda layer, *_: training.append(layer.training))
+    one_update(model)
+    assert training.count(True) >= 4  # two passes of two
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -106,10 +106,17 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
 def test_following_ends_in_evaluation_mode_whatever_happens():
     policy = make().policy
     policy.set_training_mode(False)
-    one = Transitions(th.zeros(1, 3), th.zeros(1, 2), th.zeros(1), th.zeros(1))
-    with pytest.raises(ValueError, match="more than 1 value"):
-        follow_statistics(policy, one)
+    misshapen = Transitions(th.zeros(2, 5), th.zeros(2, 2), th.zeros(2), th.zeros(2))
+    with pytest.raises(RuntimeError, match="running_mean"):
+        follow_statistics(policy, misshapen)
     assert training(policy, th.nn.Module) == {False}
+
+
+def test_one_transition_has_no_variance_to_follow():
+    policy = make().policy
+    before = statistics(policy)
+    follow_statistics(policy, Transitions(th.zeros(1, 3), th.zeros(1, 2), th.zeros(1), th.zeros(1)))
+    assert all(map(th.equal, before, statistics(policy)))
 
 
 @pytest.mark.parametrize("share", [False, True])
