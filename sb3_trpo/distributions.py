@@ -126,9 +126,14 @@ class ProductOfBernoullis:
 
 
 def _relative_entropy(old_log: th.Tensor, new_log: th.Tensor) -> th.Tensor:
-    """Give each option's term ``p_old (log p_old - log p_new)``, 0 where ``p_old`` is: there the logarithms are infinite."""
-    old = old_log.exp()
-    return th.where(old > 0.0, old * (old_log - new_log), 0.0)
+    """
+    Give each option's term ``p_old (log p_old - log p_new) - p_old + p_new``; the last two sum to 0 over the options.
+
+    With ``d = log p_new - log p_old`` this is ``p_old (expm1(d) - d)``, never negative, and rounding errors of d enter times d
+    only: the small steps of a trust region keep their digits. Where ``p_old`` is 0, so is all but ``p_new``.
+    """
+    old, difference = old_log.exp(), new_log - old_log
+    return th.where(old > 0.0, old * (difference.expm1() - difference), new_log.exp())
 
 
 @singledispatch

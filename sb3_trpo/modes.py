@@ -51,7 +51,7 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
     policy.set_training_mode(True)
     for layer in statistical_layers(policy):
-        layer.eval()
+        layer.training = False  # of itself: a dropout inside it stays on
     try:
         yield
     finally:
@@ -61,16 +61,17 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @th.no_grad()
 def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> None:
     """
-    Let every layer with statistics see the data once, in one pass through policy and critic.
+    Let every layer with statistics see the data once, in one pass through policy and critic without dropout.
 
     :param policy: in evaluation mode, and left in it
     :param transitions: the data; a single one has no variance and is passed over
     """
     if len(transitions.advantages) < 2:
         return
-    layers = statistical_layers(policy)
-    # a trunk that policy and critic share is passed twice: each layer leaves training mode once it has seen the data
-    handles = [layer.train().register_forward_hook(_leave_training) for layer in layers]
+    handles = []
+    for layer in statistical_layers(policy):
+        layer.training = True
+        handles.append(layer.register_forward_hook(_leave_training))
     try:
         policy.evaluate_actions(transitions.observations, transitions.actions)
     finally:
@@ -80,4 +81,5 @@ def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> No
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:
-    layer.eval()
+    """Let a layer see the data once, though a trunk that policy and critic share is passed twice."""
+    layer.training = False

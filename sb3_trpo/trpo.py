@@ -316,6 +316,9 @@ class TRPO(OnPolicyAlgorithm):
     def _scheduled(self, name: str) -> float:
         return scheduled(name, getattr(self, name), self._current_progress_remaining)
 
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_advised"]  # whoever loads the model has not read the advice
+
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may overshoot the total; schedules end at 0 all the same.
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
