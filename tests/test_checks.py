@@ -18,7 +18,7 @@ from sb3_trpo import TRPO, MlpPolicy
 INF, NAN = math.inf, math.nan
 COUNTS = ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "fisher_subsampling")
 SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
-WRONG_TYPES = ("0.01", [0.01], 0.01j, b"1")
+WRONG_TYPES = ("0.01", [0.01], 0.01j, b"1", np.zeros(2))
 
 
 class Untouchable(RandomEnv):
@@ -53,7 +53,7 @@ def bad_settings():
     yield from ((name, value, "a number") for name in SCHEDULES for value in (None, *WRONG_TYPES))
 
 
-@pytest.mark.parametrize(("name", "value", "allowed"), bad_settings())
+@pytest.mark.parametrize(("name", "value", "allowed"), list(bad_settings()))
 def test_a_bad_setting_is_refused_before_the_environment_is_used(name, value, allowed):
     with pytest.raises(ValueError, match=rf"^{name} ") as refusal:
         small(**{name: value})
@@ -66,7 +66,7 @@ def assert_names_value(refusal, value):
     assert any(f"is {given!r}" in str(refusal.value) for given in (value, float(value) if isinstance(value, int) else value))
 
 
-@pytest.mark.parametrize(("name", "value"), {name: value for name, value, _ in bad_settings()}.items())
+@pytest.mark.parametrize(("name", "value"), list({name: value for name, value, _ in bad_settings()}.items()))
 def test_a_bad_setting_is_refused_when_loading(name, value):
     file = io.BytesIO()
     small().save(file)
@@ -92,7 +92,7 @@ def test_a_bad_setting_is_refused_when_loading(name, value):
         {"ent_coef": np.float32(0.01), "cg_damping": np.float32(0.1)},
         {"ent_coef": -0.01, "learning_rate": 0.0, "target_kl": lambda progress: 0.01 * progress},
     ],
-    ids=repr,
+    ids="-".join,
 )
 def test_settings_at_the_edge_of_what_is_allowed_train(settings):
     n_steps = settings.get("n_steps", 16)

@@ -153,8 +153,9 @@ def test_a_fit_to_wild_returns_ends_sound_or_is_undone_bit_for_bit(returns, fres
 
 
 @pytest.mark.parametrize("n_critic_updates", [3, 0])
-def test_a_huge_learning_rate_is_undone_and_named(n_critic_updates):
-    model = trained(n_critic_updates=n_critic_updates)
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.SGD])
+def test_a_huge_learning_rate_is_undone_and_named(n_critic_updates, optimizer_class):
+    model = trained(policy_kwargs={"optimizer_class": optimizer_class}, n_critic_updates=n_critic_updates)
     before, optimizer = copies(model), optimizer_state(model)
     for group in model.policy.optimizer.param_groups:
         group["lr"] = optimizer["param_groups"][0]["lr"] = 1e30
@@ -216,12 +217,15 @@ def test_an_interrupted_fit_is_undone_bit_for_bit(fault):
         (th.optim.RMSprop, {"weight_decay": 0.5, "momentum": 0.9}),
     ],
 )
-def test_weight_decay_and_momentum_reach_the_critic_only(optimizer_class, optimizer_kwargs):
-    model = trained(policy_kwargs={"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs})
+@pytest.mark.parametrize("share", [False, True])
+def test_weight_decay_and_momentum_reach_the_critic_only(optimizer_class, optimizer_kwargs, share):
+    optimizer = {"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs}
+    model = trained(DICT if share else VECTOR, {"share_features_extractor": share, **optimizer})
     before = copies(model)
     fit(model)
     moved = {name for name, value in copies(model).items() if not th.equal(value, before[name])}
     assert moved == set(critic_of(model.policy))
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
 
 
 def test_gradients_left_by_others_do_not_move_the_policy():
@@ -256,8 +260,9 @@ def test_no_passes_leave_the_critic_alone_and_report_no_loss():
     assert "train/value_loss" not in model.logger.name_to_value
 
 
-def test_a_frozen_critic_reports_its_loss_and_stays():
-    model = trained()
+@pytest.mark.parametrize(("space", "policy_kwargs"), [(VECTOR, {}), (DICT, {"share_features_extractor": True})])
+def test_a_frozen_critic_reports_its_loss_and_stays(space, policy_kwargs):
+    model = trained(space, policy_kwargs)
     for parameter in critic_of(model.policy).values():
         parameter.requires_grad_(False)
     before = copies(model)

@@ -244,6 +244,15 @@ def test_features_that_are_nan_for_a_blank_observation_hide_nothing():
     assert names(make(features_extractor_class=Direction)) == names(make())
 
 
+@pytest.mark.parametrize("bound", [np.inf, float(np.finfo(np.float32).max), 1e30])
+@pytest.mark.parametrize("activation_fn", [th.nn.Tanh, th.nn.ReLU])
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX_ACTION], ids=["discrete", "box"])
+def test_bounds_that_no_observation_comes_near_hide_nothing(bound, activation_fn, action_space):
+    wide = spaces.Box(-bound, bound, (100,), np.float32)
+    policy = make(observation_space=wide, action_space=action_space, activation_fn=activation_fn)
+    assert names(policy) == names(make(action_space=action_space))
+
+
 class Constant(MlpPolicy):
     """Its distribution ignores the observation: only the bias of the last layer acts."""
 
@@ -265,16 +274,30 @@ def test_splitting_leaves_no_trace(arguments, prefixes, training):
     for parameter in policy.parameters():
         parameter.grad = th.full_like(parameter, 0.5)
     parameters, before = list(policy.parameters()), snapshot(policy)
-    random_states, validates = th.get_rng_state(), th.distributions.Distribution._validate_args
+    random_state = th.get_rng_state()
     np.random.seed(0)
+    policy.observation_space.seed(0)
+    sample = str(policy.observation_space.sample())
+    policy.observation_space.seed(0)
     split_parameters(policy)
+    assert str(policy.observation_space.sample()) == sample
     assert np.random.random() == np.random.RandomState(0).random()
-    assert th.equal(th.get_rng_state(), random_states)
-    assert th.distributions.Distribution._validate_args is validates
+    assert th.equal(th.get_rng_state(), random_state)
+    assert th.distributions.Distribution._validate_args is __debug__  # torch's default
     assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
     assert all((parameter.grad == 0.5).all() for parameter in parameters)
     assert unchanged(policy, before)
     assert all(module.training is training for module in policy.modules())
+
+
+def test_every_split_looks_at_the_same_observation():
+    policy, seen = make(), []
+    get_distribution = policy.get_distribution
+    policy.get_distribution = lambda observation: seen.append(observation) or get_distribution(observation)
+    split_parameters(policy)
+    split_parameters(policy)
+    assert len(seen) >= 4
+    assert all(th.equal(seen[0], observation) for observation in seen)
 
 
 def test_splitting_neither_drops_out_nor_moves_statistics():

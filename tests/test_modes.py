@@ -84,6 +84,24 @@ def test_critic_mode_drops_out_but_keeps_statistics_and_ends_in_evaluation_mode(
     assert training(policy, th.nn.Module) == {False}
 
 
+class Wrapped(th.nn.Module):
+    """Keeps a statistic of its own, and dropout and batch norm inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", th.zeros(()))
+        self.inside = th.nn.Sequential(th.nn.Dropout(0.5), th.nn.BatchNorm1d(3))
+
+
+def test_dropout_inside_a_layer_with_statistics_stays_on_in_critic_mode():
+    policy = make().policy
+    policy.wrapped = Wrapped()
+    with critic_mode(policy):
+        assert policy.wrapped.inside[0].training
+        assert not policy.wrapped.training
+        assert not policy.wrapped.inside[1].training
+
+
 @pytest.mark.parametrize("share", [False, True])
 def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     policy = make(share).policy
@@ -93,7 +111,7 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     parameters = [value.detach().clone() for value in policy.parameters()]
     random_state = th.get_rng_state()
     follow_statistics(policy, transitions)
-    assert len(statistical_layers(policy)) == 1 if share else 2
+    assert len(statistical_layers(policy)) == (1 if share else 2)
     for norm in statistical_layers(policy):
         assert int(norm.num_batches_tracked) == 1
         assert th.allclose(norm.running_mean, 0.1 * observations.mean(0))
@@ -101,6 +119,21 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     assert all(map(th.equal, parameters, policy.parameters()))
     assert th.equal(th.get_rng_state(), random_state)  # no dropout
     assert training(policy, th.nn.Module) == {False}
+
+
+def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
+    policy = make().policy
+    policy.vf_features_extractor = policy.pi_features_extractor
+    policy.set_training_mode(False)
+    observations = th.rand(10, 3)
+    transitions = Transitions(observations, th.zeros(10, 2), th.zeros(10), th.zeros(10))
+    follow_statistics(policy, transitions)
+    (norm,) = statistical_layers(policy)
+    assert int(norm.num_batches_tracked) == 1
+    policy.set_training_mode(True)
+    for _ in range(2):
+        norm(observations)
+    assert int(norm.num_batches_tracked) == 3
 
 
 def test_following_ends_in_evaluation_mode_whatever_happens():

@@ -28,17 +28,17 @@ from sb3_trpo import TRPO
 
 
 class Extractor(BaseFeaturesExtractor):
-    """A layer with parameters on any observation, and NaN in one state at ``poison`` calls after its weights have moved."""
+    """A layer with parameters on any observation, and NaN in one state at ``poison`` calls made while ``moved()`` is true."""
 
     def __init__(self, observation_space):
         super().__init__(observation_space, 6)
         self.linear = th.nn.Linear(get_flattened_obs_dim(observation_space), 6)
-        self.anchor, self.poison = None, 0
+        self.moved, self.poison = None, 0
 
     def forward(self, observations):
         parts = observations.values() if isinstance(observations, dict) else [observations]
         features = self.linear(th.cat([part.flatten(1) for part in parts], 1)).tanh()
-        if self.poison and not th.equal(self.linear.weight, self.anchor):
+        if self.poison and self.moved():
             self.poison -= 1
             features = features.index_fill(0, th.zeros(1, dtype=th.long), th.nan)
         return features
@@ -67,7 +67,8 @@ def boxes(shapes):
 VECTORS = boxes([(1,), (2,), (3,), (5,), (2, 3)])
 DICTS = VECTORS.map(lambda box: spaces.Dict(vector=box, choice=spaces.Discrete(3)))
 ACTIONS = st.one_of(
-    boxes([(1,), (2,), (3,), (4,), (5,), (2, 2)]),
+    boxes([(1,), (2,), (3,)]),  # twice as often: it comes with and without gSDE and squashing
+    boxes([(4,), (5,), (2, 2)]),
     st.integers(2, 5).map(spaces.Discrete),
     st.lists(st.integers(2, 4), min_size=1, max_size=4).map(spaces.MultiDiscrete),
     st.integers(1, 5).map(spaces.MultiBinary),
@@ -223,7 +224,7 @@ def parameters(model: TRPO) -> dict[str, th.Tensor]:
 
 def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
     """Name the parameters that are not bit for bit the same."""
-    return {name for name in before if not th.equal(before[name].view(th.int32), after[name].view(th.int32))}
+    return {name for name in before if before[name].numpy().tobytes() != after[name].numpy().tobytes()}
 
 
 def policy_side(model: TRPO, batch: Batch) -> set[str]:
@@ -263,6 +264,7 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
 
         log, target_kl, ent_coef = model.logger.name_to_value, case.settings["target_kl"], case.settings["ent_coef"]
         outcomes[log["train/outcome"]] += 1
+        assert log["train/n_rejected_steps"] == (log["train/outcome"] != "accepted")
         accepted = log["train/outcome"] == "accepted"
         kl = mean_kl(old, model.policy, batch)
         (old_surrogate, _), (new_surrogate, size) = (surrogate(policy, batch, ent_coef) for policy in (old, model.policy))
@@ -338,7 +340,7 @@ def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseExc
 @given(
     cases(),
     st.sampled_from(["get_distribution", "get_distribution", "predict_values", "step"]),
-    st.floats(0.0, 1.0, exclude_max=True),
+    st.floats(0.0, 1.0, exclude_max=True) | st.just(0.999),  # the last calls are those of the line search
     st.sampled_from([InjectedError, KeyboardInterrupt]),
     st.booleans(),
 )
@@ -347,7 +349,6 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
     n_calls = train_with(finished, name, None, fault, late)
     batch, (before, optimizer) = read(model), state(model)
     names = policy_side(model, batch)
-    validates = th.distributions.Distribution._validate_args
 
     with pytest.raises(fault):
         train_with(model, name, int(when * n_calls), fault, late)
@@ -357,7 +358,7 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
         assert changed(before, parameters(model)) <= names
         assert not changed(parameters(finished), parameters(model)) & names
     assert same(model.policy.optimizer.state_dict(), optimizer)
-    assert th.distributions.Distribution._validate_args is validates
+    assert th.distributions.Distribution._validate_args is __debug__  # torch's default
     assert not any(module.training for module in model.policy.modules())
     assert not any(value.grad is not None for value in model.policy.parameters())
 
@@ -383,7 +384,7 @@ def test_a_candidate_with_nan_is_never_taken():
         n_candidates, factor = case.settings["line_search_max_iter"], case.settings["line_search_shrinking_factor"]
         n_chunks = chunks_of(model)
         extractor = model.policy.pi_features_extractor
-        extractor.anchor, extractor.poison = extractor.linear.weight.detach().clone(), n_poisoned * n_chunks
+        extractor.moved, extractor.poison = lambda: changed(before, parameters(model)) & names, n_poisoned * n_chunks
         model.train()
 
         log = model.logger.name_to_value
@@ -403,6 +404,19 @@ def test_a_candidate_with_nan_is_never_taken():
     assert outcomes["non-finite surrogate or KL"] >= 10
 
 
+def to_float64(policy) -> None:
+    def cast(observations):
+        return (
+            {key: part.double() for key, part in observations.items()}
+            if isinstance(observations, dict)
+            else observations.double()
+        )
+
+    policy.double()
+    for extractor in {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}:
+        extractor.register_forward_pre_hook(lambda _, inputs: (cast(inputs[0]),))
+
+
 def chunks_of(model: TRPO) -> int:
     n_transitions = -(-model.n_steps * model.n_envs // model.sub_sampling_factor)
     return -(-n_transitions // (model.chunk_size or n_transitions))
@@ -411,13 +425,17 @@ def chunks_of(model: TRPO) -> int:
 @settings(max_examples=40)
 @given(cases(chunk_size=st.none(), cg_damping=st.floats(0.1, 1.0), line_search_max_iter=st.just(30)), st.integers(1, 24))
 def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
+    """In float64, for conjugate gradient may turn the rounding of float32 into digits that show."""
     whole, chunked = build(case), build(case._replace(settings={**case.settings, "chunk_size": chunk_size}))
+    for model in (whole, chunked):
+        to_float64(model.policy)
     before, names = parameters(whole), policy_side(whole, read(whole))
     whole.train()
     chunked.train()
     step, other = (
         th.cat([(parameters(model)[name] - before[name]).flatten() for name in sorted(names)]) for model in (whole, chunked)
     )
-    assert (step - other).norm() <= 1e-3 * step.norm()
+    assert step.dtype is th.float64
+    assert (step - other).norm() <= 1e-6 * step.norm()
     for key in ("train/outcome", "train/line_search_steps"):
         assert whole.logger.name_to_value[key] == chunked.logger.name_to_value[key]
