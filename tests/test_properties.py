@@ -7,7 +7,9 @@ log-probabilities from SB3's ``evaluate_actions``, and does its arithmetic in fl
 
 import copy
 import io
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -24,6 +26,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_divergence
 
+import sb3_trpo
 from sb3_trpo import TRPO
 
 
@@ -371,6 +374,47 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
         fill(survivor, case)
         survivor.train()
     assert not changed(parameters(model), parameters(loaded))
+
+
+def train_until_line(model: TRPO, fault_at: int | None) -> int:
+    """Train with a KeyboardInterrupt before one line of the package, as a signal would come; give the number of lines."""
+    lines, tracer_before, package = 0, sys.gettrace(), str(Path(sb3_trpo.__file__).parent)
+
+    def tracer(frame, kind, _):
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        if kind == "line":
+            lines += 1
+            if lines - 1 == fault_at:
+                raise KeyboardInterrupt
+        return tracer
+
+    sys.settrace(tracer)
+    try:
+        model.train()
+    finally:
+        sys.settrace(tracer_before)
+    return lines
+
+
+@settings(max_examples=40)
+@given(cases(), st.floats(0.0, 1.0, exclude_max=True))
+def test_an_interrupt_before_any_line_leaves_whole_steps_only(case, when):
+    finished, model = build(case), build(case)
+    batch, (before, optimizer) = read(model), state(model)
+    names = policy_side(model, batch)
+    n_lines = train_until_line(finished, None)
+    with pytest.raises(KeyboardInterrupt):
+        train_until_line(model, int(when * n_lines))
+    after, optimizer_after = state(model)
+    from_before, from_finished = changed(before, after), changed(parameters(finished), after)
+    assert not from_before & names or not from_finished & names
+    if from_before - names:
+        assert not from_finished - names
+        assert same(optimizer_after, finished.policy.optimizer.state_dict())
+    else:
+        assert same(optimizer_after, optimizer)
 
 
 def test_a_candidate_with_nan_is_never_taken():

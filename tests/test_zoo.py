@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,26 +20,28 @@ CONTRIB_TARGET_KL = 0.01
 MUJOCO_V5 = sorted(name for name, spec in gym.registry.items() if name.endswith("-v5") and "mujoco" in str(spec.entry_point))
 
 
-@pytest.fixture
-def run_zoo(monkeypatch, tmp_path):
-    """Calls RL Zoo as the command line does, logging to a temporary folder."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        zoo.main()
-
-    monkeypatch.setattr(exp_manager, "ExperimentManager", exp_manager.ExperimentManager)
+def call_zoo(monkeypatch, folder, *arguments):
+    """Calls RL Zoo as the command line does, in this process."""
+    monkeypatch.setattr(exp_manager, "ExperimentManager", exp_manager.ExperimentManager)  # to be put back
     for module in ("rl_zoo3.train", "rl_zoo3.enjoy"):  # they bind the manager when imported
         monkeypatch.delitem(sys.modules, module, raising=False)
-    return run
+    monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+    monkeypatch.chdir(folder)
+    zoo.main()
 
 
 @pytest.fixture
-def trained(run_zoo, tmp_path):
-    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 2048, "-f", tmp_path, "--seed", 0, "--eval-freq", 1000,
-            "--save-freq", 1000, "-params", "n_critic_updates:2")  # fmt: skip
-    return tmp_path / "trpo" / "CartPole-v1_1"
+def run_zoo(monkeypatch, tmp_path):
+    return partial(call_zoo, monkeypatch, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call_zoo(monkeypatch, logs, "train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 2048, "-f", logs, "--seed", 0,
+                 "--eval-freq", 1000, "--save-freq", 1000, "-params", "n_critic_updates:2")  # fmt: skip
+    return logs / "trpo" / "CartPole-v1_1"
 
 
 def test_training_uses_our_class_and_our_settings(trained):
@@ -50,19 +53,19 @@ def test_training_uses_our_class_and_our_settings(trained):
     assert {path.name for path in trained.iterdir()} >= {"best_model.zip", "rl_model_1000_steps.zip", "evaluations.npz"}
 
 
-def test_enjoy_loads_our_class(trained, run_zoo, tmp_path, monkeypatch, capsys):
+def test_enjoy_loads_our_class(trained, run_zoo, monkeypatch, capsys):
     loaded = []
     load = BaseAlgorithm.load.__func__
     monkeypatch.setattr(
         TRPO, "load", classmethod(lambda cls, *args, **kwargs: loaded.append(cls) or load(cls, *args, **kwargs))
     )
-    run_zoo("enjoy", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--no-render", "-n", 600)
+    run_zoo("enjoy", "--algo", "trpo", "--env", "CartPole-v1", "-f", trained.parents[1], "--no-render", "-n", 600)
     assert loaded == [TRPO]
     assert "Mean reward" in capsys.readouterr().out
 
 
-def test_report_evaluates_draws_and_says_where_everything_is(trained, run_zoo, tmp_path, capsys):
-    run_zoo("report", "--env", "CartPole-v1", "-f", tmp_path, "--episodes", 3)
+def test_report_evaluates_draws_and_says_where_everything_is(trained, run_zoo, capsys):
+    run_zoo("report", "--env", "CartPole-v1", "-f", trained.parents[1], "--episodes", 3)
     printed = capsys.readouterr().out
     assert "over 3 episodes" in printed
     assert str(trained / "CartPole-v1.zip") in printed
@@ -107,11 +110,11 @@ def test_an_unknown_script_is_refused_with_the_known_ones(run_zoo):
         run_zoo("trian")
 
 
-def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo, tmp_path, monkeypatch):
+def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo, monkeypatch):
     commands = []
     monkeypatch.setattr(subprocess, "call", lambda command, **_: commands.append(command) or 0)
     monkeypatch.setattr("os.system", lambda _: 0)
-    run_zoo("record_training", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path)
+    run_zoo("record_training", "--algo", "trpo", "--env", "CartPole-v1", "-f", trained.parents[1])
     assert len(commands) >= 3
     assert all(command[:4] == [sys.executable, "-m", "sb3_trpo.zoo", "record_video"] for command in commands)
 
