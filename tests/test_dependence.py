@@ -16,6 +16,7 @@ DICT = spaces.Dict({"vector": VECTOR, "image": IMAGE, "choice": spaces.Discrete(
 
 
 def make(policy_class=MlpPolicy, observation_space=VECTOR, action_space=DISCRETE, **kwargs):
+    th.manual_seed(0)
     return policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
 
 
@@ -206,6 +207,51 @@ def test_a_module_with_several_names_is_left_as_it_was(policy_class):
     split_parameters(policy)
     assert unchanged(policy, before)
     assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
+
+
+class Routed(BaseFeaturesExtractor):
+    """Passes an observation to one of two layers by its sign, as a multi-task policy does by the task."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.layers = th.nn.ModuleList([th.nn.Linear(3, 4), th.nn.Linear(3, 4)])
+
+    def forward(self, observations):
+        positive = observations[:, 0] > 0
+        features = observations.new_zeros(len(observations), 4)
+        for chosen, layer in zip((positive, ~positive), self.layers, strict=True):
+            if chosen.any():
+                features[chosen] = layer(observations[chosen])
+        return features
+
+
+def test_the_critic_leaves_what_acts_in_some_states_only():
+    model = TRPO(
+        "MlpPolicy",
+        RandomEnv(),
+        n_steps=32,
+        batch_size=32,
+        target_kl=lambda progress_remaining: 0.01 * progress_remaining,  # 0 at the only update: the policy stays
+        policy_kwargs={"features_extractor_class": Routed, "share_features_extractor": True},
+        seed=0,
+    )
+    before = snapshot(model.policy)
+    model.learn(32)
+    assert model.logger.name_to_value["train/outcome"] == "empty trust region"
+    state = model.policy.state_dict()
+    moved = {name for name in before if not th.equal(before[name], state[name])}
+    assert moved == {name for name in before if "value_net" in name}
+
+
+def test_the_policy_step_moves_what_acts_in_some_states_only():
+    kwargs = {"features_extractor_class": Routed}
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=0, policy_kwargs=kwargs, seed=0)
+    before = snapshot(model.policy)
+    model.learn(32)
+    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    for layer in model.policy.pi_features_extractor.layers:
+        (name,) = (name for name, value in model.policy.named_parameters() if value is layer.weight)
+        assert not th.equal(layer.weight, before[name])
 
 
 class Refusing(Detached):
