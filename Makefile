@@ -57,7 +57,9 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 
 bench: install  ## measure; raw results go to benchmarks/results
+	$(BIN)/python benchmarks/trust_region.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/classic_control.py
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build

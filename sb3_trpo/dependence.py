@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch as th
@@ -15,6 +16,9 @@ from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.modes import evaluation_mode
 from sb3_trpo.numerics.fisher import Outputs
 from sb3_trpo.numerics.flat import assign
+
+Read = Callable[[], PyTorchObs]
+"""Gives a batch of observations when called."""
 
 
 class ParameterSplit(NamedTuple):
@@ -31,23 +35,25 @@ class ParameterSplit(NamedTuple):
     detached: dict[str, nn.Parameter]
 
 
-def split_parameters(policy: ActorCriticPolicy) -> ParameterSplit:
+def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) -> ParameterSplit:
     """
-    Split the trainable parameters by what the action distribution depends on.
+    Split the trainable parameters by what the action distribution depends on, at given observations.
 
-    The graph of the distribution's parameters shows where a gradient reaches. Of the rest, each is replaced by NaN in turn:
-    if that shows in the distribution, the policy depends on it all the same, behind a ``detach``. Frozen parameters
-    (``requires_grad=False``) are in no group.
+    The graph of the distribution's parameters shows where a gradient reaches. The rest is replaced by NaN: what shows that in
+    the distribution the policy depends on all the same, behind a ``detach``. Frozen parameters (``requires_grad=False``) are
+    in no group.
 
     :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
+    :param batches: all observations that matter, for a policy may use some parameters in some states only; if there are none,
+        one that the observation space allows
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    observation = _any_observation(policy)
+    batches = batches or [partial(any_observation, policy)]
     with evaluation_mode(policy), unvalidated():
-        reached = _reached_by_gradient(policy, observation, trainable)
+        reached = _reached_by_gradient(policy, batches, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
-        detached = _seen_by_value(policy, observation, others)
+        detached = _seen_by_value(policy, batches, others)
     return ParameterSplit(
         policy={name: parameter for name, parameter in trainable.items() if name in reached},
         critic={name: parameter for name, parameter in others.items() if name not in detached},
@@ -55,46 +61,59 @@ def split_parameters(policy: ActorCriticPolicy) -> ParameterSplit:
     )
 
 
+def any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+    """
+    Draw a batch of one observation from the space, by a generator of its own.
+
+    :param policy: whose observation space and device
+    :return: the same observation each time
+    """
+    space = copy.deepcopy(policy.observation_space)
+    space.seed(0)
+    observation, _ = policy.obs_to_tensor(space.sample())
+    return observation
+
+
 def _distribution_parameters(policy: ActorCriticPolicy, observation: PyTorchObs) -> Outputs:
     distribution = policy.get_distribution(observation)
     return family(distribution).parameters(distribution)
 
 
-def _reached_by_gradient(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: dict[str, nn.Parameter]) -> set[str]:
-    outputs = [z.sum() for z in _distribution_parameters(policy, observation) if z.requires_grad]
-    if not outputs:
-        return set()
-    gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-
-
-def _seen_by_value(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Find the parameters whose value shows in the distribution: all at once first, for mostly there are none."""
-    if not parameters or not _shows(policy, observation, list(parameters.values())):
-        return set()
-    return {name for name, parameter in parameters.items() if _shows(policy, observation, [parameter])}
+def _reached_by_gradient(policy: ActorCriticPolicy, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
+    reached: set[str] = set()
+    for read in batches:
+        outputs = [z.sum() for z in _distribution_parameters(policy, read()) if z.requires_grad]
+        if outputs:
+            gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
+            reached |= {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return reached
 
 
 @th.no_grad()
+def _seen_by_value(policy: ActorCriticPolicy, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Find the parameters whose value shows in the distribution: all at once first, for mostly there are none."""
+    seen: set[str] = set()
+    for read in batches:
+        left = {name: parameter for name, parameter in parameters.items() if name not in seen}
+        observation = read()
+        if left and _shows(policy, observation, list(left.values())):
+            seen |= {name for name, parameter in left.items() if _shows(policy, observation, [parameter])}
+    return seen
+
+
 def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Sequence[nn.Parameter]) -> bool:
     """Put NaN in the parameters' place for one look at the distribution; in place, so that no alias escapes."""
+    sound = [z.isfinite() for z in _distribution_parameters(policy, observation)]
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        seen = any(bool(z.isnan().any()) for z in _distribution_parameters(policy, observation))
+        poisoned = _distribution_parameters(policy, observation)
+        seen = any(bool((z.isnan() & finite).any()) for z, finite in zip(poisoned, sound, strict=True))
         assign(parameters, old)
-    except (ValueError, RuntimeError):  # a policy that refuses the NaN has seen it
+    except Exception:  # a policy that refuses the NaN, by whatever error, has seen it
         assign(parameters, old)
         return True
     except BaseException:
         assign(parameters, old)
         raise
     return seen
-
-
-def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
-    """Draw a batch of one observation, from a generator of its own: the same one each time, on every rank."""
-    space = copy.deepcopy(policy.observation_space)
-    space.seed(0)
-    observation, _ = policy.obs_to_tensor(space.sample())
-    return observation

@@ -8,7 +8,7 @@ evaluation mode. Layers that keep statistics of the data, in buffers, follow it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -35,8 +35,8 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     :param policy: the policy
     """
     training = policy.training
-    policy.set_training_mode(False)
     try:
+        policy.set_training_mode(False)
         yield
     finally:
         policy.set_training_mode(training)
@@ -49,10 +49,10 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 
     :param policy: the policy, left in evaluation mode
     """
-    policy.set_training_mode(True)
-    for layer in statistical_layers(policy):
-        layer.training = False  # of itself: a dropout inside it stays on
     try:
+        policy.set_training_mode(True)
+        for layer in statistical_layers(policy):
+            layer.training = False  # of itself: a dropout inside it stays on
         yield
     finally:
         policy.set_training_mode(False)
@@ -68,16 +68,12 @@ def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> No
     """
     if len(transitions.advantages) < 2:
         return
-    handles = []
-    for layer in statistical_layers(policy):
-        layer.training = True
-        handles.append(layer.register_forward_hook(_leave_training))
-    try:
+    with ExitStack() as stack:
+        stack.callback(policy.set_training_mode, False)
+        for layer in statistical_layers(policy):
+            stack.callback(layer.register_forward_hook(_leave_training).remove)
+            layer.training = True
         policy.evaluate_actions(transitions.observations, transitions.actions)
-    finally:
-        for handle in handles:
-            handle.remove()
-        policy.set_training_mode(False)
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:

@@ -35,13 +35,6 @@ def local_mean(total: th.Tensor, weight: float) -> th.Tensor:
     return total / weight
 
 
-class SurrogateTerms(NamedTuple):
-    """Per state, shape ``(n,)``: the surrogate's term and the policy's joint entropy."""
-
-    surrogate: th.Tensor
-    entropy: th.Tensor
-
-
 @dataclass(frozen=True)
 class PolicyObjective:
     """
@@ -75,15 +68,18 @@ class PolicyObjective:
             chunk = read()
             distribution = self.policy.get_distribution(chunk.observations)
             snapshots.append(tuple(z.detach() for z in family(distribution).parameters(distribution)))
-            terms = surrogate_terms(distribution, chunk, self.ent_coef)
-            gradient = gradient + flatten(th.autograd.grad(terms.surrogate.sum(), self.parameters, materialize_grads=True))
-            sums = sums + th.stack((terms.surrogate.sum(), terms.entropy.sum())).detach()
+            surrogate = surrogate_terms(distribution, chunk, self.ent_coef).sum()
+            gradient = gradient + flatten(th.autograd.grad(surrogate, self.parameters, materialize_grads=True))
+            with th.no_grad():
+                sums = sums + th.stack((surrogate, entropy_terms(distribution, chunk).sum()))
             weight += len(chunk.advantages)
 
-        surrogate, entropy = self.mean(sums, weight).tolist()
+        mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
         fisher = fisher_operator(self._curvature_source(), self.mean)
-        model = LocalModel(self.parameters, surrogate, self.mean(gradient, weight), fisher, lambda: self.evaluate(snapshots))
-        return PolicyModel(model, entropy)
+        model = LocalModel(
+            self.parameters, mean_surrogate, self.mean(gradient, weight), fisher, lambda: self.evaluate(snapshots)
+        )
+        return PolicyModel(model, mean_entropy)
 
     @th.no_grad()
     def evaluate(self, snapshots: Sequence[Outputs]) -> Candidate:
@@ -99,7 +95,7 @@ class PolicyObjective:
             distribution = self.policy.get_distribution(chunk.observations)
             kind = family(distribution)
             kl = kind.kl(old, kind.parameters(distribution))
-            sums = sums + th.stack((surrogate_terms(distribution, chunk, self.ent_coef).surrogate.sum(), kl.sum()))
+            sums = sums + th.stack((surrogate_terms(distribution, chunk, self.ent_coef).sum(), kl.sum()))
             weight += len(chunk.advantages)
         return Candidate(*self.mean(sums, weight).tolist())
 
@@ -126,19 +122,30 @@ class PolicyModel(NamedTuple):
     entropy: float
 
 
-def surrogate_terms(distribution: Distribution, chunk: Transitions, ent_coef: float) -> SurrogateTerms:
+def surrogate_terms(distribution: Distribution, chunk: Transitions, ent_coef: float) -> th.Tensor:
     """
     Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, at each state.
 
     :param distribution: of the policy at the chunk's observations
     :param chunk: the transitions
     :param ent_coef: weight of the entropy
-    :return: the terms, with their graph
+    :return: shape ``(n,)``, with its graph
     """
-    log_prob = distribution.log_prob(chunk.actions)
-    ratio = (log_prob - chunk.old_log_prob).exp()
+    ratio = (distribution.log_prob(chunk.actions) - chunk.old_log_prob).exp()
+    terms = ratio * chunk.advantages
+    return terms + ent_coef * entropy_terms(distribution, chunk) if ent_coef else terms
+
+
+def entropy_terms(distribution: Distribution, chunk: Transitions) -> th.Tensor:
+    """
+    Compute the joint entropy at each state, or estimate it by ``-pi / pi_old * log pi`` where it has no closed form.
+
+    :param distribution: of the policy at the chunk's observations
+    :param chunk: the transitions
+    :return: shape ``(n,)``, in nats, with its graph
+    """
     entropy = distribution.entropy()
-    if entropy is None:  # no closed form: -E[log pi] under the old policy's samples, reweighted
-        entropy = -ratio * log_prob
-    surrogate = ratio * chunk.advantages
-    return SurrogateTerms(surrogate + ent_coef * entropy if ent_coef else surrogate, entropy)
+    if entropy is not None:
+        return entropy
+    log_prob = distribution.log_prob(chunk.actions)
+    return -(log_prob - chunk.old_log_prob).exp() * log_prob

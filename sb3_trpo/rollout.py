@@ -43,6 +43,16 @@ Chunk = Callable[[], Transitions]
 """Reads some transitions when called."""
 
 
+def observations_of(chunk: Chunk) -> PyTorchObs:
+    """
+    Read a chunk's observations.
+
+    :param chunk: the chunk
+    :return: its observations alone
+    """
+    return chunk().observations
+
+
 def default_chunk_size(observation_space: spaces.Space[np.ndarray]) -> int:
     """
     Choose how many transitions to differentiate at a time.
@@ -57,8 +67,7 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
     """
     Split every k-th transition of the rollout into chunks.
 
-    Each call of a chunk copies it out of the buffer anew, so that only one is in memory at a time. They are kept where that is
-    cheaper: a single one, or ones that go to another device.
+    Each call of a chunk copies it out of the buffer anew, so that only one is in memory at a time; a single chunk is kept.
 
     :param buffer: a full rollout buffer
     :param every: k
@@ -67,7 +76,7 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
     :return: the chunks, in the buffer's order
     """
     if not buffer.generator_ready:
-        next(buffer.get(batch_size=1))  # has SB3 join the dimensions (step, env) into one
+        next(buffer.get(batch_size=1))  # has SB3 join (step, env) into one; draws a permutation, as sb3-contrib's read does
     indices = np.arange(0, buffer.buffer_size * buffer.n_envs, every)
     shift, scale = _standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
 
@@ -82,7 +91,7 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
         )
 
     chunks = [partial(load, indices[start : start + chunk_size]) for start in range(0, len(indices), chunk_size)]
-    return [cache(chunk) for chunk in chunks] if len(chunks) == 1 or buffer.device.type != "cpu" else [*chunks]
+    return [cache(chunks[0])] if len(chunks) == 1 else [*chunks]
 
 
 def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
@@ -149,5 +158,6 @@ def _non_finite_error(name: str, value: float, env: int, step: int) -> ValueErro
     return ValueError(
         f"The rollout holds non-finite {name}: {value} in environment {env} at step {step} of the rollout. The update was not "
         "begun: the policy is unchanged and can be saved. Mend the environment, or wrap it in "
-        "stable_baselines3.common.vec_env.VecCheckNan to see where such a number first appears."
+        "stable_baselines3.common.vec_env.VecCheckNan to see where such a number first appears. A reward at a time limit "
+        "includes the value of the episode's last observation."
     )

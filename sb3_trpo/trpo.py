@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -18,14 +20,14 @@ from torch import nn
 
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
 from sb3_trpo.critic import FitOutcome, fit_critic
-from sb3_trpo.dependence import ParameterSplit, split_parameters
+from sb3_trpo.dependence import ParameterSplit, Read, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.rollout import Chunk, default_chunk_size, non_finite_observation, require_finite, split_rollout
+from sb3_trpo.rollout import Chunk, default_chunk_size, non_finite_observation, observations_of, require_finite, split_rollout
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -42,7 +44,7 @@ class TRPO(OnPolicyAlgorithm):
     :param n_steps: steps per environment and update; the batch holds ``n_steps * n_envs`` transitions
     :param batch_size: transitions per minibatch of the critic
     :param gamma: discount factor
-    :param cg_max_steps: Fisher-vector products per update at most; the paper uses 10 (Appendix D), sb3-contrib 15
+    :param cg_max_steps: Fisher-vector products per update at most; the paper uses 10 (Appendix C), sb3-contrib 15
     :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
     :param line_search_shrinking_factor: ratio of successive steps tried, in (0, 1); sb3-contrib's value
     :param line_search_max_iter: number of steps tried; sb3-contrib's value
@@ -54,8 +56,8 @@ class TRPO(OnPolicyAlgorithm):
     :param rollout_buffer_kwargs: its further arguments
     :param normalize_advantage: whether to standardise the advantages over the batch
     :param target_kl: largest mean KL(old || new) of the joint action, in nats; a number or a function of the progress
-        remaining. The paper uses 0.01 (Appendix D)
-    :param sub_sampling_factor: use only every k-th transition in the policy's update
+        remaining. The paper uses 0.01 (Appendix E)
+    :param sub_sampling_factor: use only every k-th transition in the policy's update, the bound on the KL included
     :param stats_window_size: number of episodes that rollout statistics average over
     :param tensorboard_log: folder for TensorBoard, ``None`` for no log
     :param policy_kwargs: further arguments of the policy
@@ -166,7 +168,7 @@ class TRPO(OnPolicyAlgorithm):
         require_finite(self.rollout_buffer, self._last_obs)
         target_kl, ent_coef, _ = (self._scheduled(name) for name in ("target_kl", "ent_coef", "learning_rate"))
         self._update_learning_rate(self.policy.optimizer)
-        split = self._split_parameters()
+        split = self._split_parameters([partial(observations_of, chunk) for chunk in self._chunks(every=1)])
 
         self.policy.set_training_mode(False)
         self._improve_policy(list(split.policy.values()), target_kl, ent_coef)
@@ -303,9 +305,9 @@ class TRPO(OnPolicyAlgorithm):
         n_transitions = self.n_steps * self.n_envs
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
 
-    def _split_parameters(self) -> ParameterSplit:
+    def _split_parameters(self, batches: Sequence[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
-        split = split_parameters(self.policy)
+        split = split_parameters(self.policy, batches)
         if not split.policy:
             raise ValueError(
                 f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "

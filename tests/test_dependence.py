@@ -364,8 +364,9 @@ class Noisy(th.nn.Sequential):
         super().__init__(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64), th.nn.Tanh())
 
 
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, MemoryError])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize(
+    ("call", "fault"), [(1, KeyboardInterrupt), (2, KeyboardInterrupt), (3, KeyboardInterrupt), (1, MemoryError)]
+)
 def test_an_interrupted_split_leaves_no_trace(call, fault):
     policy = make()
     policy.set_training_mode(True)

@@ -9,6 +9,7 @@ import copy
 import io
 import sys
 from collections import Counter
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -356,13 +357,17 @@ def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseExc
     st.booleans(),
 )
 def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, fault, late):
-    finished, model = build(case), build(case)
+    finished = build(case)
     n_calls = train_with(finished, name, None, fault, late)
-    batch, (before, optimizer) = read(model), state(model)
-    names = policy_side(model, batch)
+    model = build(case)  # not before: it seeds the generator of the minibatches
+    names, (before, optimizer) = policy_side(model, read(model)), state(model)
 
-    with pytest.raises(fault):
+    with suppress(fault):
         train_with(model, name, int(when * n_calls), fault, late)
+        # Not stopped: the search for what the policy depends on takes an error, but no interrupt, for an answer.
+        assert (name, fault) == ("get_distribution", InjectedError)
+        assert not changed(parameters(finished), parameters(model))
+        return
     if name == "get_distribution":  # only the policy step calls it: it was not finished
         assert not changed(before, parameters(model))
     else:
@@ -409,10 +414,10 @@ def train_until_line(model: TRPO, fault_at: int | None) -> int:
 @settings(max_examples=40)
 @given(cases(), st.floats(0.0, 1.0, exclude_max=True))
 def test_an_interrupt_before_any_line_leaves_whole_steps_only(case, when):
-    finished, model = build(case), build(case)
-    batch, (before, optimizer) = read(model), state(model)
-    names = policy_side(model, batch)
+    finished = build(case)
     n_lines = train_until_line(finished, None)
+    model = build(case)  # not before: it seeds the generator of the minibatches
+    names, (before, optimizer) = policy_side(model, read(model)), state(model)
     with pytest.raises(KeyboardInterrupt):
         train_until_line(model, int(when * n_lines))
     after, optimizer_after = state(model)
