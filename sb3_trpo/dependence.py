@@ -103,12 +103,10 @@ def _seen_by_value(policy: ActorCriticPolicy, batches: Sequence[Read], parameter
 
 def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Sequence[nn.Parameter]) -> bool:
     """Put NaN in the parameters' place for one look at the distribution; in place, so that no alias escapes."""
-    sound = [z.isfinite() for z in _distribution_parameters(policy, observation)]
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        poisoned = _distribution_parameters(policy, observation)
-        seen = any(bool((z.isnan() & finite).any()) for z, finite in zip(poisoned, sound, strict=True))
+        suspicious = [z.isnan() for z in _distribution_parameters(policy, observation)]
         assign(parameters, old)
     except Exception:  # a policy that refuses the NaN, by whatever error, has seen it
         assign(parameters, old)
@@ -116,4 +114,7 @@ def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Seque
     except BaseException:
         assign(parameters, old)
         raise
-    return seen
+    if not any(bool(part.any()) for part in suspicious):
+        return False
+    healthy = _distribution_parameters(policy, observation)  # which may have NaN of its own, for huge observations
+    return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

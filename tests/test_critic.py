@@ -63,7 +63,7 @@ def reference_fit(model: TRPO, n_epochs=3, max_grad_norm=None) -> float:
                 for parameter in parameters:
                     parameter.grad *= min(1.0, max_grad_norm / float(norm))
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
     return float(np.mean(losses))
 
 

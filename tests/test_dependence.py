@@ -225,7 +225,8 @@ class Routed(BaseFeaturesExtractor):
         return features
 
 
-def test_the_critic_leaves_what_acts_in_some_states_only():
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_the_critic_leaves_what_acts_in_some_states_only(chunk_size):
     model = TRPO(
         "MlpPolicy",
         RandomEnv(),
@@ -233,6 +234,7 @@ def test_the_critic_leaves_what_acts_in_some_states_only():
         batch_size=32,
         target_kl=lambda progress_remaining: 0.01 * progress_remaining,  # 0 at the only update: the policy stays
         policy_kwargs={"features_extractor_class": Routed, "share_features_extractor": True},
+        chunk_size=chunk_size,
         seed=0,
     )
     before = snapshot(model.policy)
@@ -243,9 +245,11 @@ def test_the_critic_leaves_what_acts_in_some_states_only():
     assert moved == {name for name in before if "value_net" in name}
 
 
-def test_the_policy_step_moves_what_acts_in_some_states_only():
-    kwargs = {"features_extractor_class": Routed}
-    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=0, policy_kwargs=kwargs, seed=0)
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_the_policy_step_moves_what_acts_in_some_states_only(chunk_size):
+    routed = {"features_extractor_class": Routed}
+    settings = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 0, "chunk_size": chunk_size, "seed": 0}
+    model = TRPO("MlpPolicy", RandomEnv(), policy_kwargs=routed, **settings)
     before = snapshot(model.policy)
     model.learn(32)
     assert model.logger.name_to_value["train/outcome"] == "accepted"
@@ -364,9 +368,7 @@ class Noisy(th.nn.Sequential):
         super().__init__(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64), th.nn.Tanh())
 
 
-@pytest.mark.parametrize(
-    ("call", "fault"), [(1, KeyboardInterrupt), (2, KeyboardInterrupt), (3, KeyboardInterrupt), (1, MemoryError)]
-)
+@pytest.mark.parametrize(("call", "fault"), [(1, KeyboardInterrupt), (2, KeyboardInterrupt), (1, MemoryError)])
 def test_an_interrupted_split_leaves_no_trace(call, fault):
     policy = make()
     policy.set_training_mode(True)
