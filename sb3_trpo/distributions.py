@@ -173,8 +173,8 @@ def _(distribution: object) -> Family:
 def unvalidated() -> Iterator[None]:
     """Let torch's distributions accept any number: a candidate with NaN is to be judged and refused, not to raise."""
     validate = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
     try:
+        th.distributions.Distribution.set_default_validate_args(False)
         yield
     finally:
         th.distributions.Distribution.set_default_validate_args(validate)

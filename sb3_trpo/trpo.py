@@ -166,7 +166,9 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed
         """
         require_finite(self.rollout_buffer, self._last_obs)
-        target_kl, ent_coef, _ = (self._scheduled(name) for name in ("target_kl", "ent_coef", "learning_rate"))
+        progress = self._current_progress_remaining
+        target_kl, ent_coef = scheduled("target_kl", self.target_kl, progress), scheduled("ent_coef", self.ent_coef, progress)
+        scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
         self._update_learning_rate(self.policy.optimizer)
         split = self._split_parameters([partial(observations_of, chunk) for chunk in self._chunks(every=1)])
 
@@ -314,9 +316,6 @@ class TRPO(OnPolicyAlgorithm):
                 "for TRPO to improve. Set requires_grad=True on some, or check for a detach() in get_distribution()."
             )
         return split
-
-    def _scheduled(self, name: str) -> float:
-        return scheduled(name, getattr(self, name), self._current_progress_remaining)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_advised"]  # whoever loads the model has not read the advice

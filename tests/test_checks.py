@@ -242,3 +242,13 @@ def test_a_schedule_that_goes_bad_midway_stops_that_update_and_the_model_survive
     for survivor in (model, loaded):
         survivor.learn(16, reset_num_timesteps=False)
         assert not unchanged(survivor, before)
+
+
+def test_the_learning_rate_that_is_checked_is_the_one_that_the_optimizer_gets():
+    model = small(env=RandomEnv())
+    before = snapshot(model)
+    model.lr_schedule = lambda _: NAN  # what SB3 asks at each update, and what users replace to change it
+    with pytest.raises(ValueError, match=r"^learning_rate at progress_remaining=0 is nan"):
+        model.learn(16)
+    assert unchanged(model, before)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
