@@ -49,7 +49,7 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    batches = batches or [partial(any_observation, policy)]
+    batches = batches or [partial(_any_observation, policy)]
     with evaluation_mode(policy), unvalidated():
         reached = _reached_by_gradient(policy, batches, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
@@ -61,13 +61,8 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
     )
 
 
-def any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
-    """
-    Draw a batch of one observation from the space, by a generator of its own.
-
-    :param policy: whose observation space and device
-    :return: the same observation each time
-    """
+def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+    """Draw a batch of one observation from the space, by a generator of its own: the same one each time."""
     space = copy.deepcopy(policy.observation_space)
     space.seed(0)
     observation, _ = policy.obs_to_tensor(space.sample())

@@ -325,4 +325,4 @@ class TRPO(OnPolicyAlgorithm):
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
-        super()._maybe_recommend_cpu(mlp_class_name)
+        super()._maybe_recommend_cpu(mlp_class_name)  # SB3 goes by the class's name, and ours has another
