@@ -14,6 +14,7 @@ from torch import nn
 
 from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.modes import evaluation_mode
+from sb3_trpo.networks import Networks
 from sb3_trpo.numerics.fisher import Outputs
 from sb3_trpo.numerics.flat import assign
 
@@ -58,6 +59,23 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
         policy={name: parameter for name, parameter in trainable.items() if name in reached},
         critic={name: parameter for name, parameter in others.items() if name not in detached},
         detached={name: parameter for name, parameter in others.items() if name in detached},
+    )
+
+
+def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> ParameterSplit:
+    """
+    Split the trainable parameters of a policy whose networks are known: nothing need be tried.
+
+    :param policy: the actor-critic policy
+    :param networks: read out of it
+    :return: the groups, none detached
+    """
+    of_policy = {id(tensor) for tensor in networks.policy_tensors}
+    trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    return ParameterSplit(
+        policy={name: parameter for name, parameter in trainable.items() if id(parameter) in of_policy},
+        critic={name: parameter for name, parameter in trainable.items() if id(parameter) not in of_policy},
+        detached={},
     )
 
 

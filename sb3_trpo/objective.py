@@ -7,21 +7,23 @@ is accumulated over chunks, so that memory is bounded by one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trpo.actors import Actor, LocalPolicy
 from sb3_trpo.distributions import family
-from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator, linearise
+from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.rollout import Chunk, Transitions
+
+KEPT_BYTES = 2**27
+"""What the derivatives of all chunks may hold together between Fisher products."""
 
 
 def local_mean(total: th.Tensor, weight: float) -> th.Tensor:
@@ -40,18 +42,18 @@ class PolicyObjective:
     """
     The trust-region problem of one rollout.
 
-    :param policy: in evaluation mode
+    :param actor: the policy
     :param parameters: those that the step moves
     :param chunks: transitions for the surrogate, its gradient and the KL
-    :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer
+    :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
     :param ent_coef: weight of the entropy in the surrogate
     :param mean: the one reduction
     """
 
-    policy: ActorCriticPolicy
+    actor: Actor
     parameters: Sequence[th.nn.Parameter]
     chunks: Sequence[Chunk]
-    fisher_chunks: Sequence[Chunk]
+    fisher_chunks: Sequence[Chunk] | None = None
     ent_coef: float = 0.0
     mean: Mean = local_mean
 
@@ -64,20 +66,24 @@ class PolicyObjective:
         gradient = th.zeros_like(flatten(self.parameters))
         sums, weight = gradient.new_zeros(2), 0.0
         snapshots: list[Outputs] = []
+        curvatures = CurvatureStore(self.actor, self.chunks if self.fisher_chunks is None else self.fisher_chunks)
         for read in self.chunks:
             chunk = read()
-            distribution = self.policy.get_distribution(chunk.observations)
-            snapshots.append(tuple(z.detach() for z in family(distribution).parameters(distribution)))
-            surrogate = surrogate_terms(distribution, chunk, self.ent_coef).sum()
-            gradient = gradient + flatten(th.autograd.grad(surrogate, self.parameters, materialize_grads=True))
+            local = self.actor.local(chunk.observations)
+            snapshots.append(_snapshot(local.distribution))
+            is_kept = self.fisher_chunks is None and curvatures.offer(local, snapshots[-1])
+            surrogate = surrogate_terms(local.distribution, chunk, self.ent_coef).sum()
             with th.no_grad():
-                sums = sums + th.stack((surrogate, entropy_terms(distribution, chunk).sum()))
+                sums = sums + th.stack((surrogate, entropy_terms(local.distribution, chunk).sum()))
             weight += len(chunk.advantages)
-
+            gradient = gradient + local.gradient(surrogate, is_kept)
         mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
-        fisher = fisher_operator(self._curvature_source(), self.mean)
         model = LocalModel(
-            self.parameters, mean_surrogate, self.mean(gradient, weight), fisher, lambda: self.evaluate(snapshots)
+            self.parameters,
+            mean_surrogate,
+            self.mean(gradient, weight),
+            fisher_operator(curvatures, self.mean),
+            lambda: self.evaluate(snapshots),
         )
         return PolicyModel(model, mean_entropy)
 
@@ -92,27 +98,61 @@ class PolicyObjective:
         sums, weight = snapshots[0][0].new_zeros(2), 0.0
         for read, old in zip(self.chunks, snapshots, strict=True):
             chunk = read()
-            distribution = self.policy.get_distribution(chunk.observations)
+            distribution = self.actor.distribution(chunk.observations)
             kind = family(distribution)
             kl = kind.kl(old, kind.parameters(distribution))
             sums = sums + th.stack((surrogate_terms(distribution, chunk, self.ent_coef).sum(), kl.sum()))
             weight += len(chunk.advantages)
         return Candidate(*self.mean(sums, weight).tolist())
 
-    def _curvature_source(self) -> Callable[[], Iterable[Curvature]]:
-        """Keep the graph of a single chunk for all products; rebuild those of several, which memory need not hold."""
-        if len(self.fisher_chunks) > 1:
-            return self._curvatures
-        return cache(lambda: list(self._curvatures()))
 
-    def _curvatures(self) -> Iterator[Curvature]:
-        for read in self.fisher_chunks:
-            chunk = read()
-            distribution = self.policy.get_distribution(chunk.observations)
-            kind = family(distribution)
-            z = kind.parameters(distribution)
-            metric = kind.fisher_metric(tuple(part.detach() for part in z))
-            yield Curvature(linearise(z, self.parameters), metric, len(chunk.advantages))
+class CurvatureStore:
+    """
+    The curvature of every chunk, for as many products as wanted.
+
+    The first ones are kept as long as memory allows, a single one in any case. The others are built anew for each product, one
+    after the other, so that memory stays bounded.
+
+    :param actor: the policy, at the old parameters
+    :param chunks: the transitions
+    """
+
+    def __init__(self, actor: Actor, chunks: Sequence[Chunk]) -> None:
+        self._actor = actor
+        self._chunks = chunks
+        self._kept: list[Curvature] = []
+        self._n_bytes = 0.0
+
+    def __call__(self) -> Iterator[Curvature]:
+        """Give the chunks' curvatures, in order."""
+        yield from self._kept
+        for read in self._chunks[len(self._kept) :]:
+            local = self._actor.local(read().observations)
+            z = _snapshot(local.distribution)
+            yield self._kept[-1] if self.offer(local, z) else _curvature(local, z)
+
+    def offer(self, local: LocalPolicy, z: Outputs) -> bool:
+        """
+        Keep the next chunk's curvature if there is room.
+
+        :param local: the policy at the chunk's observations
+        :param z: parameters of its distribution
+        :return: whether it is kept
+        """
+        self._n_bytes += local.n_bytes
+        is_kept = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES
+        if is_kept:
+            self._kept.append(_curvature(local, z))
+        return is_kept
+
+
+def _curvature(local: LocalPolicy, z: Outputs) -> Curvature:
+    return Curvature(local.linearise(), family(local.distribution).fisher_metric(z), len(z[0]))
+
+
+def _snapshot(distribution: Distribution) -> Outputs:
+    """Read z without its graph."""
+    return tuple(z.detach() for z in family(distribution).parameters(distribution))
 
 
 class PolicyModel(NamedTuple):

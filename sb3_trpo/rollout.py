@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -105,6 +106,63 @@ def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float,
     spread = advantages.std(ddof=1)
     rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(buffer.returns).max()
     return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
+
+
+def observation_blocks(buffer: RolloutBuffer, size: int) -> Iterator[PyTorchObs]:
+    """
+    Read all observations in order.
+
+    :param buffer: a full rollout buffer of SB3's own, with (step, env) joined
+    :param size: transitions at a time
+    :return: tensors, or dicts of them, on the buffer's device
+    """
+    for start in range(0, buffer.buffer_size * buffer.n_envs, size):
+        rows = slice(start, start + size)
+        seen = buffer.observations
+        block = {key: part[rows] for key, part in seen.items()} if isinstance(seen, dict) else seen[rows]
+        yield obs_as_tensor(block, buffer.device)
+
+
+def minibatches(
+    buffer: RolloutBuffer, rows: th.Tensor, features: Callable[[th.Tensor], th.Tensor], batch_size: int
+) -> Iterator[tuple[th.Tensor, th.Tensor]]:
+    """
+    Pass once over the rollout in random order: the order in which SB3's buffer would go, from the same generator.
+
+    :param buffer: a full rollout buffer of SB3's own, with (step, env) joined
+    :param rows: what the features are made of, one row per transition
+    :param features: maps rows to the features
+    :param batch_size: transitions at a time
+    :return: pairs of features and returns
+    """
+    returns = th.from_numpy(buffer.returns.reshape(-1, 1)).to(buffer.device)
+    order = th.from_numpy(np.random.permutation(len(returns)))
+    for chosen in th.split(order, int(batch_size)):
+        yield features(rows.index_select(0, chosen.to(rows.device))), returns.index_select(0, chosen.to(buffer.device))
+
+
+def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_dones: np.ndarray) -> None:
+    """
+    Fill in advantages and lambda-returns as the buffer's own method does (GAE, arXiv:1506.02438, eq. 16).
+
+    ``A_t = delta_t + c_t A_{t+1}`` is solved for all t at once, by spans that double: after k passes A_t holds ``2^k`` terms
+    and c_t the product of as many.
+
+    :param buffer: with rewards, values and episode starts of all steps
+    :param last_values: values after the last step, shape ``(n_envs,)``
+    :param last_dones: which episodes ended with it, shape ``(n_envs,)``
+    """
+    alive = 1.0 - np.concatenate((buffer.episode_starts[1:], last_dones[None]), dtype=np.float64)
+    next_values = np.concatenate((buffer.values[1:], last_values[None]))
+    advantages = buffer.rewards + buffer.gamma * alive * next_values - buffer.values
+    decay = buffer.gamma * buffer.gae_lambda * alive
+    span = 1
+    while span < len(advantages):
+        advantages[:-span] += decay[:-span] * advantages[span:]
+        decay[:-span] *= decay[span:]
+        span *= 2
+    buffer.advantages = advantages.astype(np.float32)
+    buffer.returns = buffer.advantages + buffer.values
 
 
 def require_finite(buffer: RolloutBuffer, last_observation: Observation | None = None) -> None:

@@ -18,15 +18,19 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from sb3_trpo.actors import make_actor
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
+from sb3_trpo.collection import can_collect, collect
 from sb3_trpo.critic import FitOutcome, fit_critic
-from sb3_trpo.dependence import ParameterSplit, Read, split_parameters
+from sb3_trpo.dependence import ParameterSplit, Read, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
+from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.regression import fit_stack, plain_regression
 from sb3_trpo.rollout import Chunk, default_chunk_size, non_finite_observation, observations_of, require_finite, split_rollout
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -170,40 +174,43 @@ class TRPO(OnPolicyAlgorithm):
         target_kl, ent_coef = scheduled("target_kl", self.target_kl, progress), scheduled("ent_coef", self.ent_coef, progress)
         scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
         self._update_learning_rate(self.policy.optimizer)
-        split = self._split_parameters([partial(observations_of, chunk) for chunk in self._chunks(every=1)])
+        networks = read_networks(self.policy)
+        split = self._split_parameters(networks, [partial(observations_of, chunk) for chunk in self._chunks(every=1)])
 
         self.policy.set_training_mode(False)
-        self._improve_policy(list(split.policy.values()), target_kl, ent_coef)
-        self._fit_critic(list(split.critic.values()))
+        self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
+        self._fit_critic(networks, list(split.critic.values()))
         self._follow_statistics()
 
         self._n_updates += 1
         record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _improve_policy(self, parameters: list[nn.Parameter], target_kl: float, ent_coef: float) -> None:
+    def _improve_policy(
+        self, networks: Networks | None, parameters: list[nn.Parameter], target_kl: float, ent_coef: float
+    ) -> None:
         """Take one trust-region step."""
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
-            chunks = fisher_chunks = self._chunks(self.sub_sampling_factor, self.normalize_advantage)
+            chunks, fisher_chunks = self._chunks(self.sub_sampling_factor, self.normalize_advantage), None
             if self.fisher_subsampling > 1:
                 fisher_chunks = self._chunks(self.sub_sampling_factor * self.fisher_subsampling)
-            objective = PolicyObjective(self.policy, parameters, chunks, fisher_chunks, ent_coef)
+            actor = make_actor(self.policy, networks, parameters)
+            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef)
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
         self._advise(step.outcome)
         record(self.logger, step_diagnostics(step, target_kl, entropy))
 
-    def _fit_critic(self, parameters: list[nn.Parameter]) -> None:
+    def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            fit = fit_critic(
-                self.policy,
-                parameters,
-                lambda: self.rollout_buffer.get(self.batch_size),
-                self.n_critic_updates,
-                self.max_grad_norm,
-            )
+            regression = networks and plain_regression(self.policy, networks, parameters, self.rollout_buffer, self.batch_size)
+            if regression:
+                fit = fit_stack(regression, self.n_critic_updates, self.max_grad_norm)
+            else:
+                minibatches = partial(self.rollout_buffer.get, self.batch_size)
+                fit = fit_critic(self.policy, parameters, minibatches, self.n_critic_updates, self.max_grad_norm)
         self._advise(fit.outcome)
         record(self.logger, critic_diagnostics(fit))
 
@@ -244,7 +251,7 @@ class TRPO(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Fill the buffer by SB3's loop.
+        Fill the buffer, by SB3's loop or with the same result by ours.
 
         :param env: the training environments
         :param callback: called at each step
@@ -255,6 +262,9 @@ class TRPO(OnPolicyAlgorithm):
         """
         try:
             with timed(self.logger, "time/collect_seconds"):
+                networks = read_networks(self.policy)
+                if networks is not None and can_collect(self, networks, rollout_buffer, n_rollout_steps):
+                    return collect(self, env, callback, rollout_buffer, networks)
                 return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except (ValueError, RuntimeError):
             fault = non_finite_observation(self._last_obs, rollout_buffer.pos)  # type: ignore[arg-type]  # SB3 has reset it
@@ -289,7 +299,7 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_settings()
         super()._setup_model()
-        detached = self._split_parameters().detached
+        detached = self._split_parameters(read_networks(self.policy)).detached
         if detached:
             warnings.warn(
                 f"The policy's distribution depends on {', '.join(detached)}, but through a detach() that stops gradients. "
@@ -307,9 +317,9 @@ class TRPO(OnPolicyAlgorithm):
         n_transitions = self.n_steps * self.n_envs
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
 
-    def _split_parameters(self, batches: Sequence[Read] = ()) -> ParameterSplit:
+    def _split_parameters(self, networks: Networks | None, batches: Sequence[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
-        split = split_parameters(self.policy, batches)
+        split = split_parameters(self.policy, batches) if networks is None else split_by_structure(self.policy, networks)
         if not split.policy:
             raise ValueError(
                 f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "

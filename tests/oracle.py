@@ -8,6 +8,7 @@ SB3's ``preprocess_obs`` casts every observation to float32, so :func:`make_poli
 
 import math
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.rollout import Chunk, Transitions
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -67,6 +69,18 @@ def make_policy(case: Case) -> ActorCriticPolicy:
     for extractor in {policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor}:
         extractor.register_forward_pre_hook(lambda _, arguments: (_to_float64(arguments[0]),))
     return policy
+
+
+def networks_of(policy: ActorCriticPolicy) -> Networks | None:
+    """Read the networks of a policy made by :func:`make_policy` as if it had no hooks, for features of float64."""
+    extractors = {policy.pi_features_extractor, policy.vf_features_extractor}
+    hooks = {extractor: extractor._forward_pre_hooks for extractor in extractors}
+    for extractor in extractors:
+        extractor._forward_pre_hooks = OrderedDict()
+    networks = read_networks(policy)
+    for extractor, kept in hooks.items():
+        extractor._forward_pre_hooks = kept
+    return networks and networks._replace(features=lambda observations: networks.features(observations).double())
 
 
 def make_transitions(case: Case, policy: ActorCriticPolicy, n: int) -> Transitions:

@@ -178,7 +178,7 @@ def test_the_critic_drops_out_and_leaves_the_statistics(share):
     model = make(share)
     marks = []
     fit, follow = model._fit_critic, model._follow_statistics
-    model._fit_critic = lambda parameters: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(parameters))
+    model._fit_critic = lambda *args: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(*args))
     model._follow_statistics = lambda: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow())
     model.learn(N_STEPS)
     state_before, statistics_before, state_after, statistics_after = marks

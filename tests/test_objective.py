@@ -15,10 +15,12 @@ from oracle import (
     joint_kl,
     make_policy,
     make_transitions,
+    networks_of,
     take,
     torch_distributions,
 )
 
+from sb3_trpo.actors import AutogradActor, NetworkActor
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
@@ -33,14 +35,17 @@ SETTINGS = Settings(
 class Setup:
     """A policy, its transitions, and objectives on them over all parameters, the critic's included."""
 
-    def __init__(self, case, n_states=N_STATES):
+    def __init__(self, case, kind="autograd", n_states=N_STATES):
         self.policy = make_policy(case)
         self.transitions = make_transitions(case, self.policy, n_states)
         self.parameters = list(self.policy.parameters())
+        if kind == "network":
+            self.actor = NetworkActor(self.policy, networks_of(self.policy), self.parameters)
+        else:
+            self.actor = AutogradActor(self.policy, self.parameters)
 
     def objective(self, size=N_STATES, **changes):
-        chunks = chunked(self.transitions, size)
-        return replace(PolicyObjective(self.policy, self.parameters, chunks, chunks), **changes)
+        return replace(PolicyObjective(self.actor, self.parameters, chunked(self.transitions, size)), **changes)
 
     def random_vector(self, seed=0):
         shape = flatten(self.parameters).shape
@@ -63,19 +68,32 @@ class Setup:
         return (ratio * advantages + ent_coef * entropy).mean(), entropy.mean()
 
 
-@pytest.fixture(params=SMALL_CASES.values(), ids=SMALL_CASES)
+def kinds(cases):
+    """Name every way to differentiate each case: by layers where the policy is a plain stack of them."""
+    plain = [name for name in cases if networks_of(make_policy(cases[name])) is not None]
+    return [(name, "autograd") for name in cases] + [(name, "network") for name in plain]
+
+
+@pytest.fixture(params=kinds(SMALL_CASES), ids="-".join)
 def small(request):
-    return Setup(request.param)
+    name, kind = request.param
+    return Setup(CASES[name], kind)
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+@pytest.fixture(params=kinds(CASES), ids="-".join)
 def setup(request):
-    return Setup(request.param)
+    name, kind = request.param
+    return Setup(CASES[name], kind)
 
 
 @pytest.fixture
 def gaussian():
     return Setup(CASES["gaussian"])
+
+
+def test_all_but_gsde_and_mixed_dicts_are_plain_stacks():
+    plain = [name for name, kind in kinds(CASES) if kind == "network"]
+    assert plain == ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
 
 
 def fisher_matrix(operator, n):
@@ -90,9 +108,11 @@ def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
     assert fisher.any()
 
 
-@pytest.mark.parametrize("case", LARGE_CASES.values(), ids=LARGE_CASES)
-def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(case):
-    setup = Setup(case, n_states=3)
+@pytest.mark.parametrize(
+    ("name", "kind"), kinds(LARGE_CASES), ids=lambda part: "-".join(part) if isinstance(part, tuple) else part
+)
+def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kind):
+    setup = Setup(CASES[name], kind, n_states=3)
     product = DensePolicy(setup.policy, setup.transitions.observations).fisher_product()
     operator = setup.objective().local_model().model.fisher
     for seed in (0, 1):
