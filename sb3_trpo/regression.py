@@ -94,13 +94,17 @@ class FlatAdam:
         return bool(th.stack([tensor.isfinite().all() for tensor in (self.theta, self.m, self.v)]).all())
 
     def commit(self) -> None:
-        """Write parameters and state back in one call."""
-        targets: list[th.Tensor] = []
-        for name in ("exp_avg", "exp_avg_sq", "step"):
-            targets += [self._state_of(parameter)[name] for parameter in self.parameters]
-        flats = [piece for flat in (self.theta, self.m, self.v) for piece in unflatten(flat, self.parameters)]
-        steps = [self.t.to(target.device) for target in targets[2 * len(self.parameters) :]]
-        assign([*self.parameters, *targets], [*flats, *steps])
+        """Write parameters and state back in one call, which no interrupt can split."""
+        try:
+            states = [self._state_of(parameter) for parameter in self.parameters]
+            targets = [state[name] for name in ("exp_avg", "exp_avg_sq", "step") for state in states]
+            values = [piece for flat in (self.theta, self.m, self.v) for piece in unflatten(flat, self.parameters)]
+            assign([*self.parameters, *targets], [*values, *(self.t.to(state["step"].device) for state in states)])
+        except BaseException:  # an interrupt, too
+            for parameter in self.parameters:
+                if not self.optimizer.state[parameter].get("step", 0.0):
+                    self.optimizer.state.pop(parameter)
+            raise
 
     def _state_of(self, parameter: th.Tensor) -> dict[str, th.Tensor]:
         """Give a parameter's state, made as Adam makes it if there is none: a mean of nothing is as good as none."""
