@@ -46,16 +46,18 @@ class Frames(gym.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-def measure(package: str, n_frames: int) -> dict[str, float | int | str]:
+def measure(package: str, n_frames: int, default_settings: bool = False) -> dict[str, float | int | str]:
     """
     Run one update in this process.
 
     :param package: whose TRPO
     :param n_frames: transitions in the rollout
+    :param default_settings: whether to make as many Fisher products and critic passes as by default
     :return: MiB of the rollout's frames and of the peak above it, and the update's seconds
     """
     th.set_num_threads(1)
-    model = CLASSES[package]("CnnPolicy", Frames(), n_steps=n_frames, cg_max_steps=2, n_critic_updates=1, device="cpu", seed=0)
+    settings = {} if default_settings else {"cg_max_steps": 2, "n_critic_updates": 1}
+    model = CLASSES[package]("CnnPolicy", Frames(), n_steps=n_frames, device="cpu", seed=0, **settings)
     model.set_logger(Logger(folder=None, output_formats=[]))
     fill(model)
     process = psutil.Process()
@@ -69,6 +71,26 @@ def measure(package: str, n_frames: int) -> dict[str, float | int | str]:
         "peak_above_rollout_mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB, 1),
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def measure_in_own_process(package: str, n_frames: int, default_settings: bool = False) -> dict[str, float | int | str]:
+    """
+    Run one update in a process of its own, where nothing else has used memory.
+
+    :param package: whose TRPO
+    :param n_frames: transitions in the rollout
+    :param default_settings: whether to make as many Fisher products and critic passes as by default
+    :return: as :func:`measure`
+    """
+    command = [
+        sys.executable,
+        __file__,
+        "--case",
+        package,
+        str(n_frames),
+        *(["--default-settings"] if default_settings else []),
+    ]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def fill(model: sb3_trpo.TRPO | sb3_contrib.TRPO) -> None:
@@ -90,16 +112,16 @@ def main() -> None:
     """Measure every case in its own process, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--case", nargs=2, metavar=("PACKAGE", "FRAMES"), help="measure one case in this process")
+    parser.add_argument("--default-settings", action="store_true", help="with as many products and passes as by default")
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(measure(args.case[0], int(args.case[1]))))
+        print(json.dumps(measure(args.case[0], int(args.case[1]), args.default_settings)))
         return
     th.set_num_threads(1)
     results = []
     print("| TRPO | frames | rollout, MiB | peak above the rollout, MiB | per frame, KiB |\n|---|---|---|---|---|")
     for package, n_frames in CASES:
-        command = [sys.executable, __file__, "--case", package, str(n_frames)]
-        result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        result = measure_in_own_process(package, n_frames)
         results.append(result)
         peak = result["peak_above_rollout_mib"]
         print(f"| {package} | {n_frames} | {result['rollout_mib']} | {peak} | {peak * 1024 / n_frames:.0f} |", flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
@@ -21,6 +21,7 @@ from sb3_trpo.layers import Tape
 from sb3_trpo.networks import Networks
 from sb3_trpo.numerics.fisher import Linearisation, Outputs, linearise
 from sb3_trpo.numerics.flat import flatten, unflatten
+from sb3_trpo.rollout import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
 
 class LocalPolicy(NamedTuple):
@@ -44,6 +45,11 @@ class LocalPolicy(NamedTuple):
 class Actor(Protocol):
     """A policy as a function of observations, at whatever its parameters are when it is called."""
 
+    @property
+    def chunk_limits(self) -> ChunkLimits:
+        """How many observations suit it at a time."""
+        ...
+
     def distribution(self, observations: PyTorchObs) -> Distribution:
         """Compute the action distribution."""
         ...
@@ -64,6 +70,7 @@ class AutogradActor:
 
     policy: ActorCriticPolicy
     parameters: Sequence[th.Tensor]
+    chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
 
     def distribution(self, observations: PyTorchObs) -> Distribution:
         """Compute the action distribution."""
@@ -96,6 +103,7 @@ class NetworkActor:
         places = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._places = [places[id(tensor)] for tensor in networks.actor.tensors]
         self._log_std_place = places.get(id(networks.log_std))
+        self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
     def distribution(self, observations: PyTorchObs) -> Distribution:
         """Compute the action distribution."""

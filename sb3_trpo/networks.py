@@ -147,9 +147,10 @@ def _read_features(policy: ActorCriticPolicy) -> Features | None:
         return th.cat([parts[key].flatten(1) for key in extractor.extractors], dim=1)
 
     def channels_last(observations: PyTorchObs) -> th.Tensor:
-        images: th.Tensor = preprocessed(observations)
-        # on a CPU the convolutions' weight gradients take less than half the time so
-        return images.contiguous(memory_format=th.channels_last) if images.device.type == "cpu" else images
+        assert isinstance(observations, th.Tensor)
+        if observations.device.type == "cpu":  # where the convolutions' weight gradients then take less than half the time
+            observations = observations.contiguous(memory_format=th.channels_last)
+        return cast("th.Tensor", preprocessed(observations))
 
     if type(extractor) is FlattenExtractor:
         return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))

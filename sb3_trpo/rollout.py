@@ -16,10 +16,23 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
-CHUNK_ENTRIES = 2**24
-"""Observation entries per chunk: 594 stacks of 84x84x4, Atari's."""
-CHUNK_TRANSITIONS = 2**15
-"""Transitions per chunk at most: hidden layers need memory too, however small the observations."""
+
+class ChunkLimits(NamedTuple):
+    """
+    How large a chunk may be.
+
+    :param entries: of all its observations
+    :param transitions: for hidden layers need memory too, however small the observations
+    """
+
+    entries: int
+    transitions: int
+
+
+GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
+"""For autograd, which must build the graphs of several chunks anew for each product: 594 stacks of 84x84x4, Atari's."""
+CACHE_LIMITS = ChunkLimits(2**21, 2**12)
+"""For stacks of layers on a CPU, which are quickest while a chunk's activations fit into its cache: 74 such stacks."""
 ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
 
@@ -54,14 +67,15 @@ def observations_of(chunk: Chunk) -> PyTorchObs:
     return chunk().observations
 
 
-def default_chunk_size(observation_space: spaces.Space[np.ndarray]) -> int:
+def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: ChunkLimits) -> int:
     """
     Choose how many transitions to differentiate at a time.
 
     :param observation_space: images give small chunks, vectors large ones
+    :param limits: how large they may be
     :return: at least 1
     """
-    return int(np.clip(CHUNK_ENTRIES // max(1, get_flattened_obs_dim(observation_space)), 1, CHUNK_TRANSITIONS))
+    return int(np.clip(limits.entries // max(1, get_flattened_obs_dim(observation_space)), 1, limits.transitions))
 
 
 def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:

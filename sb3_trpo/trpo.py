@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -31,7 +31,15 @@ from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.regression import fit_stack, plain_regression
-from sb3_trpo.rollout import Chunk, default_chunk_size, non_finite_observation, observations_of, require_finite, split_rollout
+from sb3_trpo.rollout import (
+    GRAPH_LIMITS,
+    ChunkLimits,
+    default_chunk_size,
+    non_finite_observation,
+    observations_of,
+    require_finite,
+    split_rollout,
+)
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -175,7 +183,7 @@ class TRPO(OnPolicyAlgorithm):
         scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
         self._update_learning_rate(self.policy.optimizer)
         networks = read_networks(self.policy)
-        split = self._split_parameters(networks, [partial(observations_of, chunk) for chunk in self._chunks(every=1)])
+        split = self._split_parameters(networks, self._observation_chunks())
 
         self.policy.set_training_mode(False)
         self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
@@ -191,10 +199,12 @@ class TRPO(OnPolicyAlgorithm):
     ) -> None:
         """Take one trust-region step."""
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
-            chunks, fisher_chunks = self._chunks(self.sub_sampling_factor, self.normalize_advantage), None
-            if self.fisher_subsampling > 1:
-                fisher_chunks = self._chunks(self.sub_sampling_factor * self.fisher_subsampling)
             actor = make_actor(self.policy, networks, parameters)
+            size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
+            chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, self.normalize_advantage), None
+            if self.fisher_subsampling > 1:
+                every *= self.fisher_subsampling
+                fisher_chunks = split_rollout(self.rollout_buffer, every, size, normalize_advantage=False)
             objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef)
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
@@ -217,17 +227,19 @@ class TRPO(OnPolicyAlgorithm):
     def _follow_statistics(self) -> None:
         """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
         if statistical_layers(self.policy):
-            size = max(2, self._chunk_size())  # a variance needs two
+            size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
             stride = math.ceil(self.n_steps * self.n_envs / size)
             (spread,) = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)
             follow_statistics(self.policy, spread())
 
-    def _chunks(self, every: int, normalize_advantage: bool = False) -> list[Chunk]:
-        """Read every k-th transition of the rollout, in chunks."""
-        return split_rollout(self.rollout_buffer, every, self._chunk_size(), normalize_advantage)
+    def _observation_chunks(self) -> Iterator[Read]:
+        """Read the rollout's observations, in chunks."""
+        size = self._chunk_size(GRAPH_LIMITS)
+        for chunk in split_rollout(self.rollout_buffer, every=1, chunk_size=size, normalize_advantage=False):
+            yield partial(observations_of, chunk)
 
-    def _chunk_size(self) -> int:
-        return self.chunk_size or default_chunk_size(self.observation_space)
+    def _chunk_size(self, limits: ChunkLimits) -> int:
+        return self.chunk_size or default_chunk_size(self.observation_space, limits)
 
     def _step_settings(self, target_kl: float) -> Settings:
         return Settings(
@@ -317,9 +329,9 @@ class TRPO(OnPolicyAlgorithm):
         n_transitions = self.n_steps * self.n_envs
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
 
-    def _split_parameters(self, networks: Networks | None, batches: Sequence[Read] = ()) -> ParameterSplit:
+    def _split_parameters(self, networks: Networks | None, batches: Iterable[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
-        split = split_parameters(self.policy, batches) if networks is None else split_by_structure(self.policy, networks)
+        split = split_parameters(self.policy, list(batches)) if networks is None else split_by_structure(self.policy, networks)
         if not split.policy:
             raise ValueError(
                 f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "

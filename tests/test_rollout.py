@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
-from sb3_trpo.rollout import CHUNK_ENTRIES, CHUNK_TRANSITIONS, default_chunk_size, require_finite, split_rollout
+from sb3_trpo.rollout import GRAPH_LIMITS, default_chunk_size, require_finite, split_rollout
 
 N_ENVS, N_STEPS = 3, 6
 PAIR = spaces.Dict(far=spaces.Box(-1.0, 1.0, (2,)), near=spaces.Box(-1.0, 1.0, (3,)))
@@ -293,15 +293,15 @@ def test_an_environment_that_always_pays_the_same_moves_no_policy():
 @pytest.mark.parametrize(
     ("space", "size"),
     [
-        (spaces.Box(0, 255, (84, 84, 4), np.uint8), CHUNK_ENTRIES // (84 * 84 * 4)),
+        (spaces.Box(0, 255, (84, 84, 4), np.uint8), GRAPH_LIMITS.entries // (84 * 84 * 4)),
         (spaces.Box(0, 255, (5000, 5000, 3), np.uint8), 1),
-        (spaces.Box(-1.0, 1.0, (3,)), CHUNK_TRANSITIONS),
-        (spaces.Box(-1.0, 1.0, (2**12,)), CHUNK_ENTRIES // 2**12),
-        (spaces.Discrete(7), CHUNK_TRANSITIONS),
-        (spaces.Dict(image=spaces.Box(0, 255, (64, 64, 1), np.uint8), vector=VECTOR), CHUNK_ENTRIES // (64 * 64 + 3)),
+        (spaces.Box(-1.0, 1.0, (3,)), GRAPH_LIMITS.transitions),
+        (spaces.Box(-1.0, 1.0, (2**12,)), GRAPH_LIMITS.entries // 2**12),
+        (spaces.Discrete(7), GRAPH_LIMITS.transitions),
+        (spaces.Dict(image=spaces.Box(0, 255, (64, 64, 1), np.uint8), vector=VECTOR), GRAPH_LIMITS.entries // (64 * 64 + 3)),
     ],
     ids=["atari", "huge", "vector", "long vector", "number", "dict"],
 )
 def test_the_default_chunk_is_as_large_as_memory_allows(space, size):
-    assert default_chunk_size(space) == size
-    assert 1 <= size <= CHUNK_TRANSITIONS
+    assert default_chunk_size(space, GRAPH_LIMITS) == size
+    assert 1 <= size <= GRAPH_LIMITS.transitions

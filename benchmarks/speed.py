@@ -1,0 +1,244 @@
+"""
+Speed beside sb3-contrib's TRPO: alternating runs in one process, on one thread, with the same hyperparameters.
+
+    python benchmarks/speed.py                # everything: about 20 minutes
+    python benchmarks/speed.py --part learn   # one part: learn, train, fisher, growth or shares
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch as th
+from environment import RESULTS, environment
+from fisher_products import measure_products
+from gymnasium import spaces
+from memory import Frames, measure_in_own_process
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+from tasks import TimedVecEnv, make_env, make_model
+from timing import alternate, ratio, rounded, seconds, show
+
+from sb3_trpo.collection import RolloutPolicy
+
+ROUNDS = 7
+TASKS = ("CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5")
+LEARN_CASES = {
+    **dict.fromkeys(TASKS, 2),
+    "HalfCheetah-v5x8": 1,
+    "HalfCheetah-v5+norm": 2,
+    "HalfCheetah-v5+zoo": 2,
+    "batched": 1,
+}
+"""Rollouts per timing."""
+TRAIN_CASES = [(width, n) for width in (64, 256) for n in (2048, 16384)]
+GROWTH_BATCHES = (2048, 4096, 8192, 16384, 32768, 65536)
+GROWTH_WIDTHS = (64, 200, 650, 2200)
+
+
+def stepper(env: VecEnv, n_steps: int) -> Callable[[], None]:
+    """
+    Step environments alone.
+
+    :param env: the environments, as ``learn()`` has them
+    :param n_steps: steps per run
+    :return: runs them with actions drawn beforehand
+    """
+    env.reset()
+    actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
+
+    def run() -> None:
+        for step in range(n_steps):
+            env.step(actions[step % 64])
+
+    return run
+
+
+def measure_learn() -> dict[str, Any]:
+    """
+    Time ``learn()``, and ``train()`` on its last rollout, with that of PPO on four tasks, and the bare environments.
+
+    :return: results by case
+    """
+    results = {}
+    for name, n_rollouts in LEARN_CASES.items():
+        packages = ["ours", "sb3-contrib", *(["PPO"] if name in TASKS else [])]
+        models = {package: make_model(name, package) for package in packages}
+        n_steps = {package: model.n_steps * model.n_envs * n_rollouts for package, model in models.items()}
+        jobs = {
+            package: partial(model.learn, n_steps[package], reset_num_timesteps=False) for package, model in models.items()
+        }
+        bare = make_env(name)
+        jobs["bare env"] = stepper(bare, n_steps["ours"] // bare.num_envs)
+        times = alternate(jobs, ROUNDS)
+        trains = alternate({package: model.train for package, model in models.items()}, ROUNDS)
+        results[name] = {
+            "steps": n_steps["ours"],
+            "learn": ratio(times["sb3-contrib"], times["ours"]),
+            "train": ratio(trains["sb3-contrib"], trains["ours"]),
+            "over_bare_env": ratio(times["ours"], times["bare env"]),
+            "steps_per_second": {name: n_steps["ours"] / float(np.median(values)) for name, values in times.items()},
+            "seconds": {"learn": rounded(times), "train": rounded(trains)},
+        }
+        result = results[name]
+        if "PPO" in models:
+            result["learn_of_ppo"], result["train_of_ppo"] = (ratio(each["PPO"], each["ours"]) for each in (times, trains))
+        print(f"| {name} | {show(result['learn'])} | {show(result['over_bare_env'])} | {show(result['train'])} |", flush=True)
+    return results
+
+
+class Vectors(Frames):
+    """Like HalfCheetah-v5 in its spaces; never stepped."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (17,))
+    action_space = spaces.Box(-1.0, 1.0, (6,))
+
+
+def filled(package: str, n: int, width: int) -> BaseAlgorithm:
+    """
+    Make a model with a rollout of random numbers.
+
+    :param package: whose
+    :param n: transitions
+    :param width: of both hidden layers
+    :return: the model, ready to train
+    """
+    model = make_model("", package, Vectors(), n_steps=n, policy_kwargs={"net_arch": [width, width]})
+    rng, buffer = np.random.default_rng(0), model.rollout_buffer
+    for _ in range(n):
+        observation, action = rng.normal(size=(1, 17)).astype(np.float32), rng.normal(size=(1, 6)).astype(np.float32)
+        with th.no_grad():
+            value, log_prob, _ = model.policy.evaluate_actions(th.as_tensor(observation), th.as_tensor(action))
+        buffer.add(observation, action, rng.normal(size=1), np.zeros(1), value, log_prob)
+    buffer.compute_returns_and_advantage(th.zeros(1), np.zeros(1))
+    return model
+
+
+def measure_train() -> dict[str, Any]:
+    """
+    Time ``train()`` alone, and its memory on images.
+
+    :return: results by case
+    """
+    results: dict[str, Any] = {}
+    for width, n in TRAIN_CASES:
+        times = alternate({package: filled(package, n, width).train for package in ("ours", "sb3-contrib")}, 5)
+        name = f"MLP {width}x{width}, {n:,} transitions"
+        results[name] = {"train": ratio(times["sb3-contrib"], times["ours"]), "seconds": rounded(times)}
+        print(f"| {name} | {show(results[name]['train'])} |", flush=True)
+    return results | {"NatureCNN, 512 frames": measure_cnn()}
+
+
+def measure_cnn() -> dict[str, Any]:
+    """
+    Time ``train()`` on 512 frames with default settings, each run in a process of its own.
+
+    :return: ratios of time and of peak memory
+    """
+    runs = {
+        package: [measure_in_own_process(package, 512, default_settings=True) for _ in range(5)]
+        for package in ("sb3_trpo", "sb3_contrib")
+    }
+    times, peaks = (
+        {package: [run[key] for run in each] for package, each in runs.items()}
+        for key in ("seconds", "peak_above_rollout_mib")
+    )
+    result = {
+        "train": ratio(times["sb3_contrib"], times["sb3_trpo"]),
+        "peak_memory": ratio(peaks["sb3_contrib"], peaks["sb3_trpo"]),
+        "seconds": times,
+        "peak_above_rollout_mib": peaks,
+    }
+    print(f"| NatureCNN, 512 frames | {show(result['train'])}, memory {show(result['peak_memory'])} |", flush=True)
+    return result
+
+
+def measure_growth() -> dict[str, Any]:
+    """
+    Time ``train()`` for growing batches and networks, and fit the exponents.
+
+    :return: the least of two times for each size, and the exponents
+    """
+    batches = {n: min(seconds(model.train) for _ in range(2)) for n in GROWTH_BATCHES for model in [filled("ours", n, 64)]}
+    sizes = {}
+    for width in GROWTH_WIDTHS:
+        model = filled("ours", 2048, width)
+        sizes[sum(parameter.numel() for parameter in model.policy.parameters())] = min(seconds(model.train) for _ in range(2))
+    exponents = [float(np.polyfit(np.log(list(points)), np.log(list(points.values())), 1)[0]) for points in (batches, sizes)]
+    print(f"| exponent of the batch {exponents[0]:.2f} | of the parameters {exponents[1]:.2f} |", flush=True)
+    return {
+        "by_batch": batches,
+        "by_parameters": sizes,
+        "exponent_of_batch": exponents[0],
+        "exponent_of_parameters": exponents[1],
+    }
+
+
+def measure_shares() -> dict[str, Any]:
+    """
+    Split the wall time of ``learn()``.
+
+    :return: shares by task
+    """
+    results = {}
+    act, acting = RolloutPolicy.act, [0.0]
+
+    def timed_act(self: RolloutPolicy, *args: Any) -> np.ndarray:
+        actions: list[np.ndarray] = []
+        acting[0] += seconds(lambda: actions.append(act(self, *args)))
+        return actions[0]
+
+    RolloutPolicy.act = timed_act  # type: ignore[method-assign]
+    for name in (*TASKS, "HalfCheetah-v5x8", "HalfCheetah-v5+norm", "batched"):
+        env = TimedVecEnv(make_env(name))
+        model = make_model(name, "ours", env)
+        size = model.n_steps * model.n_envs
+        model.learn(size)
+        env.seconds = acting[0] = 0.0
+        parts = {"collect": 0.0, "policy_step": 0.0, "critic": 0.0}
+        total = 0.0
+        for _ in range(5):
+            total += seconds(partial(model.learn, size, reset_num_timesteps=False))
+            for part in parts:
+                parts[part] += model.logger.name_to_value[f"time/{part}_seconds"]
+        shares = {"env": env.seconds, "actor": acting[0]}
+        shares["buffer and callbacks"] = parts["collect"] - env.seconds - acting[0]
+        shares |= {"policy step": parts["policy_step"], "critic": parts["critic"]}
+        shares["rest"] = total - sum(shares.values())
+        results[name] = {part: value / total for part, value in shares.items()}
+        print(f"| {name} | " + " | ".join(f"{value:.0%}" for value in results[name].values()) + " |", flush=True)
+    RolloutPolicy.act = act  # type: ignore[method-assign]
+    return results
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "learn": measure_learn,
+    "train": measure_train,
+    "fisher": measure_products,
+    "growth": measure_growth,
+    "shares": measure_shares,
+}
+
+
+def main() -> None:
+    """Measure the parts asked for, print tables and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure this part, keep the others' results")
+    chosen = parser.parse_args().part or list(PARTS)
+    th.set_num_threads(1)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "speed.json"
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    for part in chosen:
+        print(f"\n{part}")
+        results[part] = {"environment": environment(), "results": PARTS[part]()}
+        file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
