@@ -57,6 +57,8 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 
 bench: install  ## measure; raw results go to benchmarks/results
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed_report.py
 	$(BIN)/python benchmarks/trust_region.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/classic_control.py

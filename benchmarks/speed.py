@@ -203,7 +203,7 @@ def measure_shares() -> dict[str, Any]:
         parts = {"collect": 0.0, "policy_step": 0.0, "critic": 0.0}
         total = 0.0
         for _ in range(5):
-            total += seconds(partial(model.learn, size, reset_num_timesteps=False))
+            total += seconds(partial(model.learn, size, log_interval=None, reset_num_timesteps=False))
             for part in parts:
                 parts[part] += model.logger.name_to_value[f"time/{part}_seconds"]
         shares = {"env": env.seconds, "actor": acting[0]}

@@ -171,9 +171,13 @@ def _read_stack(modules: Iterable[Any]) -> Stack | None:
         elif bare and type(module) in ACTIVATIONS:
             layers[-1] = layers[-1]._replace(activation=ACTIVATIONS[type(module)](module))
             bare = False
-        elif type(module) is not nn.Flatten or not isinstance(layers[-1].affine, Convolution):
+        elif not _flattens(module) or not layers or not isinstance(layers[-1].affine, Convolution):
             return None
     return Stack(tuple(layers))
+
+
+def _flattens(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
 
 
 def _read_convolution(module: nn.Conv2d) -> Affine | None:
@@ -186,8 +190,11 @@ _AFFINE: dict[type[nn.Module], Callable[..., Affine | None]] = {nn.Linear: lambd
 
 
 def _are_uniform(tensors: list[th.Tensor]) -> bool:
-    """Check for plain parameters of one type and device."""
+    """Check for plain parameters of one type and device, without hooks on their gradients."""
     first = tensors[0]
     return all(
-        type(tensor) is nn.Parameter and tensor.dtype is first.dtype and tensor.device == first.device for tensor in tensors
+        type(tensor) is nn.Parameter
+        and (tensor.dtype, tensor.device) == (first.dtype, first.device)
+        and not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+        for tensor in tensors
     )

@@ -76,7 +76,7 @@ class PolicyObjective:
             with th.no_grad():
                 sums = sums + th.stack((surrogate, entropy_terms(local.distribution, chunk).sum()))
             weight += len(chunk.advantages)
-            gradient = gradient + local.gradient(surrogate, is_kept)
+            gradient += local.gradient(surrogate, is_kept)
         mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
         model = LocalModel(
             self.parameters,
@@ -127,9 +127,12 @@ class CurvatureStore:
         """Give the chunks' curvatures, in order."""
         yield from self._kept
         for read in self._chunks[len(self._kept) :]:
-            local = self._actor.local(read().observations)
-            z = _snapshot(local.distribution)
-            yield self._kept[-1] if self.offer(local, z) else _curvature(local, z)
+            yield self._build(read)
+
+    def _build(self, read: Chunk) -> Curvature:
+        local = self._actor.local(read().observations)
+        z = _snapshot(local.distribution)
+        return self._kept[-1] if self.offer(local, z) else _curvature(local, z)
 
     def offer(self, local: LocalPolicy, z: Outputs) -> bool:
         """

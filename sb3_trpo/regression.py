@@ -24,6 +24,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.critic import CriticFit, FitOutcome
 from sb3_trpo.layers import Convolution, Stack
@@ -34,6 +35,7 @@ from sb3_trpo.rollout import minibatches, observation_blocks
 
 LAYOUT = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False, "decoupled_weight_decay": False}
 """Options of ``th.optim.Adam`` that the flat step does not offer, with the values they must have."""
+GLOBAL_HOOKS = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
 FUSED_DEVICES = ("cpu", "cuda")
 
 VECTORS, IMAGES = 2**13, 2**7
@@ -95,14 +97,15 @@ class FlatAdam:
 
     def commit(self) -> None:
         """Write parameters and state back in one call, which no interrupt can split."""
+        new = [parameter for parameter in self.parameters if not self.optimizer.state.get(parameter)]
         try:
             states = [self._state_of(parameter) for parameter in self.parameters]
             targets = [state[name] for name in ("exp_avg", "exp_avg_sq", "step") for state in states]
             values = [piece for flat in (self.theta, self.m, self.v) for piece in unflatten(flat, self.parameters)]
             assign([*self.parameters, *targets], [*values, *(self.t.to(state["step"].device) for state in states)])
         except BaseException:  # an interrupt, too
-            for parameter in self.parameters:
-                if not self.optimizer.state[parameter].get("step", 0.0):
+            for parameter in new:
+                if not self.optimizer.state[parameter].get("step", 0.0):  # still as it was made
                     self.optimizer.state.pop(parameter)
             raise
 
@@ -125,7 +128,7 @@ def flat_adam(optimizer: th.optim.Optimizer, parameters: Sequence[th.Tensor]) ->
     :param parameters: those to fit
     :return: Adam on a flat vector, or ``None`` if the optimizer is not one that it can continue
     """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_HOOKS)
     if type(optimizer) is not th.optim.Adam or any(hooks) or "step" in vars(optimizer):  # torch's schedulers put one there
         return None
     wanted = {id(parameter) for parameter in parameters}
@@ -245,7 +248,7 @@ def fit_stack(regression: StackRegression, n_epochs: int, max_grad_norm: float |
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
             adam.step()
     sound = adam.is_finite()
-    if sound:
+    if sound and errors:
         adam.commit()
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, _mean_loss(errors))
 

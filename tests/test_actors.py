@@ -258,18 +258,18 @@ class Watch:
     """Counts what passes leave in memory: before each new one, and as it stands."""
 
     def __init__(self, monkeypatch):
-        self.outputs, self.before, record = [], [], Stack.record
+        self.hidden, self.before, record = [], [], Stack.record
 
         def spy(stack, x):
             self.before.append(self.alive())
             tape = record(stack, x)
-            self.outputs.append(weakref.ref(tape.output))
+            self.hidden.append(weakref.ref(tape.hidden[0]))  # not the output, which the distribution holds
             return tape
 
         monkeypatch.setattr(Stack, "record", spy)
 
     def alive(self):
-        return sum(output() is not None for output in self.outputs)
+        return sum(hidden() is not None for hidden in self.hidden)
 
 
 def watched(monkeypatch, room):

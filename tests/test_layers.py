@@ -123,10 +123,12 @@ def image_stack(first: dict, second: dict, names, bias, dtype) -> tuple[nn.Seque
         nn.Conv2d(
             2, 4, first["kernel"], *(first[key] for key in ("stride", "padding", "dilation", "groups")), bias, dtype=dtype
         ),
-        nn.Conv2d(4, 2, second["kernel"], padding=second["padding"], groups=second["groups"], bias=bias, dtype=dtype),
+        nn.Conv2d(
+            4, 2, second["kernel"], *(second[key] for key in ("stride", "padding", "dilation", "groups")), bias, dtype=dtype
+        ),
     ]
     below = with_functions(convolutions, names[:2])
-    shape = (2, 9, 7)
+    shape = (2, 12, 11)
     n_features = below(th.zeros(1, *shape, dtype=dtype)).numel()
     head = with_functions([nn.Linear(n_features, 3, bias=bias, dtype=dtype)], names[2:])
     return nn.Sequential(*below, nn.Flatten(), *head), shape
@@ -149,7 +151,9 @@ sizes = st.tuples(st.integers(1, 3), st.integers(1, 3))
     second=st.fixed_dictionaries(
         {
             "kernel": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+            "stride": st.tuples(st.integers(1, 2), st.integers(1, 2)),
             "padding": st.integers(0, 1),
+            "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
             "groups": st.sampled_from([1, 2]),
         }
     ),

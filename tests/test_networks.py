@@ -191,8 +191,11 @@ def test_networks_read_before_see_a_change_of_the_weights(change, make):
 
 def overriding(name: str) -> type[ActorCriticPolicy]:
     """Subclass the policy with a method of the same effect."""
-    own = getattr(MlpPolicy, name)
-    return type("Overriding", (MlpPolicy,), {name: lambda self, *args, **kwargs: own(self, *args, **kwargs)})
+
+    def same(self: MlpPolicy, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(MlpPolicy, self), name)(*args, **kwargs)
+
+    return type("Overriding", (MlpPolicy,), {name: same})
 
 
 @pytest.mark.parametrize("name", OWN_METHODS)
@@ -208,8 +211,7 @@ def test_the_methods_named_are_all_that_a_rollout_calls():
 @pytest.mark.parametrize("name", [name for name in OWN_METHODS if name != "__call__"])
 def test_a_policy_with_a_patched_method_is_left_alone(name):
     policy = model_of().policy
-    own = getattr(policy, name)
-    setattr(policy, name, lambda *args, **kwargs: own(*args, **kwargs))
+    setattr(policy, name, getattr(policy, name))
     assert read_networks(policy) is None
 
 
@@ -320,7 +322,7 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "batch norm": put("mlp_extractor.policy_net.1", lambda: nn.BatchNorm1d(8)),
     "two activations": put("mlp_extractor.policy_net.1", lambda: nn.Sequential(nn.Tanh(), nn.Tanh())),
     "two activations in a row": altered(lambda policy: policy.mlp_extractor.policy_net.append(nn.Tanh())),
-    "activation before all": put("mlp_extractor.policy_net.0", lambda: nn.Tanh()),
+    "activation before all": put("mlp_extractor.policy_net.0", nn.Tanh),
     "head of several": put("action_net", lambda: nn.Sequential(nn.Linear(5, 2))),
     "custom extractor": lambda: model_of(features_extractor_class=Halved),
     "subclassed extractor": lambda: model_of(features_extractor_class=OwnExtractor),

@@ -30,6 +30,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, kl_
 
 import sb3_trpo
 from sb3_trpo import TRPO
+from sb3_trpo.networks import read_networks
 
 
 class Extractor(BaseFeaturesExtractor):
@@ -494,3 +495,29 @@ def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
     assert (step - other).norm() <= 1e-6 * step.norm()
     for key in ("train/outcome", "train/line_search_steps"):
         assert whole.logger.name_to_value[key] == chunked.logger.name_to_value[key]
+
+
+def test_the_fast_update_is_the_slow_one_beyond_rounding():
+    n_plain = 0
+
+    @settings(max_examples=40)
+    @given(cases(cg_max_steps=st.integers(1, 5), cg_damping=st.floats(0.1, 1.0), line_search_max_iter=st.just(30)))
+    def check(case):
+        nonlocal n_plain
+        fast = build(case)
+        before, names = parameters(fast), policy_side(fast, read(fast))
+        n_plain += read_networks(fast.policy) is not None
+        fast.train()
+        slow = build(case)  # not before: it seeds the generator of the minibatches
+        with mock.patch.object(sb3_trpo.trpo, "read_networks", return_value=None):
+            slow.train()
+        for key in ("train/outcome", "train/line_search_steps", "train/cg_iterations", "train/critic_outcome"):
+            assert fast.logger.name_to_value[key] == slow.logger.name_to_value[key]
+        for side, tolerance in ((names, 1e-3), (before.keys() - names, 1e-3)):
+            step, other = (
+                th.cat([(parameters(model)[name] - before[name]).flatten() for name in sorted(side)]) for model in (fast, slow)
+            )
+            assert (step - other).norm() <= tolerance * other.norm()
+
+    check()
+    assert n_plain >= 10

@@ -298,6 +298,10 @@ def one_not_in_the_optimizer(setup):
     setup.policy.optimizer = th.optim.Adam(setup.parameters[1:], lr=1e-3)
 
 
+def none_in_the_optimizer(setup):
+    setup.policy.optimizer = th.optim.Adam([setup.policy.log_std], lr=1e-3)
+
+
 def tie(setup):
     setup.policy.mlp_extractor.value_net.append(nn.Linear(5, 5))
     setup.policy.mlp_extractor.value_net.append(setup.policy.mlp_extractor.value_net[4])
@@ -328,6 +332,7 @@ REFUSED = {
     "different-steps": different_steps,
     "one-without-state": one_without_state,
     "one-not-in-the-optimizer": one_not_in_the_optimizer,
+    "none-in-the-optimizer": none_in_the_optimizer,
     "tied": tie,
 }
 

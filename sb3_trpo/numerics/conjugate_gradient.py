@@ -75,7 +75,7 @@ def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, re
         a_p = operator(p)
         p_a_p = p.dot(a_p)
         alpha = r_dot_r / p_a_p
-        next_x, next_r = x + alpha * p, r - alpha * a_p
+        next_x, next_r = th.addcmul(x, alpha, p), th.addcmul(r, alpha, a_p, value=-1)
         next_r_dot_r = next_r.dot(next_r)
 
         curvature, squared_residual, largest = th.stack((p_a_p, next_r_dot_r, next_x.abs().max())).tolist()
@@ -87,7 +87,7 @@ def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, re
         relative_residual = math.sqrt(squared_residual / b_dot_b)
         if relative_residual <= residual_tol:
             return Solution(x, r, iteration + 1, relative_residual, Termination.CONVERGED)
-        p = r + (next_r_dot_r / r_dot_r) * p
+        p = th.addcmul(r, next_r_dot_r / r_dot_r, p)
         r_dot_r = next_r_dot_r
     return Solution(x, r, max_iterations, relative_residual, Termination.ITERATION_LIMIT)
 

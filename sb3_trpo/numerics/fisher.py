@@ -95,11 +95,14 @@ def fisher_operator(curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -
     """
 
     def product(v: th.Tensor) -> th.Tensor:
-        total, weight = th.zeros_like(v), 0.0
-        for curvature in curvatures():
-            total = total + gauss_newton_product(curvature, v)
-            weight += curvature.weight
-        return mean(total, weight)
+        def weighted(curvature: Curvature) -> tuple[th.Tensor, float]:
+            return gauss_newton_product(curvature, v), curvature.weight
+
+        total, total_weight = th.zeros_like(v), 0.0
+        for part, weight in map(weighted, curvatures()):  # which lets go of each curvature before the next one is built
+            total += part
+            total_weight += weight
+        return mean(total, total_weight)
 
     return product
 
@@ -112,4 +115,4 @@ def damped(operator: Operator, damping: float) -> Operator:
     :param damping: lambda, what is added to every eigenvalue
     :return: the damped operator
     """
-    return lambda v: operator(v) + damping * v
+    return lambda v: operator(v).add(v, alpha=damping)

@@ -174,7 +174,7 @@ def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) ->
     directions = unflatten(full_step, old)
 
     def evaluate(fraction: float) -> Candidate:
-        assign(model.parameters, [start + fraction * step for start, step in zip(old, directions, strict=True)])
+        assign(model.parameters, [start.add(step, alpha=fraction) for start, step in zip(old, directions, strict=True)])
         return model.evaluate()
 
     search = backtrack(evaluate, model.surrogate, settings.target_kl, settings.shrinking_factor, settings.line_search_max_iter)
