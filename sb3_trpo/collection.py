@@ -8,7 +8,7 @@ log-probabilities and what episodes cut off by a time limit had yet to expect fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, cast
@@ -26,9 +26,9 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo.networks import Networks
 from sb3_trpo.passes import BoundPass
@@ -39,6 +39,10 @@ LATE_ROWS = 2**13
 CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
 """What callbacks find in their ``locals`` in SB3's loop, and seldom look at."""
+NAN_ADVICE = (
+    "The policy gave NaN where it was to act. If what it saw is finite, its weights are not: load the last good ones, and "
+    "lower target_kl or learning_rate."
+)
 _VERSION = attrgetter("_version")
 
 
@@ -52,14 +56,12 @@ def can_collect(algorithm: OnPolicyAlgorithm, networks: Networks, buffer: Rollou
     :param n_rollout_steps: steps per environment
     :return: whether buffer, action space and observations are of the kinds that it knows
     """
-    fractional = isinstance(algorithm.action_space, spaces.Box) and not np.issubdtype(
-        algorithm.action_space.dtype, np.floating
-    )
     assert algorithm._last_obs is not None, "SB3 resets the environments before it collects"
+    rounds_actions = isinstance(algorithm.action_space, spaces.Box) and not np.can_cast(np.float32, buffer.actions.dtype)
     return (
         type(buffer) in (RolloutBuffer, DictRolloutBuffer)
         and n_rollout_steps == buffer.buffer_size
-        and not fractional  # the buffer would round the actions whose probabilities are wanted
+        and not rounds_actions  # log-probabilities are those of the actions as they were drawn
         and not networks.of_images
         and all(np.can_cast(seen.dtype, kept.dtype, "same_kind") for seen, kept in _pairs(algorithm._last_obs, buffer))
     )
@@ -81,12 +83,26 @@ def collect(
     """
     algorithm.policy.set_training_mode(False)
     buffer.reset()
-    policy = RolloutPolicy(algorithm, networks, buffer)
-    share_locals(callback, SharedLocals(callback.locals, policy))
-    known: dict[str, Any] = {"self": algorithm, "env": env, "callback": callback, "rollout_buffer": buffer}
-    known["n_rollout_steps"] = buffer.buffer_size
+    share_locals(callback, SharedLocals(callback.locals))
     callback.on_rollout_start()
+    with RolloutPolicy(algorithm, networks, buffer) as policy:
+        is_complete = _fill(algorithm, env, callback, buffer, policy)
+        policy.settle()
+        if is_complete:
+            last_values = policy.values_at(cast("Observation", algorithm._last_obs))
+            last_dones = cast("np.ndarray", algorithm._last_episode_starts)
+            compute_advantages(buffer, last_values.numpy().flatten(), last_dones)
+            callback.update_locals({"values": last_values.to(algorithm.device), "n_steps": buffer.pos})
+            callback.on_rollout_end()
+    return is_complete
 
+
+def _fill(
+    algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, policy: RolloutPolicy
+) -> bool:
+    """Step until the buffer is full, or the callback ends it."""
+    known: dict[str, Any] = {"self": algorithm, "env": env, "callback": callback, "rollout_buffer": buffer}
+    known |= {"n_rollout_steps": buffer.buffer_size, **{name: Deferred(policy.current, name) for name in LATE}}
     while buffer.pos < buffer.buffer_size:
         observations = cast("Observation", algorithm._last_obs)
         actions = policy.act(observations)
@@ -98,7 +114,6 @@ def collect(
         known |= {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
         callback.update_locals(known)
         if not callback.on_step():
-            policy.settle()
             return False
 
         if dones.any():
@@ -107,12 +122,6 @@ def collect(
             policy.await_bootstrap(ended, infos)
         _write_step(buffer, observations, actions, rewards, algorithm._last_episode_starts)
         algorithm._last_obs, algorithm._last_episode_starts = cast("Observation", new_obs), dones
-
-    policy.settle()
-    last_values = policy.values_at(cast("Observation", new_obs))
-    compute_advantages(buffer, last_values.numpy().flatten(), dones)
-    callback.update_locals({"values": last_values.to(algorithm.device), "n_steps": buffer.pos})
-    callback.on_rollout_end()
     return True
 
 
@@ -146,8 +155,8 @@ class RolloutPolicy:
     """
     The policy while it collects: acts at each step, and computes afterwards what SB3's loop computes at each step.
 
-    Both by the weights that the policy had at that step: a change of them amid a rollout is noticed before the next action,
-    and what was collected until then is settled by a copy.
+    Log-probabilities are those of what the actor gave at each step. Values are computed by a copy of the critic; when someone
+    changes the weights amid a rollout, it is noticed before the next action, and what was collected until then is settled.
 
     :param algorithm: whose policy it is
     :param networks: of the policy
@@ -161,9 +170,24 @@ class RolloutPolicy:
         self._networks = networks
         self._tensors = [*networks.policy_tensors, *networks.critic.tensors]
         self._buffer = buffer
+        self._outputs = np.empty((buffer.buffer_size, buffer.n_envs, len(networks.actor.layers[-1].weight)), np.float32)
+        self._log_stds = np.empty((buffer.buffer_size, self._outputs.shape[2]), np.float32)
         self._n_settled = 0
+        self._n_optimizer_steps = 0
         self._cut_off: list[tuple[int, int, Any]] = []
         self._remember()
+
+    def __enter__(self) -> RolloutPolicy:
+        """Count optimizer steps: fused ones write without a mark."""
+        self._hook = register_optimizer_step_post_hook(self._count_optimizer_step)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop counting."""
+        self._hook.remove()
+
+    def _count_optimizer_step(self, *_: object) -> None:
+        self._n_optimizer_steps += 1
 
     def _remember(self) -> None:
         """Copy the weights to the CPU; act on the policy's own where it lives there."""
@@ -171,12 +195,22 @@ class RolloutPolicy:
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._tensors[0].device == CPU else self._copy
         self._actor = BoundPass(acting.actor, self._buffer.n_envs, exact=True)
-        self._input = self._actor.input.numpy()
+        self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
         self._draw = _DRAWS[type(self._action_dist)](self._action_dist, self._actor.output, acting.log_std)
+        self._log_std = None if acting.log_std is None else acting.log_std.detach().numpy()
 
-    def _mark(self) -> tuple[list[int], list[int]]:
+    def _mark(self) -> tuple[int, list[int], list[int]]:
         """Give what changes with the weights: torch counts writes, and a tensor replaced lies elsewhere."""
-        return [*map(_VERSION, self._tensors)], [*map(th.Tensor.data_ptr, self._tensors)]
+        return self._n_optimizer_steps, [*map(_VERSION, self._tensors)], [*map(th.Tensor.data_ptr, self._tensors)]
+
+    def _follow_changes(self) -> None:
+        """Settle by the old weights what belongs to them; SB3 bootstraps the last step after the callback, by the new ones."""
+        if self._mark() != self._marks:
+            last = [cut for cut in self._cut_off if cut[0] == self._buffer.pos - 1]
+            self._cut_off = self._cut_off[: len(self._cut_off) - len(last)]
+            self._settle_values()
+            self._remember()
+            self._cut_off = last
 
     def act(self, observations: Observation) -> np.ndarray:
         """
@@ -186,15 +220,18 @@ class RolloutPolicy:
         :return: the actions
         :raises ValueError: if the policy gives NaN
         """
-        if self._mark() != self._marks:
-            self.settle()
-            self._remember()
+        self._follow_changes()
         if self._networks.takes_vectors:
             np.copyto(self._input, cast("np.ndarray", observations), casting="same_kind")
         else:
             self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
         self._actor.run()
-        self._observations, self._actions = observations, self._draw()
+        if math.isnan(np.vdot(self._output, self._output)):  # the quickest look at a few numbers
+            raise ValueError(NAN_ADVICE)
+        self._step, self._observations, self._actions = self._buffer.pos, observations, self._draw()
+        self._outputs[self._step] = self._output
+        if self._log_std is not None:
+            self._log_stds[self._step] = self._log_std
         return self._actions.reshape(self._action_shape)
 
     def await_bootstrap(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
@@ -209,6 +246,7 @@ class RolloutPolicy:
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
                 self._cut_off.append((self._buffer.pos, env_index, info["terminal_observation"]))
 
+    @th.no_grad()
     def values_at(self, observations: Observation) -> th.Tensor:
         """
         Compute values by the weights remembered.
@@ -216,7 +254,7 @@ class RolloutPolicy:
         :param observations: stacked along the first dimension
         :return: shape ``(n, 1)``, on the CPU
         """
-        return self._values(obs_as_tensor(observations, CPU))
+        return self._copy.critic(self._copy.features(obs_as_tensor(observations, CPU)))
 
     def current(self, name: str) -> th.Tensor:
         """
@@ -225,22 +263,24 @@ class RolloutPolicy:
         :param name: ``obs_tensor``, ``values`` or ``log_probs``
         :return: as SB3's loop has it
         """
-        observations = obs_as_tensor(self._observations, CPU)
         if name == "obs_tensor":
             return cast("th.Tensor", obs_as_tensor(self._observations, self._device))
         if name == "values":
-            return self._values(observations).to(self._device)
-        return self._log_probs(observations, th.from_numpy(self._actions)).to(self._device)
+            return self.values_at(self._observations).to(self._device)
+        return self._log_probs(slice(self._step, self._step + 1), self._actions).to(self._device)
 
     def settle(self) -> None:
         """Fill in values, log-probabilities and bootstrapped rewards of all steps written since the last time."""
+        self._follow_changes()
+        self._settle_values()
+
+    def _settle_values(self) -> None:
         buffer, n_steps = self._buffer, max(1, LATE_ROWS // self._buffer.n_envs)
         for start in range(self._n_settled, buffer.pos, n_steps):
             steps = slice(start, min(start + n_steps, buffer.pos))
-            observations = obs_as_tensor(_joined(buffer.observations, steps), CPU)
-            actions = th.from_numpy(_joined(buffer.actions, steps))
-            buffer.values[steps] = self._values(observations).numpy().reshape(-1, buffer.n_envs)
-            buffer.log_probs[steps] = self._log_probs(observations, actions).numpy().reshape(-1, buffer.n_envs)
+            buffer.values[steps] = self.values_at(_joined(buffer.observations, steps)).numpy().reshape(-1, buffer.n_envs)
+            log_probs = self._log_probs(steps, cast("np.ndarray", _joined(buffer.actions, steps)))
+            buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
         self._n_settled = buffer.pos
         if self._cut_off:
             steps_cut, envs_cut, last = zip(*self._cut_off, strict=True)
@@ -249,13 +289,14 @@ class RolloutPolicy:
             self._cut_off.clear()
 
     @th.no_grad()
-    def _values(self, observations: PyTorchObs) -> th.Tensor:
-        return self._copy.critic(self._copy.features(observations))
-
-    @th.no_grad()
-    def _log_probs(self, observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        output, log_std = self._copy.actor(self._copy.features(observations)), self._copy.log_std
-        self._action_dist.proba_distribution(*((output,) if log_std is None else (output, log_std)))
+    def _log_probs(self, steps: slice, drawn: np.ndarray) -> th.Tensor:
+        """Compute the log-probabilities of actions by what the actor gave at some steps."""
+        output, actions = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(drawn)
+        if self._log_std is None:
+            self._action_dist.proba_distribution(output)
+        else:
+            log_std = th.from_numpy(self._log_stds[steps]).repeat_interleave(self._buffer.n_envs, dim=0)
+            self._action_dist.proba_distribution(output, log_std)
         single = isinstance(self._action_dist, CategoricalDistribution)
         return self._action_dist.log_prob(actions.flatten() if single else actions.float())
 
@@ -280,25 +321,30 @@ class Deferred(partial[Any]):
 
 
 class SharedLocals(dict[str, Any]):
-    """
-    What callbacks see as ``self.locals``.
-
-    :param known: the variables so far
-    :param policy: computes those in ``LATE``
-    """
-
-    def __init__(self, known: dict[str, Any], policy: RolloutPolicy) -> None:
-        super().__init__(known)
-        for name in LATE:
-            self[name] = Deferred(policy.current, name)
+    """What callbacks see as ``self.locals``: every way of reading a deferred variable computes it."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
         return value() if isinstance(value, Deferred) else value
 
+    def __iter__(self) -> Iterator[str]:  # its presence keeps dict() and ** from reading behind __getitem__
+        return super().__iter__()
+
     def get(self, name: str, default: Any = None) -> Any:
         """Look up a variable."""
         return self[name] if name in self else default  # noqa: SIM401  # dict.get would not ask
+
+    def copy(self) -> dict[str, Any]:
+        """Give all variables."""
+        return dict(self)
+
+    def values(self) -> Any:
+        """Give all variables' values."""
+        return dict(self).values()
+
+    def items(self) -> Any:
+        """Give all variables with their names."""
+        return dict(self).items()
 
 
 def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
@@ -313,8 +359,15 @@ def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
         current = pending.pop()
         reached.add(id(current))
         current.locals = shared
-        members = [part for value in vars(current).values() for part in (value if isinstance(value, list) else [value])]
+        members = [part for value in vars(current).values() for part in _members(value)]
         pending += [part for part in members if isinstance(part, BaseCallback) and id(part) not in reached]
+
+
+def _members(value: Any) -> Iterable[Any]:
+    """Look into the containers in which a callback may keep others."""
+    if isinstance(value, dict):
+        return value.values() if not isinstance(value, SharedLocals) else ()
+    return value if isinstance(value, (list, tuple)) else (value,)
 
 
 Draw = Callable[[], np.ndarray]
@@ -322,14 +375,18 @@ Draw = Callable[[], np.ndarray]
 
 
 def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
-    noise, std = th.empty_like(output), log_std.detach().exp().numpy()
-    noise_array, mean = noise.numpy(), output.numpy()
+    noise, log_std = th.empty_like(output), log_std.detach()
+    noise_array, mean, live = noise.numpy(), output.numpy(), log_std.numpy()
+    seen, std = live.copy(), log_std.exp().numpy()
 
     def draw() -> np.ndarray:
+        nonlocal seen, std
+        if not (live == seen).all():
+            seen, std = live.copy(), log_std.exp().numpy()
+            if np.isnan(std).any():
+                raise ValueError(NAN_ADVICE)
         noise.normal_()
         actions: np.ndarray = mean + noise_array * std
-        if math.isnan(np.vdot(actions, actions)):  # the quickest look at a few numbers
-            raise ValueError("The policy gave an action that is not a number: its weights or what it saw must be mended.")
         return actions
 
     return draw
@@ -359,8 +416,6 @@ def _race(logits: th.Tensor) -> Draw:
 
     def draw() -> np.ndarray:
         clocks.exponential_()
-        if np.isnan(scores).any():
-            raise ValueError("The policy gave a probability that is not a number: its weights or what it saw must be mended.")
         choices: np.ndarray = (scores - np.log(times)).argmax(axis=-1)
         return choices
 

@@ -23,6 +23,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_trpo.layers import ACTIVATIONS, IDENTITY, Affine, Convolution, Dense, Layer, Stack
 
@@ -87,7 +88,7 @@ def read_networks(policy: ActorCriticPolicy) -> Networks | None:
     :param policy: read anew wherever it is used, for users replace modules
     :return: the networks on the policy's own tensors, or ``None``
     """
-    if not _computes_as_sb3_does(policy) or any(_is_altered(module) for module in policy.modules()):
+    if not _computes_as_sb3_does(policy) or any(map(_is_altered, policy.modules())) or _is_patched(policy.action_dist):
         return None
     takes_vectors = _takes_vectors(policy)
     features = _as_floats if takes_vectors else _read_features(policy)
@@ -105,6 +106,7 @@ def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
     own = all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in OWN_METHODS)
     return (
         own
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and type(policy.action_dist) in DISTRIBUTIONS
         and type(policy.mlp_extractor) is MlpExtractor
         and type(policy.mlp_extractor.policy_net) is type(policy.mlp_extractor.value_net) is nn.Sequential
@@ -115,8 +117,12 @@ def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
 def _is_altered(module: nn.Module) -> bool:
     """Look for what changes a module's effect behind its type."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    patched = any(name in vars(module) for name in (*OWN_METHODS, "forward_actor", "forward_critic"))
-    return any(hooks) or patched or module._compiled_call_impl is not None
+    return any(hooks) or _is_patched(module) or module._compiled_call_impl is not None
+
+
+def _is_patched(thing: object) -> bool:
+    """Look for methods of the class hidden by the object's own attributes."""
+    return any(callable(getattr(type(thing), name, None)) for name in vars(thing))
 
 
 def _trunk(extractor: Any) -> Iterable[Any]:

@@ -69,14 +69,11 @@ class PolicyObjective:
         curvatures = CurvatureStore(self.actor, self.chunks if self.fisher_chunks is None else self.fisher_chunks)
         for read in self.chunks:
             chunk = read()
-            local = self.actor.local(chunk.observations)
-            snapshots.append(_snapshot(local.distribution))
-            is_kept = self.fisher_chunks is None and curvatures.offer(local, snapshots[-1])
-            surrogate = surrogate_terms(local.distribution, chunk, self.ent_coef).sum()
-            with th.no_grad():
-                sums = sums + th.stack((surrogate, entropy_terms(local.distribution, chunk).sum()))
+            z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
+            snapshots.append(z)
+            sums = sums + chunk_sums
+            gradient += chunk_gradient
             weight += len(chunk.advantages)
-            gradient += local.gradient(surrogate, is_kept)
         mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
         model = LocalModel(
             self.parameters,
@@ -86,6 +83,16 @@ class PolicyObjective:
             lambda: self.evaluate(snapshots),
         )
         return PolicyModel(model, mean_entropy)
+
+    def _differentiate(self, chunk: Transitions, curvatures: CurvatureStore) -> tuple[Outputs, th.Tensor, th.Tensor]:
+        """Give z, the sums of surrogate and entropy, and the surrogate's gradient; let go of all else that is not kept."""
+        local = self.actor.local(chunk.observations)
+        z = _snapshot(local.distribution)
+        is_kept = self.fisher_chunks is None and curvatures.offer(local, z)
+        surrogate = surrogate_terms(local.distribution, chunk, self.ent_coef).sum()
+        with th.no_grad():
+            sums = th.stack((surrogate, entropy_terms(local.distribution, chunk).sum()))
+        return z, sums, local.gradient(surrogate, is_kept)
 
     @th.no_grad()
     def evaluate(self, snapshots: Sequence[Outputs]) -> Candidate:

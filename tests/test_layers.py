@@ -215,7 +215,6 @@ def test_what_is_not_a_plain_stack_is_not_read(modules):
     assert _read_stack(modules) is None
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="_read_stack looks at layers[-1] before there is one")
 def test_a_stack_that_begins_with_flatten_does_not_break_the_reading():
     x = th.randn(4, 2)
     modules = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
@@ -224,7 +223,6 @@ def test_a_stack_that_begins_with_flatten_does_not_break_the_reading():
         assert stack is None or th.allclose(stack(x), modules(x))
 
 
-@pytest.mark.xfail(strict=True, reason="_read_stack takes every nn.Flatten for the one from dimension 1 to the last")
 def test_a_flatten_of_other_dimensions_is_read_as_what_it_is():
     x, modules = th.randn(2, 1, 2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1))
     stack = _read_stack(modules)

@@ -347,7 +347,6 @@ def test_what_the_fit_cannot_do_as_the_optimizer_would_is_left_to_the_general_on
     assert same(setup.snapshot(), before)
 
 
-@pytest.mark.xfail(strict=True, reason="hooks that torch calls for all optimizers are not looked for")
 def test_a_hook_of_all_optimizers_is_called_or_leaves_the_fit_to_the_general_one():
     setup, calls = Setup(), []
     handle = register_optimizer_step_post_hook(lambda *_: calls.append(None))
@@ -358,21 +357,6 @@ def test_a_hook_of_all_optimizers_is_called_or_leaves_the_fit_to_the_general_one
         assert regression is None or calls
     finally:
         handle.remove()
-
-
-@pytest.mark.xfail(strict=True, reason="hooks on parameters are not looked for, though the general fit's autograd runs them")
-def test_a_hook_on_a_parameters_gradient_is_called_or_leaves_the_fit_to_the_general_one():
-    def make():
-        setup = Setup()
-        setup.policy.value_net.weight.register_hook(lambda gradient: 0.0 * gradient)  # a mask
-        return setup
-
-    slow, fast = make(), make()
-    slow.slow()
-    networks = read_networks(fast.policy)
-    if networks is not None and fast.regression() is not None:
-        fast.fast()
-        agree(fast, slow)
 
 
 def spoil_returns(setup, number):
@@ -405,10 +389,7 @@ def test_a_fit_that_diverges_leaves_all_as_it_was(spoil, max_grad_norm, kind, be
     assert all(parameter.grad is None for parameter in setup.policy.parameters())
 
 
-NO_STATE = pytest.mark.xfail(strict=True, reason="FlatAdam.commit makes an empty state of step 0 even if no step was taken")
-
-
-@pytest.mark.parametrize("before", [pytest.param(0, marks=NO_STATE), 1])
+@pytest.mark.parametrize("before", [0, 1])
 def test_no_epochs_leave_all_as_it_was(before):
     setup = Setup(before=before)
     old = setup.snapshot()
