@@ -8,8 +8,7 @@ log-probabilities and what episodes cut off by a time limit had yet to expect fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -18,18 +17,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sb3_trpo.callback_locals import Deferred, SharedLocals, share_locals
+from sb3_trpo.drawing import DRAWS, NAN_ADVICE
 from sb3_trpo.networks import Networks
 from sb3_trpo.passes import BoundPass
 from sb3_trpo.rollout import Observation, compute_advantages
@@ -39,10 +34,6 @@ LATE_ROWS = 2**13
 CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
 """What callbacks find in their ``locals`` in SB3's loop, and seldom look at."""
-NAN_ADVICE = (
-    "The policy gave NaN where it was to act. If what it saw is finite, its weights are not: load the last good ones, and "
-    "lower target_kl or learning_rate."
-)
 _VERSION = attrgetter("_version")
 
 
@@ -196,7 +187,7 @@ class RolloutPolicy:
         acting = self._networks if self._tensors[0].device == CPU else self._copy
         self._actor = BoundPass(acting.actor, self._buffer.n_envs, exact=True)
         self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
-        self._draw = _DRAWS[type(self._action_dist)](self._action_dist, self._actor.output, acting.log_std)
+        self._draw = DRAWS[type(self._action_dist)](self._action_dist, self._actor.output, acting.log_std)
         self._log_std = None if acting.log_std is None else acting.log_std.detach().numpy()
 
     def _mark(self) -> tuple[int, list[int], list[int]]:
@@ -314,117 +305,3 @@ def _stacked(observations: Sequence[Any], buffer: RolloutBuffer) -> Observation:
         rows = {key: np.stack([each[key] for each in observations]) for key in buffer.observations}
         return {key: part.reshape(-1, *buffer.observations[key].shape[2:]) for key, part in rows.items()}
     return np.stack(observations).reshape(-1, *buffer.observations.shape[2:])
-
-
-class Deferred(partial[Any]):
-    """A variable that is computed when a callback asks for it."""
-
-
-class SharedLocals(dict[str, Any]):
-    """What callbacks see as ``self.locals``: every way of reading a deferred variable computes it."""
-
-    def __getitem__(self, name: str) -> Any:
-        value = super().__getitem__(name)
-        return value() if isinstance(value, Deferred) else value
-
-    def __iter__(self) -> Iterator[str]:  # its presence keeps dict() and ** from reading behind __getitem__
-        return super().__iter__()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Look up a variable."""
-        return self[name] if name in self else default  # noqa: SIM401  # dict.get would not ask
-
-    def copy(self) -> dict[str, Any]:
-        """Give all variables."""
-        return dict(self)
-
-    def values(self) -> Any:
-        """Give all variables' values."""
-        return dict(self).values()
-
-    def items(self) -> Any:
-        """Give all variables with their names."""
-        return dict(self).items()
-
-
-def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
-    """
-    Give a callback and all that it calls one dict of variables, as SB3 does when training starts.
-
-    :param callback: the root
-    :param shared: the dict
-    """
-    pending, reached = [callback], set()
-    while pending:
-        current = pending.pop()
-        reached.add(id(current))
-        current.locals = shared
-        members = [part for value in vars(current).values() for part in _members(value)]
-        pending += [part for part in members if isinstance(part, BaseCallback) and id(part) not in reached]
-
-
-def _members(value: Any) -> Iterable[Any]:
-    """Look into the containers in which a callback may keep others."""
-    if isinstance(value, dict):
-        return value.values() if not isinstance(value, SharedLocals) else ()
-    return value if isinstance(value, (list, tuple)) else (value,)
-
-
-Draw = Callable[[], np.ndarray]
-"""Draws actions from whatever the actor's output is when it is called: flat, one row or number per environment."""
-
-
-def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
-    noise, log_std = th.empty_like(output), log_std.detach()
-    noise_array, mean, live = noise.numpy(), output.numpy(), log_std.numpy()
-    seen, std = live.copy(), log_std.exp().numpy()
-
-    def draw() -> np.ndarray:
-        nonlocal seen, std
-        if not (live == seen).all():
-            seen, std = live.copy(), log_std.exp().numpy()
-            if np.isnan(std).any():
-                raise ValueError(NAN_ADVICE)
-        noise.normal_()
-        actions: np.ndarray = mean + noise_array * std
-        return actions
-
-    return draw
-
-
-def _choice(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
-    return _race(output)
-
-
-def _choices(distribution: MultiCategoricalDistribution, output: th.Tensor, log_std: None) -> Draw:
-    races = [_race(part) for part in th.split(output, list(distribution.action_dims), dim=1)]
-    return lambda: np.stack([race() for race in races], axis=1)
-
-
-def _bits(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
-    return lambda: th.bernoulli(output.sigmoid()).numpy()
-
-
-def _race(logits: th.Tensor) -> Draw:
-    """
-    Draw as ``th.multinomial`` does: option i rings after an exponential time of rate ``p_i``, and the first one wins.
-
-    Its many checks of its argument take longer than that.
-    """
-    clocks = th.empty_like(logits, memory_format=th.contiguous_format)
-    times, scores = clocks.numpy(), logits.numpy()
-
-    def draw() -> np.ndarray:
-        clocks.exponential_()
-        choices: np.ndarray = (scores - np.log(times)).argmax(axis=-1)
-        return choices
-
-    return draw
-
-
-_DRAWS: dict[type[Distribution], Callable[..., Draw]] = {
-    DiagGaussianDistribution: _gaussian,
-    CategoricalDistribution: _choice,
-    MultiCategoricalDistribution: _choices,
-    BernoulliDistribution: _bits,
-}

@@ -569,6 +569,15 @@ def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_spa
     )
 
 
+@pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
+def test_a_policy_that_lives_elsewhere_acts_by_a_copy_that_follows_it(change, monkeypatch):
+    monkeypatch.setattr(sb3_trpo.collection, "CPU", th.device("cpu", 0))  # another device than the policy's, so it is told
+    copied, on_cpu = [], sb3_trpo.networks.Networks.on_cpu
+    monkeypatch.setattr(sb3_trpo.networks.Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
+    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
+    assert len(copied) == 3
+
+
 @pytest.mark.parametrize(
     "change",
     cases(

@@ -1,0 +1,63 @@
+"""The variables that callbacks see as ``self.locals``, some of them computed only when a callback looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class Deferred(partial[Any]):
+    """A variable that is computed when a callback asks for it."""
+
+
+class SharedLocals(dict[str, Any]):
+    """What callbacks see as ``self.locals``: every way of reading a deferred variable computes it."""
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        return value() if isinstance(value, Deferred) else value
+
+    def __iter__(self) -> Iterator[str]:  # its presence keeps dict() and ** from reading behind __getitem__
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Look up a variable."""
+        return self[name] if name in self else default  # noqa: SIM401  # dict.get would not ask
+
+    def copy(self) -> dict[str, Any]:
+        """Give all variables."""
+        return dict(self)
+
+    def values(self) -> Any:
+        """Give all variables' values."""
+        return dict(self).values()
+
+    def items(self) -> Any:
+        """Give all variables with their names."""
+        return dict(self).items()
+
+
+def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
+    """
+    Give a callback and all that it calls one dict of variables, as SB3 does when training starts.
+
+    :param callback: the root
+    :param shared: the dict
+    """
+    pending, reached = [callback], set()
+    while pending:
+        current = pending.pop()
+        reached.add(id(current))
+        current.locals = shared
+        members = [part for value in vars(current).values() for part in _members(value)]
+        pending += [part for part in members if isinstance(part, BaseCallback) and id(part) not in reached]
+
+
+def _members(value: Any) -> Iterable[Any]:
+    """Look into the containers in which a callback may keep others."""
+    if isinstance(value, dict):
+        return value.values() if not isinstance(value, SharedLocals) else ()
+    return value if isinstance(value, (list, tuple)) else (value,)

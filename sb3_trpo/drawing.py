@@ -1,0 +1,79 @@
+"""Drawing actions as SB3's distributions do, from the same generator, with fewer calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+)
+
+NAN_ADVICE = (
+    "The policy gave NaN where it was to act. If what it saw is finite, its weights are not: load the last good ones, and "
+    "lower target_kl or learning_rate."
+)
+Draw = Callable[[], np.ndarray]
+"""Draws actions from whatever the actor's output is when it is called: flat, one row or number per environment."""
+
+
+def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
+    noise, log_std = th.empty_like(output), log_std.detach()
+    noise_array, mean, live = noise.numpy(), output.numpy(), log_std.numpy()
+    seen, std = live.copy(), log_std.exp().numpy()
+
+    def draw() -> np.ndarray:
+        nonlocal seen, std
+        if not (live == seen).all():
+            seen, std = live.copy(), log_std.exp().numpy()
+            if np.isnan(std).any():
+                raise ValueError(NAN_ADVICE)
+        noise.normal_()
+        actions: np.ndarray = mean + noise_array * std
+        return actions
+
+    return draw
+
+
+def _choice(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
+    return _race(output)
+
+
+def _choices(distribution: MultiCategoricalDistribution, output: th.Tensor, log_std: None) -> Draw:
+    races = [_race(part) for part in th.split(output, list(distribution.action_dims), dim=1)]
+    return lambda: np.stack([race() for race in races], axis=1)
+
+
+def _bits(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
+    return lambda: th.bernoulli(output.sigmoid()).numpy()
+
+
+def _race(logits: th.Tensor) -> Draw:
+    """
+    Draw as ``th.multinomial`` does: option i rings after an exponential time of rate ``p_i``, and the first one wins.
+
+    Its many checks of its argument take longer than that.
+    """
+    clocks = th.empty_like(logits, memory_format=th.contiguous_format)
+    times, scores = clocks.numpy(), logits.numpy()
+
+    def draw() -> np.ndarray:
+        clocks.exponential_()
+        choices: np.ndarray = (scores - np.log(times)).argmax(axis=-1)
+        return choices
+
+    return draw
+
+
+DRAWS: dict[type[Distribution], Callable[..., Draw]] = {
+    DiagGaussianDistribution: _gaussian,
+    CategoricalDistribution: _choice,
+    MultiCategoricalDistribution: _choices,
+    BernoulliDistribution: _bits,
+}
+"""Makes a ``Draw`` from a distribution, the actor's output and the logarithm of the standard deviation, if there is one."""
