@@ -210,13 +210,14 @@ def plain_regression(
         return StackRegression(
             critic, adam, lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
         )
+    size = IMAGES if networks.of_images else VECTORS
     if isinstance(critic.layers[0].affine, Convolution):  # images take less room than what is made of them
-        images = th.from_numpy(buffer.observations)
-        return StackRegression(
-            critic, adam, partial(minibatches, buffer, images, lambda rows: features(rows.to(buffer.device)), batch_size)
-        )
-    rows = th.cat([features(part) for part in observation_blocks(buffer, IMAGES if networks.of_images else VECTORS)])
-    return StackRegression(critic, adam, partial(minibatches, buffer, rows, lambda rows: rows, batch_size))
+        rows = th.from_numpy(buffer.observations)
+        batches = partial(minibatches, buffer, rows, lambda part: features(part.to(buffer.device)), batch_size, size)
+    else:
+        rows = th.cat([features(part) for part in observation_blocks(buffer, size)])
+        batches = partial(minibatches, buffer, rows, lambda part: part, batch_size, VECTORS)
+    return StackRegression(critic, adam, batches)
 
 
 @th.no_grad()

@@ -31,7 +31,7 @@ class ChunkLimits(NamedTuple):
 
 GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
 """For autograd, which must build the graphs of several chunks anew for each product: 594 stacks of 84x84x4, Atari's."""
-CACHE_LIMITS = ChunkLimits(2**21, 2**12)
+CACHE_LIMITS = ChunkLimits(2**21, 2**11)
 """For stacks of layers on a CPU, which are quickest while a chunk's activations fit into its cache: 74 such stacks."""
 ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
@@ -138,7 +138,7 @@ def observation_blocks(buffer: RolloutBuffer, size: int) -> Iterator[PyTorchObs]
 
 
 def minibatches(
-    buffer: RolloutBuffer, rows: th.Tensor, features: Callable[[th.Tensor], th.Tensor], batch_size: int
+    buffer: RolloutBuffer, rows: th.Tensor, features: Callable[[th.Tensor], th.Tensor], batch_size: int, n_ahead: int
 ) -> Iterator[tuple[th.Tensor, th.Tensor]]:
     """
     Pass once over the rollout in random order: the order in which SB3's buffer would go, from the same generator.
@@ -147,12 +147,16 @@ def minibatches(
     :param rows: what the features are made of, one row per transition
     :param features: maps rows to the features
     :param batch_size: transitions at a time
-    :return: pairs of features and returns
+    :param n_ahead: transitions gathered at a time
+    :return: pairs of features and returns, the latter of shape ``(n, 1)``
     """
+    size = int(batch_size)
     returns = th.from_numpy(buffer.returns.reshape(-1, 1)).to(buffer.device)
     order = th.from_numpy(np.random.permutation(len(returns)))
-    for chosen in th.split(order, int(batch_size)):
-        yield features(rows.index_select(0, chosen.to(rows.device))), returns.index_select(0, chosen.to(buffer.device))
+    for chosen in th.split(order, max(1, n_ahead // size) * size):
+        gathered = rows.index_select(0, chosen.to(rows.device)), returns.index_select(0, chosen.to(buffer.device))
+        for part, part_of_returns in zip(*(th.split(tensor, size) for tensor in gathered), strict=True):
+            yield features(part), part_of_returns
 
 
 def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_dones: np.ndarray) -> None:

@@ -65,6 +65,24 @@ def test_a_loaded_model_is_the_saved_one_and_trains_on(trained, with_env, tmp_pa
     assert {"value_net.weight", "action_net.weight"} <= moved_since(old, loaded.policy)
 
 
+def test_a_loaded_model_goes_on_as_the_saved_one_would(trained, tmp_path):
+    """Bit for bit, from the same observations and generators; RandomEnv draws from its space, which reset() seeds."""
+    model, _ = trained
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", env=model.get_env())
+    for each in (model, loaded):
+        each._last_obs = None  # has learn() reset the environment
+        each.set_random_seed(7)
+        each.learn(2 * 64, reset_num_timesteps=False)
+    assert same_parameters(loaded.policy, model.policy)
+    assert all(np.array_equal(*pair) for pair in zip(*map(rollout, (model, loaded)), strict=True))
+
+
+def rollout(model) -> list[np.ndarray]:
+    buffer = model.rollout_buffer
+    return [buffer.actions, buffer.rewards, buffer.values, buffer.log_probs, buffer.advantages]
+
+
 def test_settings_survive_saving(tmp_path):
     settings = {
         "gamma": 0.9,
