@@ -30,6 +30,10 @@ _conv2d_input: Callable[..., th.Tensor] = grad.conv2d_input
 _conv2d_weight: Callable[..., th.Tensor] = grad.conv2d_weight
 
 
+NARROW = 20
+"""Columns below which they go to the left: measured with MKL on 2,048 rows; with one column it makes no difference."""
+
+
 class Activation(NamedTuple):
     """
     An activation and its slope.
@@ -103,15 +107,23 @@ class Affine(Protocol):
 
 
 class Dense:
-    """``nn.Linear``, on inputs flattened to ``(n, n_features)``."""
+    """
+    ``nn.Linear``, on inputs flattened to ``(n, n_features)``.
+
+    A matrix product takes BLAS a half to a sixth of the time with the narrow factor on the left; see ``NARROW``.
+    """
 
     def __call__(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         """Compute ``W x + b``."""
-        return F.linear(x.flatten(1), weight, bias)
+        x = x.flatten(1)
+        if not _is_narrow(weight):
+            return F.linear(x, weight, bias)
+        return (weight.mm(x.t()) if bias is None else th.addmm(bias[:, None], weight, x.t())).t()
 
     def add(self, a: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """Compute ``a + W x`` in place."""
-        return a.addmm_(x.flatten(1), weight.t())
+        x = x.flatten(1)
+        return a.t().addmm_(weight, x.t()).t() if _is_narrow(weight) else a.addmm_(x, weight.t())
 
     def pull_input(self, delta: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """Derive by x."""
@@ -120,7 +132,7 @@ class Dense:
     def pull_weight(self, delta: th.Tensor, x: th.Tensor, out: th.Tensor) -> None:
         """Derive by W."""
         x = x.flatten(1)
-        if x.shape[1] < delta.shape[1]:  # BLAS is several times faster with the narrow factor on the left
+        if x.shape[1] < delta.shape[1]:
             out.copy_(x.t().mm(delta).t())
         else:
             th.mm(delta.t(), x, out=out)
@@ -128,6 +140,11 @@ class Dense:
     def pull_bias(self, delta: th.Tensor, out: th.Tensor) -> None:
         """Derive by b."""
         th.sum(delta, 0, out=out)
+
+
+def _is_narrow(weight: th.Tensor) -> bool:
+    """Tell whether a layer's output is so much narrower than its input that it belongs on the left."""
+    return 1 < len(weight) < min(NARROW, weight.shape[1])
 
 
 @dataclass(frozen=True)
