@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -68,9 +68,19 @@ def measure(package: str, n_frames: int, default_settings: bool = False) -> dict
         "package": package,
         "frames": n_frames,
         "rollout_mib": round(model.rollout_buffer.observations.nbytes / MIB, 1),
-        "peak_above_rollout_mib": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / MIB, 1),
+        "peak_above_rollout_mib": round((peak_bytes() - before) / MIB, 1),
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def peak_bytes() -> int:
+    """
+    Read how far this process's resident set ever rose; what ``getrusage`` says begins with the parent's.
+
+    :return: bytes
+    """
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def measure_in_own_process(package: str, n_frames: int, default_settings: bool = False) -> dict[str, float | int | str]:

@@ -103,6 +103,8 @@ class NetworkActor:
         places = {id(parameter): place for place, parameter in enumerate(parameters)}
         self._places = [places[id(tensor)] for tensor in networks.actor.tensors]
         self._log_std_place = places.get(id(networks.log_std))
+        self._is_complete = len(places) == len(self._places) + (self._log_std_place is not None)
+        self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
     def distribution(self, observations: PyTorchObs) -> Distribution:
@@ -113,7 +115,7 @@ class NetworkActor:
     def local(self, observations: PyTorchObs) -> LocalPolicy:
         """Compute the action distribution and keep the activations for its derivatives."""
         with th.no_grad():
-            tape = self._networks.actor.record(self._networks.features(observations))
+            tape = self._networks.actor.record(self._features(observations))
         output = tape.output.requires_grad_()
         log_std = self._networks.log_std
         leaves = [output] if log_std is None or self._log_std_place is None else [output, log_std]
@@ -122,8 +124,15 @@ class NetworkActor:
             of_leaves = th.autograd.grad(scalar, leaves, retain_graph=retain_graph, materialize_grads=True)
             return self._pull(observations, tape, *of_leaves)
 
-        n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*tape.hidden, *tape.kept))
+        held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*tape.hidden, *tape.kept)}
+        n_bytes = sum(held.values())
         return LocalPolicy(self._distribution(output), gradient, lambda: self._linearise(observations, tape), n_bytes)
+
+    def _features(self, observations: PyTorchObs) -> th.Tensor:
+        """Make features, or give the last ones again: the passes at the same observations follow each other."""
+        if self._latest is None or self._latest[0] is not observations:
+            self._latest = observations, self._networks.features(observations)
+        return self._latest[1]
 
     def _distribution(self, output: th.Tensor) -> Distribution:
         log_std = self._networks.log_std
@@ -134,10 +143,11 @@ class NetworkActor:
         self, observations: PyTorchObs, tape: Tape, cotangent: th.Tensor, of_log_std: th.Tensor | None = None
     ) -> th.Tensor:
         """Compute the flat ``J^T u`` with J by the stack's output and the logarithm of the standard deviation."""
-        flat = cotangent.new_zeros(sum(parameter.numel() for parameter in self._parameters))
+        flat = cotangent.new_empty(sum(parameter.numel() for parameter in self._parameters))
+        if not self._is_complete:
+            flat.zero_()
         out = unflatten(flat, self._parameters)
-        x = self._networks.features(observations)
-        self._networks.actor.pull(x, tape, cotangent, [out[place] for place in self._places])
+        self._networks.actor.pull(self._features(observations), tape, cotangent, [out[place] for place in self._places])
         if of_log_std is not None and self._log_std_place is not None:
             out[self._log_std_place].copy_(of_log_std)
         return flat
@@ -150,8 +160,7 @@ class NetworkActor:
         @th.no_grad()
         def jvp(v: th.Tensor) -> Outputs:
             views = unflatten(v, self._parameters)
-            x = self._networks.features(observations)
-            output = self._networks.actor.push(x, tape, [views[place] for place in self._places])
+            output = self._networks.actor.push(self._features(observations), tape, [views[place] for place in self._places])
             if std is None:
                 return th.split(output, list(widths), dim=1) if widths is not None else (output,)
             tangent = th.zeros_like(std) if self._log_std_place is None else std * views[self._log_std_place]

@@ -19,7 +19,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -156,7 +156,9 @@ def _read_features(policy: ActorCriticPolicy) -> Features | None:
         assert isinstance(observations, th.Tensor)
         if observations.device.type == "cpu":  # where the convolutions' weight gradients then take less than half the time
             observations = observations.contiguous(memory_format=th.channels_last)
-        return cast("th.Tensor", preprocessed(observations))
+        if not (policy.normalize_images and is_image_space(space)):
+            return observations.float()
+        return observations.to(th.float32, copy=True).div_(255.0)
 
     if type(extractor) is FlattenExtractor:
         return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))

@@ -31,8 +31,8 @@ class ChunkLimits(NamedTuple):
 
 GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
 """For autograd, which must build the graphs of several chunks anew for each product: 594 stacks of 84x84x4, Atari's."""
-CACHE_LIMITS = ChunkLimits(2**21, 2**11)
-"""For stacks of layers on a CPU, which are quickest while a chunk's activations fit into its cache: 74 such stacks."""
+CACHE_LIMITS = ChunkLimits(2**20, 2**11)
+"""For stacks of layers on a CPU, which are quickest while a chunk's activations fit into its cache: 37 such stacks."""
 ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
 
