@@ -140,10 +140,10 @@ def measure_cnn() -> dict[str, Any]:
 
     :return: ratios of time and of peak memory
     """
-    runs = {
-        package: [measure_in_own_process(package, 512, default_settings=True) for _ in range(5)]
-        for package in ("sb3_trpo", "sb3_contrib")
-    }
+    runs: dict[str, list[Any]] = {"sb3_trpo": [], "sb3_contrib": []}
+    for _ in range(5):
+        for package, each in runs.items():
+            each.append(measure_in_own_process(package, 512, default_settings=True))
     times, peaks = (
         {package: [run[key] for run in each] for package, each in runs.items()}
         for key in ("seconds", "peak_above_rollout_mib")

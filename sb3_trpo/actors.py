@@ -124,7 +124,8 @@ class NetworkActor:
             of_leaves = th.autograd.grad(scalar, leaves, retain_graph=retain_graph, materialize_grads=True)
             return self._pull(observations, tape, *of_leaves)
 
-        held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*tape.hidden, *tape.kept)}
+        seen = observations.values() if isinstance(observations, dict) else (observations,)
+        held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*seen, *tape.hidden, *tape.kept)}
         n_bytes = sum(held.values())
         return LocalPolicy(self._distribution(output), gradient, lambda: self._linearise(observations, tape), n_bytes)
 

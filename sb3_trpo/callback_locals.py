@@ -23,9 +23,26 @@ class SharedLocals(dict[str, Any]):
     def __iter__(self) -> Iterator[str]:  # its presence keeps dict() and ** from reading behind __getitem__
         return super().__iter__()
 
+    def __or__(self, other: Any) -> Any:
+        return dict(self) | other
+
+    def update(self, other: Any = (), /, **names: Any) -> None:
+        """Take over variables, deferred ones as they are."""
+        super().update(dict.items(other) if isinstance(other, SharedLocals) else other, **names)
+
     def get(self, name: str, default: Any = None) -> Any:
         """Look up a variable."""
         return self[name] if name in self else default  # noqa: SIM401  # dict.get would not ask
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Look up a variable, or set it."""
+        super().setdefault(name, default)
+        return self[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Look up a variable and remove it."""
+        value = super().pop(name, *default)
+        return value() if isinstance(value, Deferred) else value
 
     def copy(self) -> dict[str, Any]:
         """Give all variables."""
@@ -38,6 +55,22 @@ class SharedLocals(dict[str, Any]):
     def items(self) -> Any:
         """Give all variables with their names."""
         return dict(self).items()
+
+
+class StartedCallback:
+    """
+    A callback whose ``on_rollout_start`` has been called.
+
+    :param callback: the callback
+    """
+
+    def __init__(self, callback: BaseCallback) -> None:
+        self.update_locals = callback.update_locals
+        self.on_step = callback.on_step
+        self.on_rollout_end = callback.on_rollout_end
+
+    def on_rollout_start(self) -> None:
+        """Do nothing more."""
 
 
 def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
@@ -57,7 +90,9 @@ def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
 
 
 def _members(value: Any) -> Iterable[Any]:
-    """Look into the containers in which a callback may keep others."""
-    if isinstance(value, dict):
-        return value.values() if not isinstance(value, SharedLocals) else ()
-    return value if isinstance(value, (list, tuple)) else (value,)
+    """Look into the containers in which a callback may keep others; not into long lists of results."""
+    if isinstance(value, dict) and not isinstance(value, SharedLocals):
+        value = [*value.values()]
+    if isinstance(value, (list, tuple)):
+        return value if value and isinstance(value[0], BaseCallback) else ()
+    return (value,)

@@ -7,8 +7,9 @@ log-probabilities and what episodes cut off by a time limit had yet to expect fo
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, cast
 
@@ -23,14 +24,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sb3_trpo.callback_locals import Deferred, SharedLocals, share_locals
+from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
-from sb3_trpo.networks import Networks
+from sb3_trpo.networks import Networks, is_patched, read_networks
 from sb3_trpo.passes import BoundPass
-from sb3_trpo.rollout import Observation, compute_advantages
+from sb3_trpo.rollout import PASS_LIMITS, Observation, compute_advantages, default_chunk_size
 
-LATE_ROWS = 2**13
-"""Transitions whose values are computed at a time: their activations stay in a processor's cache."""
 CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
 """What callbacks find in their ``locals`` in SB3's loop, and seldom look at."""
@@ -54,21 +53,27 @@ def can_collect(algorithm: OnPolicyAlgorithm, networks: Networks, buffer: Rollou
         and n_rollout_steps == buffer.buffer_size
         and not rounds_actions  # log-probabilities are those of the actions as they were drawn
         and not networks.of_images
-        and all(np.can_cast(seen.dtype, kept.dtype, "same_kind") for seen, kept in _pairs(algorithm._last_obs, buffer))
+        and not is_patched(buffer)
+        and all(_holds(kept.dtype, seen.dtype) for seen, kept in _pairs(algorithm._last_obs, buffer))
     )
 
 
+def _holds(kept: np.dtype[Any], seen: np.dtype[Any]) -> bool:
+    """Check that a buffer keeps as much of an observation as the policy sees, which is float32."""
+    return np.can_cast(seen, kept, "safe") or kept in (np.float32, np.float64)
+
+
 def collect(
-    algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, networks: Networks
+    algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, general_loop: Callable[..., bool]
 ) -> bool:
     """
-    Fill the buffer.
+    Fill the buffer, where :func:`can_collect` allows it.
 
     :param algorithm: whose policy acts, and whose counters go on
     :param env: the training environments
     :param callback: called at each step
     :param buffer: what to fill
-    :param networks: of the policy
+    :param general_loop: SB3's, for a callback may alter the policy when the rollout starts
     :return: whether the rollout is complete, rather than ended by the callback
     :raises ValueError: if the policy gives NaN
     """
@@ -76,6 +81,9 @@ def collect(
     buffer.reset()
     share_locals(callback, SharedLocals(callback.locals))
     callback.on_rollout_start()
+    networks = read_networks(algorithm.policy)
+    if networks is None or not can_collect(algorithm, networks, buffer, buffer.buffer_size):
+        return general_loop(env, StartedCallback(callback), buffer, buffer.buffer_size)
     with RolloutPolicy(algorithm, networks, buffer) as policy:
         is_complete = _fill(algorithm, env, callback, buffer, policy)
         policy.settle()
@@ -92,8 +100,8 @@ def _fill(
     algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, policy: RolloutPolicy
 ) -> bool:
     """Step until the buffer is full, or the callback ends it."""
-    known: dict[str, Any] = {"self": algorithm, "env": env, "callback": callback, "rollout_buffer": buffer}
-    known |= {"n_rollout_steps": buffer.buffer_size, **{name: Deferred(policy.current, name) for name in LATE}}
+    known = SharedLocals({"self": algorithm, "env": env, "callback": callback, "rollout_buffer": buffer})
+    known.update({"n_rollout_steps": buffer.buffer_size, **{name: Deferred(policy.current, name) for name in LATE}})
     while buffer.pos < buffer.buffer_size:
         observations = cast("Observation", algorithm._last_obs)
         actions = policy.act(observations)
@@ -101,8 +109,8 @@ def _fill(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         algorithm.num_timesteps += env.num_envs
 
-        known |= {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions}
-        known |= {"new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
+        known.update(n_steps=buffer.pos, actions=actions, clipped_actions=clipped_actions)
+        known.update(new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
         callback.update_locals(known)
         if not callback.on_step():
             return False
@@ -155,9 +163,9 @@ class RolloutPolicy:
     """
 
     def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer) -> None:
+        self._algorithm = algorithm
         self._action_dist = algorithm.policy.action_dist
         self._action_shape = (buffer.n_envs, *algorithm.action_space.shape)  # type: ignore[misc]
-        self._device = algorithm.device
         self._networks = networks
         self._tensors = [*networks.policy_tensors, *networks.critic.tensors]
         self._buffer = buffer
@@ -235,7 +243,8 @@ class RolloutPolicy:
         for env_index in ended:
             info = infos[env_index]
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
-                self._cut_off.append((self._buffer.pos, env_index, info["terminal_observation"]))
+                last = copy.deepcopy(info["terminal_observation"])  # which the environment may overwrite
+                self._cut_off.append((self._buffer.pos, env_index, last))
 
     @th.no_grad()
     def values_at(self, observations: Observation) -> th.Tensor:
@@ -255,10 +264,10 @@ class RolloutPolicy:
         :return: as SB3's loop has it
         """
         if name == "obs_tensor":
-            return cast("th.Tensor", obs_as_tensor(self._observations, self._device))
+            return cast("th.Tensor", obs_as_tensor(self._observations, self._algorithm.device))
         if name == "values":
-            return self.values_at(self._observations).to(self._device)
-        return self._log_probs(slice(self._step, self._step + 1), self._actions).to(self._device)
+            return self.values_at(self._observations).to(self._algorithm.device)
+        return self._log_probs(slice(self._step, self._step + 1), self._actions).to(self._algorithm.device)
 
     def settle(self) -> None:
         """Fill in values, log-probabilities and bootstrapped rewards of all steps written since the last time."""
@@ -266,7 +275,8 @@ class RolloutPolicy:
         self._settle_values()
 
     def _settle_values(self) -> None:
-        buffer, n_steps = self._buffer, max(1, LATE_ROWS // self._buffer.n_envs)
+        buffer = self._buffer
+        n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_settled, buffer.pos, n_steps):
             steps = slice(start, min(start + n_steps, buffer.pos))
             buffer.values[steps] = self.values_at(_joined(buffer.observations, steps)).numpy().reshape(-1, buffer.n_envs)
@@ -276,7 +286,7 @@ class RolloutPolicy:
         if self._cut_off:
             steps_cut, envs_cut, last = zip(*self._cut_off, strict=True)
             values = self.values_at(_stacked(last, buffer))
-            buffer.rewards[list(steps_cut), list(envs_cut)] += buffer.gamma * values.numpy().flatten()
+            buffer.rewards[list(steps_cut), list(envs_cut)] += self._algorithm.gamma * values.numpy().flatten()
             self._cut_off.clear()
 
     @th.no_grad()

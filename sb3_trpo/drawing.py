@@ -64,7 +64,8 @@ def _race(logits: th.Tensor) -> Draw:
 
     def draw() -> np.ndarray:
         clocks.exponential_()
-        choices: np.ndarray = (scores - np.log(times)).argmax(axis=-1)
+        shifted = scores - scores.max(axis=-1, keepdims=True)  # lest a common offset take digits
+        choices: np.ndarray = (shifted - np.log(times)).argmax(axis=-1)
         return choices
 
     return draw

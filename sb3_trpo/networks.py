@@ -88,13 +88,13 @@ def read_networks(policy: ActorCriticPolicy) -> Networks | None:
     :param policy: read anew wherever it is used, for users replace modules
     :return: the networks on the policy's own tensors, or ``None``
     """
-    if not _computes_as_sb3_does(policy) or any(map(_is_altered, policy.modules())) or _is_patched(policy.action_dist):
+    if not _computes_as_sb3_does(policy) or any(map(_is_altered, policy.modules())) or is_patched(policy.action_dist):
         return None
     takes_vectors = _takes_vectors(policy)
     features = _as_floats if takes_vectors else _read_features(policy)
     actor = _read_stack([*_trunk(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net])
     critic = _read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
-    if features is None or actor is None or critic is None:
+    if actor is None or critic is None:
         return None
     log_std = policy.log_std if isinstance(policy.action_dist, DiagGaussianDistribution) else None
     networks = Networks(features, takes_vectors, actor, critic, log_std)
@@ -104,24 +104,39 @@ def read_networks(policy: ActorCriticPolicy) -> Networks | None:
 def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
     """Compare methods and the types of the parts that call each other."""
     own = all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in OWN_METHODS)
+    nets = policy.mlp_extractor
     return (
         own
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
         and type(policy.action_dist) in DISTRIBUTIONS
-        and type(policy.mlp_extractor) is MlpExtractor
-        and type(policy.mlp_extractor.policy_net) is type(policy.mlp_extractor.value_net) is nn.Sequential
-        and type(policy.pi_features_extractor) is type(policy.vf_features_extractor)
+        and type(nets) is MlpExtractor
+        and type(nets.policy_net) is type(nets.value_net) is nn.Sequential
+        and _see_alike(policy)
     )
+
+
+def _see_alike(policy: ActorCriticPolicy) -> bool:
+    """Check that actor and critic make the same features of an observation, up to layers with weights."""
+    shared, actor, critic = policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor
+    if policy.share_features_extractor and not shared is actor is critic:
+        return False
+    kind = type(actor)
+    return kind is type(critic) and kind in _PLAIN_EXTRACTORS and _PLAIN_EXTRACTORS[kind](actor, critic)
 
 
 def _is_altered(module: nn.Module) -> bool:
     """Look for what changes a module's effect behind its type."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or _is_patched(module) or module._compiled_call_impl is not None
+    return any(hooks) or is_patched(module) or module._compiled_call_impl is not None
 
 
-def _is_patched(thing: object) -> bool:
-    """Look for methods of the class hidden by the object's own attributes."""
+def is_patched(thing: object) -> bool:
+    """
+    Look for methods of a class hidden by an object's own attributes.
+
+    :param thing: the object
+    :return: whether there are any
+    """
     return any(callable(getattr(type(thing), name, None)) for name in vars(thing))
 
 
@@ -141,7 +156,7 @@ def _as_floats(observations: PyTorchObs) -> th.Tensor:
     return observations.float()
 
 
-def _read_features(policy: ActorCriticPolicy) -> Features | None:
+def _read_features(policy: ActorCriticPolicy) -> Features:
     """Find the function from observations to the stacks' input: SB3's preprocessing, flattened unless for a CNN."""
     space, extractor = policy.observation_space, cast("Any", policy.pi_features_extractor)
 
@@ -162,9 +177,7 @@ def _read_features(policy: ActorCriticPolicy) -> Features | None:
 
     if type(extractor) is FlattenExtractor:
         return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
-    if type(extractor) is CombinedExtractor and all(type(part) is nn.Flatten for part in extractor.extractors.values()):
-        return joined
-    return channels_last if type(extractor) is NatureCNN else None
+    return joined if type(extractor) is CombinedExtractor else channels_last
 
 
 def _read_stack(modules: Iterable[Any]) -> Stack | None:
@@ -186,6 +199,29 @@ def _read_stack(modules: Iterable[Any]) -> Stack | None:
 
 def _flattens(module: nn.Module) -> bool:
     return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+
+
+def _only_flatten(*extractors: Any) -> bool:
+    """Check SB3's FlattenExtractors."""
+    return all(_flattens(extractor.flatten) for extractor in extractors)
+
+
+def _only_join(actor: Any, critic: Any) -> bool:
+    """Check SB3's CombinedExtractors: the same entries of the observation, none of them an image."""
+    parts = [*actor.extractors.values(), *critic.extractors.values()]
+    return list(actor.extractors) == list(critic.extractors) and all(map(_flattens, parts))
+
+
+def _are_sequences(*extractors: Any) -> bool:
+    """Check NatureCNNs, whose layers are read one by one."""
+    return all(type(part) is nn.Sequential for extractor in extractors for part in (extractor.cnn, extractor.linear))
+
+
+_PLAIN_EXTRACTORS: dict[type[nn.Module], Callable[[Any, Any], bool]] = {
+    FlattenExtractor: _only_flatten,
+    CombinedExtractor: _only_join,
+    NatureCNN: _are_sequences,
+}
 
 
 def _read_convolution(module: nn.Conv2d) -> Affine | None:

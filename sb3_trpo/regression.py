@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -27,19 +28,17 @@ from torch import nn
 from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.critic import CriticFit, FitOutcome
-from sb3_trpo.layers import Convolution, Stack
-from sb3_trpo.networks import Networks
+from sb3_trpo.layers import Stack
+from sb3_trpo.networks import Networks, is_patched
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.passes import BoundPass, Pass, TapePass
-from sb3_trpo.rollout import minibatches, observation_blocks
+from sb3_trpo.rollout import PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
 
 LAYOUT = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False, "decoupled_weight_decay": False}
 """Options of ``th.optim.Adam`` that the flat step does not offer, with the values they must have."""
 GLOBAL_HOOKS = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
 FUSED_DEVICES = ("cpu", "cuda")
 
-VECTORS, IMAGES = 2**13, 2**7
-"""Observations whose features are computed at a time."""
 Batches = Callable[[], Iterable[tuple[th.Tensor, th.Tensor]]]
 """Gives one pass over the rollout: features of shape ``(n, ...)`` and returns of shape ``(n, 1)`` at a time."""
 
@@ -206,18 +205,32 @@ def plain_regression(
     def features(observations: PyTorchObs) -> th.Tensor:
         return below(networks.features(observations))
 
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer):
+    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer) or is_patched(buffer):
         return StackRegression(
             critic, adam, lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
         )
-    size = IMAGES if networks.of_images else VECTORS
-    if isinstance(critic.layers[0].affine, Convolution):  # images take less room than what is made of them
-        rows = th.from_numpy(buffer.observations)
-        batches = partial(minibatches, buffer, rows, lambda part: features(part.to(buffer.device)), batch_size, size)
-    else:
-        rows = th.cat([features(part) for part in observation_blocks(buffer, size)])
-        batches = partial(minibatches, buffer, rows, lambda part: part, batch_size, VECTORS)
-    return StackRegression(critic, adam, batches)
+    size, rows = default_chunk_size(policy.observation_space, PASS_LIMITS), buffer.observations
+    if (
+        below.layers or isinstance(rows, dict) or rows.dtype == np.float64
+    ):  # made once: they take no more room than what is there
+        made = _features_of_all(buffer, features, size)
+        return StackRegression(critic, adam, partial(minibatches, buffer, made, lambda part: part, batch_size, size))
+    return StackRegression(
+        critic,
+        adam,
+        partial(minibatches, buffer, th.from_numpy(rows), lambda part: features(part.to(buffer.device)), batch_size, size),
+    )
+
+
+def _features_of_all(buffer: RolloutBuffer, features: Callable[[PyTorchObs], th.Tensor], size: int) -> th.Tensor:
+    """Make the features of the whole rollout, some at a time, into one tensor."""
+    blocks = map(features, observation_blocks(buffer, size))
+    first = next(blocks)
+    made = first.new_empty(buffer.buffer_size * buffer.n_envs, *first.shape[1:])
+    made[: len(first)] = first
+    for index, block in enumerate(blocks, start=1):
+        made[index * size : index * size + len(block)] = block
+    return made
 
 
 @th.no_grad()

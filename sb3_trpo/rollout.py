@@ -31,6 +31,8 @@ class ChunkLimits(NamedTuple):
 
 GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
 """For autograd, which must build the graphs of several chunks anew for each product: 594 stacks of 84x84x4, Atari's."""
+PASS_LIMITS = ChunkLimits(2**20, 2**13)
+"""For one pass without derivatives over the rollout, and for minibatches gathered ahead."""
 CACHE_LIMITS = ChunkLimits(2**20, 2**11)
 """For stacks of layers on a CPU, which are quickest while a chunk's activations fit into its cache: 37 such stacks."""
 ROUNDINGS = 16

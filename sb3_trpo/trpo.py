@@ -276,7 +276,7 @@ class TRPO(OnPolicyAlgorithm):
             with timed(self.logger, "time/collect_seconds"):
                 networks = read_networks(self.policy)
                 if networks is not None and can_collect(self, networks, rollout_buffer, n_rollout_steps):
-                    return collect(self, env, callback, rollout_buffer, networks)
+                    return collect(self, env, callback, rollout_buffer, super().collect_rollouts)
                 return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         except (ValueError, RuntimeError):
             fault = non_finite_observation(self._last_obs, rollout_buffer.pos)  # type: ignore[arg-type]  # SB3 has reset it

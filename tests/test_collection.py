@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -19,11 +20,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import nn
+from torch.optim import optimizer
 
 import sb3_trpo.collection
 import sb3_trpo.trpo
 from sb3_trpo import TRPO
-from sb3_trpo.rollout import compute_advantages
+from sb3_trpo.rollout import ChunkLimits, compute_advantages
 
 N_STEPS = 24
 ARRAYS = ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
@@ -238,7 +240,7 @@ def test_the_buffer_is_sb3s_behind_a_normaliser(observation_space, action_space)
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 48, 50])
 def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monkeypatch):
-    monkeypatch.setattr(sb3_trpo.collection, "LATE_ROWS", rows)
+    monkeypatch.setattr(sb3_trpo.collection, "PASS_LIMITS", ChunkLimits(2**20, rows))
     assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
 
 
@@ -766,3 +768,143 @@ def test_advantages_are_those_of_the_buffers_own_method(n_steps, n_envs, gamma, 
     compute_advantages(ours, last_values.copy(), last_dones)
     for name in ARRAYS:
         assert_close(getattr(ours, name), getattr(theirs, name), 1e-5 if name in ("advantages", "returns") else 0.0)
+
+
+def model_with(gamma: float | None = None, **kwargs: Any) -> TRPO:
+    model = model_of(gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6), **kwargs)
+    model.gamma = gamma or model.gamma
+    return model
+
+
+def test_time_limits_are_bootstrapped_by_the_models_own_discount():
+    ours, theirs = both(lambda: model_with(gamma=0.5))
+    assert_same(ours, theirs)
+    assert ours.model.rollout_buffer.gamma != 0.5
+
+
+def test_a_last_observation_may_be_overwritten_by_the_environment():
+    class Reusing(Batched):
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = super().step_wait()
+            if not hasattr(self, "last"):
+                self.last = np.zeros((1000, 3), np.float32)
+            for index, info in enumerate(infos):
+                if "terminal_observation" in info:
+                    self.last[index] = info["terminal_observation"]
+                    info["terminal_observation"] = self.last[index]
+            return observations, rewards, dones, infos
+
+    assert_same(*both(lambda: model_of(Reusing())))
+
+
+@pytest.mark.parametrize("n_rollouts", [1, 2])
+def test_what_a_callback_changes_when_a_rollout_starts_counts_from_its_first_step(n_rollouts):
+    class Changing(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            self.model.policy.log_std = th.nn.Parameter(th.full((2,), -2.0))
+
+        def _on_step(self) -> bool:
+            return True
+
+    ours, theirs = both(lambda: model_of(several(2, action_space=BOX_ACTION)), Changing, n_rollouts)
+    assert_same(ours, theirs)
+
+
+def test_a_hook_set_when_a_rollout_starts_is_called_and_the_start_announced_once():
+    class Hooking(BaseCallback):
+        starts, ends, calls = 0, 0, 0
+
+        def count(self, *_: Any) -> None:
+            self.calls += 1
+
+        def _on_rollout_start(self) -> None:
+            self.starts += 1
+            self.model.policy.action_net.register_forward_hook(self.count)
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.ends += 1
+
+    hooking = [Hooking(), Hooking()]
+    left = iter(hooking)
+    assert_same(*both(lambda: model_of(several(2)), lambda: next(left)))
+    assert [(each.starts, each.ends, each.calls) for each in hooking] == [(1, 1, N_STEPS)] * 2
+
+
+@pytest.mark.parametrize("name", ["add", "compute_returns_and_advantage"])
+def test_a_patched_buffer_is_filled_by_sb3(name):
+    model, calls = model_of(several(2)), []
+    original = getattr(model.rollout_buffer, name)
+    setattr(model.rollout_buffer, name, lambda *args, **kwargs: calls.append(None) or original(*args, **kwargs))
+    model.learn(N_STEPS * 2)
+    assert len(calls) == (N_STEPS if name == "add" else 1)
+
+
+def test_observations_rounded_by_the_buffer_go_to_sb3s_loop():
+    class Batch(Batched):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(-1.0, 1.0, self.observation_space.shape, np.float16)
+
+    assert_same(*both(lambda: model_of(Batch()), quick=False))
+
+
+@pytest.mark.parametrize("end", ["complete", "stopped", "error"])
+def test_the_count_of_optimizer_steps_ends_with_the_rollout(end):
+    class Ending(BaseCallback):
+        def _on_step(self) -> bool:
+            if end == "error":
+                raise RuntimeError
+            return end == "complete"
+
+    before = len(optimizer._global_optimizer_post_hooks)
+    with suppress(RuntimeError):
+        Trace(lambda: model_of(several(2)), by_sb3=False, callback=Ending())
+    assert len(optimizer._global_optimizer_post_hooks) == before
+
+
+def test_a_standard_deviation_that_becomes_nan_amid_a_rollout_is_refused():
+    class Spoiling(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.policy.log_std.data.fill_(np.nan)
+            return True
+
+    with pytest.raises(ValueError, match="gave NaN"):
+        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=Spoiling())
+
+
+def test_the_policy_is_in_evaluation_mode_while_it_collects():
+    class Looking(BaseCallback):
+        def _on_step(self) -> bool:
+            modes.add(self.model.policy.training)
+            return True
+
+    modes: set[bool] = set()
+    model = model_of(several(2))
+    model.policy.set_training_mode(True)
+    Trace(lambda: model, by_sb3=False, callback=Looking())
+    assert modes == {False}
+
+
+def test_an_overridden_update_locals_is_given_what_sb3_gives():
+    class Keeping(BaseCallback):
+        kept: Any = None
+
+        def update_locals(self, locals_: dict[str, Any]) -> None:
+            super().update_locals(locals_)
+            self.kept = {**locals_}
+
+        def _on_step(self) -> bool:
+            found.append({name: copy.deepcopy(self.kept[name]) for name in ("values", "log_probs", "obs_tensor", "n_steps")})
+            found[-1]["popped"] = self.locals.pop("values")
+            found[-1]["joined"] = (self.locals | {})["log_probs"]
+            found[-1]["default"] = self.locals.setdefault("obs_tensor", None)
+            return True
+
+    found: list[dict[str, Any]] = []
+    both(lambda: model_of(several(2)), Keeping)
+    for ours, theirs in zip(found[:N_STEPS], found[N_STEPS:], strict=True):
+        for name, value in theirs.items():
+            assert_close(th.as_tensor(ours[name]), th.as_tensor(value))

@@ -13,11 +13,11 @@ from contract_tools import factors
 from envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks import OWN_METHODS, Networks, read_networks
 
 ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
@@ -383,3 +383,46 @@ def test_a_frozen_stack_is_read():
     model = model_of()
     model.policy.mlp_extractor.policy_net.requires_grad_(False)
     assert_computes_as_the_policy(networks_of(model), model.policy)
+
+
+def joining(policy: Any, of_critic: dict[str, spaces.Space], extractor: Any = CombinedExtractor) -> Any:
+    policy.vf_features_extractor = extractor(spaces.Dict(of_critic))
+    return policy
+
+
+def test_actor_and_critic_that_see_different_entries_are_no_plain_stacks():
+    box = spaces.Box(-1.0, 1.0, (3,))
+    policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
+    assert read_networks(policy) is not None
+    assert read_networks(joining(policy, {"a": box})) is None
+    policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
+    policy.vf_features_extractor.extractors = nn.ModuleDict(
+        {"b": nn.Flatten(), "a": nn.Flatten()}
+    )  # the same entries in another order
+    assert read_networks(policy) is None
+
+
+class OwnSequence(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        return 2.0 * super().forward(x)
+
+
+def test_what_is_inside_an_extractor_is_looked_at():
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    for part in ("cnn", "linear"):
+        policy = CnnPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
+        assert read_networks(policy) is not None
+        setattr(policy.pi_features_extractor, part, OwnSequence(*getattr(policy.pi_features_extractor, part)))
+        assert read_networks(policy) is None
+    vector = spaces.Box(-1.0, 1.0, (4,))
+    for flatten in (nn.Sequential(nn.Flatten(), nn.LayerNorm(4)), nn.Flatten(0)):
+        policy = MlpPolicy(vector, spaces.Discrete(2), lambda _: 1e-3)
+        policy.pi_features_extractor.flatten = flatten
+        assert read_networks(policy) is None
+
+
+def test_a_shared_extractor_must_be_one():
+    policy = ActorCriticPolicy(spaces.Box(-1.0, 1.0, (4,)), spaces.Discrete(2), lambda _: 1e-3)
+    assert read_networks(policy) is not None
+    policy.features_extractor = FlattenExtractor(policy.observation_space)
+    assert read_networks(policy) is None

@@ -409,7 +409,6 @@ def train_until_line(model: TRPO, fault_at: int | None) -> int:
         model.train()
     finally:
         sys.settrace(tracer_before)
-        th.distributions.Distribution.set_default_validate_args(__debug__)  # an interrupt may leave it off
     return lines
 
 
