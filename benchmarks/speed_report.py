@@ -113,7 +113,7 @@ def draw(learn: Mapping[str, Any]) -> None:
     axes.plot([TARGETS[name] for name in learn][::-1], names, "D", color="#ee6677", label="target")
     axes.axvline(1.0, color="#888888", linewidth=0.8)
     axes.set_xlabel("speed of learn(): times sb3-contrib's TRPO, one thread")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS / "speed.png", dpi=120)
 
