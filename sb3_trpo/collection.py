@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +28,7 @@ from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, sh
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
 from sb3_trpo.networks import Networks, is_patched, read_networks
 from sb3_trpo.passes import BoundPass
-from sb3_trpo.rollout import PASS_LIMITS, Observation, compute_advantages, default_chunk_size
+from sb3_trpo.rollout import PASS_LIMITS, Observation, compute_advantages, default_chunk_size, map_parts
 
 CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
@@ -109,8 +109,8 @@ def _fill(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         algorithm.num_timesteps += env.num_envs
 
-        known.update(n_steps=buffer.pos, actions=actions, clipped_actions=clipped_actions)
-        known.update(new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
+        step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions}
+        known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
         callback.update_locals(known)
         if not callback.on_step():
             return False
@@ -165,7 +165,7 @@ class RolloutPolicy:
     def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer) -> None:
         self._algorithm = algorithm
         self._action_dist = algorithm.policy.action_dist
-        self._action_shape = (buffer.n_envs, *algorithm.action_space.shape)  # type: ignore[misc]
+        self._action_shape = (buffer.n_envs, *algorithm.action_space.shape)  # type: ignore[misc]  # never a Dict
         self._networks = networks
         self._tensors = [*networks.policy_tensors, *networks.critic.tensors]
         self._buffer = buffer
@@ -279,8 +279,9 @@ class RolloutPolicy:
         n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_settled, buffer.pos, n_steps):
             steps = slice(start, min(start + n_steps, buffer.pos))
-            buffer.values[steps] = self.values_at(_joined(buffer.observations, steps)).numpy().reshape(-1, buffer.n_envs)
-            log_probs = self._log_probs(steps, cast("np.ndarray", _joined(buffer.actions, steps)))
+            seen = map_parts(_joined, map_parts(itemgetter(steps), buffer.observations))
+            buffer.values[steps] = self.values_at(seen).numpy().reshape(-1, buffer.n_envs)
+            log_probs = self._log_probs(steps, _joined(buffer.actions[steps]))
             buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
         self._n_settled = buffer.pos
         if self._cut_off:
@@ -302,11 +303,9 @@ class RolloutPolicy:
         return self._action_dist.log_prob(actions.flatten() if single else actions.float())
 
 
-def _joined(rows: Observation, steps: slice) -> Observation:
-    """Join step and environment of some steps."""
-    if isinstance(rows, dict):
-        return {key: part[steps].reshape(-1, *part.shape[2:]) for key, part in rows.items()}
-    return rows[steps].reshape(-1, *rows.shape[2:])
+def _joined(rows: np.ndarray) -> np.ndarray:
+    """Join step and environment."""
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 def _stacked(observations: Sequence[Any], buffer: RolloutBuffer) -> Observation:

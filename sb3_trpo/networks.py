@@ -107,7 +107,7 @@ def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
     nets = policy.mlp_extractor
     return (
         own
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's, without types
         and type(policy.action_dist) in DISTRIBUTIONS
         and type(nets) is MlpExtractor
         and type(nets.policy_net) is type(nets.value_net) is nn.Sequential

@@ -67,13 +67,14 @@ class BoundPass:
         self.input = self.output = first.new_empty(n_rows, first.shape[1])
         self._forward: list[Callable[[], object]] = []
         self._backward: list[Callable[[th.Tensor], th.Tensor]] = []
+        pairs = stack.paired(gradient) if gradient else []
         for index, layer in enumerate(stack.layers):
             x, a = self.output, first.new_empty(n_rows, len(layer.weight))
             self.output = th.empty_like(a) if layer.activation.by_input else a
             self._forward += [_bound_affine(layer, x, a), *_bound_activation(layer.activation, a, self.output, exact)]
-            if gradient:
+            if pairs:
                 kept = a if layer.activation.by_input else self.output
-                self._backward.append(_bound_pull(layer, x, kept, *stack.paired(gradient)[index], is_first=index == 0))
+                self._backward.append(_bound_pull(layer, x, kept, *pairs[index], is_first=index == 0))
 
     def run(self) -> None:
         """Compute :attr:`output` from :attr:`input`."""
@@ -132,7 +133,7 @@ def _bound_pull(
         delta = u if scale is None else scale(u, kept)
         layer.affine.pull_weight(delta, x, dw)
         if db is not None:
-            th.sum(delta, 0, out=db)
+            layer.affine.pull_bias(delta, db)
         return delta if is_first else th.mm(delta, weight, out=dx)
 
     return pull

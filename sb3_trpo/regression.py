@@ -29,7 +29,7 @@ from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.critic import CriticFit, FitOutcome
 from sb3_trpo.layers import Stack
-from sb3_trpo.networks import Networks, is_patched
+from sb3_trpo.networks import Features, Networks, is_patched
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.passes import BoundPass, Pass, TapePass
 from sb3_trpo.rollout import PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
@@ -205,24 +205,21 @@ def plain_regression(
     def features(observations: PyTorchObs) -> th.Tensor:
         return below(networks.features(observations))
 
+    return StackRegression(critic, adam, _passes_over(buffer, features, bool(below.layers), batch_size))
+
+
+def _passes_over(buffer: RolloutBuffer, features: Features, always_make: bool, batch_size: int) -> Batches:
+    """Read SB3's own buffers directly, and make features once where they take no more room than what is there."""
     if type(buffer) not in (RolloutBuffer, DictRolloutBuffer) or is_patched(buffer):
-        return StackRegression(
-            critic, adam, lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
-        )
-    size, rows = default_chunk_size(policy.observation_space, PASS_LIMITS), buffer.observations
-    if (
-        below.layers or isinstance(rows, dict) or rows.dtype == np.float64
-    ):  # made once: they take no more room than what is there
-        made = _features_of_all(buffer, features, size)
-        return StackRegression(critic, adam, partial(minibatches, buffer, made, lambda part: part, batch_size, size))
-    return StackRegression(
-        critic,
-        adam,
-        partial(minibatches, buffer, th.from_numpy(rows), lambda part: features(part.to(buffer.device)), batch_size, size),
-    )
+        return lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
+    size, rows = default_chunk_size(buffer.observation_space, PASS_LIMITS), buffer.observations
+    if always_make or isinstance(rows, dict) or rows.dtype == np.float64:
+        return partial(minibatches, buffer, _features_of_all(buffer, features, size), lambda part: part, batch_size, size)
+    kept = th.from_numpy(rows)
+    return partial(minibatches, buffer, kept, lambda part: features(part.to(buffer.device)), batch_size, size)
 
 
-def _features_of_all(buffer: RolloutBuffer, features: Callable[[PyTorchObs], th.Tensor], size: int) -> th.Tensor:
+def _features_of_all(buffer: RolloutBuffer, features: Features, size: int) -> th.Tensor:
     """Make the features of the whole rollout, some at a time, into one tensor."""
     blocks = map(features, observation_blocks(buffer, size))
     first = next(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,19 @@ def observations_of(chunk: Chunk) -> PyTorchObs:
     :return: its observations alone
     """
     return chunk().observations
+
+
+def map_parts(function: Callable[[np.ndarray], np.ndarray], observation: Observation) -> Observation:
+    """
+    Apply a function to each array of an observation.
+
+    :param function: from array to array
+    :param observation: an array or a dict of them
+    :return: likewise
+    """
+    if isinstance(observation, dict):
+        return {key: function(part) for key, part in observation.items()}
+    return function(observation)
 
 
 def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: ChunkLimits) -> int:
@@ -133,10 +147,8 @@ def observation_blocks(buffer: RolloutBuffer, size: int) -> Iterator[PyTorchObs]
     :return: tensors, or dicts of them, on the buffer's device
     """
     for start in range(0, buffer.buffer_size * buffer.n_envs, size):
-        rows = slice(start, start + size)
-        seen = buffer.observations
-        block = {key: part[rows] for key, part in seen.items()} if isinstance(seen, dict) else seen[rows]
-        yield obs_as_tensor(block, buffer.device)
+        rows = map_parts(itemgetter(slice(start, start + size)), buffer.observations)
+        yield obs_as_tensor(rows, buffer.device)
 
 
 def minibatches(
