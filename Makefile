@@ -44,7 +44,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
-		--editable '.[contrib]' pytest pytest-xdist hypothesis
+		--editable '.[contrib,checkpoint]' pytest pytest-xdist hypothesis
 	touch $@
 
 check: install  ## ruff format, ruff lint, mypy strict; stops at the first fault

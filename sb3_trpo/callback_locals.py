@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_trpo.callback_tree import callback_tree
 
 
 class Deferred(partial[Any]):
@@ -80,19 +82,5 @@ def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
     :param callback: the root
     :param shared: the dict
     """
-    pending, reached = [callback], set()
-    while pending:
-        current = pending.pop()
-        reached.add(id(current))
-        current.locals = shared
-        members = [part for value in vars(current).values() for part in _members(value)]
-        pending += [part for part in members if isinstance(part, BaseCallback) and id(part) not in reached]
-
-
-def _members(value: Any) -> Iterable[Any]:
-    """Look into the containers in which a callback may keep others; not into long lists of results."""
-    if isinstance(value, dict) and not isinstance(value, SharedLocals):
-        value = [*value.values()]
-    if isinstance(value, (list, tuple)):
-        return value if value and isinstance(value[0], BaseCallback) else ()
-    return (value,)
+    for each in callback_tree(callback):
+        each.locals = shared

@@ -19,24 +19,30 @@ class Rule(NamedTuple):
     advice: str
 
 
-def _count(least: int) -> Callable[[Any], bool]:
+def count(least: int) -> Callable[[Any], bool]:
+    """
+    Make a rule for integers.
+
+    :param least: the smallest allowed
+    :return: tells whether a value is one
+    """
     return lambda value: isinstance(value, Integral) and int(value) >= least
 
 
 RULES: dict[str, Rule] = {
-    "n_steps": Rule(_count(1), "an integer >= 1", "The default is 2048."),
-    "batch_size": Rule(_count(1), "an integer >= 1", "The default is 128."),
-    "n_critic_updates": Rule(_count(0), "an integer >= 0", "The default is 10."),
-    "cg_max_steps": Rule(_count(1), "an integer >= 1", "The default is 15."),
+    "n_steps": Rule(count(1), "an integer >= 1", "The default is 2048."),
+    "batch_size": Rule(count(1), "an integer >= 1", "The default is 128."),
+    "n_critic_updates": Rule(count(0), "an integer >= 0", "The default is 10."),
+    "cg_max_steps": Rule(count(1), "an integer >= 1", "The default is 15."),
     "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 0.1."),
     "cg_residual_tol": Rule(
         lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 1e-5; 0 never stops early."
     ),
-    "line_search_max_iter": Rule(_count(1), "an integer >= 1", "The default is 10."),
+    "line_search_max_iter": Rule(count(1), "an integer >= 1", "The default is 10."),
     "line_search_shrinking_factor": Rule(lambda v: 0.0 < v < 1.0, "a number, inside (0, 1)", "The default is 0.8."),
-    "sub_sampling_factor": Rule(_count(1), "an integer >= 1", "1 uses every transition."),
-    "fisher_subsampling": Rule(_count(1), "an integer >= 1", "1 uses every state."),
-    "chunk_size": Rule(lambda v: v is None or _count(1)(v), "None or an integer >= 1", "None chooses by observation size."),
+    "sub_sampling_factor": Rule(count(1), "an integer >= 1", "1 uses every transition."),
+    "fisher_subsampling": Rule(count(1), "an integer >= 1", "1 uses every state."),
+    "chunk_size": Rule(lambda v: v is None or count(1)(v), "None or an integer >= 1", "None chooses by observation size."),
     "max_grad_norm": Rule(lambda v: v is None or 0.0 <= v < math.inf, "None or finite and >= 0", "None does not clip."),
 }
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -19,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_trpo.actors import make_actor
+from sb3_trpo.callback_tree import keeper_of
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
 from sb3_trpo.collection import can_collect, collect
 from sb3_trpo.critic import FitOutcome, fit_critic
@@ -164,6 +166,7 @@ class TRPO(OnPolicyAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.fisher_subsampling = fisher_subsampling
         self.chunk_size = chunk_size
+        self._n_iterations = 0
         self._n_rejected_steps = 0
         self._advised: set[str] = set()
         if _init_setup_model:
@@ -306,7 +309,52 @@ class TRPO(OnPolicyAlgorithm):
         """
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
-        return super().learn(int(total_timesteps), callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        keeper = keeper_of(callback)
+        with keeper.session(self, callback):
+            total_timesteps, callback = self._setup_learn(
+                int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
+            )
+            self._n_iterations = iteration = 0
+            keeper.announce()
+            callback.on_training_start(locals(), globals())
+            keeper.resume(callback)
+            while self.num_timesteps < total_timesteps and self._iterate(callback, log_interval) and keeper.at_boundary():
+                continue
+            callback.on_training_end()
+        return self
+
+    def _iterate(self, callback: BaseCallback, log_interval: int | None) -> bool:
+        """Collect a rollout and learn from it, unless a callback ends the training."""
+        assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
+        if not self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps):
+            return False
+        self._n_iterations += 1
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if log_interval is not None and self._n_iterations % log_interval == 0:
+            self.dump_logs(self._n_iterations)
+        self.train()
+        return True
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[SelfTRPO], path: str | Path, env: GymEnv, device: th.device | str = "auto", **settings: Any
+    ) -> SelfTRPO:
+        """
+        Make the model of a checkpoint, for evaluation. To continue training, run the training script again.
+
+        No code of the checkpoint's is run: classes that are neither SB3's nor torch's must be given anew.
+
+        :param path: folder of a :class:`~sb3_trpo.checkpoint.ResumableCheckpoint`, whose newest intact checkpoint is taken, or
+            one of the checkpoints in it
+        :param env: for the model. A ``VecNormalize`` in it gets the statistics of the run
+        :param device: where the networks live
+        :param settings: keywords of the constructor, in place of those in the checkpoint
+        :return: the model
+        :raises ValueError: if there is no intact checkpoint, or it does not fit the env
+        """
+        from sb3_trpo.checkpoint.loading import load_model
+
+        return load_model(cls, Path(path), env, device, settings)
 
     def _setup_model(self) -> None:
         self._check_settings()

@@ -19,10 +19,11 @@ MODULES = {
 }
 VARIANTS = {"sb3_trpo.maskable", "sb3_trpo.recurrent"}
 TOOLS = {"sb3_trpo.zoo", "sb3_trpo.plots"}
-CORE = sorted(MODULES.keys() - VARIANTS - TOOLS)
+CHECKPOINTS = {name for name in MODULES if name.startswith("sb3_trpo.checkpoint")}
+CORE = sorted(MODULES.keys() - VARIANTS - TOOLS - CHECKPOINTS)
 CORE_DEPENDENCIES = {"torch", "stable_baselines3", "gymnasium", "numpy"}
 EXTRAS = ("sb3_contrib", "rl_zoo3", "optuna", "huggingface_sb3", "matplotlib", "pandas", "seaborn", "scipy", "rliable")
-EXTRAS += ("psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco")
+EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco")
 
 
 def layer(module: str) -> int:
@@ -110,6 +111,17 @@ def test_there_is_no_cycle(module):
         reached.add(name)
         pending |= own(name) - reached
     assert module not in reached
+
+
+@pytest.mark.parametrize("module", sorted(CHECKPOINTS))
+def test_checkpoints_import_their_own_extra_only(module):
+    simulators = {"mujoco"} if module == "sb3_trpo.checkpoint.mujoco_state" else set()
+    assert foreign(module) <= CORE_DEPENDENCIES | {"safetensors", "filelock"} | simulators
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_needs_checkpoints_only_when_asked_for_one(module):
+    assert not own(module) & CHECKPOINTS or module == "sb3_trpo.trpo"  # from_checkpoint() imports them
 
 
 def loaded_by(statement: str) -> set[str]:

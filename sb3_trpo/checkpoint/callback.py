@@ -1,0 +1,182 @@
+"""The callback that makes a run survive."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.callback_tree import RunKeeper, callback_tree
+from sb3_trpo.checkpoint.identity import differences, identity, versions
+from sb3_trpo.checkpoint.loading import settings
+from sb3_trpo.checkpoint.recording import Node
+from sb3_trpo.checkpoint.run import Marks, lost_parts, mark, record_run, restore_run
+from sb3_trpo.checkpoint.signals import StopRequest
+from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, newest, sole_owner, write
+from sb3_trpo.checks import Rule, count, require
+
+RULES = {
+    "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
+    "keep": Rule(count(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+}
+
+
+class ResumableCheckpoint(RunKeeper):
+    """
+    Saves a run as it goes, and continues it, bit for bit, when the same script is run again.
+
+    If the folder holds an intact checkpoint, ``learn()`` goes on from it towards its total; otherwise it starts. Checkpoints
+    are made between two iterations, hold everything that the rest of the run depends on, and replace each other atomically.
+    Use one folder for each call of ``learn()``.
+
+    :param folder: of the run's checkpoints; ``{env}`` and ``{seed}`` in it stand for the env's name and the model's seed
+    :param every: timesteps between two checkpoints; each is made at the next rollout boundary. 50,000 timesteps take ten
+        seconds and more, a checkpoint some hundredths of one (``benchmarks/checkpoint.py``)
+    :param keep: how many of the newest checkpoints stay
+    :param on_signal: whether SIGTERM, SIGINT and SIGUSR1 let the run finish its rollout and update, save and leave
+        ``learn()``; ``stopped_by`` then names the signal. A second SIGINT interrupts at once
+    :param verbose: 0 prints nothing, 1 where a run continues and why it stops, 2 each checkpoint too
+    :raises ValueError: if a keyword is not allowed
+    """
+
+    model: OnPolicyAlgorithm
+
+    def __init__(
+        self, folder: str | Path, *, every: int = 50_000, keep: int = 2, on_signal: bool = True, verbose: int = 1
+    ) -> None:
+        super().__init__(verbose)
+        for name, value in {"every": every, "keep": keep}.items():
+            require(name, value, RULES[name])
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.on_signal = on_signal
+        self.stopped_by: str | None = None
+        self._stop: StopRequest | None = None
+        self._found: Checkpoint | None = None
+        self._last_saved = 0
+        self._is_failing = False
+        self._marks: Marks = {}
+
+    @contextmanager
+    def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
+        """
+        Own the folder and listen for signals while the model learns.
+
+        :param model: that learns
+        :param root: all its callbacks
+        :raises OSError: if the folder cannot be written to
+        :raises RuntimeError: if another process writes to it
+        :raises ValueError: if its checkpoint is of another run
+        """
+        self.model, self.stopped_by = model, None
+        with ExitStack() as stack:
+            stack.enter_context(sole_owner(self.path))
+            self._found = newest(self.path)
+            if self._found is not None:
+                self._refuse_another_run(self._found)
+            if self.on_signal:
+                venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
+                self._stop = stack.enter_context(StopRequest([*venvs, *filter(None, [model.env])]))
+            yield
+
+    @property
+    def path(self) -> Path:
+        """The folder, with its placeholders filled in."""
+        env = self.model.env
+        (spec, *_) = env.get_attr("spec") if env is not None else (None,)
+        name = spec.id if spec is not None else "env"
+        return Path(str(self.folder).replace("{env}", name.replace("/", "-")).replace("{seed}", str(self.model.seed)))
+
+    def _refuse_another_run(self, found: Checkpoint) -> None:
+        differing = differences(found.state["identity"], identity(self.model))
+        if differing:
+            raise ValueError(
+                f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
+                "Give this run a folder of its own, or make it as it was."
+            )
+        changed = differences(found.versions, versions())
+        if changed:
+            warnings.warn(
+                f"The run goes on from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed), stacklevel=2
+            )
+
+    def announce(self) -> None:
+        """Let callbacks know at the start how far the run is."""
+        if self._found is not None:
+            self.model.num_timesteps = self._found.n_timesteps
+
+    def resume(self, root: BaseCallback) -> None:
+        """
+        Continue the run that was found, if there is one.
+
+        :param root: all callbacks
+        """
+        self._root, self._marks = root, mark(root)
+        lost = self._record()[0]["run"]["lost"]  # what goes wrong here does so before there is work to lose
+        if lost:
+            warnings.warn(
+                f"The simulator's state cannot be saved: {lost_parts(lost)} is beyond reach. After a restart the episodes "
+                "under way begin anew, from a recorded seed; everything else continues exactly. An env with get_state() and "
+                "set_state(state) of its own can be restored.",
+                stacklevel=2,
+            )
+        found, self._found = self._found, None
+        self._last_saved = 0 if found is None else found.n_timesteps
+        if found is not None:
+            restore_run(self.model, root, found.state["run"], found.arrays)
+            self._tell(1, f"Continuing from {found.path}, {found.n_timesteps:,} of {self.model._total_timesteps:,} timesteps")
+
+    def at_boundary(self) -> bool:
+        """
+        Save if it is time to, and end the run if a signal has asked for it.
+
+        :return: whether to go on
+        """
+        stopped_by = self._stop.received if self._stop is not None else None
+        progress = self.model.num_timesteps - self._last_saved
+        is_last = stopped_by is not None or self.model.num_timesteps >= self.model._total_timesteps
+        if progress >= self.every or (progress > 0 and (is_last or self._is_failing)):
+            self._save()
+        if stopped_by is not None:
+            self.stopped_by = stopped_by
+            self._tell(
+                1, f"Stopped by {stopped_by} at {self.model.num_timesteps:,} timesteps; run the same script to continue"
+            )
+        return stopped_by is None
+
+    def _save(self) -> None:
+        """Write a checkpoint; if that fails, the run goes on, and tries again after the next iteration."""
+        n_timesteps = self.model.num_timesteps
+        try:
+            state, arrays = self._record()
+            path = write(self.path, n_timesteps, versions(), state, arrays)
+            keep_newest(self.path, self.keep)
+        except Exception as error:  # whatever it is, it must not end the run
+            if not self._is_failing:
+                warnings.warn(
+                    f"No checkpoint could be written at {n_timesteps:,} timesteps: {type(error).__name__}: {error}. Training "
+                    f"goes on, the last checkpoint stays, and each iteration tries again. Look at {self.path}.",
+                    stacklevel=2,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing, self._last_saved = False, n_timesteps
+            self._tell(2, f"Saved {path}")
+
+    def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
+        """Record the run, and what it takes to tell it from others and to make its model again."""
+        run, arrays = record_run(self.model, self._root, self._marks)
+        state = {"identity": identity(self.model), "settings": settings(self.model), "run": run}
+        return {**state, "total_timesteps": self.model._total_timesteps}, arrays
+
+    def _tell(self, level: int, message: str) -> None:
+        if self.verbose >= level:
+            print(message)

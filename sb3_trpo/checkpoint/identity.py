@@ -1,0 +1,134 @@
+"""What a run is: algorithm, policy, spaces, environments and settings. Only the same run goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from sb3_trpo.checkpoint.recording import qualified_name
+from sb3_trpo.checkpoint.simulators import ask, describe, layers_of
+
+NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "_init_setup_model"))
+"""Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""
+NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
+"""Beginnings of the aspects that a model for evaluation must share."""
+PROGRESS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Where a schedule is looked at, to tell it from another."""
+LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco")
+
+
+def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:
+    """
+    Describe a run.
+
+    :param model: with its environments
+    :return: plain data by aspect
+    """
+    assert model.env is not None, "learn() needs an environment"
+    described = {
+        "algorithm": qualified_name(type(model)),
+        "policy": qualified_name(type(model.policy)),
+        "observation_space": _describe_space(model.observation_space),
+        "action_space": _describe_space(model.action_space),
+        "n_envs": model.n_envs,
+        **_describe_envs(model.env),
+        **{name: _describe(getattr(model, name)) for name in settings_of(type(model)) if hasattr(model, name)},
+        **{f"policy.{name}": f"{tensor.dtype} {[*tensor.shape]}" for name, tensor in model.policy.state_dict().items()},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
+
+
+def differences(saved: dict[str, Any], live: dict[str, Any]) -> list[str]:
+    """
+    Compare two runs.
+
+    :param saved: the one in a checkpoint
+    :param live: the one that is to go on
+    :return: one text per aspect in which they differ
+    """
+    absent = "absent"
+    return [
+        f"{name}: {saved.get(name, absent)!r} in the checkpoint, {live.get(name, absent)!r} here"
+        for name in sorted(saved.keys() | live.keys())
+        if saved.get(name, absent) != live.get(name, absent)
+    ]
+
+
+def settings_of(cls: type[Any]) -> list[str]:
+    """
+    Name the settings that an algorithm's constructor takes.
+
+    :param cls: the algorithm's class
+    :return: keywords
+    """
+    names = {
+        name: None
+        for base in cls.__mro__
+        if "__init__" in vars(base)
+        for name in inspect.signature(vars(base)["__init__"]).parameters
+    }
+    return [name for name in names if name not in NOT_SETTINGS]
+
+
+def versions() -> dict[str, str]:
+    """
+    Name what determines the bits of a result besides the run itself.
+
+    :return: versions of libraries, and the number of torch's threads
+    """
+    found = {"python": platform.python_version(), "machine": platform.machine(), "torch threads": str(th.get_num_threads())}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _describe_envs(env: VecEnv) -> dict[str, Any]:
+    described: dict[str, Any] = {"vec_env": [qualified_name(type(layer)) for layer in layers_of(env)]}
+    for layer in layers_of(env):
+        if isinstance(layer, VecNormalize):
+            described |= {f"VecNormalize.{name}": _describe(getattr(layer, name)) for name in NORMALIZATION}
+        if isinstance(layer, (DummyVecEnv, SubprocVecEnv)):
+            described["envs"] = [ask(layer, index, describe) for index in range(layer.num_envs)]
+    return described
+
+
+def _describe_space(space: Any) -> str:
+    """Describe a space; its text shows only the extremes of the bounds of a Box."""
+    if not isinstance(space, spaces.Box):
+        return str(space)
+    return f"{space} with bounds {hashlib.sha256(space.low.tobytes() + space.high.tobytes()).hexdigest()[:8]}"
+
+
+def _describe(value: Any) -> Any:
+    """Describe a setting: numbers and texts as they are, classes by name, a schedule by some of its values."""
+    if isinstance(value, dict):
+        return {str(key): _describe(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_describe(each) for each in value]
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    return value.item() if isinstance(value, np.generic) else _describe_thing(value)
+
+
+def _describe_thing(value: Any) -> Any:
+    if callable(value) and not isinstance(value, type):
+        try:
+            return [float(value(progress)) for progress in PROGRESS]
+        except (TypeError, ValueError):  # not a schedule
+            pass
+    return qualified_name(value if hasattr(value, "__qualname__") else type(value))

@@ -1,0 +1,121 @@
+"""A model made from a checkpoint, for evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common import buffers, torch_layers
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn, optim
+
+from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, settings_of
+from sb3_trpo.checkpoint.recording import Node, qualified_name
+from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.run import restore_policy
+from sb3_trpo.checkpoint.storage import MANIFEST, newest, read
+
+Model = TypeVar("Model", bound=OnPolicyAlgorithm)
+KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
+"""Where classes that settings name are looked for; nothing is imported for a checkpoint's sake."""
+COUNTERS = ("num_timesteps", "_n_updates", "_n_iterations", "_n_rejected_steps")
+
+
+def settings(model: OnPolicyAlgorithm) -> dict[str, Node]:
+    """
+    Write down an algorithm's settings.
+
+    :param model: with the settings as attributes
+    :return: plain data by keyword; a class by its name, a schedule by its present value
+    """
+    progress = model._current_progress_remaining
+    named = {name: getattr(model, name) for name in settings_of(type(model)) if hasattr(model, name)}
+    aliases = {cls: alias for alias, cls in model.policy_aliases.items()}
+    policy = aliases.get(model.policy_class, model.policy_class)
+    return {name: _plain(value, progress) for name, value in {"policy": policy, **named}.items()}
+
+
+def _plain(value: Any, progress: float) -> Node:
+    if isinstance(value, dict):
+        return {"dict": {str(name): _plain(each, progress) for name, each in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_plain(each, progress) for each in value]}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if callable(value) and not isinstance(value, type):
+        try:
+            return float(value(progress))
+        except (TypeError, ValueError):
+            pass
+    return {"unknown": qualified_name(value if isinstance(value, type) else type(value))}
+
+
+def _setting(name: str, node: Node) -> Any:
+    """Make a setting of plain data."""
+    if not isinstance(node, dict):
+        return node
+    if "dict" in node:
+        return {key: _setting(f"{name}[{key!r}]", each) for key, each in node["dict"].items()}
+    if "list" in node:
+        return [_setting(name, each) for each in node["list"]]
+    for module in KNOWN:
+        found = getattr(module, node["unknown"].rpartition(".")[2], None)
+        if isinstance(found, type) and qualified_name(found) == node["unknown"]:
+            return found
+    raise ValueError(
+        f"{name} is {node['unknown']} in the checkpoint, which is not loaded by name, for a checkpoint must not run code. "
+        f"Give {name.partition('[')[0]} to from_checkpoint() as it was given in training."
+    )
+
+
+def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | str, given: dict[str, Any]) -> Model:
+    """
+    Make the model of a checkpoint.
+
+    :param cls: the algorithm
+    :param path: of a checkpoint, or of the folder of a run
+    :param env: for the model
+    :param device: where the networks live
+    :param given: settings that replace the checkpoint's
+    :return: the model
+    :raises ValueError: if there is no intact checkpoint, or it does not fit the env
+    """
+    checkpoint = read(path) if (path / MANIFEST).exists() else newest(path)
+    if checkpoint is None:
+        raise ValueError(
+            f"There is no intact checkpoint in {path}. Give the folder of a ResumableCheckpoint, or one inside it."
+        )
+    nodes = {name: node for name, node in checkpoint.state["settings"].items() if name not in given}
+    model = cls(env=env, device=device, **{name: _setting(name, node) for name, node in nodes.items()}, **given)
+    saved, live = checkpoint.state["identity"], identity(model)
+    differing = [text for text in differences(saved, live) if text.startswith(SPACES_AND_SHAPES)]
+    if differing:
+        raise ValueError(f"The checkpoint {checkpoint.path} does not fit:\n  " + "\n  ".join(differing))
+    run, restorer = checkpoint.state["run"], Restorer(checkpoint.arrays)
+    _fill_in_statistics(model, run["env"], restorer)
+    restore_policy(model, run, restorer)
+    restorer.attributes(model, {name: run["model"][name] for name in COUNTERS if name in run["model"]}, "model")
+    return model
+
+
+def _fill_in_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Restorer) -> None:
+    """Give the env's VecNormalize the statistics of the run's."""
+    live = model.get_vec_normalize_env()
+    while env_node and env_node["vec_env"] != qualified_name(VecNormalize):
+        env_node = env_node["state"].get("venv")
+    if env_node is None:
+        return
+    if live is None:
+        raise ValueError(
+            "The run normalised its observations or rewards, but env is not wrapped in VecNormalize. Give "
+            "VecNormalize(env, training=False, norm_reward=False): its statistics are filled in from the checkpoint."
+        )
+    statistics = {name: env_node["state"][name] for name in ("obs_rms", "ret_rms") if name in env_node["state"]}
+    restorer.attributes(live, statistics, "VecNormalize")

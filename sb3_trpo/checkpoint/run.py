@@ -1,0 +1,227 @@
+"""Everything that the rest of a run depends on, as one node; and a run brought back to where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_trpo.callback_tree import RunKeeper, callback_tree
+from sb3_trpo.checkpoint.identity import settings_of
+from sb3_trpo.checkpoint.logs import record_logger, restore_logger
+from sb3_trpo.checkpoint.recording import LIVE, Node, Recorder, brings_own_state, fingerprint, is_file_path, qualified_name
+from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
+
+MODEL_SKIPPED = frozenset(
+    ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
+)
+"""Attributes of a model that are settings, or belong to one call of ``learn()``."""
+CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))
+"""Attributes of callbacks that are not their own."""
+UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
+"""Attributes of callbacks that may differ from one start of a script to the next without having changed."""
+STANDARD_BUFFER = frozenset(
+    ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs", "generator_ready")
+)
+"""What SB3's rollout buffers hold, which the next rollout writes anew."""
+
+Marks = dict[str, dict[str, str]]
+"""Fingerprints of callbacks' attributes when ``learn()`` began: what has changed since is state, the rest is the script's."""
+
+
+def record_run(model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks) -> tuple[Node, dict[str, np.ndarray]]:
+    """
+    Record a run between two iterations.
+
+    :param model: that learns
+    :param root: all its callbacks
+    :param marks: of the callbacks when they started
+    :return: JSON and arrays
+    """
+    recorder, shallow = Recorder(), Recorder(descends=False)
+    node = {
+        "env": recorder.node(model.env, "env"),
+        "lost": dict(recorder.opaque),
+        "reset_seed": _reset_seed(model),
+        "model": shallow.attributes(model, "model", skip=_skipped_of(model)),
+        "buffer": shallow.attributes(model.rollout_buffer, "buffer", skip=_skipped_of_buffer(model)),
+        "policy": shallow.node(model.policy, "policy"),
+        "optimizer": shallow.node(model.policy.optimizer, "optimizer"),
+        "seconds": (time.time_ns() - model.start_time) / 1e9,
+        "logger": record_logger(model.logger, recorder, "logger"),
+        "callbacks": _record_callbacks(root, marks, recorder),
+        "generators": _record_generators(recorder),
+    }
+    return node, recorder.arrays | shallow.arrays
+
+
+def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray]) -> None:
+    """
+    Bring a run to where it was.
+
+    :param model: made as the one that was recorded
+    :param root: all its callbacks
+    :param node: from :func:`record_run`
+    :param arrays: from there
+    :raises MismatchError: if something cannot become what it was
+    """
+    restorer = Restorer(arrays)
+    restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
+    restorer.value(node["env"], model.env, "env")
+    restore_policy(model, node, restorer)
+    restorer.attributes(model, node["model"], "model", skip=_skipped_of(model))
+    restorer.attributes(model.rollout_buffer, node["buffer"], "buffer", skip=_skipped_of_buffer(model))
+    model.start_time = time.time_ns() - int(1e9 * node["seconds"])
+    _restore_callbacks(root, node["callbacks"], restorer)
+    if node["lost"] or restorer.failed:
+        _begin_episodes(model, node["reset_seed"])
+    _restore_generators(node["generators"], restorer)
+
+
+def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> None:
+    """
+    Bring a policy and its optimizer to where they were.
+
+    :param model: whose they are
+    :param node: from :func:`record_run`
+    :param restorer: has its arrays
+    :raises MismatchError: if they do not fit
+    """
+    restorer.value(node["policy"], model.policy, "policy")
+    restorer.value(node["optimizer"], model.policy.optimizer, "optimizer")
+
+
+def mark(root: BaseCallback) -> Marks:
+    """
+    Take the fingerprints of all callbacks' attributes.
+
+    :param root: all callbacks
+    :return: fingerprints by callback and attribute
+    """
+    return {
+        key: {name: fingerprint(node, recorder.arrays) for name, node, recorder in _attributes_of(callback, key)}
+        for key, callback in _callbacks(root)
+    }
+
+
+def lost_parts(lost: dict[str, str]) -> str:
+    """
+    Say what of an env cannot be restored.
+
+    :param lost: types by path
+    :return: one text, which names the first
+    """
+    path, name = next(iter(lost.items()))
+    return f"{path.rsplit('/', 1)[-1]} ({name})" if name != UNASKED else f"env {path.rsplit('/', 1)[-1]}, which {UNASKED}"
+
+
+def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
+    return MODEL_SKIPPED | {*model._excluded_save_params(), *settings_of(type(model))}
+
+
+def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
+    """Name what SB3's own buffers hold: settings, and what the next rollout writes anew."""
+    return frozenset(name for name in vars(model.rollout_buffer) if name in STANDARD_BUFFER)
+
+
+def _reset_seed(model: OnPolicyAlgorithm) -> int:
+    """Choose a seed for envs that cannot be restored, without drawing from any generator."""
+    return int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
+
+
+def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
+    """Reset the envs; statistics of observations stay those of the checkpoint."""
+    assert model.env is not None, "a run has environments"
+    followers = [layer for layer in layers_of(model.env) if isinstance(layer, VecNormalize) and layer.training]
+    for layer in followers:
+        layer.training = False
+    model.env.seed(seed)
+    model._last_obs = model.env.reset()  # type: ignore[assignment]  # a Tuple is no space of SB3's policies
+    for layer in followers:
+        layer.training = True
+    model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        model._last_original_obs = normalizer.get_original_obs()
+
+
+def _callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
+    """Name callbacks by their class and how many of it came before: lists and progress bars around them do not matter."""
+    met: Counter[str] = Counter()
+    for callback in callback_tree(root):
+        name = qualified_name(type(callback))
+        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback)):
+            yield f"{name}#{met[name]}", callback
+            met[name] += 1
+
+
+def _attributes_of(callback: BaseCallback, key: str) -> Iterator[tuple[str, Node, Recorder]]:
+    for name, value in vars(callback).items():
+        if name not in CALLBACK_SKIPPED and not is_file_path(value):
+            recorder = Recorder(descends=isinstance(value, (VecEnv, gym.Env)))
+            node = recorder.node(value, f"callbacks/{key}/{name}")
+            if node != LIVE:
+                yield name, node, recorder
+
+
+def _record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> dict[str, Node]:
+    nodes: dict[str, Node] = {}
+    for key, callback in _callbacks(root):
+        if brings_own_state(callback):
+            nodes[key] = {"own": recorder.node(callback.get_state(), f"callbacks/{key}")}  # type: ignore[attr-defined]  # it is there
+            continue
+        state = {}
+        for name, node, part in _attributes_of(callback, key):
+            is_state = isinstance(getattr(callback, name), UNTOLD) or fingerprint(node, part.arrays) != marks[key].get(name)
+            if is_state:
+                state[name] = node
+                recorder.absorb(part.arrays, {})
+        nodes[key] = {"state": state}
+    return nodes
+
+
+def _restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Restorer) -> None:
+    there = dict(_callbacks(root))
+    for key, node in nodes.items():
+        if key not in there:
+            warnings.warn(f"The checkpoint holds the state of a {key.split('#')[0]}, which this run has not.", stacklevel=2)
+        elif "own" in node:
+            there[key].set_state(restorer.value(node["own"], None, f"callbacks/{key}"))  # type: ignore[attr-defined]  # had get_state
+        else:
+            restorer.attributes(there[key], node["state"], f"callbacks/{key}", skip=CALLBACK_SKIPPED)
+
+
+def _record_generators(recorder: Recorder) -> dict[str, Node]:
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": th.get_rng_state(),
+    }
+    if th.cuda.is_available():
+        states["cuda"] = th.cuda.get_rng_state_all()
+    return {name: recorder.node(state, f"generators/{name}") for name, state in states.items()}
+
+
+def _restore_generators(nodes: dict[str, Node], restorer: Restorer) -> None:
+    setters: dict[str, Callable[[Any], None]] = {
+        "python": random.setstate,
+        "numpy": np.random.set_state,
+        "torch": th.set_rng_state,
+    }
+    if th.cuda.is_available():
+        setters["cuda"] = th.cuda.set_rng_state_all
+    for name, node in nodes.items():
+        if name in setters:
+            setters[name](restorer.value(node, None, f"generators/{name}"))

@@ -1,0 +1,189 @@
+"""
+The state of environments: of one with all its wrappers, and of vectorised ones, in this process or in workers.
+
+An env's state is the plain data among its attributes, its generators, and what its simulator knows.
+
+Where an env (or a wrapper) has methods ``get_state()`` and ``set_state(state)`` of its own, these are asked for its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+import sb3_trpo.checkpoint.logs
+import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # both tell how to record parts of envs
+from sb3_trpo.checkpoint.recording import ANSWER, Node, Recorder, brings_own_state, qualified_name, record
+from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+
+UNASKED = "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"
+VEC_NOT_STATE = frozenset(("class_attributes", "render_mode", "metadata", "remotes", "work_remotes", "processes"))
+SPENT_IN_A_STEP = frozenset(("envs", "actions", "buf_obs", "buf_dones", "buf_rews", "buf_infos", "keys", "waiting", "closed"))
+"""Attributes of DummyVecEnv and SubprocVecEnv that each step writes anew, or that never change."""
+
+
+class EnvState(NamedTuple):
+    """
+    What one environment knows.
+
+    :param node: JSON
+    :param arrays: by path
+    :param opaque: types of what cannot be recorded, by path; if there are any, the env cannot be restored
+    """
+
+    node: Node
+    arrays: dict[str, np.ndarray]
+    opaque: dict[str, str]
+
+
+def get_state(env: gym.Env[Any, Any]) -> EnvState:
+    """
+    Read the state of an env and of everything it wraps.
+
+    :param env: outermost wrapper, or the env itself
+    :return: its state
+    """
+    recorder = Recorder()
+    node = recorder.node(env, "env")
+    return EnvState(node, recorder.arrays, recorder.opaque)
+
+
+def set_state(env: gym.Env[Any, Any], state: EnvState) -> None:
+    """
+    Bring an env, made in the same way as the one that was read, into a state.
+
+    :param env: outermost wrapper, or the env itself
+    :param state: from :func:`get_state`
+    :raises MismatchError: if the env is not made of the same parts
+    """
+    Restorer(state.arrays).value(state.node, env, "env")
+
+
+def describe(env: gym.Env[Any, Any]) -> list[str]:
+    """
+    Name an env and its wrappers, with the arguments that Gymnasium knows.
+
+    :param env: outermost wrapper, or the env itself
+    :return: one text per layer, outermost first
+    """
+    layers = []
+    while True:
+        arguments = dict(getattr(env, "_saved_kwargs", {}))
+        if not isinstance(env, gym.Wrapper) and env.spec is not None:
+            arguments |= {"id": env.spec.id, **env.spec.kwargs}
+        arguments.pop("render_mode", None)
+        shown = {name: value for name, value in arguments.items() if isinstance(value, (bool, int, float, str, type(None)))}
+        layers.append(
+            f"{qualified_name(type(env))}({', '.join(f'{name}={value!r}' for name, value in sorted(shown.items()))})"
+        )
+        if not isinstance(env, gym.Wrapper):
+            return layers
+        env = env.env
+
+
+class Question:
+    """
+    Something to be asked of an env in a worker process.
+
+    SB3's workers run no function that they are sent, but they do tell whether a layer of their env is an instance of a class,
+    and what is sent as that class answers for itself.
+
+    :param function: to call with the env
+    :param arguments: further ones
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function = function
+        self.arguments = arguments
+
+    def __instancecheck__(self, env: Any) -> bool:
+        """Answer, and leave the answer with the env."""
+        try:
+            vars(env)[ANSWER] = self.function(env, *self.arguments)
+        except Exception as error:  # it would end the worker
+            vars(env)[ANSWER] = MismatchError(f"{type(error).__name__}: {error}")
+        return True
+
+
+def ask(venv: VecEnv, index: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """
+    Call a function with an env of a DummyVecEnv, or in a worker of a SubprocVecEnv.
+
+    :param venv: of either kind
+    :param index: of the env
+    :param function: that the worker can import
+    :param arguments: further ones
+    :return: what the function returned; :data:`UNASKED` where a worker cannot be asked
+    :raises MismatchError: if it failed in a worker
+    """
+    if isinstance(venv, DummyVecEnv):
+        return function(venv.envs[index], *arguments)
+    question: Any = Question(function, *arguments)
+    (was_asked,) = venv.env_is_wrapped(question, indices=index)
+    (answer,) = venv.get_attr(ANSWER, indices=index) if was_asked else (UNASKED,)
+    if isinstance(answer, MismatchError):
+        raise answer
+    return answer
+
+
+def layers_of(venv: VecEnv) -> Iterator[VecEnv]:
+    """
+    Go through a vectorised env's wrappers.
+
+    :param venv: the outermost
+    :return: each layer, outermost first
+    """
+    while isinstance(venv, VecEnvWrapper):
+        yield venv
+        venv = venv.venv
+    yield venv
+
+
+@record.register(VecEnv)
+def _(value: VecEnv, recorder: Recorder, path: str) -> Node:
+    return recorder.once(value, path, lambda: _record_vec_env(value, recorder, path))
+
+
+def _record_vec_env(venv: VecEnv, recorder: Recorder, path: str) -> Node:
+    node: Node = {"vec_env": qualified_name(type(venv))}
+    if isinstance(venv, (DummyVecEnv, SubprocVecEnv)):
+        envs = [_record_env(venv, index, recorder, f"{path}/{index}") for index in range(venv.num_envs)]
+        return node | {"state": recorder.attributes(venv, path, skip=VEC_NOT_STATE | SPENT_IN_A_STEP), "envs": envs}
+    if brings_own_state(venv):
+        inner = {"venv": recorder.node(venv.venv, f"{path}/venv")} if isinstance(venv, VecEnvWrapper) else {}
+        own = recorder.node(venv.get_state(), f"{path}/own")  # type: ignore[attr-defined]  # it has been found there
+        return node | {"state": inner, "own": own}
+    return node | {"state": recorder.attributes(venv, path, skip=VEC_NOT_STATE)}
+
+
+def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str) -> Node:
+    state = ask(venv, index, get_state)
+    if state == UNASKED:
+        recorder.opaque[path] = UNASKED
+        return None
+    recorder.absorb(state.arrays, state.opaque, prefix=f"{path}/")
+    return state.node
+
+
+def _make_vec_env(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
+    if qualified_name(type(live)) != node["vec_env"]:
+        raise MismatchError(f"{path} was a {node['vec_env']}, but is a {qualified_name(type(live))}")
+    restorer.attributes(live, node["state"], path, skip=VEC_NOT_STATE | SPENT_IN_A_STEP)
+    if "own" in node:
+        live.set_state(restorer.value(node["own"], None, f"{path}/own"))
+    for index, env_node in enumerate(node.get("envs", ())):
+        prefix = f"{path}/{index}/"
+        arrays = {key.removeprefix(prefix): each for key, each in restorer.arrays.items() if key.startswith(prefix)}
+        try:
+            if env_node is not None:
+                ask(live, index, set_state, EnvState(env_node, arrays, {}))
+        except MismatchError as error:
+            restorer.failed.append(str(error))
+    return live
+
+
+MAKERS["vec_env"] = _make_vec_env

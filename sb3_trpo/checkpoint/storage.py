@@ -1,0 +1,252 @@
+"""
+Checkpoints on disk: one folder each, written whole or not at all, and read only if every byte is as it was written.
+
+    checkpoint-000000051200/
+        manifest.json         format, library versions, size and SHA-256 of each file, and of the manifest itself
+        state.json            everything but arrays
+        arrays.safetensors
+
+A checkpoint is written under another name, flushed to the disk and then renamed; older ones go after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from filelock import FileLock, Timeout
+
+FORMAT = 1
+"""Rises when an older version of this package could not read what is written."""
+MANIFEST, STATE, ARRAYS, LOCK = "manifest.json", "state.json", "arrays.safetensors", "lock"
+LARGEST = {MANIFEST: 2**20, STATE: 2**30, ARRAYS: 2**34}
+"""Bytes beyond which a file is not even read."""
+NAME = re.compile(r"checkpoint-(\d{1,18})")
+UNFINISHED = ("writing-", "removing-")
+"""Beginnings of the names of folders that a killed process has left behind."""
+
+
+class BrokenCheckpointError(ValueError):
+    """A checkpoint is not as it was written."""
+
+
+class NewerFormatError(ValueError):
+    """A checkpoint was written by a later version of this package."""
+
+
+class Checkpoint(NamedTuple):
+    """
+    A checkpoint that has been read and verified.
+
+    :param path: its folder
+    :param n_timesteps: of the run when it was made
+    :param versions: of the libraries that it was made with
+    :param state: JSON
+    :param arrays: by path
+    """
+
+    path: Path
+    n_timesteps: int
+    versions: dict[str, str]
+    state: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """
+    Own a folder of checkpoints: create it, keep other processes out, clear away what a killed one has left unfinished.
+
+    :param folder: of one run
+    :raises OSError: if it cannot be created or written to
+    :raises RuntimeError: if another process owns it
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"writing-{os.getpid()}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise OSError(
+            f"Checkpoints cannot be written to {folder}: {error.strerror}. Give a folder that can be created and written to."
+        ) from error
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(
+            f"Another run is writing checkpoints to {folder}. Wait for its end, or give this run a folder of its own."
+        ) from None
+    try:
+        for path in folder.iterdir():
+            if path.name.startswith(UNFINISHED):
+                shutil.rmtree(path, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def write(
+    folder: Path, n_timesteps: int, versions: dict[str, str], state: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> Path:
+    """
+    Write a checkpoint.
+
+    :param folder: of the run
+    :param n_timesteps: of the run
+    :param versions: of libraries
+    :param state: JSON
+    :param arrays: by path
+    :return: the checkpoint's folder
+    :raises OSError: if the disk is full, for instance; nothing is left of the attempt
+    """
+    contents = {STATE: _dump(state), ARRAYS: safetensors.numpy.save(arrays)}
+    files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    contents[MANIFEST] = _sealed({"format": FORMAT, "timesteps": n_timesteps, "versions": versions, "files": files})
+    target = folder / f"checkpoint-{n_timesteps:012d}"
+    unfinished = folder / f"writing-{target.name}"
+    try:
+        unfinished.mkdir()
+        for name, data in contents.items():
+            _write_file(unfinished / name, data)
+        _sync_folder(unfinished)
+        if target.exists():  # broken: whoever could read it would have gone on from it
+            _remove(target)
+        unfinished.rename(target)
+        _sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return target
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """
+    Remove all but the newest checkpoints.
+
+    :param folder: of the run
+    :param keep: how many stay
+    """
+    for path in checkpoints_in(folder)[keep:]:
+        _remove(path)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """
+    List the checkpoints of a run, intact or not.
+
+    :param folder: of the run
+    :return: their folders, newest first
+    """
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [(int(match[1]), path) for path in paths if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """
+    Read the newest checkpoint that is intact; one that is not is passed over with a warning.
+
+    :param folder: of the run
+    :return: the checkpoint, or ``None`` if there is none
+    :raises NewerFormatError: if a later version of this package wrote it
+    """
+    for path in checkpoints_in(folder):
+        try:
+            return read(path)
+        except BrokenCheckpointError as error:
+            warnings.warn(f"{error}. It is passed over; the one before is used, if there is one.", UserWarning, stacklevel=2)
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """
+    Read a checkpoint, and verify it.
+
+    :param path: its folder
+    :return: the checkpoint
+    :raises BrokenCheckpointError: if a single byte is not as it was written
+    :raises NewerFormatError: if a later version of this package wrote it
+    """
+    try:
+        manifest = _unsealed(_read_file(path / MANIFEST))
+        if manifest["format"] > FORMAT:
+            raise NewerFormatError(
+                f"The checkpoint {path} has format {manifest['format']}; this version of sb3_trpo knows those up to {FORMAT}. "
+                "Install the version that wrote it, or a later one."
+            )
+        data = {name: _verified(path / name, manifest["files"][name]) for name in (STATE, ARRAYS)}
+        state, arrays = json.loads(data[STATE]), safetensors.numpy.load(data[ARRAYS])
+        return Checkpoint(path, manifest["timesteps"], manifest["versions"], state, arrays)
+    except NewerFormatError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
+        raise BrokenCheckpointError(f"The checkpoint {path} is broken ({error})") from error
+
+
+def _dump(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """Write a manifest with its own digest."""
+    return _dump({**manifest, "sha256": hashlib.sha256(_dump(manifest)).hexdigest()})
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(data)
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    if _sealed(content) != data:
+        raise ValueError(f"{MANIFEST} does not match its digest")
+    return content
+
+
+def _verified(path: Path, expected: dict[str, Any]) -> bytes:
+    data = _read_file(path)
+    if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        raise ValueError(f"{path.name} does not match the manifest")
+    return data
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a file that is one, and of a size that can be meant."""
+    info = path.lstat()
+    if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST[path.name]:
+        raise ValueError(f"{path.name} is not a file of at most {LARGEST[path.name]} bytes")
+    return path.read_bytes()
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, under another name first: half of one must not look like a whole one."""
+    removing = path.with_name(f"removing-{path.name}")
+    path.rename(removing)
+    shutil.rmtree(removing, ignore_errors=True)
