@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -215,6 +215,28 @@ def require_finite(buffer: RolloutBuffer, last_observation: Observation | None =
             joined = buffer.generator_ready and name != "rewards"  # SB3 joins (step, env) of the others
             env, step = divmod(place[0], buffer.buffer_size) if joined else (place[1], place[0])
             raise _non_finite_error(name, array[place], env, step)
+
+
+def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, step: int) -> ValueError | None:
+    """
+    Look for an observation that no policy can act on.
+
+    :param observation: one observation per environment
+    :param space: that they should be in
+    :param n_envs: number of environments
+    :param step: index of the step in the rollout
+    :return: the error to raise, saying what is wrong with it, or ``None`` if nothing is
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+    for key, part in parts.items():
+        seen = np.asarray(observation if key is None else observation.get(key))
+        if seen.dtype == object or seen.shape != (n_envs, *part.shape):  # type: ignore[misc]  # SB3 knows no space without a shape
+            return ValueError(
+                f"The environment returned {'an observation' if key is None else f'observations[{key!r}]'} of shape "
+                f"{seen.shape[1:]} and type {seen.dtype} at step {step} of the rollout, but its space is {part}. "
+                "The policy is unchanged. Mend the environment; gymnasium.utils.env_checker.check_env finds such faults."
+            )
+    return non_finite_observation(observation, step)
 
 
 def non_finite_observation(observation: Observation, step: int) -> ValueError | None:

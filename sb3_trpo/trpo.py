@@ -37,10 +37,10 @@ from sb3_trpo.rollout import (
     GRAPH_LIMITS,
     ChunkLimits,
     default_chunk_size,
-    non_finite_observation,
     observations_of,
     require_finite,
     split_rollout,
+    unfit_observation,
 )
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -273,7 +273,7 @@ class TRPO(OnPolicyAlgorithm):
         :param rollout_buffer: what to fill
         :param n_rollout_steps: steps per environment
         :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if the policy could not act because an observation was not finite
+        :raises ValueError: if the policy could not act because an observation was not finite or of another shape
         """
         try:
             with timed(self.logger, "time/collect_seconds"):
@@ -281,8 +281,8 @@ class TRPO(OnPolicyAlgorithm):
                 if networks is not None and can_collect(self, networks, rollout_buffer, n_rollout_steps):
                     return collect(self, env, callback, rollout_buffer, super().collect_rollouts)
                 return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        except (ValueError, RuntimeError):
-            fault = non_finite_observation(self._last_obs, rollout_buffer.pos)  # type: ignore[arg-type]  # SB3 has reset it
+        except (TypeError, ValueError, RuntimeError):
+            fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
             if fault is None:
                 raise
             raise fault from None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -27,6 +29,8 @@ from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_mode
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
 from sb3_trpo.plots import learning_curve
 
 ALGORITHMS = {"trpo": TRPO}
@@ -40,6 +44,8 @@ FUNCTIONS = {
     "all_plots": "rl_zoo3.plots.all_plots",
 }
 """RL Zoo's scripts that are functions, named like their module."""
+NOTE = "rl_zoo.json"
+"""Beside checkpoints: which log folder and seed they go with."""
 MODULES = ("record_video", "record_training", "push_to_hub", "load_from_hub")
 """RL Zoo's scripts that run as modules."""
 
@@ -90,7 +96,7 @@ RlZooManager = exp_manager.ExperimentManager
 
 
 class ExperimentManager(RlZooManager):
-    """RL Zoo's manager, reading our configurations and their schedules."""
+    """RL Zoo's manager, reading our configurations and their schedules, and going on with runs that have checkpoints."""
 
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo in ALGORITHMS:
@@ -105,6 +111,27 @@ class ExperimentManager(RlZooManager):
             if isinstance(value, str) and value.startswith("lin_"):
                 hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
         return hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        processed = super()._preprocess_hyperparams(hyperparams)
+        for callback in processed[2]:
+            if isinstance(callback, ResumableCheckpoint) and not self.optimize_hyperparameters:
+                self._go_on_with(callback.folder_of(self.env_name.gym_id, self.seed))
+        return processed
+
+    def _go_on_with(self, folder: Path) -> None:
+        """Take log folder and seed of the run that a folder of checkpoints belongs to; RL Zoo would choose both anew."""
+        note, run = folder / NOTE, Path(self.save_path)
+        with sole_owner(folder):  # before a log is opened that another process may be writing
+            if note.is_file() and checkpoints_in(folder):
+                noted = json.loads(note.read_text())
+                if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a name, and no way out of the log folder
+                    run = run.with_name(noted["run"])
+                if not any(argument.startswith("--seed") for argument in sys.argv):
+                    self.seed = self.args.seed = int(noted["seed"])
+            else:
+                note.write_text(json.dumps({"run": run.name, "seed": self.seed}))
+        self.save_path, self.params_path = str(run), str(run / self.env_name)
 
 
 def install() -> None:

@@ -89,11 +89,19 @@ class ResumableCheckpoint(RunKeeper):
 
     @property
     def path(self) -> Path:
-        """The folder, with its placeholders filled in."""
-        env = self.model.env
-        (spec, *_) = env.get_attr("spec") if env is not None else (None,)
-        name = spec.id if spec is not None else "env"
-        return Path(str(self.folder).replace("{env}", name.replace("/", "-")).replace("{seed}", str(self.model.seed)))
+        """The folder of the model's run."""
+        specs = self.model.env.get_attr("spec") if self.model.env is not None else [None]
+        return self.folder_of(specs[0].id if specs[0] is not None else "env", self.model.seed)
+
+    def folder_of(self, env_name: str, seed: int | None) -> Path:
+        """
+        Fill in the folder's placeholders.
+
+        :param env_name: as Gymnasium knows it
+        :param seed: of the model
+        :return: the folder
+        """
+        return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
     def _refuse_another_run(self, found: Checkpoint) -> None:
         differing = differences(found.state["identity"], identity(self.model))

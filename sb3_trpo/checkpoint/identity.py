@@ -73,12 +73,12 @@ def settings_of(cls: type[Any]) -> list[str]:
     :param cls: the algorithm's class
     :return: keywords
     """
-    names = {
-        name: None
-        for base in cls.__mro__
-        if "__init__" in vars(base)
-        for name in inspect.signature(vars(base)["__init__"]).parameters
-    }
+    names: dict[str, None] = {}
+    for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
+        parameters = inspect.signature(constructor).parameters.values()
+        names |= {each.name: None for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            break  # nothing is passed on that is not named here
     return [name for name in names if name not in NOT_SETTINGS]
 
 

@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common import buffers, torch_layers
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn, optim
 
@@ -51,8 +52,8 @@ def _plain(value: Any, progress: float) -> Node:
         return value.item()
     if callable(value) and not isinstance(value, type):
         try:
-            return float(value(progress))
-        except (TypeError, ValueError):
+            return {"schedule": float(value(progress))}
+        except (TypeError, ValueError):  # some other function
             pass
     return {"unknown": qualified_name(value if isinstance(value, type) else type(value))}
 
@@ -65,6 +66,8 @@ def _setting(name: str, node: Node) -> Any:
         return {key: _setting(f"{name}[{key!r}]", each) for key, each in node["dict"].items()}
     if "list" in node:
         return [_setting(name, each) for each in node["list"]]
+    if "schedule" in node:
+        return ConstantSchedule(node["schedule"])
     for module in KNOWN:
         found = getattr(module, node["unknown"].rpartition(".")[2], None)
         if isinstance(found, type) and qualified_name(found) == node["unknown"]:

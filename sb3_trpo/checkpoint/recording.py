@@ -99,10 +99,17 @@ class Recorder:
         self._seen[id(value)] = (path, value)  # kept, so that no other object gets its id
         return make()
 
-    def array(self, value: np.ndarray, path: str) -> str:
-        """Keep an array."""
+    def array(self, value: np.ndarray, path: str) -> Node:
+        """
+        Keep an array, and how it lies in memory: a convolution of a transposed image rounds differently.
+
+        :param value: the array
+        :param path: where it is kept
+        :return: the path, with the strides if they are not those of a new array
+        """
         self.arrays[path] = np.asarray(value, order="C")
-        return path
+        usual = value.itemsize * np.cumprod([1, *value.shape[:0:-1]])[::-1]
+        return path if value.strides == (*usual[: value.ndim],) or not fits(value, value.strides) else [path, [*value.strides]]
 
     def reject(self, value: Any, path: str) -> Node:
         """Note that a value cannot be recorded."""
@@ -128,6 +135,19 @@ class Recorder:
         return {name: node for name, node in nodes.items() if node != LIVE}
 
 
+def fits(value: np.ndarray, strides: Iterable[int]) -> bool:
+    """
+    Tell whether an array's memory, without gaps, holds its elements at given strides too.
+
+    :param value: the array
+    :param strides: bytes between neighbours along each axis
+    :return: whether no element would lie outside
+    """
+    steps = [*strides]
+    reach = sum(stride * (length - 1) for stride, length in zip(steps, value.shape, strict=True))
+    return value.size > 0 and all(stride >= 0 for stride in steps) and reach + value.itemsize <= value.nbytes
+
+
 def fingerprint(node: Node, arrays: dict[str, np.ndarray]) -> str:
     """
     Digest a node and its arrays.
@@ -143,8 +163,8 @@ def fingerprint(node: Node, arrays: dict[str, np.ndarray]) -> str:
 
 
 def qualified_name(thing: Any) -> str:
-    """Give the full name of a class or function."""
-    return f"{thing.__module__}.{thing.__qualname__}"
+    """Give the full name of a class or function; classes of some extension modules do not know their module."""
+    return f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"
 
 
 def is_file_path(value: Any) -> bool:
@@ -181,9 +201,10 @@ def record(value: Any, recorder: Recorder, path: str) -> Node:
     :return: its node
     """
     cls = type(value)
-    if qualified_name(cls) in SIMULATORS:
-        return recorder.once(value, path, lambda: SIMULATORS[qualified_name(cls)](value, recorder, path))
-    if cls.__module__.startswith(OF_NO_CONSEQUENCE) or not recorder.descends:
+    name = qualified_name(cls)
+    if name in SIMULATORS:
+        return recorder.once(value, path, lambda: SIMULATORS[name](value, recorder, path))
+    if name.startswith(OF_NO_CONSEQUENCE) or not recorder.descends:
         return LIVE
     if not hasattr(value, "__dict__") or cls.__basicsize__ != _Bare.__basicsize__:
         return recorder.reject(value, path)

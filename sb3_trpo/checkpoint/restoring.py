@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoint.recording import BRAIN_FLOAT, NOT_STATE, Node, is_file_path, qualified_name, space_parts
+from sb3_trpo.checkpoint.recording import BRAIN_FLOAT, NOT_STATE, Node, fits, is_file_path, qualified_name, space_parts
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
@@ -62,9 +62,17 @@ class Restorer:
             raise MismatchError(f"{path} cannot be restored: {error}") from error
         return self._made[path]
 
-    def array(self, path: str) -> np.ndarray:
-        """Give an array of its own."""
-        return self.arrays[path].copy()
+    def array(self, reference: Node) -> np.ndarray:
+        """Give an array of its own, laid out in memory as the one that was recorded."""
+        if isinstance(reference, str):
+            return self.arrays[reference].copy()
+        path, strides = reference
+        saved = self.arrays[path]
+        if not fits(saved, strides):
+            raise ValueError(f"an array of shape {saved.shape} cannot have the strides {strides}")
+        made = np.lib.stride_tricks.as_strided(np.empty(saved.size, saved.dtype), saved.shape, strides)
+        made[...] = saved
+        return made
 
     def values(self, nodes: list[Node], live: Any, path: str) -> list[Any]:
         """Make several values; what is there may be fewer, or nothing."""

@@ -1,0 +1,497 @@
+"""ResumableCheckpoint from outside: its settings, its folder, what it refuses and what it survives in one process."""
+
+import builtins
+import json
+import os
+import signal
+import threading
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from contract_tools import parameters, same_parameters
+from envs import BOX_ACTION, VECTOR, RandomEnv
+from gymnasium import spaces
+from runs import CrashAt, CrashError, outcome
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
+from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read
+
+SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
+TOTAL = 256
+
+
+def trained(folder, total=TOTAL, env="CartPole-v1", callbacks=(), resumable=None, **settings):
+    """Train a small model, from a checkpoint if there is one."""
+    model = TRPO("MlpPolicy", env() if callable(env) else env, **SMALL | settings)
+    resumable = resumable or ResumableCheckpoint(folder, every=32, verbose=0)
+    return model.learn(total, callback=[*callbacks, resumable])
+
+
+class At(BaseCallback):
+    """Do something once a number of timesteps is reached."""
+
+    def __init__(self, timesteps, action):
+        super().__init__()
+        self.timesteps, self.action = timesteps, action
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.timesteps:
+            self.action()
+        return True
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", 2.5), ("every", "often"), ("keep", 0), ("keep", None)])
+def test_a_setting_that_is_not_allowed_is_named(name, value, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} is .*must be an integer >= 1"):
+        ResumableCheckpoint(tmp_path, **{name: value})
+
+
+def test_settings_are_keywords_only(tmp_path):
+    with pytest.raises(TypeError):
+        ResumableCheckpoint(tmp_path, 100)
+
+
+def test_checkpoints_are_made_at_the_next_boundary_and_the_newest_stay(tmp_path):
+    resumable = ResumableCheckpoint(tmp_path, every=50, keep=3, verbose=0)
+    trained(tmp_path, resumable=resumable, total=300)
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [320, 256, 192]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-000000000192", "checkpoint-000000000256", "checkpoint-000000000320", "lock"]  # fmt: skip
+
+
+def test_the_folder_may_name_env_and_seed(tmp_path):
+    trained(str(tmp_path / "{env}" / "seed {seed}"), total=32)
+    assert (tmp_path / "CartPole-v1" / "seed 0" / "checkpoint-000000000032").is_dir()
+
+
+def test_it_says_where_it_continues(tmp_path, capsys):
+    trained(tmp_path, resumable=ResumableCheckpoint(tmp_path, every=32))
+    assert "Continuing" not in capsys.readouterr().out
+    trained(tmp_path, total=2 * TOTAL, resumable=ResumableCheckpoint(tmp_path, every=32, verbose=2))
+    printed = capsys.readouterr().out
+    assert f"Continuing from {tmp_path / 'checkpoint-000000000256'}, 256 of 512 timesteps" in printed
+    assert f"Saved {tmp_path / 'checkpoint-000000000512'}" in printed
+
+
+def test_it_is_found_inside_lists_and_events(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    nested = CallbackList([EventCallback(ResumableCheckpoint(tmp_path, every=32, verbose=0))])
+    model.learn(64, callback=nested)
+    assert len(checkpoints_in(tmp_path)) == 2
+
+
+def test_two_of_them_are_refused(tmp_path):
+    pair = [ResumableCheckpoint(tmp_path / "a"), ResumableCheckpoint(tmp_path / "b")]
+    with pytest.raises(ValueError, match="only one"):
+        TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(64, callback=pair)
+
+
+class OtherPolicy(MlpPolicy):
+    pass
+
+
+class OtherAlgorithm(TRPO):
+    pass
+
+
+class OtherWrapper(gym.ActionWrapper):
+    def action(self, action):
+        return action
+
+
+OTHER_RUNS = {
+    "env": (lambda: TRPO("MlpPolicy", "Acrobot-v1", **SMALL), "envs.*CartPole-v1.*Acrobot-v1"),
+    "env argument": (
+        lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", sutton_barto_reward=True), **SMALL), "envs.*sutton_barto_reward"),
+    "time limit": (lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", max_episode_steps=9), **SMALL), "max_episode_steps=9"),
+    "wrapper": (lambda: TRPO("MlpPolicy", OtherWrapper(gym.make("CartPole-v1")), **SMALL), "OtherWrapper"),
+    "number of envs": (lambda: TRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **SMALL), "n_envs: 1 in the checkpoint, 2"),
+    "normalisation": (lambda: TRPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL), "VecNormalize"),
+    "observation space": (lambda: TRPO("MlpPolicy", RandomEnv(), **SMALL), "observation_space"),
+    "action space": (lambda: TRPO("MlpPolicy", RandomEnv(action_space=BOX_ACTION), **SMALL), "action_space"),
+    "policy": (lambda: TRPO(OtherPolicy, "CartPole-v1", **SMALL), "policy: .*MlpPolicy.*OtherPolicy"),
+    "network": (lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}, **SMALL), r"net.0.weight.*\[8, 4\]"),
+    "activation": (
+        lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": th.nn.ReLU}, **SMALL), "policy_kwargs.*ReLU"),
+    "algorithm": (lambda: OtherAlgorithm("MlpPolicy", "CartPole-v1", **SMALL), "algorithm: .*TRPO.*OtherAlgorithm"),
+    "setting": (lambda: TRPO("MlpPolicy", "CartPole-v1", gamma=0.9, **SMALL), "gamma: 0.99 in the checkpoint, 0.9 here"),
+    "schedule": (lambda: TRPO("MlpPolicy", "CartPole-v1", target_kl=lambda p: 0.01 * p, **SMALL), "target_kl"),
+    "seed": (lambda: TRPO("MlpPolicy", "CartPole-v1", **SMALL | {"seed": 1}), "seed: 0 in the checkpoint, 1 here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("aspect", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs_before_anything_is_touched(aspect, tmp_path):
+    trained(tmp_path, total=32)
+    make, difference = OTHER_RUNS[aspect]
+    model = make()
+    old = parameters(model.policy)
+    with pytest.raises(ValueError, match=difference) as raised:
+        model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path))
+    assert "is of another run" in str(raised.value)
+    assert all(th.equal(each, old[name]) for name, each in model.policy.named_parameters())
+    assert model._last_obs is None
+    assert model.num_timesteps == 0
+    trained(tmp_path, total=64)  # the folder is free again, and the right run goes on
+
+
+def test_only_the_seed_differs_and_only_it_is_listed(tmp_path):
+    trained(tmp_path, total=32)
+    with pytest.raises(ValueError, match="seed") as raised:
+        trained(tmp_path, seed=5)
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_another_library_version_is_told(tmp_path, monkeypatch):
+    trained(tmp_path, total=32)
+    there = callback_module.versions()
+    monkeypatch.setattr(callback_module, "versions", lambda: there | {"torch": "9.9"})
+    with pytest.warns(UserWarning, match=r"perhaps not bit for bit:\n  torch: .* in the checkpoint, '9.9' here"):
+        trained(tmp_path)
+
+
+def test_a_broken_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path):
+    whole = trained(tmp_path / "whole", total=2 * TOTAL)
+    trained(tmp_path / "pieces", total=TOTAL)
+    newest, before = checkpoints_in(tmp_path / "pieces")
+    with open(newest / "arrays.safetensors", "r+b") as file:
+        file.truncate(100)
+    with pytest.warns(UserWarning, match=rf"{newest} is broken.*the one before is used"):
+        pieces = trained(tmp_path / "pieces", total=2 * TOTAL)
+    assert outcome(pieces, None) == outcome(whole, None)
+    assert before.name == "checkpoint-000000000224"
+
+
+def test_a_broken_checkpoint_is_replaced_when_the_run_gets_there_again(tmp_path):
+    trained(tmp_path)
+    (newest, _) = checkpoints_in(tmp_path)
+    (newest / "state.json").write_text("{}")
+    with pytest.raises(BrokenCheckpointError):
+        read(newest)
+    with pytest.warns(UserWarning, match="is broken"):
+        trained(tmp_path)
+    assert read(newest).n_timesteps == TOTAL
+
+
+def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr("sb3_trpo.checkpoint.storage.FORMAT", 7)
+        trained(tmp_path, total=32)
+    with pytest.raises(NewerFormatError, match=r"format 7.*Install the version that wrote it"):
+        trained(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path):
+    counter = At(1, lambda: pytest.fail("has been training"))
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/nowhere/run"), Path("/sys/run")):
+        with pytest.raises(OSError, match=f"cannot be written to {folder}.*Give a folder"):
+            trained(folder, callbacks=[counter])
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to become someone else")
+def test_a_read_only_folder_is_an_error_before_training(tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(OSError, match="cannot be written to"):
+            model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path))
+    finally:
+        os.seteuid(0)
+    assert model._last_obs is None
+
+
+class FailingDisk:
+    """Let the k-th writing system call of a checkpoint fail, as a full disk does."""
+
+    def __init__(self, monkeypatch, k):
+        self.calls, self.k, self.failed = 0, k, 0
+        for owner, name in ((builtins, "open"), (os, "fsync"), (Path, "mkdir"), (Path, "rename")):
+            monkeypatch.setattr(owner, name, self.failing(getattr(owner, name)))
+
+    def failing(self, function):
+        def call(*args, **kwargs):
+            if any("writing-checkpoint" in str(each) for each in args) or function is fsync:
+                self.calls += 1
+                if self.calls == self.k:
+                    self.failed += 1
+                    raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return call
+
+
+fsync = os.fsync
+
+
+@pytest.mark.parametrize("k", range(1, 14))
+def test_a_write_that_fails_does_not_end_the_run_and_leaves_the_last_checkpoint(k, tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    seen = []
+    watch = At(97, lambda: seen.extend(read(path).n_timesteps for path in checkpoints_in(tmp_path)))
+    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        disk = FailingDisk(patched, k)
+        model.learn(128, callback=[watch, resumable])
+    told = [each for each in caught if "No checkpoint could be written" in str(each.message)]
+    assert disk.failed == len(told) == 1
+    first_fails, is_in_place = k <= 10, k in (10,)  # the tenth is to sync the folder, after the checkpoint has its name
+    assert seen == ([96, 64, 32] if is_in_place else [64, 32] if first_fails else [96, 64])
+    newest = [read(path).n_timesteps for path in checkpoints_in(tmp_path)]
+    assert newest == ([128, 96] if is_in_place else [128, 64] if first_fails else [96, 64])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("writing")]
+    assert outcome(model, None) == outcome(trained(tmp_path / "other", total=128), None)
+
+
+def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.warns(UserWarning, match="No space left") as caught:
+        model = trained(tmp_path)
+    assert sum("No checkpoint" in str(each.message) for each in caught) == 1
+    assert model.num_timesteps == TOTAL
+
+
+class RaisingEnv(RandomEnv):
+    """An env that breaks at some step."""
+
+    fault = staticmethod(lambda: (_ for _ in ()).throw(RuntimeError("the simulator is gone")))
+    total = 0
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.total += 1
+        return (
+            (self.fault(), reward, terminated, truncated, info)
+            if self.total == 150
+            else (observation, reward, terminated, truncated, info)
+        )
+
+
+FAULTS = {
+    "raises": (RaisingEnv.fault, RuntimeError, "the simulator is gone"),
+    "NaN": (lambda: np.full(3, np.nan, np.float32), ValueError, "observation"),
+    "None": (lambda: None, (TypeError, ValueError), "NoneType|observation"),
+    "wrong shape": (lambda: np.zeros(5, np.float32), ValueError, "shape"),
+}
+
+
+@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv], ids=["here", "in workers"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_env_that_breaks_leaves_the_model_intact_and_the_last_checkpoint_good(fault, vec_env_cls, tmp_path):
+    make, error, text = FAULTS[fault]
+
+    class Breaking(RaisingEnv):
+        pass
+
+    Breaking.fault = staticmethod(make)
+    model = TRPO("MlpPolicy", make_vec_env(Breaking, 1, seed=3, vec_env_cls=vec_env_cls), **SMALL)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    if vec_env_cls and fault == "raises":
+        error, text = EOFError, ""  # SB3's worker dies of it
+    with pytest.raises(error, match=text):
+        model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path, every=32, verbose=0))
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 128
+    sound = TRPO.from_checkpoint(tmp_path, make_vec_env(RandomEnv))
+    assert same_parameters(model.policy, sound.policy)
+    if not (vec_env_cls and fault == "raises"):
+        model.env.close()
+
+
+def test_an_interrupted_learn_frees_its_folder(tmp_path):
+    with pytest.raises(CrashError):
+        trained(tmp_path, callbacks=[CrashAt(100)])
+    assert trained(tmp_path).num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_run_at_the_next_boundary_with_a_checkpoint(name, tmp_path, capsys):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    resumable = ResumableCheckpoint(tmp_path, every=10**6)
+    model = trained(tmp_path, resumable=resumable, callbacks=[At(70, lambda: os.kill(os.getpid(), number))])
+    assert resumable.stopped_by == name
+    assert model.num_timesteps == 96
+    assert signal.getsignal(number) is before
+    assert f"Stopped by {name} at 96 timesteps" in capsys.readouterr().out
+    resumed = trained(tmp_path, resumable=resumable)
+    assert resumable.stopped_by is None
+    assert outcome(resumed, None) == outcome(trained(tmp_path / "whole"), None)
+
+
+def test_signals_are_left_alone_on_request(tmp_path):
+    resumable = ResumableCheckpoint(tmp_path, on_signal=False, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, resumable=resumable, callbacks=[At(70, lambda: os.kill(os.getpid(), signal.SIGINT))])
+
+
+def test_in_another_thread_it_works_without_signals(tmp_path):
+    results = []
+
+    def work():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append((trained(tmp_path), [str(each.message) for each in caught]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    ((model, told),) = results
+    assert model.num_timesteps == TOTAL
+    assert any("main thread only" in text for text in told)
+
+
+class Stateful(BaseCallback):
+    """A callback of a user's, with settings and with state of every plain kind."""
+
+    def __init__(self, path="here/there", limit=10):
+        super().__init__()
+        self.path, self.limit = path, limit
+        self.count, self.history, self.average = 0, [], np.zeros(2)
+        self.by_name = {}
+        self.rng = np.random.default_rng()
+
+    def _on_step(self) -> bool:
+        self.count += 1
+        self.history.append((self.count, float(self.rng.random())))
+        self.average = 0.9 * self.average + self.count
+        self.by_name[f"step {self.count % 3}"] = self.count
+        return True
+
+
+def test_a_callback_of_the_users_goes_on_with_its_state_and_with_the_settings_of_the_script(tmp_path):
+    first = Stateful()
+    trained(tmp_path, total=64, callbacks=[first])
+    second = Stateful(path="else/where", limit=99)
+    trained(tmp_path, total=64, callbacks=[second])
+    assert (second.count, second.history, second.by_name) == (64, first.history, first.by_name)
+    assert np.array_equal(second.average, first.average)
+    assert second.rng.random() == first.rng.random()
+    assert (second.path, second.limit) == ("else/where", 99)
+
+
+def test_a_callback_that_is_gone_is_told(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Stateful()])
+    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+        trained(tmp_path, total=64)
+
+
+class OwnState(BaseCallback):
+    """A callback that takes care of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.secret = object()
+        self.steps = 0
+
+    def get_state(self):
+        return {"steps": self.steps}
+
+    def set_state(self, state):
+        self.steps = state["steps"]
+
+    def _on_step(self) -> bool:
+        self.steps += 1
+        return True
+
+
+def test_a_callback_may_bring_its_own_state(tmp_path):
+    trained(tmp_path, total=64, callbacks=[OwnState()])
+    second = OwnState()
+    trained(tmp_path, total=96, callbacks=[second])
+    assert second.steps == 96
+
+
+def test_from_checkpoint_gives_the_model(tmp_path):
+    model = trained(tmp_path, policy_kwargs={"net_arch": [8], "activation_fn": th.nn.ReLU}, target_kl=lambda p: 0.1 * p)
+    loaded = TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1"))
+    assert same_parameters(loaded.policy, model.policy)
+    assert (loaded.num_timesteps, loaded._n_updates, loaded.target_kl(1.0)) == (TOTAL, TOTAL // 32, 0.0)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert np.array_equal(
+        loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
+    )
+    (newest, before) = checkpoints_in(tmp_path)
+    assert TRPO.from_checkpoint(before, gym.make("CartPole-v1")).num_timesteps == TOTAL - 32
+    assert TRPO.from_checkpoint(str(newest), gym.make("CartPole-v1"), gamma=0.5).gamma == 0.5
+
+
+def test_from_checkpoint_takes_any_number_of_envs(tmp_path):
+    model = trained(tmp_path)
+    loaded = TRPO.from_checkpoint(tmp_path, make_vec_env("CartPole-v1", 3))
+    assert loaded.n_envs == 3
+    assert same_parameters(loaded.policy, model.policy)
+
+
+def test_from_checkpoint_fills_in_the_statistics_of_normalisation(tmp_path):
+    model = trained(tmp_path, env=lambda: VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0)))
+    env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
+    TRPO.from_checkpoint(tmp_path, env)
+    assert np.array_equal(env.obs_rms.mean, model.env.obs_rms.mean)
+    assert env.ret_rms.var == model.env.ret_rms.var
+    assert not env.training
+    with pytest.raises(ValueError, match="not wrapped in VecNormalize"):
+        TRPO.from_checkpoint(tmp_path, make_vec_env("Pendulum-v1"))
+
+
+def test_from_checkpoint_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
+        TRPO.from_checkpoint(tmp_path, "CartPole-v1")
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit:\n.*"):
+        TRPO.from_checkpoint(tmp_path, gym.make("Acrobot-v1"))
+
+
+class Extractor(th.nn.Identity):
+    """A class of the user's."""
+
+    features_dim = 3
+
+    def __init__(self, observation_space):
+        super().__init__()
+
+
+def test_from_checkpoint_loads_no_class_by_name_that_is_not_known(tmp_path):
+    policy_kwargs = {"features_extractor_class": Extractor}
+    model = trained(tmp_path, env=lambda: RandomEnv(VECTOR), policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match=r"features_extractor_class.*Extractor.*Give policy_kwargs"):
+        TRPO.from_checkpoint(tmp_path, RandomEnv(VECTOR))
+    loaded = TRPO.from_checkpoint(tmp_path, RandomEnv(VECTOR), policy_kwargs=policy_kwargs)
+    assert same_parameters(loaded.policy, model.policy)
+
+
+def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
+    trained(tmp_path)
+    for path in checkpoints_in(tmp_path):
+        assert {each.name for each in path.iterdir()} == {"manifest.json", "state.json", "arrays.safetensors"}
+        json.loads((path / "state.json").read_text())
+        assert b"\x80\x04\x95" not in (path / "arrays.safetensors").read_bytes() + (path / "state.json").read_bytes()
+
+
+def test_learning_twice_with_one_folder_goes_on(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    model.learn(64, callback=resumable)
+    model.learn(64, callback=resumable, reset_num_timesteps=False)
+    assert model.num_timesteps == 128
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [128, 96]
+
+
+def test_spaces_of_the_env_are_compared_by_their_bounds_too(tmp_path):
+    trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.0, 3.0]), dtype=np.float64)), total=32)
+    with pytest.raises(ValueError, match="observation_space"):
+        trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.5, 3.0]), dtype=np.float64)))
