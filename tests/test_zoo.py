@@ -1,18 +1,24 @@
+import os
+import re
+import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import optuna
 import pytest
 import rl_zoo3
 import yaml
+from contract_tools import same_parameters
 from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trpo import TRPO, zoo
+from sb3_trpo.checkpoint.storage import sole_owner
 
 OURS = yaml.safe_load(zoo.config_file("trpo").read_text())
 RL_ZOO = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml").read_text())
@@ -159,3 +165,54 @@ def test_the_radius_of_every_mujoco_task_counts_its_action_dimensions(env):
 
 def test_mujoco_tasks_are_there():
     assert len(MUJOCO_V5) == 11
+
+
+def checkpointed(folder) -> str:
+    return f"callback:{{'sb3_trpo.checkpoint.ResumableCheckpoint': dict(folder='{folder}', every=1)}}"
+
+
+def test_a_training_that_was_stopped_goes_on_in_its_folder_with_its_seed(run_zoo, tmp_path, monkeypatch):
+    common = ("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 4096, "--eval-freq", 1000)
+    run_zoo(*common, "--seed", 5, "-f", tmp_path / "whole")
+    pieces = (*common, "-f", tmp_path / "pieces", "-params", checkpointed(tmp_path / "runs" / "{env}"))
+    train, updates = TRPO.train, []
+
+    def train_and_be_stopped(model):
+        train(model)
+        updates.append(model._n_updates)
+        if len(updates) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TRPO, "train", train_and_be_stopped)
+    run_zoo(*pieces, "--seed", 5)
+    assert updates == [1, 2]
+    run_zoo(*pieces)
+    assert updates == [1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "pieces" / "trpo").iterdir()] == ["CartPole-v1_1"]
+    runs = [tmp_path / name / "trpo" / "CartPole-v1_1" for name in ("whole", "pieces")]
+    whole, resumed = (TRPO.load(run / "CartPole-v1.zip") for run in runs)
+    assert same_parameters(whole.policy, resumed.policy)
+    assert resumed.seed == 5
+    results = [np.load(run / "evaluations.npz")["results"].tolist() for run in runs]
+    assert results[0] == results[1]
+    monitors = [[row.split(",")[:2] for row in (run / "0.monitor.csv").read_text().splitlines()[1:]] for run in runs]
+    assert monitors[0] == monitors[1]
+
+
+def test_a_training_that_is_under_way_is_not_touched_by_a_second_one(run_zoo, tmp_path):
+    arguments = ("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 1024, "--eval-freq", -1, "-f", tmp_path / "logs")
+    with sole_owner(tmp_path / "run"), pytest.raises(RuntimeError, match="Another run"):
+        run_zoo(*arguments, "-params", checkpointed(tmp_path / "run"))
+    assert not (tmp_path / "logs" / "trpo").exists()
+
+
+def test_the_checkpoint_callback_that_the_configuration_shows_works(run_zoo, tmp_path):
+    (shown,) = re.findall(r"^# +callback:\n(?:# .*\n)+", zoo.config_file("trpo").read_text(), re.MULTILINE)
+    text = re.sub("^# ", "", shown, flags=re.MULTILINE)
+    assert "ResumableCheckpoint" in text
+    settings = yaml.safe_load(text) | {"policy": "MlpPolicy", "n_timesteps": 64, "n_steps": 32, "batch_size": 32}
+    (tmp_path / "conf.yml").write_text(yaml.safe_dump({"CartPole-v1": settings}))
+    run_zoo(
+        "train", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml"
+    )
+    assert len([*tmp_path.glob("runs/CartPole-v1/checkpoint-*")]) == 1

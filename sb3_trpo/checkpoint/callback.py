@@ -55,6 +55,7 @@ class ResumableCheckpoint(RunKeeper):
         for name, value in {"every": every, "keep": keep}.items():
             require(name, value, RULES[name])
         self.folder = folder
+        self.path = Path(folder)
         self.every = every
         self.keep = keep
         self.on_signal = on_signal
@@ -76,7 +77,8 @@ class ResumableCheckpoint(RunKeeper):
         :raises RuntimeError: if another process writes to it
         :raises ValueError: if its checkpoint is of another run
         """
-        self.model, self.stopped_by = model, None
+        self.model, self.stopped_by, self._stop = model, None, None
+        self.path = self.folder_of(self._env_name(), model.seed)
         with ExitStack() as stack:
             stack.enter_context(sole_owner(self.path))
             self._found = newest(self.path)
@@ -87,11 +89,11 @@ class ResumableCheckpoint(RunKeeper):
                 self._stop = stack.enter_context(StopRequest([*venvs, *filter(None, [model.env])]))
             yield
 
-    @property
-    def path(self) -> Path:
-        """The folder of the model's run."""
-        specs = self.model.env.get_attr("spec") if self.model.env is not None else [None]
-        return self.folder_of(specs[0].id if specs[0] is not None else "env", self.model.seed)
+    def _env_name(self) -> str:
+        """Ask for the env's name where it is needed."""
+        env = self.model.env
+        spec = env.get_attr("spec", indices=0)[0] if env is not None and "{env}" in str(self.folder) else None
+        return "env" if spec is None else str(spec.id)
 
     def folder_of(self, env_name: str, seed: int | None) -> Path:
         """

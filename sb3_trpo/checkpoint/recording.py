@@ -74,7 +74,7 @@ class Recorder:
         self.arrays: dict[str, np.ndarray] = {}
         self.opaque: dict[str, str] = {}
         """Paths of what cannot be recorded, with its type."""
-        self._seen: dict[int, tuple[str, Any]] = {}
+        self._seen: dict[int, tuple[str | None, Any]] = {}
 
     def node(self, value: Any, path: str) -> Node:
         """
@@ -95,9 +95,17 @@ class Recorder:
     def once(self, value: Any, path: str, make: Callable[[], Node]) -> Node:
         """Record a mutable value, or say where it has been met before."""
         if id(value) in self._seen:
-            return {"same": self._seen[id(value)][0]}
+            first, _ = self._seen[id(value)]
+            return LIVE if first is None else {"same": first}
         self._seen[id(value)] = (path, value)  # kept, so that no other object gets its id
-        return make()
+        node = make()
+        if node == LIVE:
+            self._seen[id(value)] = (None, value)
+        return node
+
+    def container(self, kind: str, items: Node, children: Iterable[Node], **more: Any) -> Node:
+        """Make a container's node; without descending, one that holds what is not recorded is not either."""
+        return LIVE if not self.descends and LIVE in children else {kind: items, **more}
 
     def array(self, value: np.ndarray, path: str) -> Node:
         """
@@ -264,7 +272,12 @@ def _(value: Any, recorder: Recorder, path: str) -> Node:
     if type(value) is not kind and not hasattr(value, "_fields"):
         return recorder.reject(value, path)
     more = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
-    return recorder.once(value, path, lambda: {kind.__name__: _record_items(value, recorder, path), **more})
+
+    def make() -> Node:
+        items = _record_items(value, recorder, path)
+        return recorder.container(kind.__name__, items, items if isinstance(items, list) else (), **more)
+
+    return recorder.once(value, path, make)
 
 
 def _record_items(values: Any, recorder: Recorder, path: str) -> Node:
@@ -284,8 +297,8 @@ def _(value: dict[Any, Any], recorder: Recorder, path: str) -> Node:
         return recorder.reject(value, path)
 
     def make() -> Node:
-        items = enumerate(value.items())
-        return {"dict": [[recorder.node(k, f"{path}/{i}key"), recorder.node(v, f"{path}/{i}")] for i, (k, v) in items]}
+        keys, values = recorder.nodes(value, f"{path}/key"), recorder.nodes(value.values(), path)
+        return recorder.container("dict", [[*pair] for pair in zip(keys, values, strict=True)], [*keys, *values])
 
     return recorder.once(value, path, make)
 

@@ -143,7 +143,7 @@ def _make_dict(restorer: Restorer, node: Node, live: Any, path: str) -> dict[Any
     there = dict(made)
     made.clear()
     for index, (key_node, value_node) in enumerate(node["dict"]):
-        key = restorer.value(key_node, None, f"{path}/{index}key")
+        key = restorer.value(key_node, None, f"{path}/key/{index}")
         made[key] = restorer.value(value_node, there.get(key), f"{path}/{index}")
     return made
 
@@ -166,14 +166,22 @@ def _make_generator(restorer: Restorer, node: Node, live: Any, path: str) -> Any
         raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
     if not isinstance(live, np.random.Generator) or type(live.bit_generator).__name__ != name:
         live = np.random.Generator(getattr(np.random, name)())
-    live.bit_generator.state = restorer.value(node["state"], None, f"{path}/state")
+    live.bit_generator.state = _checked(restorer.value(node["state"], None, f"{path}/state"), path)
     return live
 
 
 def _make_random_state(restorer: Restorer, node: Node, live: Any, path: str) -> np.random.RandomState:
     made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-    made.set_state(restorer.value(node["random_state"], None, f"{path}/state"))
+    made.set_state(_checked(restorer.value(node["random_state"], None, f"{path}/state"), path))
     return made
+
+
+def _checked(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """Check a Mersenne Twister's position, which NumPy uses as it is."""
+    inner = state["state"]
+    if "pos" in inner and not 0 <= inner["pos"] <= len(inner["key"]):
+        raise MismatchError(f"{path} is at position {inner['pos']} of {len(inner['key'])}")
+    return state
 
 
 def _make_random(restorer: Restorer, node: Node, live: Any, path: str) -> random.Random:
@@ -204,6 +212,7 @@ def _make_module(restorer: Restorer, node: Node, live: Any, path: str) -> th.nn.
 def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if qualified_name(type(live)) != node["object"]:
         raise MismatchError(f"{path} was a {node['object']}, but is a {qualified_name(type(live))}")
+    restorer._made[path] = live  # its parts may know it
     restorer.attributes(live, node["state"], path, skip=NOT_STATE)
     if "own" in node:
         live.set_state(restorer.value(node["own"], None, f"{path}/own"))

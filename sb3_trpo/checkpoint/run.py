@@ -21,7 +21,7 @@ from sb3_trpo.callback_tree import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.identity import settings_of
 from sb3_trpo.checkpoint.logs import record_logger, restore_logger
 from sb3_trpo.checkpoint.recording import LIVE, Node, Recorder, brings_own_state, fingerprint, is_file_path, qualified_name
-from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
 
 MODEL_SKIPPED = frozenset(
@@ -197,10 +197,20 @@ def _restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Res
     for key, node in nodes.items():
         if key not in there:
             warnings.warn(f"The checkpoint holds the state of a {key.split('#')[0]}, which this run has not.", stacklevel=2)
-        elif "own" in node:
-            there[key].set_state(restorer.value(node["own"], None, f"callbacks/{key}"))  # type: ignore[attr-defined]  # had get_state
-        else:
-            restorer.attributes(there[key], node["state"], f"callbacks/{key}", skip=CALLBACK_SKIPPED)
+            continue
+        try:
+            _restore_callback(there[key], node, restorer, f"callbacks/{key}")
+        except MismatchError as error:
+            warnings.warn(
+                f"A callback's state could not be restored in full, and the run goes on without: {error}", stacklevel=2
+            )
+
+
+def _restore_callback(callback: BaseCallback, node: Node, restorer: Restorer, path: str) -> None:
+    if "own" in node:
+        callback.set_state(restorer.value(node["own"], None, path))  # type: ignore[attr-defined]  # it has had get_state()
+    else:
+        restorer.attributes(callback, node["state"], path, skip=CALLBACK_SKIPPED)
 
 
 def _record_generators(recorder: Recorder) -> dict[str, Node]:

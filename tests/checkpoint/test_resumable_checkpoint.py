@@ -495,3 +495,37 @@ def test_spaces_of_the_env_are_compared_by_their_bounds_too(tmp_path):
     trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.0, 3.0]), dtype=np.float64)), total=32)
     with pytest.raises(ValueError, match="observation_space"):
         trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.5, 3.0]), dtype=np.float64)))
+
+
+class Collector(BaseCallback):
+    """A callback that gathers objects of its own, which no checkpoint can hold, beside what one can."""
+
+    def __init__(self):
+        super().__init__()
+        self.figures, self.by_name, self.count = [], {}, 0
+
+    def _on_step(self) -> bool:
+        self.figures.append(self)
+        self.by_name[str(self.count)] = object()
+        self.count += 1
+        return True
+
+
+def test_objects_that_a_callback_gathers_do_not_keep_the_run_from_going_on(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Collector()])
+    second = Collector()
+    trained(tmp_path, total=96, callbacks=[second])
+    assert second.count == 96
+    assert len(second.figures) == 32
+
+
+class Choosy(OwnState):
+    def set_state(self, state):
+        raise ValueError("of another kind")
+
+
+def test_a_callback_that_cannot_be_restored_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    trained(tmp_path, total=64, callbacks=[OwnState()])
+    monkeypatch.setattr(OwnState, "set_state", Choosy.set_state)
+    with pytest.warns(UserWarning, match="A callback's state could not be restored.*of another kind"):
+        assert trained(tmp_path, total=96, callbacks=[OwnState()]).num_timesteps == 96
