@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.identity import differences, identity, versions
 from sb3_trpo.checkpoint.loading import settings
-from sb3_trpo.checkpoint.recording import Node
+from sb3_trpo.checkpoint.nodes import Node
 from sb3_trpo.checkpoint.run import Marks, lost_parts, mark, record_run, restore_run
 from sb3_trpo.checkpoint.signals import StopRequest
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, newest, sole_owner, write

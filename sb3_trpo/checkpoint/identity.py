@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_trpo.checkpoint.recording import qualified_name
+from sb3_trpo.checkpoint.nodes import qualified_name
 from sb3_trpo.checkpoint.simulators import ask, describe, layers_of
 
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "_init_setup_model"))

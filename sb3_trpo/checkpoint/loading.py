@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn, optim
 
 from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, settings_of
-from sb3_trpo.checkpoint.recording import Node, qualified_name
+from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.run import restore_policy
 from sb3_trpo.checkpoint.storage import MANIFEST, newest, read

@@ -23,7 +23,8 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.monitor import ResultsWriter
 
-from sb3_trpo.checkpoint.recording import Node, Recorder, record
+from sb3_trpo.checkpoint.nodes import LIVE, Node
+from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MAKERS, Restorer
 
 PENDING = ("name_to_value", "name_to_count", "name_to_excluded")
@@ -85,7 +86,12 @@ def record_logger(logger: Logger, recorder: Recorder, path: str) -> Node:
             kind = type(output).__name__
             keys = [*output.keys] if isinstance(output, CSVOutputFormat) else []
             files[f"{index} {kind}"] = {"keys": keys, "content": recorder.array(file_content(file), f"{path}/{index}")}
-    pending = {name: recorder.node(dict(getattr(logger, name)), f"{path}/{name}") for name in PENDING}
+    shallow = Recorder(descends=False)  # figures and videos are not kept
+    kept = [key for key, value in logger.name_to_value.items() if shallow.node(value, f"{path}/{key}") != LIVE]
+    pending = {
+        name: recorder.node({key: values[key] for key in kept if key in values}, f"{path}/{name}")
+        for name, values in ((name, getattr(logger, name)) for name in PENDING)
+    }
     folder = logger.dir and Path(logger.dir).name
     return {"pending": pending, "files": files, "folder": folder}
 

@@ -1,10 +1,10 @@
 """
 The state of MuJoCo's simulations, and the numbers of their models.
 
-MuJoCo's integration state determines the next step. Everything derived from it is kept too, since tasks read derived
-quantities (positions of bodies) before they step, which are those of the step before. Models are kept for tasks that change
-masses, gains or gravity as they go. Only floating-point numbers are ever written: no checkpoint can move an index out of
-bounds.
+MuJoCo's integration state determines the next step. What is derived from it, but for contacts, is kept too, since tasks read
+derived quantities (positions of bodies) before they step, which are those of the step before. Models are kept for tasks that
+change masses, gains or gravity as they go. Only floating-point numbers are ever written: no checkpoint can move an index out
+of bounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.checkpoint.recording import SIMULATORS, Node, Recorder
+from sb3_trpo.checkpoint.nodes import Node
+from sb3_trpo.checkpoint.recording import SIMULATORS, Recorder
 from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
 
 ARENA = ("efc_", "iefc_", "iacc", "ifrc_", "island_")
@@ -36,6 +37,16 @@ def numbers_of(struct: Any, but: tuple[str, ...] = ()) -> Iterator[np.ndarray]:
             value = getattr(struct, name, None)
             if isinstance(value, np.ndarray) and value.dtype.kind == "f" and value.size:
                 yield value
+
+
+def scalars_of(options: Any) -> list[str]:
+    """
+    Name the single numbers among a simulation's options, such as its time step.
+
+    :param options: ``MjOption``
+    :return: their names
+    """
+    return [name for name in sorted(vars(type(options))) if isinstance(getattr(options, name, None), float)]
 
 
 def _joined(arrays: Iterator[np.ndarray]) -> np.ndarray:
@@ -85,12 +96,19 @@ def _make_data(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
 
 def _record_model(model: Any, recorder: Recorder, path: str) -> Node:
     options = recorder.array(_joined(numbers_of(model.opt)), f"{path}/options")
-    return {"mujoco_model": recorder.array(_joined(numbers_of(model, but=SHAPES)), path), "options": options}
+    numbers = recorder.array(_joined(numbers_of(model, but=SHAPES)), path)
+    return {
+        "mujoco_model": numbers,
+        "options": options,
+        "scalars": [getattr(model.opt, name) for name in scalars_of(model.opt)],
+    }
 
 
 def _make_model(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     _write(numbers_of(live, but=SHAPES), restorer.arrays[node["mujoco_model"]], path)
     _write(numbers_of(live.opt), restorer.arrays[node["options"]], path)
+    for name, value in zip(scalars_of(live.opt), node["scalars"], strict=True):
+        setattr(live.opt, name, float(value))
     return live
 
 

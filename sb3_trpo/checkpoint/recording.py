@@ -1,20 +1,15 @@
 """
 Live objects as plain data; :mod:`sb3_trpo.checkpoint.restoring` is the way back.
 
-A :class:`Recorder` turns a value into a *node*: JSON, with arrays kept apart under their path. Plain scalars are their own
-nodes; any other node is a dict whose first key names its kind.
+A :class:`Recorder` turns a value into a node, with arrays kept apart under their path.
 """
 
 from __future__ import annotations
 
 import enum
-import hashlib
-import inspect
 import io
-import json
 import logging
 import math
-import os
 import random
 import re
 import types
@@ -30,30 +25,35 @@ import numpy as np
 import torch as th
 from gymnasium.envs.registration import EnvSpec
 
-Node = Any
-"""None, bool, int, float, str, or ``{kind: content, ...}``."""
-LIVE: Node = {"live": None}
-"""Not recorded: whatever is there stays."""
+from sb3_trpo.checkpoint.nodes import (
+    BRAIN_FLOAT,
+    LIVE,
+    NOT_STATE,
+    NUMBERS,
+    Node,
+    brings_own_state,
+    fits,
+    is_file_path,
+    owner_of,
+    qualified_name,
+    space_parts,
+)
+
 PACKED_LENGTH = 8
 """From this length on, a list of numbers of one type is kept as an array."""
-NUMBERS = frozenset(
-    ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
-)
-"""What NumPy and safetensors both know."""
-BRAIN_FLOAT = "bfloat16"
-"""The one dtype of torch's that NumPy lacks; its bits are kept as int16."""
-ANSWER = "_answer_to_checkpoint"
-"""Attribute with which an env in a worker process answers questions."""
-NOT_STATE = frozenset((ANSWER, "spec", "_cached_spec", "render_mode", "metadata"))
-"""Attributes of an env that describe it."""
-OF_NO_CONSEQUENCE = (
-    *("pygame", "pyglet", "glfw", "OpenGL", "cv2", "PIL", "imageio", "moviepy", "matplotlib"),
-    *("gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.registration"),
-    *("threading", "_thread", "multiprocessing", "concurrent", "subprocess", "socket", "asyncio", "logging", "wandb", "tqdm"),
+VIEWED_AT_MOST = 4
+"""How many times as large as a view an array may be that is recorded for the view's sake."""
+OF_NO_CONSEQUENCE = tuple(
+    f"{module}."
+    for module in (
+        *(f"pygame.{part}" for part in ("surface", "time", "font", "mixer", "display", "window", "joystick", "event")),
+        *("pyglet", "glfw", "OpenGL", "cv2", "PIL", "imageio", "moviepy", "matplotlib"),
+        *("gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.registration"),
+        *("threading", "_thread", "multiprocessing", "concurrent", "subprocess", "socket", "asyncio"),
+        *("logging", "wandb", "tqdm"),
+    )
 )
 """Modules of objects that draw, log or communicate: they do not belong to what is simulated."""
-
-
 SIMULATORS: dict[str, Callable[[Any, Recorder, str], Node]] = {}
 """How to record objects of extension modules that may not be installed, by the name of their class."""
 
@@ -104,8 +104,9 @@ class Recorder:
         return node
 
     def container(self, kind: str, items: Node, children: Iterable[Node], **more: Any) -> Node:
-        """Make a container's node; without descending, one that holds what is not recorded is not either."""
-        return LIVE if not self.descends and LIVE in children else {kind: items, **more}
+        """Make a container's node; one that holds nothing that is recorded is not either, without descending, nor in part."""
+        unrecorded = [child == LIVE for child in children]
+        return LIVE if unrecorded and (all(unrecorded) or (any(unrecorded) and not self.descends)) else {kind: items, **more}
 
     def array(self, value: np.ndarray, path: str) -> Node:
         """
@@ -138,64 +139,9 @@ class Recorder:
         :param skip: names to leave out
         :return: nodes by name
         """
-        kept = {name: value for name, value in vars(owner).items() if name not in skip and not is_file_path(value)}
+        kept = {name: value for name, value in vars(owner).items() if name not in skip and not is_file_path(name, value)}
         nodes = {name: self.node(value, f"{path}/{name}") for name, value in kept.items()}
         return {name: node for name, node in nodes.items() if node != LIVE}
-
-
-def fits(value: np.ndarray, strides: Iterable[int]) -> bool:
-    """
-    Tell whether an array's memory, without gaps, holds its elements at given strides too.
-
-    :param value: the array
-    :param strides: bytes between neighbours along each axis
-    :return: whether no element would lie outside
-    """
-    steps = [*strides]
-    reach = sum(stride * (length - 1) for stride, length in zip(steps, value.shape, strict=True))
-    return value.size > 0 and all(stride >= 0 for stride in steps) and reach + value.itemsize <= value.nbytes
-
-
-def fingerprint(node: Node, arrays: dict[str, np.ndarray]) -> str:
-    """
-    Digest a node and its arrays.
-
-    :param node: to digest
-    :param arrays: that it refers to
-    :return: SHA-256, in hexadecimal digits
-    """
-    digest = hashlib.sha256(json.dumps(node).encode())
-    for array in arrays.values():
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def qualified_name(thing: Any) -> str:
-    """Give the full name of a class or function; classes of some extension modules do not know their module."""
-    return f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"
-
-
-def is_file_path(value: Any) -> bool:
-    """Tell whether a value looks like a place in a file system, which the user's script decides."""
-    return isinstance(value, str) and any(separator in value for separator in ("/", os.sep))
-
-
-def brings_own_state(value: Any) -> bool:
-    """
-    Tell whether an object's class has ``get_state()`` and ``set_state(state)``.
-
-    MuJoCo's environments have a ``set_state`` that takes positions and velocities, which is not meant.
-
-    :param value: the object
-    :return: whether to leave its state to it
-    """
-    cls = type(value)
-    try:
-        inspect.signature(cls.get_state).bind(value)
-        inspect.signature(cls.set_state).bind(value, None)
-    except (AttributeError, TypeError, ValueError):
-        return False
-    return True
 
 
 @singledispatch
@@ -220,12 +166,19 @@ def record(value: Any, recorder: Recorder, path: str) -> Node:
 
 
 for stable in (
-    *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, type, partial, property, weakref.ref),
+    *(type, types.BuiltinFunctionType, types.ModuleType, partial, property, weakref.ref),
     *(EnvSpec, PurePath, np.dtype, np.ufunc, th.dtype, th.device, re.Pattern, logging.Logger, io.IOBase),
 ):
     record.register(stable, lambda value, recorder, path: LIVE)
 for scalar in (type(None), bool, int, str):
     record.register(scalar, lambda value, recorder, path: value)
+
+
+@record.register(types.FunctionType)
+@record.register(types.MethodType)
+def _(value: types.FunctionType | types.MethodType, recorder: Recorder, path: str) -> Node:
+    """Note which function it is: one of several may say what phase an env is in."""
+    return {"function": qualified_name(value)} if recorder.descends else LIVE
 
 
 @record.register(float)
@@ -236,14 +189,28 @@ def _(value: float, recorder: Recorder, path: str) -> Node:
 @record.register(bytes)
 @record.register(bytearray)
 def _(value: bytes | bytearray, recorder: Recorder, path: str) -> Node:
-    return {"bytes": recorder.array(np.frombuffer(value, np.uint8), path)}
+    return {type(value).__name__: recorder.array(np.frombuffer(bytes(value), np.uint8), path)}
 
 
 @record.register(np.ndarray)
 def _(value: np.ndarray, recorder: Recorder, path: str) -> Node:
-    if value.dtype.name not in NUMBERS or type(value) is not np.ndarray:
+    if type(value) is not np.ndarray or (value.dtype.name not in NUMBERS and value.dtype.kind not in "SU"):
         return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: {"array": recorder.array(value, path)})
+    return recorder.once(value, path, lambda: _record_array(value, recorder, path))
+
+
+def _record_array(value: np.ndarray, recorder: Recorder, path: str) -> Node:
+    """Record an array; a view with what it is a view of, as long as that is not much larger."""
+    if value.dtype.kind in "SU":
+        texts = np.array(value.ravel(), order="C").view(np.uint8)
+        return {"text_array": recorder.array(texts, path), "dtype": value.dtype.str, "shape": [*value.shape]}
+    owner = owner_of(value)
+    is_window = owner is value or owner.base is not None or owner.dtype.name not in NUMBERS or type(owner) is not np.ndarray
+    if is_window or not owner.flags.c_contiguous or owner.nbytes > max(VIEWED_AT_MOST * value.nbytes, 2**12):
+        return {"array": recorder.array(value, path)}
+    offset = value.ctypes.data - owner.ctypes.data
+    layout = {"dtype": value.dtype.name, "shape": [*value.shape], "strides": [*value.strides], "offset": offset}
+    return {"view": recorder.node(owner, f"{path}/owner"), **layout}
 
 
 @record.register(np.generic)
@@ -254,8 +221,12 @@ def _(value: np.generic, recorder: Recorder, path: str) -> Node:
 
 @record.register(th.Tensor)
 def _(value: th.Tensor, recorder: Recorder, path: str) -> Node:
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.layout is not th.strided or dtype not in {*NUMBERS, BRAIN_FLOAT}:
+        return recorder.reject(value, path)
+
     def make() -> Node:
-        data, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+        data = value.detach().cpu()
         bits = data.view(th.int16) if dtype == BRAIN_FLOAT else data
         return {"tensor": recorder.array(bits.numpy(), path), "dtype": dtype}
 
@@ -271,7 +242,9 @@ def _(value: Any, recorder: Recorder, path: str) -> Node:
     kind = next(base for base in (list, tuple, set, frozenset, deque) if isinstance(value, base))
     if type(value) is not kind and not hasattr(value, "_fields"):
         return recorder.reject(value, path)
-    more = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
+    more: dict[str, Any] = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
+    if type(value) is not kind:
+        more["fields"] = [*value._fields]
 
     def make() -> Node:
         items = _record_items(value, recorder, path)
@@ -298,7 +271,7 @@ def _(value: dict[Any, Any], recorder: Recorder, path: str) -> Node:
 
     def make() -> Node:
         keys, values = recorder.nodes(value, f"{path}/key"), recorder.nodes(value.values(), path)
-        return recorder.container("dict", [[*pair] for pair in zip(keys, values, strict=True)], [*keys, *values])
+        return recorder.container("dict", [[*pair] for pair in zip(keys, values, strict=True)], values)
 
     return recorder.once(value, path, make)
 
@@ -318,6 +291,8 @@ def _(value: np.random.RandomState, recorder: Recorder, path: str) -> Node:
 
 @record.register(random.Random)
 def _(value: random.Random, recorder: Recorder, path: str) -> Node:
+    if isinstance(value, random.SystemRandom):
+        return recorder.reject(value, path)
     return recorder.once(value, path, lambda: {"random": recorder.node(value.getstate(), f"{path}/state")})
 
 
@@ -341,16 +316,6 @@ def _(value: th.nn.Module, recorder: Recorder, path: str) -> Node:
 @record.register(th.optim.Optimizer)
 def _(value: th.optim.Optimizer, recorder: Recorder, path: str) -> Node:
     return recorder.once(value, path, lambda: {"optimizer": recorder.node(value.state_dict(), path)})
-
-
-def space_parts(space: gym.Space[Any]) -> list[Any]:
-    """Give a space's generator, and the spaces that it is made of."""
-    members = [part for value in vars(space).values() for part in _members(value) if isinstance(part, gym.Space)]
-    return [space._np_random, *members]
-
-
-def _members(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
 
 
 ALWAYS_OURS = (gym.Env, gym.Space, np.random.Generator)

@@ -16,8 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.monitor import ResultsWriter
 
-from sb3_trpo.checkpoint.recording import BRAIN_FLOAT, NOT_STATE, Node, fits, is_file_path, qualified_name, space_parts
+from sb3_trpo.checkpoint.nodes import (
+    BRAIN_FLOAT,
+    FUNCTIONS,
+    NOT_STATE,
+    NUMBERS,
+    Node,
+    fits,
+    is_file_path,
+    owner_of,
+    qualified_name,
+    space_parts,
+)
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
@@ -38,6 +50,7 @@ class Restorer:
         self.failed: list[str] = []
         """What could not be restored, where the run can go on without."""
         self._made: dict[str, Any] = {}
+        self._filled: dict[int, Any] = {}
 
     def value(self, node: Node, live: Any, path: str) -> Any:
         """
@@ -74,6 +87,12 @@ class Restorer:
         made[...] = saved
         return made
 
+    def own(self, live: Any) -> Any:
+        """Give an object to fill; one that has been filled for another place, where it was not the same, is copied."""
+        mine = copy.copy(live) if id(live) in self._filled else live
+        self._filled[id(mine)] = mine
+        return mine
+
     def values(self, nodes: list[Node], live: Any, path: str) -> list[Any]:
         """Make several values; what is there may be fewer, or nothing."""
         there = [*live] if isinstance(live, (list, tuple, deque)) else []
@@ -93,9 +112,11 @@ class Restorer:
         there = vars(owner)
         for name, node in nodes.items():
             live = there.get(name)
-            if name in skip or is_file_path(node) or is_file_path(live):
+            stays = node is None and isinstance(live, ResultsWriter)  # the script has begun to log episodes
+            if name in skip or stays or is_file_path(name, node) or is_file_path(name, live):
                 continue
-            if not name.isidentifier() or callable(getattr(type(owner), name, None)) or callable(live):
+            is_function = isinstance(live, FUNCTIONS) and not (isinstance(node, dict) and "function" in node)
+            if not name.isidentifier() or callable(getattr(type(owner), name, None)) or is_function:
                 raise MismatchError(f"{path}/{name} would hide a method of {qualified_name(type(owner))}")
             there[name] = self.value(node, live, f"{path}/{name}")
 
@@ -107,23 +128,43 @@ class Restorer:
         return self.values(content, live, path)
 
 
+def _in_place(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
+    """Write into a window on a simulator's memory; anything else is replaced."""
+    if not isinstance(live, np.ndarray) or owner_of(live).base is None or not live.flags.writeable:
+        return saved
+    if live.shape != saved.shape or live.dtype != saved.dtype:
+        raise MismatchError(f"{path} has shape {live.shape}, but had {saved.shape}")
+    live[...] = saved
+    return live
+
+
 def _make_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    saved = restorer.array(node["array"])
-    if isinstance(live, np.ndarray) and live.base is not None and not isinstance(live.base, np.ndarray):
-        if live.shape != saved.shape or live.dtype != saved.dtype:
-            raise MismatchError(f"{path} has shape {live.shape}, but had {saved.shape}")
-        live[...] = saved  # a window into a simulator's memory
-        return live
-    return saved
+    return _in_place(restorer.array(node["array"]), live, path)
+
+
+def _make_view(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
+    owner = restorer.value(node["view"], None, f"{path}/owner")
+    if node["dtype"] not in NUMBERS or not isinstance(owner, np.ndarray):
+        raise MismatchError(f"{path} is no view of numbers")
+    return np.ndarray(node["shape"], node["dtype"], owner, node["offset"], node["strides"])  # which checks the bounds
+
+
+def _make_text_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
+    dtype = np.dtype(node["dtype"])
+    if dtype.kind not in "SU":
+        raise MismatchError(f"{path} is no array of texts")
+    texts: np.ndarray = restorer.array(node["text_array"]).view(dtype)
+    return texts.reshape(node["shape"])
+
+
+def _make_function(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
+    if not isinstance(live, FUNCTIONS) or qualified_name(live) != node["function"]:
+        raise MismatchError(f"{path} was the function {node['function']}, and is another now")
+    return live
 
 
 def _make_scalar(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     return restorer.arrays[node["scalar"]][()]
-
-
-def _make_bytes(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    data = restorer.arrays[node["bytes"]].tobytes()
-    return bytearray(data) if isinstance(live, bytearray) else data
 
 
 def _make_tensor(restorer: Restorer, node: Node, live: Any, path: str) -> th.Tensor:
@@ -135,15 +176,20 @@ def _make_tensor(restorer: Restorer, node: Node, live: Any, path: str) -> th.Ten
 
 def _make_tuple(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     items = restorer.items(node["tuple"], live, path)
-    return type(live)(*items) if hasattr(live, "_fields") else tuple(items)
+    if "fields" not in node:
+        return tuple(items)
+    if getattr(live, "_fields", None) != (*node["fields"],):
+        raise MismatchError(f"{path} was a tuple with the fields {node['fields']}, which is not there now")
+    return type(live)(*items)
 
 
 def _make_dict(restorer: Restorer, node: Node, live: Any, path: str) -> dict[Any, Any]:
     made = copy.copy(live) if isinstance(live, dict) else {}  # a defaultdict keeps its factory
     there = dict(made)
     made.clear()
+    keys = [*there]
     for index, (key_node, value_node) in enumerate(node["dict"]):
-        key = restorer.value(key_node, None, f"{path}/key/{index}")
+        key = restorer.value(key_node, keys[index % len(keys)] if keys else None, f"{path}/key/{index}")
         made[key] = restorer.value(value_node, there.get(key), f"{path}/{index}")
     return made
 
@@ -164,8 +210,10 @@ def _make_generator(restorer: Restorer, node: Node, live: Any, path: str) -> Any
     name = node["generator"]
     if name not in BIT_GENERATORS:
         raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
-    if not isinstance(live, np.random.Generator) or type(live.bit_generator).__name__ != name:
+    is_fit = isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == name
+    if not is_fit or id(live) in restorer._filled:
         live = np.random.Generator(getattr(np.random, name)())
+    restorer._filled[id(live)] = live
     live.bit_generator.state = _checked(restorer.value(node["state"], None, f"{path}/state"), path)
     return live
 
@@ -212,7 +260,7 @@ def _make_module(restorer: Restorer, node: Node, live: Any, path: str) -> th.nn.
 def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if qualified_name(type(live)) != node["object"]:
         raise MismatchError(f"{path} was a {node['object']}, but is a {qualified_name(type(live))}")
-    restorer._made[path] = live  # its parts may know it
+    restorer._made[path] = live = restorer.own(live)  # its parts may know it
     restorer.attributes(live, node["state"], path, skip=NOT_STATE)
     if "own" in node:
         live.set_state(restorer.value(node["own"], None, f"{path}/own"))
@@ -228,8 +276,12 @@ MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     "live": _make_live,
     "float": lambda restorer, node, live, path: float(node["float"]),
     "enum": _make_enum,
-    "bytes": _make_bytes,
+    "bytes": lambda restorer, node, live, path: restorer.arrays[node["bytes"]].tobytes(),
+    "bytearray": lambda restorer, node, live, path: bytearray(restorer.arrays[node["bytearray"]].tobytes()),
+    "function": _make_function,
     "array": _make_array,
+    "view": _make_view,
+    "text_array": _make_text_array,
     "scalar": _make_scalar,
     "tensor": _make_tensor,
     "list": lambda restorer, node, live, path: restorer.items(node["list"], live, path),

@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.identity import settings_of
 from sb3_trpo.checkpoint.logs import record_logger, restore_logger
-from sb3_trpo.checkpoint.recording import LIVE, Node, Recorder, brings_own_state, fingerprint, is_file_path, qualified_name
-from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
+from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, is_file_path, qualified_name
+from sb3_trpo.checkpoint.recording import Recorder
+from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
 
 MODEL_SKIPPED = frozenset(
@@ -124,7 +125,8 @@ def lost_parts(lost: dict[str, str]) -> str:
     :return: one text, which names the first
     """
     path, name = next(iter(lost.items()))
-    return f"{path.rsplit('/', 1)[-1]} ({name})" if name != UNASKED else f"env {path.rsplit('/', 1)[-1]}, which {UNASKED}"
+    steps = [step for step in path.split("/") if step not in ("env", "venv") and not step.isdigit()]
+    return f"its attribute {steps[0]!r}, with a {name}," if name != UNASKED else f"what {UNASKED},"
 
 
 def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
@@ -169,7 +171,7 @@ def _callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
 
 def _attributes_of(callback: BaseCallback, key: str) -> Iterator[tuple[str, Node, Recorder]]:
     for name, value in vars(callback).items():
-        if name not in CALLBACK_SKIPPED and not is_file_path(value):
+        if name not in CALLBACK_SKIPPED and not is_file_path(name, value):
             recorder = Recorder(descends=isinstance(value, (VecEnv, gym.Env)))
             node = recorder.node(value, f"callbacks/{key}/{name}")
             if node != LIVE:
@@ -200,7 +202,7 @@ def _restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Res
             continue
         try:
             _restore_callback(there[key], node, restorer, f"callbacks/{key}")
-        except MismatchError as error:
+        except Exception as error:  # a callback's set_state() may raise anything
             warnings.warn(
                 f"A callback's state could not be restored in full, and the run goes on without: {error}", stacklevel=2
             )

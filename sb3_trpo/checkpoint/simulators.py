@@ -17,11 +17,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 import sb3_trpo.checkpoint.logs
 import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # both tell how to record parts of envs
-from sb3_trpo.checkpoint.recording import ANSWER, Node, Recorder, brings_own_state, qualified_name, record
+from sb3_trpo.checkpoint.nodes import ANSWER, Node, brings_own_state, qualified_name
+from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
 
 UNASKED = "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"
-VEC_NOT_STATE = frozenset(("class_attributes", "render_mode", "metadata", "remotes", "work_remotes", "processes"))
+VEC_NOT_STATE = frozenset(("class_attributes", "num_envs", "render_mode", "metadata", "remotes", "work_remotes", "processes"))
 SPENT_IN_A_STEP = frozenset(("envs", "actions", "buf_obs", "buf_dones", "buf_rews", "buf_infos", "keys", "waiting", "closed"))
 """Attributes of DummyVecEnv and SubprocVecEnv that each step writes anew, or that never change."""
 
@@ -172,6 +173,8 @@ def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str) -> Node
 def _make_vec_env(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if qualified_name(type(live)) != node["vec_env"]:
         raise MismatchError(f"{path} was a {node['vec_env']}, but is a {qualified_name(type(live))}")
+    if "envs" in node and len(node["envs"]) != live.num_envs:
+        raise MismatchError(f"{path} had {len(node['envs'])} environments, but has {live.num_envs}")
     restorer.attributes(live, node["state"], path, skip=VEC_NOT_STATE | SPENT_IN_A_STEP)
     if "own" in node:
         live.set_state(restorer.value(node["own"], None, f"{path}/own"))

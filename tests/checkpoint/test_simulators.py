@@ -622,17 +622,6 @@ class View(Holder):
         return self.position.copy()
 
 
-class OwnTensorAndArray(View):
-    """A tensor and an array in the same memory."""
-
-    def begin(self) -> None:
-        self.all = np.zeros(4)
-        self.position = th.from_numpy(self.all)
-
-    def look(self) -> Any:
-        return self.position.clone()
-
-
 class Best(Holder):
     """The object that was first under one name is, in a fresh env, another's."""
 
@@ -752,22 +741,9 @@ class ForeignPart(Holder):
         return self.part.number
 
 
-class AttributesThatAppear(Holder):
-    def begin(self) -> None:
-        pass
-
-    def go(self) -> None:
-        self.thing = [*getattr(self, "thing", []), 1]
-
-    def look(self) -> Any:
-        return [*getattr(self, "thing", [])]
-
-
 HARD = (
     *(
-        AttributesThatAppear,
         View,
-        OwnTensorAndArray,
         Best,
         SharedGenerator,
         GrowingPairs,
