@@ -29,7 +29,8 @@ def ignore_signals(env: Any) -> None:
 
     :param env: of the worker
     """
-    _put_aside.update({number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS})
+    for number in SIGNALS:
+        _put_aside.setdefault(number, signal.signal(number, signal.SIG_IGN))
 
 
 def heed_signals(env: Any) -> None:

@@ -1,0 +1,79 @@
+"""Listening for signals; ``test_faults.py`` sends them to real runs."""
+
+import os
+import signal
+import time
+
+import pytest
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_trpo.checkpoint.signals import SIGNALS, StopRequest
+from sb3_trpo.checkpoint.simulators import ask
+
+
+def handlers():
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def worker_handlers(env) -> list[str]:
+    return [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+
+
+def test_the_signals_of_keyboards_and_batch_systems_are_known():
+    assert set(SIGNALS) == {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_remembered_and_handlers_are_put_back(number):
+    before = handlers()
+    with StopRequest([]) as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.Signals(number).name
+    assert handlers() == before
+
+
+def test_handlers_are_put_back_after_an_error():
+    before = handlers()
+    with pytest.raises(ZeroDivisionError), StopRequest([]):
+        raise ZeroDivisionError
+    assert handlers() == before
+
+
+def test_the_handler_of_the_script_gets_the_second_interrupt():
+    heard = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        with StopRequest([]) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard == []
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        assert heard == [signal.SIGINT]
+        assert stop.received == "SIGINT"
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def test_workers_ignore_the_signals_for_as_long_as_it_listens():
+    venv = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
+    before = [ask(venv.venv, index, worker_handlers) for index in range(2)]
+    with StopRequest([venv, venv]):
+        for process in venv.venv.processes:
+            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
+        assert ask(venv.venv, 1, worker_handlers) == [str(signal.SIG_IGN)] * 3 != before[1]
+        venv.reset()
+    assert [ask(venv.venv, index, worker_handlers) for index in range(2)] == before
+    venv.close()
+
+
+def test_a_worker_that_has_died_does_not_hide_the_error_of_its_death():
+    venv = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
+    venv.reset()
+    with pytest.raises((EOFError, BrokenPipeError, ConnectionResetError)), StopRequest([venv]):  # noqa: PT012  # the whole run
+        venv.processes[0].kill()
+        venv.processes[0].join()
+        venv.reset()
