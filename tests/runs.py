@@ -82,8 +82,8 @@ def entries(value: Any) -> dict[str, Any]:
 def log_rows(path: Path) -> list[dict[str, str]]:
     """Read a log without what the wall clock decides."""
     with path.open() as file:
-        rows = [{key: row[key] for key in sorted(row.keys() - WALL_CLOCK) if row[key]} for row in csv.DictReader(file)]
-    return rows  # the order of columns is that of a set
+        rows = csv.DictReader(file)  # the order of columns is that of a set
+        return [{key: row[key] for key in sorted(row.keys() - WALL_CLOCK) if row[key]} for row in rows]
 
 
 def run_until_done(script: Callable[[CrashAt], Any], *crashes: int) -> tuple[Any, int]:

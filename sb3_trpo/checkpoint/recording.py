@@ -41,6 +41,8 @@ from sb3_trpo.checkpoint.nodes import (
 
 PACKED_LENGTH = 8
 """From this length on, a list of numbers of one type is kept as an array."""
+LONGEST_INT = 2**13
+"""Bits; Python refuses to read much longer ones from text."""
 VIEWED_AT_MOST = 4
 """How many times as large as a view an array may be that is recorded for the view's sake."""
 OF_NO_CONSEQUENCE = tuple(
@@ -84,6 +86,8 @@ class Recorder:
         :param path: where it is found, unique
         :return: its node
         """
+        if isinstance(value, enum.Flag):
+            return {"flag": value.value}
         if isinstance(value, enum.Enum):
             return {"enum": value.name}
         return record(value, self, path)
@@ -160,9 +164,22 @@ def record(value: Any, recorder: Recorder, path: str) -> Node:
         return recorder.once(value, path, lambda: SIMULATORS[name](value, recorder, path))
     if name.startswith(OF_NO_CONSEQUENCE) or not recorder.descends:
         return LIVE
-    if not hasattr(value, "__dict__") or cls.__basicsize__ != _Bare.__basicsize__:
+    if not is_open(value):
         return recorder.reject(value, path)
     return recorder.once(value, path, lambda: _record_object(value, recorder, path))
+
+
+def is_open(value: Any) -> bool:
+    """
+    Tell whether an object is known by its attributes.
+
+    :param value: anything
+    :return: whether it has attributes, and no part that they do not show
+    """
+    cls = type(value)
+    is_other = record.dispatch(cls) is not record.dispatch(object) or isinstance(value, enum.Enum)
+    is_bare = hasattr(value, "__dict__") and cls.__basicsize__ == _Bare.__basicsize__
+    return is_bare and not is_other and not qualified_name(cls).startswith(OF_NO_CONSEQUENCE)
 
 
 for stable in (
@@ -170,8 +187,13 @@ for stable in (
     *(EnvSpec, PurePath, np.dtype, np.ufunc, th.dtype, th.device, re.Pattern, logging.Logger, io.IOBase),
 ):
     record.register(stable, lambda value, recorder, path: LIVE)
-for scalar in (type(None), bool, int, str):
+for scalar in (type(None), bool, str):
     record.register(scalar, lambda value, recorder, path: value)
+
+
+@record.register(int)
+def _(value: int, recorder: Recorder, path: str) -> Node:
+    return value if value.bit_length() <= LONGEST_INT else recorder.reject(value, path)
 
 
 @record.register(types.FunctionType)
@@ -189,7 +211,8 @@ def _(value: float, recorder: Recorder, path: str) -> Node:
 @record.register(bytes)
 @record.register(bytearray)
 def _(value: bytes | bytearray, recorder: Recorder, path: str) -> Node:
-    return {type(value).__name__: recorder.array(np.frombuffer(bytes(value), np.uint8), path)}
+    data = np.frombuffer(bytes(value), np.uint8)
+    return recorder.once(value, path, lambda: {type(value).__name__: recorder.array(data, path)})
 
 
 @record.register(np.ndarray)
@@ -326,11 +349,12 @@ def _record_object(value: Any, recorder: Recorder, path: str) -> Node:
     """Record an object by its attributes; if one cannot be, by none but generators and what it wraps."""
     name, ours = qualified_name(type(value)), {each for each, part in vars(value).items() if isinstance(part, ALWAYS_OURS)}
     state = recorder.attributes(value, path, skip=vars(value).keys() - ours)
-    if brings_own_state(value):
-        return {"object": name, "state": state, "own": recorder.node(value.get_state(), f"{path}/own")}
     arrays, seen, opaque = dict(recorder.arrays), dict(recorder._seen), set(recorder.opaque)
-    rest = recorder.attributes(value, path, skip=ours | NOT_STATE)
+    if brings_own_state(value):
+        more: Node = {"own": recorder.node(value.get_state(), f"{path}/own")}
+    else:
+        more = {"state": state | recorder.attributes(value, path, skip=ours | NOT_STATE)}
     if recorder.opaque.keys() - opaque:
         recorder.arrays, recorder._seen = arrays, seen
-        rest = {}
-    return {"object": name, "state": state | rest}
+        more = {}
+    return {"object": name, "state": state, **more}

@@ -24,12 +24,14 @@ from sb3_trpo.checkpoint.nodes import (
     NOT_STATE,
     NUMBERS,
     Node,
+    brings_own_state,
     fits,
     is_file_path,
     owner_of,
     qualified_name,
     space_parts,
 )
+from sb3_trpo.checkpoint.recording import is_open
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
@@ -71,7 +73,7 @@ class Restorer:
             self._made[path] = MAKERS[kind](self, node, live, path)
         except MismatchError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise MismatchError(f"{path} cannot be restored: {error}") from error
         return self._made[path]
 
@@ -95,8 +97,9 @@ class Restorer:
 
     def values(self, nodes: list[Node], live: Any, path: str) -> list[Any]:
         """Make several values; what is there may be fewer, or nothing."""
-        there = [*live] if isinstance(live, (list, tuple, deque)) else []
-        there += [None] * (len(nodes) - len(there))
+        there = [*live] if isinstance(live, (list, tuple, deque, set, frozenset)) else []
+        filler = there[0] if there and isinstance(there[0], enum.Enum) else None  # its class is enough
+        there += [filler] * (len(nodes) - len(there))
         return [self.value(node, there[index], f"{path}/{index}") for index, node in enumerate(nodes)]
 
     def attributes(self, owner: Any, nodes: dict[str, Node], path: str, skip: Container[str] = ()) -> None:
@@ -116,7 +119,7 @@ class Restorer:
             if name in skip or stays or is_file_path(name, node) or is_file_path(name, live):
                 continue
             is_function = isinstance(live, FUNCTIONS) and not (isinstance(node, dict) and "function" in node)
-            if not name.isidentifier() or callable(getattr(type(owner), name, None)) or is_function:
+            if not name.isidentifier() or name.startswith("__") or callable(getattr(type(owner), name, None)) or is_function:
                 raise MismatchError(f"{path}/{name} would hide a method of {qualified_name(type(owner))}")
             there[name] = self.value(node, live, f"{path}/{name}")
 
@@ -151,7 +154,7 @@ def _make_view(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarr
 
 def _make_text_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
     dtype = np.dtype(node["dtype"])
-    if dtype.kind not in "SU":
+    if dtype.kind not in "SU" or min(node["shape"], default=0) < 0:
         raise MismatchError(f"{path} is no array of texts")
     texts: np.ndarray = restorer.array(node["text_array"]).view(dtype)
     return texts.reshape(node["shape"])
@@ -200,6 +203,19 @@ def _make_enum(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     return type(live)[node["enum"]]
 
 
+def _make_flag(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
+    if not isinstance(live, enum.Flag):
+        raise MismatchError(f"{path} was a flag, but is {live!r}")
+    return type(live)(node["flag"])
+
+
+def _make_list(restorer: Restorer, node: Node, live: Any, path: str) -> list[Any]:
+    made: list[Any] = []
+    restorer._made[path] = made  # it may hold itself
+    made += restorer.items(node["list"], live, path)
+    return made
+
+
 def _make_live(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if live is None:
         raise MismatchError(f"{path} held something that cannot be recorded, and is not there now")
@@ -225,10 +241,12 @@ def _make_random_state(restorer: Restorer, node: Node, live: Any, path: str) -> 
 
 
 def _checked(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """Check a Mersenne Twister's position, which NumPy uses as it is."""
-    inner = state["state"]
-    if "pos" in inner and not 0 <= inner["pos"] <= len(inner["key"]):
-        raise MismatchError(f"{path} is at position {inner['pos']} of {len(inner['key'])}")
+    """Check positions in buffers of random numbers, which NumPy uses as they are."""
+    positions = [(state["state"]["pos"], state["state"]["key"])] if "pos" in state["state"] else []
+    positions += [(state["buffer_pos"], state["buffer"])] if "buffer_pos" in state else []
+    for position, buffer in positions:
+        if not 0 <= position <= len(buffer):
+            raise MismatchError(f"{path} is at position {position} of {len(buffer)}")
     return state
 
 
@@ -258,7 +276,7 @@ def _make_module(restorer: Restorer, node: Node, live: Any, path: str) -> th.nn.
 
 
 def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    if qualified_name(type(live)) != node["object"]:
+    if qualified_name(type(live)) != node["object"] or not is_open(live) or ("own" in node and not brings_own_state(live)):
         raise MismatchError(f"{path} was a {node['object']}, but is a {qualified_name(type(live))}")
     restorer._made[path] = live = restorer.own(live)  # its parts may know it
     restorer.attributes(live, node["state"], path, skip=NOT_STATE)
@@ -276,6 +294,7 @@ MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     "live": _make_live,
     "float": lambda restorer, node, live, path: float(node["float"]),
     "enum": _make_enum,
+    "flag": _make_flag,
     "bytes": lambda restorer, node, live, path: restorer.arrays[node["bytes"]].tobytes(),
     "bytearray": lambda restorer, node, live, path: bytearray(restorer.arrays[node["bytearray"]].tobytes()),
     "function": _make_function,
@@ -284,7 +303,7 @@ MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     "text_array": _make_text_array,
     "scalar": _make_scalar,
     "tensor": _make_tensor,
-    "list": lambda restorer, node, live, path: restorer.items(node["list"], live, path),
+    "list": _make_list,
     "tuple": _make_tuple,
     "set": lambda restorer, node, live, path: set(restorer.items(node["set"], live, path)),
     "frozenset": lambda restorer, node, live, path: frozenset(restorer.items(node["frozenset"], live, path)),

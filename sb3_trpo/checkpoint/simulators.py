@@ -171,7 +171,8 @@ def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str) -> Node
 
 
 def _make_vec_env(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    if qualified_name(type(live)) != node["vec_env"]:
+    is_fit = isinstance(live, VecEnv) and qualified_name(type(live)) == node["vec_env"]
+    if not is_fit or ("own" in node and not brings_own_state(live)):
         raise MismatchError(f"{path} was a {node['vec_env']}, but is a {qualified_name(type(live))}")
     if "envs" in node and len(node["envs"]) != live.num_envs:
         raise MismatchError(f"{path} had {len(node['envs'])} environments, but has {live.num_envs}")

@@ -76,7 +76,7 @@ def sole_owner(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"writing-{os.getpid()}"
-        probe.mkdir()
+        probe.mkdir(exist_ok=True)
         probe.rmdir()
     except OSError as error:
         raise OSError(
@@ -110,7 +110,8 @@ def write(
     :param state: JSON
     :param arrays: by path
     :return: the checkpoint's folder
-    :raises OSError: if the disk is full, for instance; nothing is left of the attempt
+    :raises OSError: if the disk is full, for instance. Nothing is left of the attempt, unless the folder's list of names is
+        all that could not be synced
     """
     contents = {STATE: _dump(state), ARRAYS: safetensors.numpy.save(arrays)}
     files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
@@ -188,8 +189,11 @@ def read(path: Path) -> Checkpoint:
                 "Install the version that wrote it, or a later one."
             )
         data = {name: _verified(path / name, manifest["files"][name]) for name in (STATE, ARRAYS)}
-        state, arrays = json.loads(data[STATE]), safetensors.numpy.load(data[ARRAYS])
-        return Checkpoint(path, manifest["timesteps"], manifest["versions"], state, arrays)
+        state, arrays = _require_dict(json.loads(data[STATE])), safetensors.numpy.load(data[ARRAYS])
+        n_timesteps = manifest["timesteps"]
+        if type(n_timesteps) is not int or n_timesteps < 0 or manifest["format"] < 1:
+            raise ValueError(f"{MANIFEST} does not say which format it has and how far the run was")
+        return Checkpoint(path, n_timesteps, _require_dict(manifest["versions"]), state, arrays)
     except NewerFormatError:
         raise
     except (OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
@@ -206,10 +210,16 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def _unsealed(data: bytes) -> dict[str, Any]:
-    manifest: dict[str, Any] = json.loads(data)
+    manifest: dict[str, Any] = _require_dict(json.loads(data))
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if _sealed(content) != data:
         raise ValueError(f"{MANIFEST} does not match its digest")
+    return content
+
+
+def _require_dict(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"{content!r} where names and values should be")
     return content
 
 

@@ -1,0 +1,813 @@
+"""Checkpoints on disk: whole or not at all, as written or refused, and never a way to run code."""
+
+import ast
+import builtins
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sb3_trpo.checkpoint import storage
+from sb3_trpo.checkpoint.nodes import NUMBERS
+from sb3_trpo.checkpoint.storage import (
+    ARRAYS,
+    FORMAT,
+    LARGEST,
+    LOCK,
+    MANIFEST,
+    STATE,
+    BrokenCheckpointError,
+    NewerFormatError,
+    checkpoints_in,
+    keep_newest,
+    newest,
+    read,
+    sole_owner,
+    write,
+)
+
+FILES = (MANIFEST, STATE, ARRAYS)
+VERSIONS = {"torch": "2.8.0", "sb3_trpo": "1.0"}
+STATE_OF_ALL = {"run": {"a": [1, None, True, 2.5, "ü\ud800"]}, "huge": 10**50}
+ON_LINUX = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+
+
+def arrays_of(n):
+    return {"a/b": np.arange(n % 7 + 3.0), "c": np.array(n % 5, np.int8), "empty": np.zeros((0, 3), np.float32)}
+
+
+def write_one(folder, n_timesteps=100):
+    return write(folder, n_timesteps, VERSIONS, STATE_OF_ALL, arrays_of(n_timesteps))
+
+
+def is_intact(path, n_timesteps):
+    found, arrays = read(path), arrays_of(n_timesteps)
+    same = all(
+        np.array_equal(found.arrays[name], each) and found.arrays[name].dtype == each.dtype for name, each in arrays.items()
+    )
+    return same and found[:4] == (path, n_timesteps, VERSIONS, STATE_OF_ALL) and found.arrays.keys() == arrays.keys()
+
+
+def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
+    """Write a checkpoint as a stranger would who knows how digests are made."""
+    path = folder / f"checkpoint-{n_timesteps:012d}"
+    path.mkdir(exist_ok=True)
+    contents = {STATE: state, ARRAYS: safetensors.numpy.save({}) if arrays is None else arrays}
+    files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    manifest = {"format": FORMAT, "timesteps": n_timesteps, "versions": {}, "files": files}
+    for name, change in changes.items():
+        manifest[name] = change(manifest[name]) if callable(change) else change
+    contents[MANIFEST] = storage._sealed({name: value for name, value in manifest.items() if value is not ...})
+    for name, data in contents.items():
+        (path / name).write_bytes(data)
+    return path
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(("writing-", "removing-"))]
+
+
+# Writing and reading
+
+arrays = hnp.arrays(st.sampled_from(sorted(NUMBERS)).map(np.dtype), hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(), parts, max_size=4),
+    max_leaves=9,
+)
+
+
+@given(
+    st.integers(0, 10**18 - 1),
+    st.dictionaries(st.text(), st.text(), max_size=3),
+    st.dictionaries(st.text(), json_values, max_size=3),
+    st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), arrays, max_size=3),
+)
+def test_what_is_written_is_read(tmp_path_factory, n_timesteps, versions, state, arrays):
+    folder = tmp_path_factory.mktemp("run")
+    path = write(folder, n_timesteps, versions, state, arrays)
+    found = newest(folder)
+    assert found[:4] == (path, n_timesteps, versions, state)
+    assert found.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (found.arrays[name].dtype, found.arrays[name].shape) == (array.dtype, array.shape)
+        assert found.arrays[name].tobytes() == array.tobytes()
+
+
+def test_a_checkpoint_is_three_files_and_nothing_else(tmp_path):
+    path = write_one(tmp_path)
+    assert [*tmp_path.iterdir()] == [path]
+    assert {each.name for each in path.iterdir()} == set(FILES)
+
+
+def test_a_manifest_tells_what_it_should(tmp_path):
+    manifest = json.loads((write_one(tmp_path) / MANIFEST).read_bytes())
+    assert (manifest["format"], manifest["timesteps"], manifest["versions"]) == (FORMAT, 100, VERSIONS)
+    for name in (STATE, ARRAYS):
+        data = (tmp_path / "checkpoint-000000000100" / name).read_bytes()
+        assert manifest["files"][name] == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_checkpoint_can_be_moved_as_a_whole(tmp_path):
+    path = write_one(tmp_path).rename(tmp_path / "elsewhere")
+    assert is_intact(path, 100)
+
+
+def test_writing_again_replaces_what_is_there(tmp_path):
+    path = write_one(tmp_path)
+    (path / STATE).write_bytes(b"broken")
+    (path / "more").write_bytes(b"stranger's")
+    assert write_one(tmp_path) == path
+    assert is_intact(path, 100)
+    assert not (path / "more").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_arrays_that_cannot_be_written_leave_nothing_behind(tmp_path):
+    with pytest.raises(safetensors.SafetensorError):
+        write(tmp_path, 1, VERSIONS, {}, {"a": np.array([None])})
+    with pytest.raises(TypeError):
+        write(tmp_path, 1, VERSIONS, {"a": object()}, {})
+    assert not [*tmp_path.iterdir()]
+
+
+# Order and choice
+
+
+def test_checkpoints_are_listed_newest_first_and_nothing_else_is(tmp_path):
+    for n_timesteps in (5, 999_999_999_999, 10**12, 40):
+        write_one(tmp_path, n_timesteps)
+    for name in (
+        "checkpoint-",
+        "checkpoint-1a",
+        "checkpoint--1",
+        "writing-checkpoint-9",
+        "xcheckpoint-9",
+        "checkpoint-9.old",
+        LOCK,
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"checkpoint-{'9' * 19}").mkdir()
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [10**12, 999_999_999_999, 40, 5]
+
+
+def test_no_folder_holds_no_checkpoints(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for name in ("missing", "file"):
+        assert checkpoints_in(tmp_path / name) == []
+        assert newest(tmp_path / name) is None
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_the_newest_are_kept(tmp_path, keep):
+    numbers = [30, 5, 1000, 200]
+    for n_timesteps in numbers:
+        write_one(tmp_path, n_timesteps)
+    (tmp_path / "mine").mkdir()
+    keep_newest(tmp_path, keep)
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == sorted(numbers, reverse=True)[:keep]
+    assert not leftovers(tmp_path)
+    assert (tmp_path / "mine").exists()
+
+
+def test_half_of_a_removed_checkpoint_does_not_look_like_a_whole_one(tmp_path, monkeypatch):
+    for n_timesteps in (1, 2):
+        write_one(tmp_path, n_timesteps)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: (path / STATE).unlink())
+    keep_newest(tmp_path, 1)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000000000002"]
+
+
+def test_the_newest_intact_one_is_read(tmp_path):
+    for n_timesteps in (1, 2, 3):
+        write_one(tmp_path, n_timesteps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert newest(tmp_path).n_timesteps == 3
+
+
+def test_broken_ones_are_passed_over_with_a_warning_that_names_them(tmp_path):
+    paths = [write_one(tmp_path, n_timesteps) for n_timesteps in (1, 2, 3)]
+    (paths[2] / STATE).unlink()
+    shutil.rmtree(paths[1])
+    paths[1].write_bytes(b"a file")
+    with pytest.warns(UserWarning, match="passed over") as caught:
+        found = newest(tmp_path)
+    assert found.n_timesteps == 1
+    assert [str(path) in str(warning.message) for path, warning in zip((paths[2], paths[1]), caught, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_where_all_are_broken_there_is_none(tmp_path):
+    (write_one(tmp_path) / MANIFEST).unlink()
+    with pytest.warns(UserWarning, match="checkpoint-000000000100"):
+        assert newest(tmp_path) is None
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("bit", [0x01, 0x20, 0x80])
+def test_a_flipped_bit_anywhere_is_found(tmp_path, name, bit):
+    path = write_one(tmp_path)
+    data = (path / name).read_bytes()
+    for place in range(0, len(data), 1 if name == MANIFEST else 3):
+        (path / name).write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
+        with pytest.raises(BrokenCheckpointError):
+            read(path)
+    (path / name).write_bytes(data)
+    assert is_intact(path, 100)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_end_is_found(tmp_path, name):
+    path = write_one(tmp_path)
+    data = (path / name).read_bytes()
+    for length in range(0, len(data), 3):
+        (path / name).write_bytes(data[:length])
+        with pytest.raises(BrokenCheckpointError):
+            read(path)
+
+
+@pytest.mark.parametrize("more", [b"\0", b" ", b"\n", b"{}", b"x" * 1000], ids=repr)
+@pytest.mark.parametrize("name", FILES)
+def test_an_appended_or_prepended_byte_is_found(tmp_path, name, more):
+    path = write_one(tmp_path)
+    data = (path / name).read_bytes()
+    for changed in (data + more, more + data, data[:5] + more + data[5:]):
+        (path / name).write_bytes(changed)
+        with pytest.raises(BrokenCheckpointError, match="checkpoint-000000000100"):
+            read(path)
+
+
+@given(st.data())
+def test_any_replaced_stretch_is_found(tmp_path_factory, data):
+    path = write_one(tmp_path_factory.mktemp("run"))
+    name = data.draw(st.sampled_from(FILES))
+    content = (path / name).read_bytes()
+    start, end = sorted(data.draw(st.tuples(*[st.integers(0, len(content))] * 2)))
+    changed = content[:start] + data.draw(st.binary(max_size=20)) + content[end:]
+    (path / name).write_bytes(changed)
+    if changed == content:
+        assert is_intact(path, 100)
+    else:
+        with pytest.raises(BrokenCheckpointError):
+            read(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_found(tmp_path, name):
+    path = write_one(tmp_path)
+    (path / name).unlink()
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, ARRAYS])
+def test_a_file_of_another_checkpoint_is_found(tmp_path, name):
+    one, other = write_one(tmp_path, 1), write_one(tmp_path, 2)
+    shutil.copy(one / name, other / name)
+    with pytest.raises(BrokenCheckpointError):
+        read(other)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_link_in_place_of_a_file_is_refused(tmp_path, name):
+    path = write_one(tmp_path)
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(BrokenCheckpointError, match="is not a file"):
+        read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None), lambda path: os.symlink("/dev/null", path)])
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path, name, make):
+    path = write_one(tmp_path)
+    (path / name).unlink()
+    make(path / name)
+    with pytest.raises(BrokenCheckpointError, match="is not a file"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_too_large_to_be_meant_is_not_even_read(tmp_path, name, monkeypatch):
+    path = sealed(tmp_path, files=lambda files: {each: {**files[each], "bytes": LARGEST[each] + 1} for each in files})
+    with open(path / name, "r+b") as file:
+        file.truncate(LARGEST[name] + 1)
+    read_names, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read_names.append(path.name), read_bytes(path))[1])
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+    assert name not in read_names
+
+
+# Hostile contents
+
+
+def test_a_strangers_checkpoint_without_faults_is_read(tmp_path):
+    assert read(sealed(tmp_path)).state == {}
+
+
+@pytest.mark.parametrize("format_", [FORMAT + 1, 10**30, 1e9])
+def test_a_newer_format_asks_for_a_newer_version(tmp_path, format_):
+    path = sealed(tmp_path, format=format_, files=...)
+    for reader, argument in ((read, path), (newest, tmp_path)):
+        with pytest.raises(NewerFormatError, match="Install the version"):
+            reader(argument)
+
+
+@pytest.mark.parametrize("format_", [..., None, "2", "1", [], {}, 0, -1], ids=repr)
+def test_a_format_that_there_never_was_is_broken(tmp_path, format_):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, format=format_))
+
+
+@pytest.mark.parametrize("n_timesteps", [..., None, "100", [], {}, -5, 1.5, True], ids=repr)
+def test_timesteps_that_are_no_count_are_broken(tmp_path, n_timesteps):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, timesteps=n_timesteps))
+
+
+@pytest.mark.parametrize("versions", [..., None, "1.0", [], 5], ids=repr)
+def test_versions_that_are_no_dict_are_broken(tmp_path, versions):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, versions=versions))
+
+
+@pytest.mark.parametrize(
+    "files", [..., None, [], {}, 5, "state.json", [STATE, ARRAYS], {STATE: {}}, {STATE: None, ARRAYS: None}]
+)
+def test_a_manifest_without_files_is_broken(tmp_path, files):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, files=files))
+
+
+@pytest.mark.parametrize("name", [STATE, ARRAYS])
+@pytest.mark.parametrize("key", ["bytes", "sha256"])
+@pytest.mark.parametrize("value", [..., None, 10**18, -1, 2**70, "2", [], {}, "../../x", 0.5], ids=repr)
+def test_absurd_sizes_and_digests_are_broken(tmp_path, name, key, value):
+    def change(files):
+        files[name][key] = value
+        return {each: {k: v for k, v in entry.items() if v is not ...} for each, entry in files.items()}
+
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, files=change))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "state.json/../x", "\0", "more"])
+def test_files_of_other_names_are_never_opened(tmp_path, name, monkeypatch):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    path = sealed(folder, files=lambda files: {name: files[STATE], **files})
+    opened, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path), read_bytes(path))[1])
+    assert read(path).state == {}
+    assert opened == [path / each for each in FILES]
+    only = sealed(folder, n_timesteps=1, files=lambda files: {name: files[STATE]})
+    with pytest.raises(BrokenCheckpointError):
+        read(only)
+    assert opened[3:] == [only / MANIFEST]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"[]", b"5", b"null", b"true", b'"x"', b"{}", b"NaN", b"{", b"\xff\xfe", b"\0" * 100, b'{"sha256":"x"}'),
+        *(b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b'{"format":' + b"9" * 5000 + b"}", b"1e999", b"\xef\xbb\xbf{}"),
+        *('{"format":1}'.encode("utf-16"), b'{"format":2,"sha256":"0"}'),
+    ],
+    ids=lambda data: repr(data[:14]),
+)
+def test_a_manifest_that_is_none_is_broken(tmp_path, data):
+    path = write_one(tmp_path)
+    (path / MANIFEST).write_bytes(data)
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+
+
+@given(json_values)
+def test_any_json_for_a_manifest_is_broken(tmp_path_factory, content):
+    path = sealed(tmp_path_factory.mktemp("run"))
+    (path / MANIFEST).write_bytes(json.dumps(content, separators=(",", ":")).encode())
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+
+
+@given(st.dictionaries(st.sampled_from(["format", "files", "timesteps", "versions", STATE]), json_values))
+def test_any_manifest_with_a_right_digest_is_read_or_broken(tmp_path_factory, content):
+    path = sealed(tmp_path_factory.mktemp("run"))
+    (path / MANIFEST).write_bytes(storage._sealed(content))
+    with pytest.raises((BrokenCheckpointError, NewerFormatError)):
+        read(path)
+
+
+def test_a_manifest_that_says_a_thing_twice_is_broken(tmp_path):
+    path = sealed(tmp_path)
+    data = (path / MANIFEST).read_bytes()
+    (path / MANIFEST).write_bytes(data.replace(b'"timesteps":100', b'"timesteps":999,"timesteps":100'))
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"{", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b"\xff", b"[]", b"5", b"null", b'"run"'],
+    ids=lambda data: repr(data[:9]),
+)
+def test_a_state_that_is_none_is_broken(tmp_path, state):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, state=state))
+
+
+def header(content, data=b"", length=None):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"\0" * 7, b"\0" * 8, header(b"{", b""), header({}, length=2**63), header({}, length=10**6), header([], b"")),
+        *(
+            header(entry(), b"123"),
+            header(entry(), b"12345"),
+            header(entry(offsets=(4, 0)), b"1234"),
+            header(entry(shape=(2,)), b"1234"),
+        ),
+        *(header(entry(shape=(-1,)), b"1234"), header(entry(shape=(2**62, 4)), b"1234"), header(entry(dtype="X9"), b"1234")),
+        *(header(entry(dtype="O"), b"1234"), header(entry(offsets=(-4, 4)), b"1234"), header(b"[" * 10**4)),
+    ],
+    ids=range(17),
+)
+def test_arrays_that_are_no_safetensors_are_broken(tmp_path, data):
+    with pytest.raises(BrokenCheckpointError):
+        read(sealed(tmp_path, arrays=data))
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "C64", "F4"])
+def test_dtypes_that_are_not_written_are_read_or_broken(tmp_path, dtype):
+    size = {"BF16": 2, "C64": 8}.get(dtype, 1)
+    path = sealed(tmp_path, arrays=header(entry(dtype, (2,), (0, 2 * size)), b"\0" * 2 * size))
+    try:
+        array = read(path).arrays["a"]
+    except BrokenCheckpointError:
+        return
+    assert (type(array), array.shape) == (np.ndarray, (2,))
+
+
+# No code
+
+
+class Payload:
+    ran = False
+
+    def __reduce__(self):
+        return exec, ("import test_storage; test_storage.Payload.ran = True",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickled_contents_are_refused_and_do_not_run(tmp_path, protocol):
+    data = pickle.dumps(Payload(), protocol)
+    as_object = header({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, len(data)]}}, data)
+    for contents in ({"state": data}, {"arrays": data}, {"arrays": as_object}, {"state": data, "arrays": data}):
+        with pytest.raises(BrokenCheckpointError):
+            read(sealed(tmp_path, **contents))
+    path = sealed(tmp_path)
+    (path / MANIFEST).write_bytes(data)
+    with pytest.raises(BrokenCheckpointError):
+        read(path)
+    assert not Payload.ran
+    pickle.loads(data)
+    assert Payload.ran, "the payload would have run"
+    Payload.ran = False
+
+
+def names_in(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, (ast.Attribute, ast.Name)):
+            yield ast.unparse(node)
+
+
+FORBIDDEN = {
+    *("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "ctypes", "pydoc"),
+    *(
+        "th.load",
+        "torch.load",
+        "np.load",
+        "numpy.load",
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "importlib.import_module",
+        "importlib.util",
+    ),
+}
+
+
+@pytest.mark.parametrize("path", sorted(Path(storage.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+def test_no_module_imports_what_unpickles_or_runs_text(path):
+    found = {*names_in(path.read_text("utf-8"))}
+    assert found
+    assert not {name for name in found if any(f"{name}.".startswith(f"{each}.") for each in FORBIDDEN)}
+
+
+def test_a_source_that_unpickles_would_be_noticed():
+    for source in ("import pickle", "from pickle import loads", "import torch as th; th.load(1)", "eval('1')", "np.load.x"):
+        assert any(f"{name}.".startswith(f"{each}.") for name in names_in(source) for each in FORBIDDEN)
+
+
+# Ownership
+
+
+def test_a_folder_is_made_with_its_parents_and_owned_again_and_again(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for _ in range(2):
+        with sole_owner(folder):
+            write_one(folder)
+    assert is_intact(folder / "checkpoint-000000000100", 100)
+
+
+def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
+    path = write_one(tmp_path)
+    for name in ("writing-checkpoint-000000000200", "removing-checkpoint-000000000050", f"writing-{os.getpid() + 1}"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / STATE).write_bytes(b"{")
+    (tmp_path / "mine").mkdir()
+    with sole_owner(tmp_path):
+        assert {each.name for each in tmp_path.iterdir()} == {path.name, "mine", LOCK}
+        assert is_intact(path, 100)
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_cleared_too(tmp_path):
+    (tmp_path / f"writing-{os.getpid()}").mkdir()
+    with sole_owner(tmp_path):
+        assert not leftovers(tmp_path)
+
+
+def test_a_second_owner_is_refused_and_told_the_folder(tmp_path):
+    (tmp_path / "writing-x").mkdir()
+    with sole_owner(tmp_path):
+        (tmp_path / "writing-checkpoint-1").mkdir()
+        with pytest.raises(RuntimeError, match="Another run") as caught, sole_owner(tmp_path):
+            raise AssertionError("two owners")
+        assert str(tmp_path) in str(caught.value)
+        assert leftovers(tmp_path) == ["writing-checkpoint-1"]
+
+
+def test_a_second_owner_in_another_thread_is_refused(tmp_path):
+    caught = []
+
+    def own():
+        try:
+            with sole_owner(tmp_path):
+                caught.append("owned")
+        except RuntimeError:
+            caught.append("refused")
+
+    with sole_owner(tmp_path):
+        (thread := threading.Thread(target=own)).start()
+        thread.join()
+    own()
+    assert caught == ["refused", "owned"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
+def test_a_folder_is_free_again_whatever_happens(tmp_path, error):
+    with pytest.raises(error), sole_owner(tmp_path):
+        raise error
+    with sole_owner(tmp_path):
+        pass
+
+
+OWNER = """
+import importlib.util, sys, time
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("storage", sys.argv[1])
+storage = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(storage)
+with storage.sole_owner(Path(sys.argv[2])):
+    (Path(sys.argv[2]) / "writing-checkpoint-000000000007").mkdir()
+    print("owned", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_another_process_is_kept_out_until_the_owner_is_killed(tmp_path):
+    path, command = write_one(tmp_path), [sys.executable, "-c", OWNER, storage.__file__, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "owned\n"
+            with pytest.raises(RuntimeError, match="Another run"), sole_owner(tmp_path):
+                raise AssertionError("two owners")
+            assert leftovers(tmp_path) == ["writing-checkpoint-000000000007"]
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    with sole_owner(tmp_path):
+        assert not leftovers(tmp_path)
+        assert is_intact(path, 100)
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert "RuntimeError: Another run" in result.stderr
+
+
+@pytest.mark.parametrize("below", ["", "below", "far/below"])
+def test_a_file_in_the_way_is_told_with_the_folder(tmp_path, below):
+    (tmp_path / "file").write_bytes(b"mine")
+    folder = tmp_path / "file" / below
+    with pytest.raises(OSError, match="cannot be written to") as caught, sole_owner(folder):
+        raise AssertionError("owned")
+    assert str(folder) in str(caught.value)
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@ON_LINUX
+@pytest.mark.parametrize("folder", ["/proc/run", "/proc/self/run", "/sys/run"])
+def test_a_folder_that_cannot_be_made_is_told(folder):
+    with pytest.raises(OSError, match=f"cannot be written to {folder}"), sole_owner(Path(folder)):
+        raise AssertionError("owned")
+
+
+@pytest.mark.parametrize("name", ["mkdir", "rmdir"])
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, name):
+    real = getattr(Path, name)
+
+    def refuse(path, *args, **kwargs):
+        if path.name.startswith("writing-"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, name, refuse)
+    with pytest.raises(OSError, match="Permission denied") as caught, sole_owner(tmp_path):
+        raise AssertionError("owned")
+    assert str(tmp_path) in str(caught.value)
+
+
+# Faults
+
+
+class Faults:
+    """Lets calls of the system fail: the one of a number, or all from there on."""
+
+    def __init__(self, monkeypatch, error, first, lasting=False):
+        self.count, self.first, self.lasting, self.error, self.calls = 0, first, lasting, error, []
+        self.depth = 0
+        for owner, name in (
+            *(
+                (builtins, "open"),
+                (os, "open"),
+                (os, "fsync"),
+                (os, "close"),
+                (Path, "mkdir"),
+                (Path, "rename"),
+                (Path, "exists"),
+            ),
+            *((os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")),
+        ):
+            monkeypatch.setattr(owner, name, self.wrap(name, getattr(owner, name)))
+
+    @property
+    def has_struck(self):
+        return self.count >= self.first
+
+    def strike(self, name):
+        self.calls.append(name)
+        self.count += 1
+        if self.count == self.first or (self.lasting and self.count > self.first):
+            raise self.error
+
+    def wrap(self, name, real):
+        def call(*args, **kwargs):
+            if self.depth:  # Path.mkdir calls os.mkdir: one call of the system
+                return real(*args, **kwargs)
+            self.depth += 1
+            try:
+                if name == "close":
+                    real(*args, **kwargs)
+                self.strike(name)
+                made = None if name == "close" else real(*args, **kwargs)
+            finally:
+                self.depth -= 1
+            return FaultyFile(made, self) if name == "open" and not isinstance(made, int) else made
+
+        return call
+
+
+class FaultyFile:
+    def __init__(self, file, faults):
+        self.file, self.faults = file, faults
+        self.fileno = file.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.faults.strike("write")
+        return self.file.write(data[len(data) // 2 :])
+
+    def flush(self):
+        self.faults.strike("flush")
+        self.file.flush()
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+N_STEPS = 40
+"""More than a write has."""
+
+
+def faulty_write(folder, error, first, lasting=False):
+    """Write with one fault; tell whether there was one, and whether it came out."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        faults = Faults(monkeypatch, error, first, lasting)
+        try:
+            write_one(folder, 200)
+        except type(error) as caught:
+            return faults, caught
+    return faults, None
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, KeyboardInterrupt(), MemoryError()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("first", range(1, N_STEPS))
+def test_a_fault_at_any_step_comes_out_and_costs_nothing_else(tmp_path, first, error):
+    previous = write_one(tmp_path, 100)
+    faults, caught = faulty_write(tmp_path, error, first)
+    assert caught is (error if faults.has_struck else None)
+    assert not leftovers(tmp_path)
+    assert is_intact(previous, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert newest(tmp_path).n_timesteps in (100, 200)
+    assert is_intact(write_one(tmp_path, 200), 200)
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("first", range(1, N_STEPS))
+def test_a_fault_while_a_broken_one_is_replaced_costs_no_other(tmp_path, first):
+    previous = write_one(tmp_path, 100)
+    (write_one(tmp_path, 200) / STATE).write_bytes(b"broken")
+    _, caught = faulty_write(tmp_path, NO_SPACE, first)
+    assert not [name for name in leftovers(tmp_path) if name.startswith("writing-")]
+    assert is_intact(previous, 100)
+    if caught is None:
+        assert is_intact(tmp_path / "checkpoint-000000000200", 200)
+    with sole_owner(tmp_path):
+        assert is_intact(write_one(tmp_path, 200), 200)
+        assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("first", range(1, N_STEPS))
+def test_a_fault_that_lasts_comes_out_and_its_traces_are_cleared_later(tmp_path, first):
+    previous = write_one(tmp_path, 100)
+    faults, caught = faulty_write(tmp_path, NO_SPACE, first, lasting=True)
+    assert caught is (NO_SPACE if faults.has_struck else None)
+    assert is_intact(previous, 100)
+    with sole_owner(tmp_path):
+        assert not leftovers(tmp_path)
+        assert is_intact(write_one(tmp_path, 200), 200)
+
+
+def test_the_steps_of_a_write_are_fewer_than_those_at_which_it_is_made_to_fail(tmp_path):
+    faults, _ = faulty_write(tmp_path, NO_SPACE, first=10**9)
+    assert faults.count < N_STEPS - 1
+    assert {"mkdir", "open", "write", "flush", "fsync", "rename"} <= {*faults.calls}
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name_and_the_name_after(tmp_path):
+    faults, _ = faulty_write(tmp_path, NO_SPACE, first=10**9)
+    before, after = faults.calls[: faults.calls.index("rename")], faults.calls[faults.calls.index("rename") :]
+    assert before.count("write") == before.count("flush") == 3
+    assert before.count("fsync") == (4 if os.name == "posix" else 3)
+    assert after.count("fsync") == (1 if os.name == "posix" else 0)
+    assert max(i for i, name in enumerate(before) if name == "write") < len(before) - 1 - before[::-1].index("fsync")
