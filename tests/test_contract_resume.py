@@ -14,7 +14,9 @@ from sb3_trpo.checkpoint import ResumableCheckpoint
 
 
 def normalized(seed, vec_env_cls=DummyVecEnv, **settings):
-    return VecNormalize(make_vec_env("Pendulum-v1", 2, seed=seed, vec_env_cls=vec_env_cls), **settings)
+    vec_env_kwargs = {"start_method": "fork"} if vec_env_cls is SubprocVecEnv else {}
+    env = make_vec_env("Pendulum-v1", 2, seed=seed, vec_env_cls=vec_env_cls, vec_env_kwargs=vec_env_kwargs)
+    return VecNormalize(env, **settings)
 
 
 def train(vec_env_cls, settings, folder, crash):

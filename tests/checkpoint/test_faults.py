@@ -18,6 +18,7 @@ from sb3_trpo.checkpoint.storage import checkpoints_in, read
 SCRIPT = Path(__file__).parent / "run_to_be_killed.py"
 ITERATION = 128
 TOTAL = 45 * ITERATION
+SHORT = 8 * ITERATION
 KILLS = 20
 LONGEST_WAIT = {"collect": 0.12, "update": 0.04, "save": 0.015}
 """Seconds, about as long as each stage takes."""
@@ -86,18 +87,24 @@ def test_a_run_killed_twenty_times_ends_like_one_that_was_not(task, tmp_path):
         assert len({step for step, _ in rows}) == len(rows) > 30
 
 
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Give the folder of a run of eight iterations that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("short")
+    finish(start("CartPole-v1", folder, SHORT))
+    return folder
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_lets_the_run_end_well_and_go_on_later(name, tmp_path):
-    total = 6 * ITERATION
-    finish(start("CartPole-v1", tmp_path / "whole", total))
-    process = start("CartPole-v1", tmp_path / "pieces", total)
+def test_a_signal_lets_the_run_end_well_and_go_on_later(name, tmp_path, short_run):
+    process = start("CartPole-v1", tmp_path, SHORT)
     assert wait_for(process, "update" if name == "SIGTERM" else "collect", 2)
     process.send_signal(getattr(signal, name))
     assert f"stopped by {name}" in finish(process)
-    (newest, *_) = checkpoints_in(tmp_path / "pieces" / "run")
+    (newest, *_) = checkpoints_in(tmp_path / "run")
     assert read(newest).n_timesteps == 2 * ITERATION, "rollout and update are finished, no more"
-    assert "stopped by None" in finish(start("CartPole-v1", tmp_path / "pieces", total))
-    assert outcome(tmp_path / "pieces") == outcome(tmp_path / "whole")
+    assert "stopped by None" in finish(start("CartPole-v1", tmp_path, SHORT))
+    assert outcome(tmp_path) == outcome(short_run)
 
 
 def test_ctrl_c_reaches_the_workers_too_and_they_stay(tmp_path):
@@ -145,13 +152,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_does_not_end_the_run(small_disk, tmp_path):
-    total = 8 * ITERATION
-    finish(start("CartPole-v1", tmp_path / "whole", total))
+def test_a_full_disk_does_not_end_the_run(small_disk, tmp_path, short_run):
     folder = tmp_path / "pieces"
     folder.mkdir()
     (folder / "run").symlink_to(small_disk)
-    process = start("CartPole-v1", folder, total)
+    process = start("CartPole-v1", folder, SHORT)
     assert wait_for(process, "collect", 3)
     free = os.statvfs(small_disk)
     with pytest.raises(OSError, match="No space left"):
@@ -160,10 +165,10 @@ def test_a_full_disk_does_not_end_the_run(small_disk, tmp_path):
     assert process.returncode == 0, errors
     assert "No checkpoint could be written" in errors
     assert "No space left on device" in errors
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert outcome(folder) == outcome(short_run)
     newest = read(checkpoints_in(small_disk)[0])
-    assert 0 < newest.n_timesteps < total
+    assert 0 < newest.n_timesteps < SHORT
     (small_disk / "ballast").unlink()
     (folder / "outcome.json").unlink()
-    assert "Continuing from" in finish(start("CartPole-v1", folder, total))
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert "Continuing from" in finish(start("CartPole-v1", folder, SHORT))
+    assert outcome(folder) == outcome(short_run)
