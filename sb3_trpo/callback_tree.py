@@ -59,8 +59,12 @@ class RunKeeper(BaseCallback):
         """
         return nullcontext()
 
-    def announce(self) -> None:
-        """Tell the model its number of timesteps, before callbacks are told that training starts."""
+    def announce(self, root: BaseCallback) -> None:
+        """
+        Tell the model its number of timesteps, before callbacks are told that training starts.
+
+        :param root: all callbacks
+        """
 
     def resume(self, root: BaseCallback) -> None:
         """

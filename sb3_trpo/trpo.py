@@ -315,7 +315,7 @@ class TRPO(OnPolicyAlgorithm):
                 int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
             )
             self._n_iterations = iteration = 0
-            keeper.announce()
+            keeper.announce(callback)
             callback.on_training_start(locals(), globals())
             keeper.resume(callback)
             while self.num_timesteps < total_timesteps and self._iterate(callback, log_interval) and keeper.at_boundary():

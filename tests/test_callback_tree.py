@@ -62,6 +62,6 @@ def test_without_a_keeper_there_is_one_that_does_nothing():
     keeper = keeper_of([Leaf()])
     assert type(keeper) is RunKeeper
     assert isinstance(keeper.session(None, None), nullcontext)
-    assert keeper.announce() is keeper.resume(Leaf()) is None
+    assert keeper.announce(Leaf()) is keeper.resume(Leaf()) is None
     assert keeper.at_boundary()
     assert keeper.on_step.__self__._on_step()

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,7 +15,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.identity import differences, identity, versions
+from sb3_trpo.checkpoint.identity import describe_settings, differences, identity, versions
 from sb3_trpo.checkpoint.loading import settings
 from sb3_trpo.checkpoint.nodes import Node
 from sb3_trpo.checkpoint.run import Marks, lost_parts, mark, record_run, restore_run
@@ -65,6 +66,7 @@ class ResumableCheckpoint(RunKeeper):
         self._last_saved = 0
         self._is_failing = False
         self._marks: Marks = {}
+        self._identity: dict[str, Any] = {}
 
     @contextmanager
     def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
@@ -81,7 +83,7 @@ class ResumableCheckpoint(RunKeeper):
         self.path = self.folder_of(self._env_name(), model.seed)
         with ExitStack() as stack:
             stack.enter_context(sole_owner(self.path))
-            self._found = newest(self.path)
+            self._identity, self._found = identity(model), newest(self.path)  # a callback may change settings later
             if self._found is not None:
                 self._refuse_another_run(self._found)
             if self.on_signal:
@@ -106,7 +108,7 @@ class ResumableCheckpoint(RunKeeper):
         return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
     def _refuse_another_run(self, found: Checkpoint) -> None:
-        differing = differences(found.state["identity"], identity(self.model))
+        differing = differences(found.state["identity"], self._identity)
         if differing:
             raise ValueError(
                 f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
@@ -118,8 +120,13 @@ class ResumableCheckpoint(RunKeeper):
                 f"The run goes on from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed), stacklevel=2
             )
 
-    def announce(self) -> None:
-        """Let callbacks know at the start how far the run is."""
+    def announce(self, root: BaseCallback) -> None:
+        """
+        Let callbacks know at the start how far the run is.
+
+        :param root: all callbacks
+        """
+        self._root, self._marks = root, mark(root)
         if self._found is not None:
             self.model.num_timesteps = self._found.n_timesteps
 
@@ -129,8 +136,10 @@ class ResumableCheckpoint(RunKeeper):
 
         :param root: all callbacks
         """
-        self._root, self._marks = root, mark(root)
-        lost = self._record()[0]["run"]["lost"]  # what goes wrong here does so before there is work to lose
+        run = self._record()[0]["run"]  # what goes wrong here does so before there is work to lose
+        if run["left_out"]:
+            warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
+        lost = run["lost"]
         if lost:
             warnings.warn(
                 f"The simulator's state cannot be saved: {lost_parts(lost)} is beyond reach. After a restart the episodes "
@@ -142,7 +151,17 @@ class ResumableCheckpoint(RunKeeper):
         self._last_saved = 0 if found is None else found.n_timesteps
         if found is not None:
             restore_run(self.model, root, found.state["run"], found.arrays)
+            self._compare_totals(found)
             self._tell(1, f"Continuing from {found.path}, {found.n_timesteps:,} of {self.model._total_timesteps:,} timesteps")
+
+    def _compare_totals(self, found: Checkpoint) -> None:
+        before, now = found.state["total_timesteps"], self.model._total_timesteps
+        if before != now:
+            warnings.warn(
+                f"The checkpoint {found.path} was made on the way to {before:,} timesteps, and this run goes to {now:,}: "
+                "schedules follow the new total. Each call of learn() wants a folder of its own.",
+                stacklevel=2,
+            )
 
     def at_boundary(self) -> bool:
         """
@@ -157,10 +176,12 @@ class ResumableCheckpoint(RunKeeper):
             self._save()
         if stopped_by is not None:
             self.stopped_by = stopped_by
-            self._tell(
-                1, f"Stopped by {stopped_by} at {self.model.num_timesteps:,} timesteps; run the same script to continue"
-            )
+            self._tell(1, f"Stopped by {stopped_by} at {self.model.num_timesteps:,} timesteps; {self._prospect()}")
         return stopped_by is None
+
+    def _prospect(self) -> str:
+        saved = self._last_saved
+        return f"run the same script to continue from {saved:,}" if saved else "there is no checkpoint to continue from"
 
     def _save(self) -> None:
         """Write a checkpoint; if that fails, the run goes on, and tries again after the next iteration."""
@@ -168,7 +189,7 @@ class ResumableCheckpoint(RunKeeper):
         try:
             state, arrays = self._record()
             path = write(self.path, n_timesteps, versions(), state, arrays)
-            keep_newest(self.path, self.keep)
+            keep_newest(path, self.keep)
         except Exception as error:  # whatever it is, it must not end the run
             if not self._is_failing:
                 warnings.warn(
@@ -183,8 +204,9 @@ class ResumableCheckpoint(RunKeeper):
 
     def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
         """Record the run, and what it takes to tell it from others and to make its model again."""
-        run, arrays = record_run(self.model, self._root, self._marks)
-        state = {"identity": identity(self.model), "settings": settings(self.model), "run": run}
+        changed = [name for name, value in describe_settings(self.model).items() if value != self._identity[name]]
+        run, arrays = record_run(self.model, self._root, self._marks, changed)
+        state = {"identity": self._identity, "settings": settings(self.model), "run": run}
         return {**state, "total_timesteps": self.model._total_timesteps}, arrays
 
     def _tell(self, level: int, message: str) -> None:

@@ -43,7 +43,7 @@ def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:
         "action_space": _describe_space(model.action_space),
         "n_envs": model.n_envs,
         **_describe_envs(model.env),
-        **{name: _describe(getattr(model, name)) for name in settings_of(type(model)) if hasattr(model, name)},
+        **describe_settings(model),
         **{f"policy.{name}": f"{tensor.dtype} {[*tensor.shape]}" for name, tensor in model.policy.state_dict().items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(described))
@@ -59,11 +59,20 @@ def differences(saved: dict[str, Any], live: dict[str, Any]) -> list[str]:
     :return: one text per aspect in which they differ
     """
     absent = "absent"
-    return [
-        f"{name}: {saved.get(name, absent)!r} in the checkpoint, {live.get(name, absent)!r} here"
-        for name in sorted(saved.keys() | live.keys())
-        if saved.get(name, absent) != live.get(name, absent)
-    ]
+    pairs = {name: (saved.get(name, absent), live.get(name, absent)) for name in sorted(saved.keys() | live.keys())}
+    return [f"{name}: {before!r} in the checkpoint, {now!r} here" for name, (before, now) in pairs.items() if before != now]
+
+
+def describe_settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
+    """
+    Describe what an algorithm's constructor was given.
+
+    :param model: with the settings as attributes
+    :return: plain data by keyword
+    """
+    described = {name: _describe(getattr(model, name)) for name in settings_of(type(model)) if hasattr(model, name)}
+    plain: dict[str, Any] = json.loads(json.dumps(described))
+    return plain
 
 
 def settings_of(cls: type[Any]) -> list[str]:

@@ -135,10 +135,10 @@ def _go_on_in(logger: Logger, output: TensorBoardOutputFormat, folder: str | Non
     old = new.parent / folder if folder and _is_numbered_like(folder, new.name) else new
     if not old.is_dir():
         return
+    just_made = Path(output.writer.file_writer.event_writer._file_name)  # type: ignore[attr-defined]  # it is open
     output.writer.close()
     if old != new:
-        for events in new.glob("events.out.tfevents.*"):
-            events.unlink()
+        just_made.unlink()
         with contextlib.suppress(OSError):  # something else is in there
             new.rmdir()
     output.writer = SummaryWriter(log_dir=str(old), purge_step=n_timesteps + 1)

@@ -11,8 +11,11 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +34,36 @@ ANSWER = "_answer_to_checkpoint"
 """Attribute with which an env in a worker process answers questions."""
 NOT_STATE = frozenset((ANSWER, "spec", "_cached_spec", "render_mode", "metadata"))
 """Attributes of an env that describe it."""
-OF_A_FILE = re.compile(r"path|folder|dir|file", re.IGNORECASE)
+OF_A_FILE = re.compile(r"(.*_)?(path|folder|dir|directory|file|filename)s?", re.IGNORECASE)
+A_PLACE = re.compile(r"(~?/|[A-Za-z]:[/\\])\w")
+
+
+class TextLike(NamedTuple):
+    """An immutable type that a text says all about."""
+
+    type: Any
+    to_text: Callable[[Any], str]
+    from_text: Callable[[str], Any]
+
+
+def _range_of(text: str) -> range:
+    return range(*map(int, text.split()))
+
+
+def _timedelta_of(text: str) -> timedelta:
+    days, seconds, microseconds = map(int, text.split())
+    return timedelta(days, seconds, microseconds)
+
+
+TEXT_LIKE = {
+    "complex": TextLike(complex, repr, complex),
+    "Decimal": TextLike(Decimal, str, Decimal),
+    "Fraction": TextLike(Fraction, str, Fraction),
+    "datetime": TextLike(datetime, datetime.isoformat, datetime.fromisoformat),
+    "date": TextLike(date, date.isoformat, date.fromisoformat),
+    "timedelta": TextLike(timedelta, lambda each: f"{each.days} {each.seconds} {each.microseconds}", _timedelta_of),
+    "range": TextLike(range, lambda each: f"{each.start} {each.stop} {each.step}", _range_of),
+}
 
 
 def qualified_name(thing: Any) -> str:
@@ -47,8 +79,7 @@ def is_file_path(name: str, value: Any) -> bool:
     :param value: of it
     :return: whether its name or its value says so
     """
-    is_absolute = isinstance(value, str) and re.match(r"[/\\~]|[A-Za-z]:[/\\]", value) is not None
-    return is_absolute or (isinstance(value, str) and OF_A_FILE.search(name) is not None)
+    return isinstance(value, str) and bool(A_PLACE.match(value) or OF_A_FILE.fullmatch(name))
 
 
 def brings_own_state(value: Any) -> bool:

@@ -26,36 +26,30 @@ import torch as th
 from gymnasium.envs.registration import EnvSpec
 
 from sb3_trpo.checkpoint.nodes import (
-    BRAIN_FLOAT,
     LIVE,
     NOT_STATE,
-    NUMBERS,
+    TEXT_LIKE,
     Node,
     brings_own_state,
     fits,
     is_file_path,
-    owner_of,
     qualified_name,
-    space_parts,
 )
 
 PACKED_LENGTH = 8
 """From this length on, a list of numbers of one type is kept as an array."""
 LONGEST_INT = 2**13
 """Bits; Python refuses to read much longer ones from text."""
-VIEWED_AT_MOST = 4
-"""How many times as large as a view an array may be that is recorded for the view's sake."""
 OF_NO_CONSEQUENCE = tuple(
     f"{module}."
     for module in (
         *(f"pygame.{part}" for part in ("surface", "time", "font", "mixer", "display", "window", "joystick", "event")),
-        *("pyglet", "glfw", "OpenGL", "cv2", "PIL", "imageio", "moviepy", "matplotlib"),
+        *("pyglet", "glfw", "OpenGL", "moviepy", "matplotlib"),
         *("gymnasium.envs.mujoco.mujoco_rendering", "gymnasium.envs.registration"),
-        *("threading", "_thread", "multiprocessing", "concurrent", "subprocess", "socket", "asyncio"),
-        *("logging", "wandb", "tqdm"),
+        *("threading", "_thread", "logging", "wandb", "tqdm"),
     )
 )
-"""Modules of objects that draw, log or communicate: they do not belong to what is simulated."""
+"""Modules of objects that draw, log or lock: they do not belong to what is simulated."""
 SIMULATORS: dict[str, Callable[[Any, Recorder, str], Node]] = {}
 """How to record objects of extension modules that may not be installed, by the name of their class."""
 
@@ -120,7 +114,7 @@ class Recorder:
         :param path: where it is kept
         :return: the path, with the strides if they are not those of a new array
         """
-        self.arrays[path] = np.asarray(value, order="C")
+        self.arrays[path] = np.array(value, order="C")
         usual = value.itemsize * np.cumprod([1, *value.shape[:0:-1]])[::-1]
         return path if value.strides == (*usual[: value.ndim],) or not fits(value, value.strides) else [path, [*value.strides]]
 
@@ -183,12 +177,23 @@ def is_open(value: Any) -> bool:
 
 
 for stable in (
-    *(type, types.BuiltinFunctionType, types.ModuleType, partial, property, weakref.ref),
+    *(type, types.ModuleType, property, weakref.ref),
     *(EnvSpec, PurePath, np.dtype, np.ufunc, th.dtype, th.device, re.Pattern, logging.Logger, io.IOBase),
 ):
     record.register(stable, lambda value, recorder, path: LIVE)
 for scalar in (type(None), bool, str):
     record.register(scalar, lambda value, recorder, path: value)
+
+
+def _record_text_like(value: Any, recorder: Recorder, path: str) -> Node:
+    known = TEXT_LIKE.get(type(value).__name__)
+    return (
+        {type(value).__name__: known.to_text(value)} if known and known.type is type(value) else recorder.reject(value, path)
+    )
+
+
+for text_like in TEXT_LIKE.values():
+    record.register(text_like.type, _record_text_like)
 
 
 @record.register(int)
@@ -203,6 +208,21 @@ def _(value: types.FunctionType | types.MethodType, recorder: Recorder, path: st
     return {"function": qualified_name(value)} if recorder.descends else LIVE
 
 
+@record.register(types.BuiltinFunctionType)
+def _(value: types.BuiltinFunctionType, recorder: Recorder, path: str) -> Node:
+    """Leave a function that belongs to a module, or to what is filled in place; a list's method would keep the old list."""
+    is_steady = isinstance(value.__self__, (types.ModuleType, type(None), type, *DRAWING))
+    return LIVE if is_steady or not recorder.descends else recorder.reject(value, path)
+
+
+@record.register(partial)
+def _(value: partial[Any], recorder: Recorder, path: str) -> Node:
+    """Leave a function with arguments that do not change."""
+    arguments = Recorder().nodes([value.func, *value.args, *value.keywords.values()], path)
+    changes = any(isinstance(node, dict) and not MUTABLE.isdisjoint(node) for node in arguments)
+    return recorder.reject(value, path) if changes and recorder.descends else LIVE
+
+
 @record.register(float)
 def _(value: float, recorder: Recorder, path: str) -> Node:
     return value if math.isfinite(value) else {"float": repr(value)}
@@ -215,47 +235,6 @@ def _(value: bytes | bytearray, recorder: Recorder, path: str) -> Node:
     return recorder.once(value, path, lambda: {type(value).__name__: recorder.array(data, path)})
 
 
-@record.register(np.ndarray)
-def _(value: np.ndarray, recorder: Recorder, path: str) -> Node:
-    if type(value) is not np.ndarray or (value.dtype.name not in NUMBERS and value.dtype.kind not in "SU"):
-        return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: _record_array(value, recorder, path))
-
-
-def _record_array(value: np.ndarray, recorder: Recorder, path: str) -> Node:
-    """Record an array; a view with what it is a view of, as long as that is not much larger."""
-    if value.dtype.kind in "SU":
-        texts = np.array(value.ravel(), order="C").view(np.uint8)
-        return {"text_array": recorder.array(texts, path), "dtype": value.dtype.str, "shape": [*value.shape]}
-    owner = owner_of(value)
-    is_window = owner is value or owner.base is not None or owner.dtype.name not in NUMBERS or type(owner) is not np.ndarray
-    if is_window or not owner.flags.c_contiguous or owner.nbytes > max(VIEWED_AT_MOST * value.nbytes, 2**12):
-        return {"array": recorder.array(value, path)}
-    offset = value.ctypes.data - owner.ctypes.data
-    layout = {"dtype": value.dtype.name, "shape": [*value.shape], "strides": [*value.strides], "offset": offset}
-    return {"view": recorder.node(owner, f"{path}/owner"), **layout}
-
-
-@record.register(np.generic)
-def _(value: np.generic, recorder: Recorder, path: str) -> Node:
-    is_number = value.dtype.name in NUMBERS
-    return {"scalar": recorder.array(np.asarray(value), path)} if is_number else recorder.reject(value, path)
-
-
-@record.register(th.Tensor)
-def _(value: th.Tensor, recorder: Recorder, path: str) -> Node:
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.layout is not th.strided or dtype not in {*NUMBERS, BRAIN_FLOAT}:
-        return recorder.reject(value, path)
-
-    def make() -> Node:
-        data = value.detach().cpu()
-        bits = data.view(th.int16) if dtype == BRAIN_FLOAT else data
-        return {"tensor": recorder.array(bits.numpy(), path), "dtype": dtype}
-
-    return recorder.once(value, path, make)
-
-
 @record.register(list)
 @record.register(tuple)
 @record.register(set)
@@ -263,7 +242,9 @@ def _(value: th.Tensor, recorder: Recorder, path: str) -> Node:
 @record.register(deque)
 def _(value: Any, recorder: Recorder, path: str) -> Node:
     kind = next(base for base in (list, tuple, set, frozenset, deque) if isinstance(value, base))
-    if type(value) is not kind and not hasattr(value, "_fields"):
+    is_ordered = kind in (set, frozenset) and all(type(each) is int for each in value)  # in the same way in every process
+    is_shuffled = is_ordered and [*kind([*value])] != [*value]  # made anew, it would have another order
+    if is_shuffled or (type(value) is not kind and not hasattr(value, "_fields")):
         return recorder.reject(value, path)
     more: dict[str, Any] = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
     if type(value) is not kind:
@@ -299,48 +280,8 @@ def _(value: dict[Any, Any], recorder: Recorder, path: str) -> Node:
     return recorder.once(value, path, make)
 
 
-@record.register(np.random.Generator)
-def _(value: np.random.Generator, recorder: Recorder, path: str) -> Node:
-    bits = value.bit_generator
-    state = partial(recorder.node, bits.state, f"{path}/state")
-    return recorder.once(value, path, lambda: {"generator": type(bits).__name__, "state": state()})
-
-
-@record.register(np.random.RandomState)
-def _(value: np.random.RandomState, recorder: Recorder, path: str) -> Node:
-    state = partial(recorder.node, value.get_state(legacy=False), f"{path}/state")
-    return recorder.once(value, path, lambda: {"random_state": state()})
-
-
-@record.register(random.Random)
-def _(value: random.Random, recorder: Recorder, path: str) -> Node:
-    if isinstance(value, random.SystemRandom):
-        return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: {"random": recorder.node(value.getstate(), f"{path}/state")})
-
-
-@record.register(th.Generator)
-def _(value: th.Generator, recorder: Recorder, path: str) -> Node:
-    state = partial(recorder.node, value.get_state(), f"{path}/state")
-    return recorder.once(value, path, lambda: {"torch_generator": state()})
-
-
-@record.register(gym.Space)
-def _(value: gym.Space[Any], recorder: Recorder, path: str) -> Node:
-    """Record a space's generators; what it contains is the script's."""
-    return recorder.once(value, path, lambda: {"space": recorder.nodes(space_parts(value), path)})
-
-
-@record.register(th.nn.Module)
-def _(value: th.nn.Module, recorder: Recorder, path: str) -> Node:
-    return recorder.once(value, path, lambda: {"module": recorder.node(dict(value.state_dict()), path)})
-
-
-@record.register(th.optim.Optimizer)
-def _(value: th.optim.Optimizer, recorder: Recorder, path: str) -> Node:
-    return recorder.once(value, path, lambda: {"optimizer": recorder.node(value.state_dict(), path)})
-
-
+MUTABLE = frozenset(("list", "dict", "set", "deque", "bytearray", "array", "view", "tensor", "object", "same"))
+DRAWING = (np.random.Generator, np.random.RandomState, random.Random)
 ALWAYS_OURS = (gym.Env, gym.Space, np.random.Generator)
 """Attributes that are recorded even where the rest of an object's state is its own affair, or beyond reach."""
 

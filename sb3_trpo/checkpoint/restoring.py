@@ -9,31 +9,24 @@ from __future__ import annotations
 
 import copy
 import enum
-import random
 from collections import deque
 from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.monitor import ResultsWriter
 
 from sb3_trpo.checkpoint.nodes import (
-    BRAIN_FLOAT,
     FUNCTIONS,
     NOT_STATE,
-    NUMBERS,
+    TEXT_LIKE,
     Node,
     brings_own_state,
     fits,
     is_file_path,
-    owner_of,
     qualified_name,
-    space_parts,
 )
 from sb3_trpo.checkpoint.recording import is_open
-
-BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 
 
 class MismatchError(ValueError):
@@ -118,8 +111,9 @@ class Restorer:
             stays = node is None and isinstance(live, ResultsWriter)  # the script has begun to log episodes
             if name in skip or stays or is_file_path(name, node) or is_file_path(name, live):
                 continue
-            is_function = isinstance(live, FUNCTIONS) and not (isinstance(node, dict) and "function" in node)
-            if not name.isidentifier() or name.startswith("__") or callable(getattr(type(owner), name, None)) or is_function:
+            hides = callable(getattr(type(owner), name, None)) or isinstance(live, FUNCTIONS)
+            stays_function = isinstance(live, FUNCTIONS) and isinstance(node, dict) and "function" in node
+            if not name.isidentifier() or name.startswith("__") or (hides and not stays_function):
                 raise MismatchError(f"{path}/{name} would hide a method of {qualified_name(type(owner))}")
             there[name] = self.value(node, live, f"{path}/{name}")
 
@@ -131,50 +125,10 @@ class Restorer:
         return self.values(content, live, path)
 
 
-def _in_place(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
-    """Write into a window on a simulator's memory; anything else is replaced."""
-    if not isinstance(live, np.ndarray) or owner_of(live).base is None or not live.flags.writeable:
-        return saved
-    if live.shape != saved.shape or live.dtype != saved.dtype:
-        raise MismatchError(f"{path} has shape {live.shape}, but had {saved.shape}")
-    live[...] = saved
-    return live
-
-
-def _make_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    return _in_place(restorer.array(node["array"]), live, path)
-
-
-def _make_view(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    owner = restorer.value(node["view"], None, f"{path}/owner")
-    if node["dtype"] not in NUMBERS or not isinstance(owner, np.ndarray):
-        raise MismatchError(f"{path} is no view of numbers")
-    return np.ndarray(node["shape"], node["dtype"], owner, node["offset"], node["strides"])  # which checks the bounds
-
-
-def _make_text_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    dtype = np.dtype(node["dtype"])
-    if dtype.kind not in "SU" or min(node["shape"], default=0) < 0:
-        raise MismatchError(f"{path} is no array of texts")
-    texts: np.ndarray = restorer.array(node["text_array"]).view(dtype)
-    return texts.reshape(node["shape"])
-
-
 def _make_function(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if not isinstance(live, FUNCTIONS) or qualified_name(live) != node["function"]:
         raise MismatchError(f"{path} was the function {node['function']}, and is another now")
     return live
-
-
-def _make_scalar(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    return restorer.arrays[node["scalar"]][()]
-
-
-def _make_tensor(restorer: Restorer, node: Node, live: Any, path: str) -> th.Tensor:
-    data = th.from_numpy(restorer.array(node["tensor"]))
-    if node["dtype"] == BRAIN_FLOAT:
-        data = data.view(th.bfloat16)
-    return data.to(live.device) if isinstance(live, th.Tensor) else data
 
 
 def _make_tuple(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
@@ -222,59 +176,6 @@ def _make_live(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     return live
 
 
-def _make_generator(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    name = node["generator"]
-    if name not in BIT_GENERATORS:
-        raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
-    is_fit = isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == name
-    if not is_fit or id(live) in restorer._filled:
-        live = np.random.Generator(getattr(np.random, name)())
-    restorer._filled[id(live)] = live
-    live.bit_generator.state = _checked(restorer.value(node["state"], None, f"{path}/state"), path)
-    return live
-
-
-def _make_random_state(restorer: Restorer, node: Node, live: Any, path: str) -> np.random.RandomState:
-    made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-    made.set_state(_checked(restorer.value(node["random_state"], None, f"{path}/state"), path))
-    return made
-
-
-def _checked(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """Check positions in buffers of random numbers, which NumPy uses as they are."""
-    positions = [(state["state"]["pos"], state["state"]["key"])] if "pos" in state["state"] else []
-    positions += [(state["buffer_pos"], state["buffer"])] if "buffer_pos" in state else []
-    for position, buffer in positions:
-        if not 0 <= position <= len(buffer):
-            raise MismatchError(f"{path} is at position {position} of {len(buffer)}")
-    return state
-
-
-def _make_random(restorer: Restorer, node: Node, live: Any, path: str) -> random.Random:
-    made = live if isinstance(live, random.Random) else random.Random()
-    made.setstate(restorer.value(node["random"], None, f"{path}/state"))
-    return made
-
-
-def _make_torch_generator(restorer: Restorer, node: Node, live: Any, path: str) -> th.Generator:
-    made = live if isinstance(live, th.Generator) else th.Generator()
-    made.set_state(restorer.value(node["torch_generator"], None, f"{path}/state"))
-    return made
-
-
-def _make_space(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    parts = space_parts(live)
-    if len(parts) != len(node["space"]):
-        raise MismatchError(f"{path} has {len(parts)} parts, but had {len(node['space'])}")
-    live._np_random, *_ = restorer.values(node["space"], parts, path)
-    return live
-
-
-def _make_module(restorer: Restorer, node: Node, live: Any, path: str) -> th.nn.Module:
-    live.load_state_dict(restorer.value(node["module"], None, path))
-    return live  # type: ignore[no-any-return]  # what else would have load_state_dict fails there
-
-
 def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if qualified_name(type(live)) != node["object"] or not is_open(live) or ("own" in node and not brings_own_state(live)):
         raise MismatchError(f"{path} was a {node['object']}, but is a {qualified_name(type(live))}")
@@ -285,12 +186,13 @@ def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     return live
 
 
-def _make_optimizer(restorer: Restorer, node: Node, live: Any, path: str) -> th.optim.Optimizer:
-    live.load_state_dict(restorer.value(node["optimizer"], None, path))
-    return live  # type: ignore[no-any-return]  # as above
+def _make_text_like(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
+    (kind,) = node
+    return TEXT_LIKE[kind].from_text(node[kind])
 
 
 MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
+    **dict.fromkeys(TEXT_LIKE, _make_text_like),
     "live": _make_live,
     "float": lambda restorer, node, live, path: float(node["float"]),
     "enum": _make_enum,
@@ -298,11 +200,6 @@ MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     "bytes": lambda restorer, node, live, path: restorer.arrays[node["bytes"]].tobytes(),
     "bytearray": lambda restorer, node, live, path: bytearray(restorer.arrays[node["bytearray"]].tobytes()),
     "function": _make_function,
-    "array": _make_array,
-    "view": _make_view,
-    "text_array": _make_text_array,
-    "scalar": _make_scalar,
-    "tensor": _make_tensor,
     "list": _make_list,
     "tuple": _make_tuple,
     "set": lambda restorer, node, live, path: set(restorer.items(node["set"], live, path)),
@@ -310,12 +207,5 @@ MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     "deque": lambda restorer, node, live, path: deque(restorer.items(node["deque"], live, path), node["maxlen"]),
     "dict": _make_dict,
     "same": lambda restorer, node, live, path: restorer._made[node["same"]],
-    "generator": _make_generator,
-    "random_state": _make_random_state,
-    "random": _make_random,
-    "torch_generator": _make_torch_generator,
-    "space": _make_space,
-    "module": _make_module,
-    "optimizer": _make_optimizer,
     "object": _make_object,
 }

@@ -7,21 +7,23 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
+from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
 from sb3_trpo.checkpoint.identity import settings_of
 from sb3_trpo.checkpoint.logs import record_logger, restore_logger
 from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, is_file_path, qualified_name
-from sb3_trpo.checkpoint.recording import Recorder
+from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
 
@@ -31,6 +33,9 @@ MODEL_SKIPPED = frozenset(
 """Attributes of a model that are settings, or belong to one call of ``learn()``."""
 CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))
 """Attributes of callbacks that are not their own."""
+for known in (BaseAlgorithm, BaseCallback, Logger, KVWriter):
+    record.register(known, lambda value, recorder, path: LIVE)
+
 UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
 """Attributes of callbacks that may differ from one start of a script to the next without having changed."""
 STANDARD_BUFFER = frozenset(
@@ -42,28 +47,33 @@ Marks = dict[str, dict[str, str]]
 """Fingerprints of callbacks' attributes when ``learn()`` began: what has changed since is state, the rest is the script's."""
 
 
-def record_run(model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks) -> tuple[Node, dict[str, np.ndarray]]:
+def record_run(
+    model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks, changed: Sequence[str] = ()
+) -> tuple[Node, dict[str, np.ndarray]]:
     """
     Record a run between two iterations.
 
     :param model: that learns
     :param root: all its callbacks
     :param marks: of the callbacks when they started
+    :param changed: settings of the model that are not what they were then
     :return: JSON and arrays
     """
+    settings = frozenset(settings_of(type(model))).difference(changed)
     recorder, shallow = Recorder(), Recorder(descends=False)
     node = {
         "env": recorder.node(model.env, "env"),
         "lost": dict(recorder.opaque),
         "reset_seed": _reset_seed(model),
-        "model": shallow.attributes(model, "model", skip=_skipped_of(model)),
+        "model": recorder.attributes(model, "model", skip=_skipped_of(model) | settings),
+        "left_out": sorted({path.split("/")[1] for path in recorder.opaque if path.startswith("model/")}),
         "buffer": shallow.attributes(model.rollout_buffer, "buffer", skip=_skipped_of_buffer(model)),
         "policy": shallow.node(model.policy, "policy"),
         "optimizer": shallow.node(model.policy.optimizer, "optimizer"),
         "seconds": (time.time_ns() - model.start_time) / 1e9,
         "logger": record_logger(model.logger, recorder, "logger"),
         "callbacks": _record_callbacks(root, marks, recorder),
-        "generators": _record_generators(recorder),
+        "generators": record_global_generators(recorder),
     }
     return node, recorder.arrays | shallow.arrays
 
@@ -81,14 +91,23 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays
     restorer = Restorer(arrays)
     restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
     restorer.value(node["env"], model.env, "env")
+    failed = [*restorer.failed]
     restore_policy(model, node, restorer)
     restorer.attributes(model, node["model"], "model", skip=_skipped_of(model))
     restorer.attributes(model.rollout_buffer, node["buffer"], "buffer", skip=_skipped_of_buffer(model))
     model.start_time = time.time_ns() - int(1e9 * node["seconds"])
     _restore_callbacks(root, node["callbacks"], restorer)
-    if node["lost"] or restorer.failed:
+    for text in restorer.failed[len(failed) :]:
+        warnings.warn(f"The state of a callback's environment does not fit, and it goes on as it is: {text}", stacklevel=2)
+    if failed:
+        warnings.warn(
+            f"The state of an environment does not fit the one that is there: {failed[0]}. The episodes under way begin anew, "
+            "from a recorded seed; everything else goes on.",
+            stacklevel=2,
+        )
+    if node["lost"] or failed:
         _begin_episodes(model, node["reset_seed"])
-    _restore_generators(node["generators"], restorer)
+    restore_global_generators(node["generators"], restorer)
 
 
 def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> None:
@@ -130,7 +149,7 @@ def lost_parts(lost: dict[str, str]) -> str:
 
 
 def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
-    return MODEL_SKIPPED | {*model._excluded_save_params(), *settings_of(type(model))}
+    return MODEL_SKIPPED.union(model._excluded_save_params())
 
 
 def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
@@ -172,8 +191,12 @@ def _callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
 def _attributes_of(callback: BaseCallback, key: str) -> Iterator[tuple[str, Node, Recorder]]:
     for name, value in vars(callback).items():
         if name not in CALLBACK_SKIPPED and not is_file_path(name, value):
-            recorder = Recorder(descends=isinstance(value, (VecEnv, gym.Env)))
-            node = recorder.node(value, f"callbacks/{key}/{name}")
+            path = f"callbacks/{key}/{name}"
+            recorder = Recorder()
+            node = recorder.node(value, path)
+            if recorder.opaque and not isinstance(value, (VecEnv, gym.Env)):
+                recorder = Recorder(descends=False)
+                node = recorder.node(value, path)
             if node != LIVE:
                 yield name, node, recorder
 
@@ -213,27 +236,3 @@ def _restore_callback(callback: BaseCallback, node: Node, restorer: Restorer, pa
         callback.set_state(restorer.value(node["own"], None, path))  # type: ignore[attr-defined]  # it has had get_state()
     else:
         restorer.attributes(callback, node["state"], path, skip=CALLBACK_SKIPPED)
-
-
-def _record_generators(recorder: Recorder) -> dict[str, Node]:
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": th.get_rng_state(),
-    }
-    if th.cuda.is_available():
-        states["cuda"] = th.cuda.get_rng_state_all()
-    return {name: recorder.node(state, f"generators/{name}") for name, state in states.items()}
-
-
-def _restore_generators(nodes: dict[str, Node], restorer: Restorer) -> None:
-    setters: dict[str, Callable[[Any], None]] = {
-        "python": random.setstate,
-        "numpy": np.random.set_state,
-        "torch": th.set_rng_state,
-    }
-    if th.cuda.is_available():
-        setters["cuda"] = th.cuda.set_rng_state_all
-    for name, node in nodes.items():
-        if name in setters:
-            setters[name](restorer.value(node, None, f"generators/{name}"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_trpo.checkpoint.simulators import UNASKED, ask, layers_of
+from sb3_trpo.checkpoint.simulators import ask, layers_of
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 """Those of batch systems and keyboards; SLURM sends SIGUSR1 where asked by ``--signal``. Not every system has all."""
@@ -54,9 +54,10 @@ class StopRequest:
     """
 
     def __init__(self, venvs: Iterable[VecEnv]) -> None:
-        bases = [layer for venv in venvs for layer in layers_of(venv) if isinstance(layer, SubprocVecEnv)]
-        self._workers = [(base, index) for base in bases for index in range(base.num_envs)]
+        bases = {id(layer): layer for venv in venvs for layer in layers_of(venv) if isinstance(layer, SubprocVecEnv)}
+        self._bases = [base for base in bases.values() if not base.closed]
         self._handlers: dict[int, Handler] = {}
+        self._owner = os.getpid()
         self.received: str | None = None
         """Name of the first signal."""
 
@@ -69,27 +70,38 @@ class StopRequest:
                 stacklevel=2,
             )
             return self
+        for base in self._bases:  # a worker with a bare env cannot be asked
+            for index in range(base.num_envs):
+                ask(base, index, ignore_signals)
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._handle)
-        for base, index in self._workers:
-            if ask(base, index, ignore_signals) == UNASKED:
-                break
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop listening."""
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for base, index in self._workers if self._handlers else ():
-            try:
-                ask(base, index, heed_signals)
-            except (OSError, EOFError):  # the worker is gone, and learn() is on its way out because of that
-                continue
+        for base in self._bases if self._handlers else ():
+            _release(base)
         self._handlers = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        is_child = os.getpid() != self._owner  # forked meanwhile, and not meant to go on
+        if is_child or (self.received is not None and number == signal.SIGINT):
             previous = self._handlers[number]
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
             os.kill(os.getpid(), number)
         self.received = self.received or signal.Signals(number).name
+
+
+def _release(base: SubprocVecEnv) -> None:
+    """Let workers heed signals again; those that are in the midst of a step when a run breaks off are ended."""
+    if base.waiting:
+        for process in base.processes:
+            process.kill()
+        return
+    for index in range(base.num_envs):
+        try:
+            ask(base, index, heed_signals)
+        except (OSError, EOFError):  # it is gone, and learn() is on its way out because of that
+            continue

@@ -8,6 +8,7 @@ Where an env (or a wrapper) has methods ``get_state()`` and ``set_state(state)``
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,9 +16,11 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+import sb3_trpo.checkpoint.arrays
 import sb3_trpo.checkpoint.logs
-import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # both tell how to record parts of envs
-from sb3_trpo.checkpoint.nodes import ANSWER, Node, brings_own_state, qualified_name
+import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # they tell how to record parts of envs
+from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
+from sb3_trpo.checkpoint.nodes import ANSWER, LIVE, Node, brings_own_state, qualified_name
 from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
 
@@ -49,8 +52,10 @@ def get_state(env: gym.Env[Any, Any]) -> EnvState:
     :return: its state
     """
     recorder = Recorder()
-    node = recorder.node(env, "env")
-    return EnvState(node, recorder.arrays, recorder.opaque)
+    try:
+        return EnvState(recorder.node(env, "env"), recorder.arrays, recorder.opaque)
+    except RecursionError:
+        return EnvState(LIVE, {}, {"env": "chain of objects that is too long"})
 
 
 def set_state(env: gym.Env[Any, Any], state: EnvState) -> None:
@@ -62,6 +67,32 @@ def set_state(env: gym.Env[Any, Any], state: EnvState) -> None:
     :raises MismatchError: if the env is not made of the same parts
     """
     Restorer(state.arrays).value(state.node, env, "env")
+
+
+def get_state_of_worker(env: gym.Env[Any, Any]) -> EnvState:
+    """
+    Read the state of an env and of the generators of the process that it has to itself.
+
+    :param env: of the worker
+    :return: both
+    """
+    recorder = Recorder()
+    state = get_state(env)
+    recorder.absorb(state.arrays, state.opaque)
+    return EnvState({"env": state.node, **record_global_generators(recorder)}, recorder.arrays, recorder.opaque)
+
+
+def set_state_of_worker(env: gym.Env[Any, Any], state: EnvState) -> None:
+    """
+    Bring an env and its process into a state.
+
+    :param env: of the worker
+    :param state: from :func:`get_state_of_worker`
+    :raises MismatchError: if the env is not made of the same parts
+    """
+    generators = {name: node for name, node in state.node.items() if name != "env"}
+    restore_global_generators(generators, Restorer(state.arrays))
+    set_state(env, state._replace(node=state.node["env"]))
 
 
 def describe(env: gym.Env[Any, Any]) -> list[str]:
@@ -77,13 +108,23 @@ def describe(env: gym.Env[Any, Any]) -> list[str]:
         if not isinstance(env, gym.Wrapper) and env.spec is not None:
             arguments |= {"id": env.spec.id, **env.spec.kwargs}
         arguments.pop("render_mode", None)
-        shown = {name: value for name, value in arguments.items() if isinstance(value, (bool, int, float, str, type(None)))}
-        layers.append(
-            f"{qualified_name(type(env))}({', '.join(f'{name}={value!r}' for name, value in sorted(shown.items()))})"
-        )
+        shown = ", ".join(f"{name}={_show(value)}" for name, value in sorted(arguments.items()))
+        layers.append(f"{qualified_name(type(env))}({shown})")
         if not isinstance(env, gym.Wrapper):
             return layers
         env = env.env
+
+
+def _show(value: Any) -> str:
+    """Show an argument such that another one looks different, and the same one does not."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_show(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, np.ndarray):
+        return f"array {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:8]}"
+    is_scalar = isinstance(value, (bool, int, float, str, type(None), np.generic))
+    return repr(value) if is_scalar else qualified_name(value if hasattr(value, "__qualname__") else type(value))
 
 
 class Question:
@@ -162,7 +203,7 @@ def _record_vec_env(venv: VecEnv, recorder: Recorder, path: str) -> Node:
 
 
 def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str) -> Node:
-    state = ask(venv, index, get_state)
+    state = ask(venv, index, get_state_of_worker if isinstance(venv, SubprocVecEnv) else get_state)
     if state == UNASKED:
         recorder.opaque[path] = UNASKED
         return None
@@ -184,9 +225,10 @@ def _make_vec_env(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
         arrays = {key.removeprefix(prefix): each for key, each in restorer.arrays.items() if key.startswith(prefix)}
         try:
             if env_node is not None:
-                ask(live, index, set_state, EnvState(env_node, arrays, {}))
+                setter = set_state_of_worker if isinstance(live, SubprocVecEnv) else set_state
+                ask(live, index, setter, EnvState(env_node, arrays, {}))
         except MismatchError as error:
-            restorer.failed.append(str(error))
+            restorer.failed.append(f"{path}/{index}: {error}")
     return live
 
 

@@ -33,6 +33,8 @@ FORMAT = 1
 MANIFEST, STATE, ARRAYS, LOCK = "manifest.json", "state.json", "arrays.safetensors", "lock"
 LARGEST = {MANIFEST: 2**20, STATE: 2**30, ARRAYS: 2**34}
 """Bytes beyond which a file is not even read."""
+ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""What tells that a file is not there. Other errors of the system may pass, and say nothing of the checkpoint."""
 NAME = re.compile(r"checkpoint-(\d{1,18})")
 UNFINISHED = ("writing-", "removing-")
 """Beginnings of the names of folders that a killed process has left behind."""
@@ -133,14 +135,16 @@ def write(
     return target
 
 
-def keep_newest(folder: Path, keep: int) -> None:
+def keep_newest(newest: Path, keep: int) -> None:
     """
-    Remove all but the newest checkpoints.
+    Remove all but the newest checkpoints. Those beyond the newest are broken: the run would have gone on from them.
 
-    :param folder: of the run
+    :param newest: written just now
     :param keep: how many stay
     """
-    for path in checkpoints_in(folder)[keep:]:
+    found = checkpoints_in(newest.parent)
+    position = found.index(newest)
+    for path in found[:position] + found[position + keep :]:
         _remove(path)
 
 
@@ -180,6 +184,7 @@ def read(path: Path) -> Checkpoint:
     :return: the checkpoint
     :raises BrokenCheckpointError: if a single byte is not as it was written
     :raises NewerFormatError: if a later version of this package wrote it
+    :raises OSError: if the disk cannot be read
     """
     try:
         manifest = _unsealed(_read_file(path / MANIFEST))
@@ -196,7 +201,7 @@ def read(path: Path) -> Checkpoint:
         return Checkpoint(path, n_timesteps, _require_dict(manifest["versions"]), state, arrays)
     except NewerFormatError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError, safetensors.SafetensorError) as error:
+    except (*ABSENT, KeyError, TypeError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise BrokenCheckpointError(f"The checkpoint {path} is broken ({error})") from error
 
 

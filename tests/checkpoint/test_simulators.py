@@ -784,7 +784,6 @@ UNREACHABLE = {
     "a slotted object": Slotted,
     "an array of objects": lambda: np.array([{}, None], dtype=object),
     "a masked array": lambda: np.ma.zeros(2),
-    "a complex number": lambda: 1j,
     "the system's randomness": random.SystemRandom,
     "a sparse tensor": lambda: th.eye(2).to_sparse(),
     "an object deep inside": lambda: [{"x": iter([1])}],

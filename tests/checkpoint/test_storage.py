@@ -178,7 +178,7 @@ def test_the_newest_are_kept(tmp_path, keep):
     for n_timesteps in numbers:
         write_one(tmp_path, n_timesteps)
     (tmp_path / "mine").mkdir()
-    keep_newest(tmp_path, keep)
+    keep_newest(checkpoints_in(tmp_path)[0], keep)
     assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == sorted(numbers, reverse=True)[:keep]
     assert not leftovers(tmp_path)
     assert (tmp_path / "mine").exists()
@@ -188,7 +188,7 @@ def test_half_of_a_removed_checkpoint_does_not_look_like_a_whole_one(tmp_path, m
     for n_timesteps in (1, 2):
         write_one(tmp_path, n_timesteps)
     monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: (path / STATE).unlink())
-    keep_newest(tmp_path, 1)
+    keep_newest(checkpoints_in(tmp_path)[0], 1)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000000000002"]
 
 
