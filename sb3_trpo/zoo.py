@@ -114,9 +114,15 @@ class ExperimentManager(RlZooManager):
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         processed = super()._preprocess_hyperparams(hyperparams)
-        for callback in processed[2]:
-            if isinstance(callback, ResumableCheckpoint) and not self.optimize_hyperparameters:
-                self._go_on_with(callback.folder_of(self.env_name.gym_id, self.seed))
+        keepers = [callback for callback in processed[2] if isinstance(callback, ResumableCheckpoint)]
+        if keepers and self.optimize_hyperparameters:
+            self.specified_callbacks = []  # trials are short, and would share one folder
+        for keeper in keepers if not self.optimize_hyperparameters else ():
+            if "{seed}" in str(keeper.folder) and not _is_seed_given():
+                raise ValueError(
+                    f"folder is {keeper.folder}, which needs a seed, or each start would get another: give --seed"
+                )
+            self._go_on_with(keeper.folder_of(self.env_name.gym_id, self.seed))
         return processed
 
     def _go_on_with(self, folder: Path) -> None:
@@ -127,11 +133,16 @@ class ExperimentManager(RlZooManager):
                 noted = json.loads(note.read_text())
                 if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a name, and no way out of the log folder
                     run = run.with_name(noted["run"])
-                if not any(argument.startswith("--seed") for argument in sys.argv):
+                if not _is_seed_given():
                     self.seed = self.args.seed = int(noted["seed"])
+                    print(f"Seed of the run that goes on: {self.seed}")
             else:
                 note.write_text(json.dumps({"run": run.name, "seed": self.seed}))
         self.save_path, self.params_path = str(run), str(run / self.env_name)
+
+
+def _is_seed_given() -> bool:
+    return any(argument.startswith("--seed") for argument in sys.argv)
 
 
 def install() -> None:

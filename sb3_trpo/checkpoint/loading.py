@@ -19,11 +19,13 @@ from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identit
 from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.run import restore_policy
-from sb3_trpo.checkpoint.storage import MANIFEST, newest, read
+from sb3_trpo.checkpoint.storage import MANIFEST, Checkpoint, newest, read
 
 Model = TypeVar("Model", bound=OnPolicyAlgorithm)
 KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
 """Where classes that settings name are looked for; nothing is imported for a checkpoint's sake."""
+LARGEST_UNSEEN, LONGEST_ROLLOUT = 4096, 10**7
+"""Up to where integers in a policy's settings, and steps per rollout, are believed without evidence."""
 COUNTERS = ("num_timesteps", "_n_updates", "_n_iterations", "_n_rejected_steps")
 
 
@@ -95,7 +97,9 @@ def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | st
         raise ValueError(
             f"There is no intact checkpoint in {path}. Give the folder of a ResumableCheckpoint, or one inside it."
         )
-    nodes = {name: node for name, node in checkpoint.state["settings"].items() if name not in given}
+    known = {"policy", *settings_of(cls)}
+    nodes = {name: node for name, node in checkpoint.state["settings"].items() if name in known - given.keys()}
+    _refuse_absurd(nodes, checkpoint)
     model = cls(env=env, device=device, **{name: _setting(name, node) for name, node in nodes.items()}, **given)
     saved, live = checkpoint.state["identity"], identity(model)
     differing = [text for text in differences(saved, live) if text.startswith(SPACES_AND_SHAPES)]
@@ -106,6 +110,24 @@ def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | st
     restore_policy(model, run, restorer)
     restorer.attributes(model, {name: run["model"][name] for name in COUNTERS if name in run["model"]}, "model")
     return model
+
+
+def _refuse_absurd(nodes: dict[str, Node], checkpoint: Checkpoint) -> None:
+    """Refuse sizes that the checkpoint's own arrays do not have, before a network or a buffer of such a size is made."""
+    sizes = {size for path, array in checkpoint.arrays.items() if path.startswith("policy") for size in array.shape}
+    absurd = [each for each in _integers(nodes.get("policy_kwargs")) if each > LARGEST_UNSEEN and each not in sizes]
+    absurd += [each for each in _integers(nodes.get("n_steps")) if each > LONGEST_ROLLOUT]
+    if absurd:
+        raise ValueError(f"The checkpoint {checkpoint.path} asks for the size {absurd[0]}, which nothing else in it has.")
+
+
+def _integers(node: Node) -> list[int]:
+    """Find all integers in a setting."""
+    if isinstance(node, dict):
+        return [each for part in node.values() for each in _integers(part)]
+    if isinstance(node, list):
+        return [each for part in node for each in _integers(part)]
+    return [node] if isinstance(node, int) else []
 
 
 def _fill_in_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Restorer) -> None:

@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import pickle
 import signal
 import threading
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch as th
 from contract_tools import parameters, same_parameters
 from envs import BOX_ACTION, VECTOR, RandomEnv
@@ -18,11 +20,12 @@ from gymnasium import spaces
 from runs import CrashAt, CrashError, outcome
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
-from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read
+from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL = 256
@@ -474,14 +477,6 @@ def test_from_checkpoint_loads_no_class_by_name_that_is_not_known(tmp_path):
     assert same_parameters(loaded.policy, model.policy)
 
 
-def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
-    trained(tmp_path)
-    for path in checkpoints_in(tmp_path):
-        assert {each.name for each in path.iterdir()} == {"manifest.json", "state.json", "arrays.safetensors"}
-        json.loads((path / "state.json").read_text())
-        assert b"\x80\x04\x95" not in (path / "arrays.safetensors").read_bytes() + (path / "state.json").read_bytes()
-
-
 def test_learning_twice_with_one_folder_goes_on(tmp_path):
     model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
     resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
@@ -529,3 +524,181 @@ def test_a_callback_that_cannot_be_restored_is_told_and_the_run_goes_on(tmp_path
     monkeypatch.setattr(OwnState, "set_state", Choosy.set_state)
     with pytest.warns(UserWarning, match="A callback's state could not be restored.*of another kind"):
         assert trained(tmp_path, total=96, callbacks=[OwnState()]).num_timesteps == 96
+
+
+def broken(path):
+    with open(path / "state.json", "r+b") as file:
+        file.truncate(10)
+    return path
+
+
+def test_checkpoints_after_a_restart_from_scratch_are_kept_although_broken_ones_are_further(tmp_path):
+    trained(tmp_path)
+    for path in checkpoints_in(tmp_path):
+        broken(path)
+    with pytest.warns(UserWarning, match="is broken"):
+        trained(tmp_path, total=96)
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [96, 64]
+
+
+def test_a_disk_that_cannot_be_read_is_no_broken_checkpoint(tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            trained(tmp_path, total=128)
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 64
+
+
+class Annealing(BaseCallback):
+    """Changes a setting of the model as training goes on."""
+
+    def _on_rollout_end(self) -> None:
+        self.model.target_kl *= 0.9
+        self.model.gamma = 0.9
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_settings_that_a_callback_changes_are_state(tmp_path):
+    whole = trained(tmp_path / "whole", callbacks=[Annealing()])
+    with pytest.raises(CrashError):
+        trained(tmp_path / "pieces", callbacks=[Annealing(), CrashAt(130)])
+    pieces = trained(tmp_path / "pieces", callbacks=[Annealing()])
+    assert pieces.target_kl == whole.target_kl == pytest.approx(0.01 * 0.9**8)
+    assert outcome(pieces, None) == outcome(whole, None)
+
+
+class WithStatistics(TRPO):
+    """An algorithm with state of its own, in an object."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lengths = RunningMeanStd(shape=(2,))
+        self.secret = memoryview(b"")
+
+    def train(self):
+        self.lengths.update(np.array([[self._n_updates, 1.0]]))
+        super().train()
+
+
+def test_objects_of_an_algorithm_are_state_and_what_no_checkpoint_holds_is_named(tmp_path):
+    def train(folder, *callbacks):
+        model = WithStatistics("MlpPolicy", "CartPole-v1", **SMALL)
+        with pytest.warns(UserWarning, match="No checkpoint holds these attributes of the model: secret"):
+            return model.learn(TOTAL, callback=[*callbacks, ResumableCheckpoint(folder, every=32, verbose=0)])
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        train(tmp_path / "pieces", CrashAt(130))
+    pieces = train(tmp_path / "pieces")
+    assert np.array_equal(pieces.lengths.var, whole.lengths.var)
+    assert pieces.lengths.count == whole.lengths.count > 8
+
+
+class FromTheStart(BaseCallback):
+    """Remembers where training started, and keeps an object."""
+
+    def _on_training_start(self) -> None:
+        self.started_at = self.num_timesteps
+        self.rewards = RunningMeanStd()
+
+    def _on_step(self) -> bool:
+        self.rewards.update(self.locals["rewards"])
+        return True
+
+
+def test_what_a_callback_sets_when_training_starts_is_state(tmp_path):
+    first, second = FromTheStart(), FromTheStart()
+    trained(tmp_path, total=64, callbacks=[first])
+    trained(tmp_path, total=128, callbacks=[second])
+    assert second.started_at == 0
+    assert second.rewards.count == pytest.approx(128 + 1e-4)
+
+
+class Spawning(RandomEnv):
+    """Gets a new object from time to time, which a new env does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.foes = []
+
+    def step(self, action):
+        if self.n_steps % 5 == 0:
+            self.foes = [RunningMeanStd() for _ in range(1 + self.n_steps)]
+        return super().step(action)
+
+
+def test_an_env_whose_objects_cannot_be_made_again_is_told_at_the_restart(tmp_path):
+    trained(tmp_path, total=64, env=Spawning)
+    with pytest.warns(UserWarning, match=r"does not fit the one that is there: env/.*foes.*begin anew"):
+        assert trained(tmp_path, total=128, env=Spawning).num_timesteps == 128
+
+
+def test_another_total_is_told(tmp_path):
+    trained(tmp_path, total=64)
+    with pytest.warns(UserWarning, match="on the way to 64 timesteps, and this run goes to 128"):
+        trained(tmp_path, total=128)
+
+
+def test_a_stop_without_a_checkpoint_does_not_promise_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    stop = At(70, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.warns(UserWarning, match="No space left"):
+        trained(tmp_path, resumable=ResumableCheckpoint(tmp_path), callbacks=[stop])
+    assert "there is no checkpoint to continue from" in capsys.readouterr().out
+
+
+def test_loading_a_checkpoint_unpickles_nothing(tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("something is unpickled")
+
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (th, "load"), (builtins, "eval")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert trained(tmp_path, total=96).num_timesteps == 96
+    assert TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1")).num_timesteps == 96
+
+
+def resealed(path, change):
+    """Change the state of a checkpoint, as a stranger would, with digests that fit."""
+    state, arrays = json.loads((path / "state.json").read_text()), safetensors.numpy.load_file(path / "arrays.safetensors")
+    change(state, arrays)
+    newest = read(path)
+    write(path.parent, newest.n_timesteps, newest.versions, state, arrays)
+
+
+HOSTILE = {
+    "a huge network": lambda state, _: state["settings"].update(policy_kwargs={"dict": {"net_arch": {"list": [10**9]}}}),
+    "a huge rollout": lambda state, _: state["settings"].update(n_steps=10**13),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_from_checkpoint_refuses_sizes_that_nothing_in_it_has(attack, tmp_path):
+    trained(tmp_path, total=32)
+    resealed(checkpoints_in(tmp_path)[0], HOSTILE[attack])
+    with pytest.raises(ValueError, match="asks for the size 1000000000"):
+        TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1"))
+
+
+def test_from_checkpoint_takes_no_argument_that_is_no_setting(tmp_path):
+    trained(tmp_path, total=32)
+    resealed(checkpoints_in(tmp_path)[0], lambda state, _: state["settings"].update(env=None, device="x", nonsense=1))
+    assert TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1")).num_timesteps == 32
+
+
+def test_a_generator_state_out_of_bounds_is_refused(tmp_path):
+    trained(tmp_path, total=32)
+
+    def attack(state, _):
+        for pair in state["run"]["generators"]["numpy"]["dict"]:
+            if pair[0] == "state":
+                (position,) = (each for each in pair[1]["dict"] if each[0] == "pos")
+                position[1] = -(10**9)
+
+    resealed(checkpoints_in(tmp_path)[0], attack)
+    with pytest.raises(ValueError, match="beyond its numbers"):
+        trained(tmp_path, total=64)
