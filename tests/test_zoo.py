@@ -216,3 +216,18 @@ def test_the_checkpoint_callback_that_the_configuration_shows_works(run_zoo, tmp
         "train", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml"
     )
     assert len([*tmp_path.glob("runs/CartPole-v1/checkpoint-*")]) == 1
+
+
+def test_a_folder_that_names_the_seed_wants_one_given(run_zoo, tmp_path):
+    arguments = ("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 64, "--eval-freq", -1, "-f", tmp_path / "logs")
+    with pytest.raises(ValueError, match="give --seed"):
+        run_zoo(*arguments, "-params", checkpointed(tmp_path / "{env}-{seed}"))
+    run_zoo(*arguments, "--seed", 7, "-params", checkpointed(tmp_path / "{env}-{seed}"))
+    assert (tmp_path / "CartPole-v1-7" / "rl_zoo.json").is_file()
+
+
+def test_a_hyperparameter_search_makes_no_checkpoints(run_zoo, tmp_path):
+    run_zoo("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 300, "-f", tmp_path, "-optimize", "--n-trials", 2,
+            "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0, "--n-startup-trials", 1,
+            "-params", checkpointed(tmp_path / "run"))  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -102,3 +102,26 @@ def test_versions_name_what_decides_bits():
     assert versions()["torch"] == th.__version__.split("+")[0] or versions()["torch"] == th.__version__
     assert versions()["torch threads"] == "1"
     assert {"python", "numpy", "gymnasium", "stable-baselines3", "mujoco"} <= versions().keys()
+
+
+class Configured(RandomEnv):
+    """Takes arguments of all kinds; registered, Gymnasium knows them."""
+
+    def __init__(self, bounds=(0, 1), table=None, grid=None):
+        super().__init__()
+
+
+gym.register("Configured-v0", Configured)
+ARGUMENTS = {"bounds": (0.7, 9.0), "table": {"a": [1, 2]}, "grid": np.arange(3)}
+OTHERS = {"bounds": (0.2, 1.0), "table": {"a": [1, 3]}, "grid": np.arange(3) + 1}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_that_are_containers_count(name):
+    one, same, other = (
+        identity(made(gym.make("Configured-v0", **arguments)))
+        for arguments in (ARGUMENTS, dict(ARGUMENTS), ARGUMENTS | {name: OTHERS[name]})
+    )
+    assert differences(one, same) == []
+    (difference,) = differences(one, other)
+    assert difference.startswith("envs: ")

@@ -1,6 +1,8 @@
 """A run that crashes and is made again ends where the uninterrupted one ends, to the last bit."""
 
+import random
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch as th
 from envs import BOX_ACTION, RandomEnv, dict_env, image_env
 from gymnasium import spaces
-from runs import outcome, run_until_done, with_log
+from runs import CrashAt, CrashError, outcome, run_until_done, with_log
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -22,6 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMo
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.simulators import ask
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 640, 64
@@ -238,3 +241,50 @@ class WatchStarts(BaseCallback):
     def _on_step(self) -> bool:
         self.starts.append(self.model._last_episode_starts.copy())
         return True
+
+
+class GlobalDice(RandomEnv):
+    """Draws from the generators of its process."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, random.random() + float(np.random.normal()) + float(th.rand(())), *rest
+
+
+def test_the_generators_of_workers_go_on_too(tmp_path):
+    def script(folder, crash):
+        model = TRPO("MlpPolicy", make_vec_env(GlobalDice, 2, seed=3, **WORKERS), **SMALL)
+        for index in range(2):
+            ask(model.env, index, seed_process)
+        try:
+            model.learn(TOTAL, callback=[ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
+            return outcome(model, None)
+        finally:
+            model.env.close()
+
+    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 300)
+    assert starts == 2
+    assert pieces == whole
+
+
+def seed_process(env):
+    """Seed a worker as its env's constructor might."""
+    random.seed(0)
+    np.random.seed(0)
+    th.manual_seed(0)
+
+
+def test_tensorboard_events_of_another_run_stay(tmp_path):
+    def script(crash):
+        model = TRPO("MlpPolicy", "CartPole-v1", tensorboard_log=str(tmp_path / "log"), **SMALL)
+        resumable = ResumableCheckpoint(tmp_path / "run", every=EVERY, verbose=0)
+        model.learn(TOTAL, callback=[resumable, crash], reset_num_timesteps=False)
+
+    with pytest.raises(CrashError):
+        script(CrashAt(300))
+    other = TRPO("MlpPolicy", "CartPole-v1", tensorboard_log=str(tmp_path / "log"), **SMALL).learn(64)
+    (events,) = (Path(other.logger.dir)).glob("events*")
+    before = events.read_bytes()
+    script(CrashAt())
+    assert events.read_bytes() == before

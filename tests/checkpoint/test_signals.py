@@ -1,10 +1,13 @@
 """Listening for signals; ``test_faults.py`` sends them to real runs."""
 
+import multiprocessing
 import os
 import signal
 import time
 
 import pytest
+from envs import RandomEnv
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
@@ -77,3 +80,59 @@ def test_a_worker_that_has_died_does_not_hide_the_error_of_its_death():
         venv.processes[0].kill()
         venv.processes[0].join()
         venv.reset()
+
+
+def say_and_sleep(is_there):
+    is_there.set()
+    time.sleep(60)
+
+
+def test_a_child_forked_meanwhile_can_be_terminated():
+    with StopRequest([]) as stop:
+        context = multiprocessing.get_context("fork")
+        is_there = context.Event()
+        child = context.Process(target=say_and_sleep, args=(is_there,))
+        child.start()
+        assert is_there.wait(20)
+        child.terminate()
+        child.join(20)
+        assert child.exitcode == -signal.SIGTERM
+        assert stop.received is None
+
+
+def test_workers_in_the_midst_of_a_step_do_not_hold_up_the_end():
+    venv = SubprocVecEnv([lambda: TimeLimit(Slow(), 10)], start_method="fork")
+    venv.reset()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), StopRequest([venv]):  # noqa: PT012  # the whole run
+        venv.step_async([0])
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 20
+    for process in venv.processes:
+        process.join(20)
+        assert process.exitcode == -signal.SIGKILL
+
+
+class Slow(RandomEnv):
+    """Takes a minute for each step."""
+
+    def step(self, action):
+        time.sleep(60)
+        return super().step(action)
+
+
+def test_a_bare_env_in_a_worker_does_not_keep_the_others_from_being_shielded():
+    bare, wrapped = SubprocVecEnv([RandomEnv]), make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
+    with StopRequest([bare, wrapped]):
+        assert ask(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3
+    bare.close()
+    wrapped.close()
+
+
+def test_an_env_that_is_closed_is_left_alone():
+    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
+    venv.close()
+    before = handlers()
+    with StopRequest([venv]):
+        assert handlers() != before
+    assert handlers() == before
