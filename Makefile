@@ -61,6 +61,7 @@ bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python benchmarks/speed_report.py
 	$(BIN)/python benchmarks/trust_region.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/classic_control.py
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout

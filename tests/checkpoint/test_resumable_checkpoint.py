@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -702,3 +703,11 @@ def test_a_generator_state_out_of_bounds_is_refused(tmp_path):
     resealed(checkpoints_in(tmp_path)[0], attack)
     with pytest.raises(ValueError, match="beyond its numbers"):
         trained(tmp_path, total=64)
+
+
+def test_time_goes_on_where_it_was(tmp_path):
+    first = trained(tmp_path, total=64, callbacks=[At(33, lambda: time.sleep(1.1))])
+    spent = time.time_ns() - first.start_time
+    begin = time.time_ns()
+    second = trained(tmp_path, total=96)
+    assert begin - spent - 10**9 < second.start_time < begin - 1.1e9
