@@ -711,3 +711,31 @@ def test_time_goes_on_where_it_was(tmp_path):
     begin = time.time_ns()
     second = trained(tmp_path, total=96)
     assert begin - spent - 10**9 < second.start_time < begin - 1.1e9
+
+
+def test_the_time_to_the_next_checkpoint_counts_from_the_one_that_was_found(tmp_path):
+    def train(*callbacks):
+        trained(tmp_path, total=224, callbacks=callbacks, resumable=ResumableCheckpoint(tmp_path, every=96, keep=9, verbose=0))
+
+    with pytest.raises(CrashError):
+        train(CrashAt(150))
+    train()
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [224, 192, 96]
+
+
+class Patient(BaseCallback):
+    """Has a generator that it has not used yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_a_generator_that_no_seed_determines_goes_on_even_if_it_has_not_been_used(tmp_path):
+    first, second = Patient(), Patient()
+    trained(tmp_path, total=64, callbacks=[first])
+    trained(tmp_path, total=64, callbacks=[second])
+    assert second.rng.random() == first.rng.random()

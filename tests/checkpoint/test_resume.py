@@ -224,9 +224,10 @@ def test_a_simulator_beyond_reach_begins_its_episodes_anew_from_a_recorded_seed(
 
     (model, starts), n_starts = run_until_done(partial(script, tmp_path / "run"), 200)
     assert n_starts == 2
-    assert starts[0].all(), "both episodes are new"
+    assert starts[192 // 2].all(), "both episodes are new at the first step after the checkpoint"
     (again, _), _ = run_until_done(partial(script, tmp_path / "again"), 200)
     assert outcome(again, None) == outcome(model, None), "the seed of the new episodes is in the checkpoint"
+    assert model.env.obs_rms.count == pytest.approx(2 + TOTAL + 1e-4), "statistics are those of the steps, and of one reset"
     monitors = model.env.get_attr("total_steps")
     assert monitors == [TOTAL // 2] * 2, "what Monitor has counted stays"
 
