@@ -116,7 +116,9 @@ class ExperimentManager(RlZooManager):
         processed = super()._preprocess_hyperparams(hyperparams)
         keepers = [callback for callback in processed[2] if isinstance(callback, ResumableCheckpoint)]
         if keepers and self.optimize_hyperparameters:
-            self.specified_callbacks = []  # trials are short, and would share one folder
+            # Trials are short, and would share one folder.
+            named = self.specified_callbacks if isinstance(self.specified_callbacks, list) else [self.specified_callbacks]
+            self.specified_callbacks = [each for each in named if ResumableCheckpoint.__name__ not in str(each)]
         for keeper in keepers if not self.optimize_hyperparameters else ():
             if "{seed}" in str(keeper.folder) and not _is_seed_given():
                 raise ValueError(
@@ -142,7 +144,11 @@ class ExperimentManager(RlZooManager):
 
 
 def _is_seed_given() -> bool:
-    return any(argument.startswith("--seed") for argument in sys.argv)
+    """Tell whether the command has a seed; RL Zoo takes a negative one for none."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    known, _ = parser.parse_known_args(sys.argv[1:])
+    return int(known.seed) >= 0
 
 
 def install() -> None:

@@ -231,3 +231,11 @@ def test_a_hyperparameter_search_makes_no_checkpoints(run_zoo, tmp_path):
             "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0, "--n-startup-trials", 1,
             "-params", checkpointed(tmp_path / "run"))  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_given"), [(["--seed", "3"], True), (["--seed=0"], True), (["--seed", "-1"], False), ([], False)]
+)
+def test_a_negative_seed_is_none(arguments, is_given, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo train", "--algo", "trpo", *arguments])
+    assert zoo._is_seed_given() == is_given

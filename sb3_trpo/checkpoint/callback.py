@@ -65,6 +65,7 @@ class ResumableCheckpoint(RunKeeper):
         self._found: Checkpoint | None = None
         self._last_saved = 0
         self._is_failing = False
+        self._has_told_lost = False
         self._marks: Marks = {}
         self._identity: dict[str, Any] = {}
 
@@ -139,20 +140,25 @@ class ResumableCheckpoint(RunKeeper):
         run = self._record()[0]["run"]  # what goes wrong here does so before there is work to lose
         if run["left_out"]:
             warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
-        lost = run["lost"]
-        if lost:
+        found, self._found = self._found, None
+        self._has_told_lost = False
+        self._tell_lost(run["lost"] or (found.state["run"]["lost"] if found is not None else {}))
+        self._last_saved = 0 if found is None else found.n_timesteps
+        if found is not None:
+            restore_run(self.model, root, found.state["run"], found.arrays)
+            self._compare_totals(found)
+            self._tell(1, f"Continuing from {found.path}, {found.n_timesteps:,} of {self.model._total_timesteps:,} timesteps")
+
+    def _tell_lost(self, lost: dict[str, str]) -> None:
+        """Say once that an env cannot be restored; it may turn out as late as in the midst of a run."""
+        if lost and not self._has_told_lost:
+            self._has_told_lost = True
             warnings.warn(
                 f"The simulator's state cannot be saved: {lost_parts(lost)} is beyond reach. After a restart the episodes "
                 "under way begin anew, from a recorded seed; everything else continues exactly. An env with get_state() and "
                 "set_state(state) of its own can be restored.",
                 stacklevel=2,
             )
-        found, self._found = self._found, None
-        self._last_saved = 0 if found is None else found.n_timesteps
-        if found is not None:
-            restore_run(self.model, root, found.state["run"], found.arrays)
-            self._compare_totals(found)
-            self._tell(1, f"Continuing from {found.path}, {found.n_timesteps:,} of {self.model._total_timesteps:,} timesteps")
 
     def _compare_totals(self, found: Checkpoint) -> None:
         before, now = found.state["total_timesteps"], self.model._total_timesteps
@@ -188,6 +194,7 @@ class ResumableCheckpoint(RunKeeper):
         n_timesteps = self.model.num_timesteps
         try:
             state, arrays = self._record()
+            self._tell_lost(state["run"]["lost"])
             path = write(self.path, n_timesteps, versions(), state, arrays)
             keep_newest(path, self.keep)
         except Exception as error:  # whatever it is, it must not end the run

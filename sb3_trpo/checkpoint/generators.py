@@ -98,11 +98,12 @@ def _make_space(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     return live
 
 
-def record_global_generators(recorder: Recorder) -> dict[str, Node]:
+def record_global_generators(recorder: Recorder, with_cuda: bool = True) -> dict[str, Node]:
     """
     Record the generators of this process: Python's, NumPy's and torch's.
 
     :param recorder: keeps the arrays
+    :param with_cuda: whether to ask GPUs too; a worker that has not touched them should not begin to
     :return: nodes by name
     """
     states: dict[str, Any] = {
@@ -110,7 +111,7 @@ def record_global_generators(recorder: Recorder) -> dict[str, Node]:
         "numpy": np.random.get_state(legacy=False),
         "torch": th.get_rng_state(),
     }
-    if th.cuda.is_available():
+    if with_cuda and th.cuda.is_available():
         states["cuda"] = th.cuda.get_rng_state_all()
     return {name: recorder.node(state, f"generators/{name}") for name, state in states.items()}
 
@@ -128,7 +129,7 @@ def restore_global_generators(nodes: dict[str, Node], restorer: Restorer) -> Non
         "numpy": lambda state: np.random.set_state(_checked(state, "generators/numpy")),
         "torch": th.set_rng_state,
     }
-    if th.cuda.is_available():
+    if "cuda" in nodes and th.cuda.is_available():
         setters["cuda"] = th.cuda.set_rng_state_all
     for name, node in nodes.items():
         if name in setters:

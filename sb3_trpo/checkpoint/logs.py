@@ -135,11 +135,11 @@ def _go_on_in(logger: Logger, output: TensorBoardOutputFormat, folder: str | Non
     old = new.parent / folder if folder and _is_numbered_like(folder, new.name) else new
     if not old.is_dir():
         return
-    just_made = Path(output.writer.file_writer.event_writer._file_name)  # type: ignore[attr-defined]  # it is open
+    file_writer: Any = output.writer.file_writer
     output.writer.close()
     if old != new:
-        just_made.unlink()
-        with contextlib.suppress(OSError):  # something else is in there
+        with contextlib.suppress(AttributeError, OSError):  # something else is in there, or not even this file is known
+            Path(file_writer.event_writer._file_name).unlink()
             new.rmdir()
     output.writer = SummaryWriter(log_dir=str(old), purge_step=n_timesteps + 1)
     logger.dir = str(old)

@@ -217,10 +217,9 @@ def _(value: types.BuiltinFunctionType, recorder: Recorder, path: str) -> Node:
 
 @record.register(partial)
 def _(value: partial[Any], recorder: Recorder, path: str) -> Node:
-    """Leave a function with arguments that do not change."""
-    arguments = Recorder().nodes([value.func, *value.args, *value.keywords.values()], path)
-    changes = any(isinstance(node, dict) and not MUTABLE.isdisjoint(node) for node in arguments)
-    return recorder.reject(value, path) if changes and recorder.descends else LIVE
+    """Leave a function with arguments that stay or are filled in place; containers would be replaced behind its back."""
+    has_container = any(isinstance(each, CONTAINERS) for each in (*value.args, *value.keywords.values()))
+    return recorder.reject(value, path) if has_container and recorder.descends else LIVE
 
 
 @record.register(float)
@@ -242,9 +241,7 @@ def _(value: bytes | bytearray, recorder: Recorder, path: str) -> Node:
 @record.register(deque)
 def _(value: Any, recorder: Recorder, path: str) -> Node:
     kind = next(base for base in (list, tuple, set, frozenset, deque) if isinstance(value, base))
-    is_ordered = kind in (set, frozenset) and all(type(each) is int for each in value)  # in the same way in every process
-    is_shuffled = is_ordered and [*kind([*value])] != [*value]  # made anew, it would have another order
-    if is_shuffled or (type(value) is not kind and not hasattr(value, "_fields")):
+    if type(value) is not kind and not hasattr(value, "_fields"):
         return recorder.reject(value, path)
     more: dict[str, Any] = {"maxlen": value.maxlen} if isinstance(value, deque) else {}
     if type(value) is not kind:
@@ -280,7 +277,7 @@ def _(value: dict[Any, Any], recorder: Recorder, path: str) -> Node:
     return recorder.once(value, path, make)
 
 
-MUTABLE = frozenset(("list", "dict", "set", "deque", "bytearray", "array", "view", "tensor", "object", "same"))
+CONTAINERS = (list, dict, set, deque, bytearray)
 DRAWING = (np.random.Generator, np.random.RandomState, random.Random)
 ALWAYS_OURS = (gym.Env, gym.Space, np.random.Generator)
 """Attributes that are recorded even where the rest of an object's state is its own affair, or beyond reach."""

@@ -7,7 +7,8 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +25,7 @@ from sb3_trpo.checkpoint.identity import settings_of
 from sb3_trpo.checkpoint.logs import record_logger, restore_logger
 from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, is_file_path, qualified_name
 from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
 
 MODEL_SKIPPED = frozenset(
@@ -65,7 +66,7 @@ def record_run(
         "env": recorder.node(model.env, "env"),
         "lost": dict(recorder.opaque),
         "reset_seed": _reset_seed(model),
-        "model": recorder.attributes(model, "model", skip=_skipped_of(model) | settings),
+        "model": _record_attributes(model, recorder, "model", _skipped_of(model) | settings),
         "left_out": sorted({path.split("/")[1] for path in recorder.opaque if path.startswith("model/")}),
         "buffer": shallow.attributes(model.rollout_buffer, "buffer", skip=_skipped_of_buffer(model)),
         "policy": shallow.node(model.policy, "policy"),
@@ -93,7 +94,7 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays
     restorer.value(node["env"], model.env, "env")
     failed = [*restorer.failed]
     restore_policy(model, node, restorer)
-    restorer.attributes(model, node["model"], "model", skip=_skipped_of(model))
+    _restore_attributes(model, node["model"], restorer, "model", _skipped_of(model))
     restorer.attributes(model.rollout_buffer, node["buffer"], "buffer", skip=_skipped_of_buffer(model))
     model.start_time = time.time_ns() - int(1e9 * node["seconds"])
     _restore_callbacks(root, node["callbacks"], restorer)
@@ -192,17 +193,26 @@ def _attributes_of(callback: BaseCallback, key: str) -> Iterator[tuple[str, Node
     for name, value in vars(callback).items():
         if name not in CALLBACK_SKIPPED and not is_file_path(name, value):
             path = f"callbacks/{key}/{name}"
-            recorder = Recorder()
-            node = recorder.node(value, path)
-            if recorder.opaque and not isinstance(value, (VecEnv, gym.Env)):
-                recorder = Recorder(descends=False)
+            recorder, node = _record_deeply(value, path) or (Recorder(descends=False), LIVE)
+            if not recorder.descends:
                 node = recorder.node(value, path)
             if node != LIVE:
                 yield name, node, recorder
 
 
+def _record_deeply(value: Any, path: str) -> tuple[Recorder, Node] | None:
+    """Record a value with all objects that belong to it, if there are no others."""
+    recorder = Recorder()
+    try:
+        node = recorder.node(value, path)
+    except RecursionError:
+        return None
+    return (recorder, node) if not recorder.opaque or isinstance(value, (VecEnv, gym.Env)) else None
+
+
 def _record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> dict[str, Node]:
     nodes: dict[str, Node] = {}
+    shared = Recorder()  # callbacks may share objects
     for key, callback in _callbacks(root):
         if brings_own_state(callback):
             nodes[key] = {"own": recorder.node(callback.get_state(), f"callbacks/{key}")}  # type: ignore[attr-defined]  # it is there
@@ -211,9 +221,10 @@ def _record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> d
         for name, node, part in _attributes_of(callback, key):
             is_state = isinstance(getattr(callback, name), UNTOLD) or fingerprint(node, part.arrays) != marks[key].get(name)
             if is_state:
-                state[name] = node
-                recorder.absorb(part.arrays, {})
+                state[name] = shared.node(getattr(callback, name), f"callbacks/{key}/{name}") if part.descends else node
+                recorder.absorb(part.arrays if not part.descends else {}, {})
         nodes[key] = {"state": state}
+    recorder.absorb(shared.arrays, {})
     return nodes
 
 
@@ -223,16 +234,34 @@ def _restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Res
         if key not in there:
             warnings.warn(f"The checkpoint holds the state of a {key.split('#')[0]}, which this run has not.", stacklevel=2)
             continue
+        if "own" in node:
+            _restore_own(there[key], restorer, node["own"], f"callbacks/{key}")
+        else:
+            _restore_attributes(there[key], node["state"], restorer, f"callbacks/{key}", CALLBACK_SKIPPED)
+
+
+def _record_attributes(owner: Any, recorder: Recorder, path: str, skip: Container[str]) -> dict[str, Node]:
+    try:
+        return recorder.attributes(owner, path, skip=skip)
+    except RecursionError:
+        recorder.opaque[f"{path}/(a chain of objects)"] = "RecursionError"
+        shallow = Recorder(descends=False)
+        nodes = shallow.attributes(owner, path, skip=skip)
+        recorder.absorb(shallow.arrays, {})
+        return nodes
+
+
+def _restore_own(callback: BaseCallback, restorer: Restorer, node: Node, path: str) -> None:
+    try:
+        callback.set_state(restorer.value(node, None, path))  # type: ignore[attr-defined]  # it has had get_state()
+    except Exception as error:  # which the user has written
+        warnings.warn(f"A callback's state could not be restored, and the run goes on without: {error}", stacklevel=2)
+
+
+def _restore_attributes(owner: Any, nodes: dict[str, Node], restorer: Restorer, path: str, skip: Container[str]) -> None:
+    """Restore attributes one by one: one that cannot be must not keep the run from going on."""
+    for name, node in nodes.items():
         try:
-            _restore_callback(there[key], node, restorer, f"callbacks/{key}")
-        except Exception as error:  # a callback's set_state() may raise anything
-            warnings.warn(
-                f"A callback's state could not be restored in full, and the run goes on without: {error}", stacklevel=2
-            )
-
-
-def _restore_callback(callback: BaseCallback, node: Node, restorer: Restorer, path: str) -> None:
-    if "own" in node:
-        callback.set_state(restorer.value(node["own"], None, path))  # type: ignore[attr-defined]  # it has had get_state()
-    else:
-        restorer.attributes(callback, node["state"], path, skip=CALLBACK_SKIPPED)
+            restorer.attributes(owner, {name: node}, path, skip)
+        except MismatchError as error:
+            warnings.warn(f"An attribute could not be restored, and the run goes on with what is there: {error}", stacklevel=2)

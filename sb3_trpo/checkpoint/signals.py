@@ -99,6 +99,8 @@ def _release(base: SubprocVecEnv) -> None:
     if base.waiting:
         for process in base.processes:
             process.kill()
+            process.join()
+        base.waiting, base.closed = False, True  # nothing is left for close() to wait for
         return
     for index in range(base.num_envs):
         try:

@@ -79,7 +79,9 @@ def get_state_of_worker(env: gym.Env[Any, Any]) -> EnvState:
     recorder = Recorder()
     state = get_state(env)
     recorder.absorb(state.arrays, state.opaque)
-    return EnvState({"env": state.node, **record_global_generators(recorder)}, recorder.arrays, recorder.opaque)
+    return EnvState(
+        {"env": state.node, **record_global_generators(recorder, with_cuda=False)}, recorder.arrays, recorder.opaque
+    )
 
 
 def set_state_of_worker(env: gym.Env[Any, Any], state: EnvState) -> None:
@@ -90,7 +92,7 @@ def set_state_of_worker(env: gym.Env[Any, Any], state: EnvState) -> None:
     :param state: from :func:`get_state_of_worker`
     :raises MismatchError: if the env is not made of the same parts
     """
-    generators = {name: node for name, node in state.node.items() if name != "env"}
+    generators = {name: node for name, node in state.node.items() if name not in ("env", "cuda")}
     restore_global_generators(generators, Restorer(state.arrays))
     set_state(env, state._replace(node=state.node["env"]))
 

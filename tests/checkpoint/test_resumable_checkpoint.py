@@ -739,3 +739,90 @@ def test_a_generator_that_no_seed_determines_goes_on_even_if_it_has_not_been_use
     trained(tmp_path, total=64, callbacks=[first])
     trained(tmp_path, total=64, callbacks=[second])
     assert second.rng.random() == first.rng.random()
+
+
+class Tally:
+    """An object that counts."""
+
+    def __init__(self):
+        self.n = 0
+
+
+class LateObject(BaseCallback):
+    """Gets an object when the first step is taken, for itself and for the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.tally, self.count = None, 0
+
+    def _on_step(self) -> bool:
+        self.tally = self.model.tally = self.tally or Tally()
+        self.count += 1
+        return True
+
+
+def test_an_object_that_came_later_is_told_and_keeps_nothing_else_from_going_on(tmp_path):
+    trained(tmp_path, total=64, callbacks=[LateObject()])
+    second = LateObject()
+    with pytest.warns(UserWarning, match="An attribute could not be restored.*tally was a .*Tally"):
+        trained(tmp_path, total=128, callbacks=[second])
+    assert second.count == 128
+
+
+class Counts(BaseCallback):
+    """Counts in an object that it may share."""
+
+    def __init__(self, tally, by):
+        super().__init__()
+        self.tally, self.by = tally, by
+
+    def _on_step(self) -> bool:
+        self.tally.n += self.by
+        return True
+
+
+def test_an_object_that_callbacks_share_stays_shared(tmp_path):
+    for total in (64, 128):
+        tally = Tally()
+        callbacks = [Counts(tally, 1), Counts(tally, 10)]
+        trained(tmp_path, total=total, callbacks=callbacks)
+        assert callbacks[0].tally is callbacks[1].tally
+        assert callbacks[0].tally.n == 11 * total
+
+
+class LongChain(BaseCallback):
+    """Holds a chain of objects that is too long to follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.count = Tally(), 0
+        link = self.first
+        for _ in range(3000):
+            link.next = link = Tally()
+
+    def _on_step(self) -> bool:
+        self.count += 1
+        return True
+
+
+def test_a_chain_of_objects_that_is_too_long_does_not_end_the_run(tmp_path):
+    trained(tmp_path, total=64, callbacks=[LongChain()])
+    second = LongChain()
+    assert trained(tmp_path, total=128, callbacks=[second]).num_timesteps == 128
+    assert second.count == 128
+
+
+class Shrinking(RandomEnv):
+    """Becomes one that cannot be recorded, in the midst of a run."""
+
+    def step(self, action):
+        self.secret = iter(()) if self.n_steps == 5 else None
+        return super().step(action)
+
+
+def test_an_env_that_gets_beyond_reach_later_is_told_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(Shrinking, "secret", None, raising=False)
+    model = TRPO("MlpPolicy", Shrinking(), **SMALL | {"n_steps": 34})
+    with pytest.warns(UserWarning, match="its attribute 'secret'") as caught:
+        model.learn(34 * 8, callback=ResumableCheckpoint(tmp_path, every=34, verbose=0))
+    assert sum("cannot be saved" in str(each.message) for each in caught) == 1
