@@ -219,7 +219,8 @@ def _record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> d
             continue
         state = {}
         for name, node, part in _attributes_of(callback, key):
-            is_state = isinstance(getattr(callback, name), UNTOLD) or fingerprint(node, part.arrays) != marks[key].get(name)
+            mark_of_it = marks.get(key, {}).get(name)  # some callbacks come only when training has begun
+            is_state = isinstance(getattr(callback, name), UNTOLD) or fingerprint(node, part.arrays) != mark_of_it
             if is_state:
                 state[name] = shared.node(getattr(callback, name), f"callbacks/{key}/{name}") if part.descends else node
                 recorder.absorb(part.arrays if not part.descends else {}, {})

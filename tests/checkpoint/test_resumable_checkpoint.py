@@ -826,3 +826,24 @@ def test_an_env_that_gets_beyond_reach_later_is_told_then(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="its attribute 'secret'") as caught:
         model.learn(34 * 8, callback=ResumableCheckpoint(tmp_path, every=34, verbose=0))
     assert sum("cannot be saved" in str(each.message) for each in caught) == 1
+
+
+class Growing(BaseCallback):
+    """Calls another callback from the second step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = None
+
+    def _on_step(self) -> bool:
+        if self.other is None:
+            self.other = Stateful()
+            self.other.init_callback(self.model)
+        return self.other.on_step()
+
+
+def test_a_callback_that_came_later_is_no_obstacle(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Growing()])
+    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+        assert trained(tmp_path, total=96, callbacks=[Growing()]).num_timesteps == 96
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 96
