@@ -221,9 +221,10 @@ class RolloutPolicy:
         """
         self._follow_changes()
         if self._networks.takes_vectors:
-            if cast("np.ndarray", observations).shape != self._input.shape:  # copying might stretch it
-                raise ValueError(f"observations have shape {cast('np.ndarray', observations).shape}, not {self._input.shape}")
-            np.copyto(self._input, cast("np.ndarray", observations), casting="same_kind")
+            vectors = cast("np.ndarray", observations)
+            if vectors.shape != self._input.shape:  # copying might stretch it
+                raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
+            np.copyto(self._input, vectors, casting="same_kind")
         else:
             self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
         self._actor.run()

@@ -82,7 +82,7 @@ class Restorer:
         made[...] = saved
         return made
 
-    def own(self, live: Any) -> Any:
+    def to_fill(self, live: Any) -> Any:
         """Give an object to fill; one that has been filled for another place, where it was not the same, is copied."""
         mine = copy.copy(live) if id(live) in self._filled else live
         self._filled[id(mine)] = mine
@@ -179,7 +179,7 @@ def _make_live(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
 def _make_object(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     if qualified_name(type(live)) != node["object"] or not is_open(live) or ("own" in node and not brings_own_state(live)):
         raise MismatchError(f"{path} was a {node['object']}, but is a {qualified_name(type(live))}")
-    restorer._made[path] = live = restorer.own(live)  # its parts may know it
+    restorer._made[path] = live = restorer.to_fill(live)  # its parts may know it
     restorer.attributes(live, node["state"], path, skip=NOT_STATE)
     if "own" in node:
         live.set_state(restorer.value(node["own"], None, f"{path}/own"))
