@@ -1,5 +1,5 @@
 """
-The policy as the trust region sees it: action distributions at observations, and their derivatives in the parameters.
+The policy as the trust region sees it: action distributions in some states, and their derivatives in the parameters.
 
 Any policy is run as it is and differentiated by autograd; one that is a plain stack of layers is computed on its tensors.
 """
@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution, MultiCategoricalDistribution
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_trpo.distributions import family
+from sb3_trpo.inputs import Inputs, action_distribution, observations_in, restrict
 from sb3_trpo.layers import Tape
 from sb3_trpo.networks import Networks
-from sb3_trpo.numerics.fisher import Linearisation, Outputs, linearise
+from sb3_trpo.numerics.fisher import Linearisation, Outputs, linearise, twice_differentiable
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.rollout import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
 
 class LocalPolicy(NamedTuple):
     """
-    A policy at some observations and its current parameters.
+    A policy in some states and at its current parameters.
 
     :param distribution: the action distribution, with a graph
     :param gradient: differentiates a scalar computed from it in the parameters, shape ``(n_parameters,)``; if told to retain
@@ -43,18 +44,18 @@ class LocalPolicy(NamedTuple):
 
 
 class Actor(Protocol):
-    """A policy as a function of observations, at whatever its parameters are when it is called."""
+    """A policy as a function of its inputs, at whatever its parameters are when it is called."""
 
     @property
     def chunk_limits(self) -> ChunkLimits:
-        """How many observations suit it at a time."""
+        """How many transitions suit it at a time."""
         ...
 
-    def distribution(self, observations: PyTorchObs) -> Distribution:
+    def distribution(self, inputs: Inputs) -> Distribution:
         """Compute the action distribution."""
         ...
 
-    def local(self, observations: PyTorchObs) -> LocalPolicy:
+    def local(self, inputs: Inputs) -> LocalPolicy:
         """Compute the action distribution with its derivatives."""
         ...
 
@@ -72,13 +73,14 @@ class AutogradActor:
     parameters: Sequence[th.Tensor]
     chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
 
-    def distribution(self, observations: PyTorchObs) -> Distribution:
+    def distribution(self, inputs: Inputs) -> Distribution:
         """Compute the action distribution."""
-        return self.policy.get_distribution(observations)
+        with twice_differentiable(self.policy):  # the same kernels, so that the same parameters give a KL of 0
+            return action_distribution(inputs, self.policy)
 
-    def local(self, observations: PyTorchObs) -> LocalPolicy:
+    def local(self, inputs: Inputs) -> LocalPolicy:
         """Compute the action distribution with the graph of its derivatives."""
-        distribution = self.policy.get_distribution(observations)
+        distribution = self.distribution(inputs)
         z = family(distribution).parameters(distribution)
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
@@ -107,13 +109,15 @@ class NetworkActor:
         self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
-    def distribution(self, observations: PyTorchObs) -> Distribution:
+    def distribution(self, inputs: Inputs) -> Distribution:
         """Compute the action distribution."""
         with th.no_grad():
-            return self._distribution(self._networks.actor(self._networks.features(observations)))
+            output = self._networks.actor(self._networks.features(observations_in(inputs)))
+            return restrict(inputs, self._distribution(output))
 
-    def local(self, observations: PyTorchObs) -> LocalPolicy:
+    def local(self, inputs: Inputs) -> LocalPolicy:
         """Compute the action distribution and keep the activations for its derivatives."""
+        observations = observations_in(inputs)
         with th.no_grad():
             tape = self._networks.actor.record(self._features(observations))
         output = tape.output.requires_grad_()
@@ -127,7 +131,8 @@ class NetworkActor:
         seen = observations.values() if isinstance(observations, dict) else (observations,)
         held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*seen, *tape.hidden, *tape.kept)}
         n_bytes = sum(held.values())
-        return LocalPolicy(self._distribution(output), gradient, lambda: self._linearise(observations, tape), n_bytes)
+        distribution = restrict(inputs, self._distribution(output))
+        return LocalPolicy(distribution, gradient, lambda: self._linearise(observations, tape, distribution), n_bytes)
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:
         """Make features, or give the last ones again: the passes at the same observations follow each other."""
@@ -153,9 +158,9 @@ class NetworkActor:
             out[self._log_std_place].copy_(of_log_std)
         return flat
 
-    def _linearise(self, observations: PyTorchObs, tape: Tape) -> Linearisation:
+    def _linearise(self, observations: PyTorchObs, tape: Tape, distribution: Distribution) -> Linearisation:
         """Give J v and J^T u of z: one entry per choice, or mean and standard deviation."""
-        widths = self._action_dist.action_dims if isinstance(self._action_dist, MultiCategoricalDistribution) else None
+        widths = [part.shape[1] for part in family(distribution).parameters(distribution)]
         std = None if self._networks.log_std is None else self._networks.log_std.detach().exp()
 
         @th.no_grad()
@@ -163,13 +168,13 @@ class NetworkActor:
             views = unflatten(v, self._parameters)
             output = self._networks.actor.push(self._features(observations), tape, [views[place] for place in self._places])
             if std is None:
-                return th.split(output, list(widths), dim=1) if widths is not None else (output,)
+                return th.split(output, widths, dim=1)
             tangent = th.zeros_like(std) if self._log_std_place is None else std * views[self._log_std_place]
             return output, tangent.expand_as(output)
 
         def vjp(u: Outputs) -> th.Tensor:
             if std is None:
-                return self._pull(observations, tape, u[0] if widths is None else th.cat(u, dim=1))
+                return self._pull(observations, tape, u[0] if len(u) == 1 else th.cat(u, dim=1))
             return self._pull(observations, tape, u[0], (std * u[1]).sum(0))
 
         return Linearisation(jvp, vjp)

@@ -18,7 +18,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -49,7 +48,7 @@ def can_collect(algorithm: OnPolicyAlgorithm, networks: Networks, buffer: Rollou
     assert algorithm._last_obs is not None, "SB3 resets the environments before it collects"
     rounds_actions = isinstance(algorithm.action_space, spaces.Box) and not np.can_cast(np.float32, buffer.actions.dtype)
     return (
-        type(buffer) in (RolloutBuffer, DictRolloutBuffer)
+        type(buffer) in ROLLOUT_POLICIES
         and n_rollout_steps == buffer.buffer_size
         and not rounds_actions  # log-probabilities are those of the actions as they were drawn
         and not networks.of_images
@@ -84,7 +83,7 @@ def collect(
     networks = read_networks(algorithm.policy)
     if networks is None or not can_collect(algorithm, networks, buffer, buffer.buffer_size):
         return general_loop(env, StartedCallback(callback), buffer, buffer.buffer_size)
-    with RolloutPolicy(algorithm, networks, buffer) as policy:
+    with ROLLOUT_POLICIES[type(buffer)](algorithm, networks, buffer, env) as policy:
         is_complete = _fill(algorithm, env, callback, buffer, policy)
         policy.settle()
         if is_complete:
@@ -109,7 +108,7 @@ def _fill(
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         algorithm.num_timesteps += env.num_envs
 
-        step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions}
+        step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions, **policy.restrictions}
         known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
         callback.update_locals(known)
         if not callback.on_step():
@@ -160,15 +159,18 @@ class RolloutPolicy:
     :param algorithm: whose policy it is
     :param networks: of the policy
     :param buffer: to be filled
+    :param env: the training environments
     """
 
-    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer) -> None:
+    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: VecEnv) -> None:
         self._algorithm = algorithm
         self._action_dist = algorithm.policy.action_dist
         self._action_shape = (buffer.n_envs, *algorithm.action_space.shape)  # type: ignore[misc]  # never a Dict
         self._networks = networks
         self._tensors = [*networks.policy_tensors, *networks.critic.tensors]
         self._buffer = buffer
+        self._env = env
+        self.restrictions: dict[str, Any] = {}
         self._outputs = np.empty((buffer.buffer_size, buffer.n_envs, len(networks.actor.layers[-1].weight)), np.float32)
         self._log_stds = np.empty((buffer.buffer_size, self._outputs.shape[2]), np.float32)
         self._n_settled = 0
@@ -230,11 +232,16 @@ class RolloutPolicy:
         self._actor.run()
         if math.isnan(np.vdot(self._output, self._output)):  # the quickest look at a few numbers
             raise ValueError(NAN_ADVICE)
+        self.restrictions = self._restrict(self._output)
         self._step, self._observations, self._actions = self._buffer.pos, observations, self._draw()
         self._outputs[self._step] = self._output
         if self._log_std is not None:
             self._log_stds[self._step] = self._log_std
         return self._actions.reshape(self._action_shape)
+
+    def _restrict(self, output: np.ndarray) -> dict[str, Any]:
+        """Take options away from the actor's output, in place; give what callbacks shall know of it, by name."""
+        return {}
 
     def await_bootstrap(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
@@ -302,8 +309,15 @@ class RolloutPolicy:
         else:
             log_std = th.from_numpy(self._log_stds[steps]).repeat_interleave(self._buffer.n_envs, dim=0)
             self._action_dist.proba_distribution(output, log_std)
-        single = isinstance(self._action_dist, CategoricalDistribution)
+        single = isinstance(self._algorithm.action_space, spaces.Discrete)
         return self._action_dist.log_prob(actions.flatten() if single else actions.float())
+
+
+ROLLOUT_POLICIES: dict[type[RolloutBuffer], type[RolloutPolicy]] = {
+    RolloutBuffer: RolloutPolicy,
+    DictRolloutBuffer: RolloutPolicy,
+}
+"""By exact type of buffer: a subclass may keep anything."""
 
 
 def _joined(rows: np.ndarray) -> np.ndarray:

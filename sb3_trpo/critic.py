@@ -6,17 +6,20 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import singledispatch
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
+from sb3_trpo.inputs import inputs_in, state_values
 from sb3_trpo.numerics.flat import assign
 
-Minibatch = RolloutBufferSamples | DictRolloutBufferSamples
+Minibatch = Any
+"""Samples of a rollout buffer."""
 
 
 class FitOutcome(Enum):
@@ -107,6 +110,18 @@ def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
     return all(bool(tensor.isfinite().all()) for tensor in (*parameters, *state))
 
 
+@singledispatch
+def value_loss(minibatch: Minibatch, policy: ActorCriticPolicy) -> th.Tensor:
+    """
+    Average the squared differences of values and returns.
+
+    :param minibatch: of transitions
+    :param policy: whose critic it is
+    :return: a scalar with its graph
+    """
+    return mse_loss(state_values(inputs_in(minibatch), policy).flatten(), minibatch.returns)
+
+
 def descend(
     policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], minibatch: Minibatch, max_grad_norm: float | None
 ) -> th.Tensor:
@@ -118,11 +133,11 @@ def descend(
 
     :param policy: its ``optimizer`` takes the step
     :param parameters: those that the critic may move
-    :param minibatch: observations and returns
+    :param minibatch: inputs and returns
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
     :return: the loss before the step, a detached scalar
     """
-    loss = mse_loss(policy.predict_values(minibatch.observations).flatten(), minibatch.returns)
+    loss = value_loss(minibatch, policy)
     if parameters and loss.requires_grad:
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(loss, parameters, allow_unused=True)

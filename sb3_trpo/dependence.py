@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.distributions import family, unvalidated
+from sb3_trpo.inputs import Inputs, action_distribution, some_inputs
 from sb3_trpo.modes import evaluation_mode
 from sb3_trpo.networks import Networks
 from sb3_trpo.numerics.fisher import Outputs
 from sb3_trpo.numerics.flat import assign
 
-Read = Callable[[], PyTorchObs]
-"""Gives a batch of observations when called."""
+Read = Callable[[], Inputs]
+"""Gives what the policy acts on in some states when called."""
 
 
 class ParameterSplit(NamedTuple):
@@ -38,19 +38,19 @@ class ParameterSplit(NamedTuple):
 
 def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) -> ParameterSplit:
     """
-    Split the trainable parameters by what the action distribution depends on, at given observations.
+    Split the trainable parameters by what the action distribution depends on, in given states.
 
     The graph of the distribution's parameters shows where a gradient reaches. The rest is replaced by NaN: what shows that in
     the distribution the policy depends on all the same, behind a ``detach``. Frozen parameters (``requires_grad=False``) are
     in no group.
 
     :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
-    :param batches: all observations that matter, for a policy may use some parameters in some states only; if there are none,
+    :param batches: all states that matter, for a policy may use some parameters in some of them only; if there are none,
         one that the observation space allows
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    batches = batches or [partial(_any_observation, policy)]
+    batches = batches or [partial(_any_inputs, policy)]
     with evaluation_mode(policy), unvalidated():
         reached = _reached_by_gradient(policy, batches, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
@@ -79,16 +79,16 @@ def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> Paramet
     )
 
 
-def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+def _any_inputs(policy: ActorCriticPolicy) -> Inputs:
     """Draw a batch of one observation from the space, by a generator of its own: the same one each time."""
     space = copy.deepcopy(policy.observation_space)
     space.seed(0)
     observation, _ = policy.obs_to_tensor(space.sample())
-    return observation
+    return some_inputs(policy, observation)
 
 
-def _distribution_parameters(policy: ActorCriticPolicy, observation: PyTorchObs) -> Outputs:
-    distribution = policy.get_distribution(observation)
+def _distribution_parameters(policy: ActorCriticPolicy, inputs: Inputs) -> Outputs:
+    distribution = action_distribution(inputs, policy)
     return family(distribution).parameters(distribution)
 
 
@@ -108,18 +108,18 @@ def _seen_by_value(policy: ActorCriticPolicy, batches: Sequence[Read], parameter
     seen: set[str] = set()
     for read in batches:
         left = {name: parameter for name, parameter in parameters.items() if name not in seen}
-        observation = read()
-        if left and _shows(policy, observation, list(left.values())):
-            seen |= {name for name, parameter in left.items() if _shows(policy, observation, [parameter])}
+        inputs = read()
+        if left and _shows(policy, inputs, list(left.values())):
+            seen |= {name for name, parameter in left.items() if _shows(policy, inputs, [parameter])}
     return seen
 
 
-def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Sequence[nn.Parameter]) -> bool:
+def _shows(policy: ActorCriticPolicy, inputs: Inputs, parameters: Sequence[nn.Parameter]) -> bool:
     """Put NaN in the parameters' place for one look at the distribution; in place, so that no alias escapes."""
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        suspicious = [z.isnan() for z in _distribution_parameters(policy, observation)]
+        suspicious = [z.isnan() for z in _distribution_parameters(policy, inputs)]
         assign(parameters, old)
     except Exception:  # a policy that refuses the NaN, by whatever error, has seen it
         assign(parameters, old)
@@ -129,5 +129,5 @@ def _shows(policy: ActorCriticPolicy, observation: PyTorchObs, parameters: Seque
         raise
     if not any(bool(part.any()) for part in suspicious):
         return False
-    healthy = _distribution_parameters(policy, observation)  # which may have NaN of its own, for huge observations
+    healthy = _distribution_parameters(policy, inputs)  # which may have NaN of its own, for huge observations
     return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

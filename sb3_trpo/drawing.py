@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -40,11 +41,24 @@ def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
     return draw
 
 
-def _choice(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
+def choice(_: Distribution, output: th.Tensor, log_std: None) -> Draw:
+    """
+    Draw for one choice.
+
+    :param output: its logits
+    :return: draws from them
+    """
     return _race(output)
 
 
-def _choices(distribution: MultiCategoricalDistribution, output: th.Tensor, log_std: None) -> Draw:
+def choices(distribution: Any, output: th.Tensor, log_std: None) -> Draw:
+    """
+    Draw for several choices.
+
+    :param distribution: has their numbers of options as ``action_dims``
+    :param output: their logits, joined
+    :return: draws from them
+    """
     races = [_race(part) for part in th.split(output, list(distribution.action_dims), dim=1)]
     return lambda: np.stack([race() for race in races], axis=1)
 
@@ -73,8 +87,8 @@ def _race(logits: th.Tensor) -> Draw:
 
 DRAWS: dict[type[Distribution], Callable[..., Draw]] = {
     DiagGaussianDistribution: _gaussian,
-    CategoricalDistribution: _choice,
-    MultiCategoricalDistribution: _choices,
+    CategoricalDistribution: choice,
+    MultiCategoricalDistribution: choices,
     BernoulliDistribution: _bits,
 }
 """Makes a ``Draw`` from a distribution, the actor's output and the logarithm of the standard deviation, if there is one."""

@@ -14,6 +14,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_trpo.inputs import action_distribution, state_values
 from sb3_trpo.rollout import Transitions
 
 
@@ -73,7 +74,8 @@ def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> No
         for layer in statistical_layers(policy):
             stack.callback(layer.register_forward_hook(_leave_training).remove)
             layer.training = True
-        policy.evaluate_actions(transitions.observations, transitions.actions)
+        action_distribution(transitions.inputs, policy)
+        state_values(transitions.inputs, policy)
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:

@@ -12,12 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    MultiCategoricalDistribution,
-)
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
@@ -25,6 +20,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from sb3_trpo.drawing import DRAWS
 from sb3_trpo.layers import ACTIVATIONS, IDENTITY, Affine, Convolution, Dense, Layer, Stack
 
 Features = Callable[[PyTorchObs], th.Tensor]
@@ -39,8 +35,9 @@ OWN_METHODS = (
     "evaluate_actions",
     "_get_action_dist_from_latent",
 )
-"""Of ``ActorCriticPolicy``: what lies between observation, distribution and value."""
-DISTRIBUTIONS = {DiagGaussianDistribution, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution}
+"""Of the policies below: what lies between observation, distribution and value."""
+PLAIN_POLICIES: list[type] = [ActorCriticPolicy]
+"""Whose methods are known: a policy's must be those of one of them."""
 
 
 class Networks(NamedTuple):
@@ -103,12 +100,13 @@ def read_networks(policy: ActorCriticPolicy) -> Networks | None:
 
 def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
     """Compare methods and the types of the parts that call each other."""
-    own = all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in OWN_METHODS)
+    kind = type(policy)
+    own = any(all(getattr(kind, name) is getattr(plain, name) for name in OWN_METHODS) for plain in PLAIN_POLICIES)
     nets = policy.mlp_extractor
     return (
         own
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's, without types
-        and type(policy.action_dist) in DISTRIBUTIONS
+        and type(policy.action_dist) in DRAWS
         and type(nets) is MlpExtractor
         and type(nets.policy_net) is type(nets.value_net) is nn.Sequential
         and _see_alike(policy)

@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.actors import Actor, LocalPolicy
 from sb3_trpo.distributions import family
-from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator
+from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator, weighted
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
@@ -73,7 +73,7 @@ class PolicyObjective:
             snapshots.append(z)
             sums = sums + chunk_sums
             gradient += chunk_gradient
-            weight += len(chunk.advantages)
+            weight += chunk.weight
         mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
         model = LocalModel(
             self.parameters,
@@ -86,12 +86,12 @@ class PolicyObjective:
 
     def _differentiate(self, chunk: Transitions, curvatures: CurvatureStore) -> tuple[Outputs, th.Tensor, th.Tensor]:
         """Give z, the sums of surrogate and entropy, and the surrogate's gradient; let go of all else that is not kept."""
-        local = self.actor.local(chunk.observations)
+        local = self.actor.local(chunk.inputs)
         z = _snapshot(local.distribution)
-        is_kept = self.fisher_chunks is None and curvatures.offer(local, z)
-        surrogate = surrogate_terms(local.distribution, chunk, self.ent_coef).sum()
+        is_kept = self.fisher_chunks is None and curvatures.offer(local, z, chunk)
+        surrogate = chunk.total(surrogate_terms(local.distribution, chunk, self.ent_coef))
         with th.no_grad():
-            sums = th.stack((surrogate, entropy_terms(local.distribution, chunk).sum()))
+            sums = th.stack((surrogate, chunk.total(entropy_terms(local.distribution, chunk))))
         return z, sums, local.gradient(surrogate, is_kept)
 
     @th.no_grad()
@@ -105,11 +105,11 @@ class PolicyObjective:
         sums, weight = snapshots[0][0].new_zeros(2), 0.0
         for read, old in zip(self.chunks, snapshots, strict=True):
             chunk = read()
-            distribution = self.actor.distribution(chunk.observations)
+            distribution = self.actor.distribution(chunk.inputs)
             kind = family(distribution)
             kl = kind.kl(old, kind.parameters(distribution))
-            sums = sums + th.stack((surrogate_terms(distribution, chunk, self.ent_coef).sum(), kl.sum()))
-            weight += len(chunk.advantages)
+            sums = sums + th.stack((chunk.total(surrogate_terms(distribution, chunk, self.ent_coef)), chunk.total(kl)))
+            weight += chunk.weight
         return Candidate(*self.mean(sums, weight).tolist())
 
 
@@ -137,27 +137,30 @@ class CurvatureStore:
             yield self._build(read)
 
     def _build(self, read: Chunk) -> Curvature:
-        local = self._actor.local(read().observations)
+        chunk = read()
+        local = self._actor.local(chunk.inputs)
         z = _snapshot(local.distribution)
-        return self._kept[-1] if self.offer(local, z) else _curvature(local, z)
+        return self._kept[-1] if self.offer(local, z, chunk) else _curvature(local, z, chunk)
 
-    def offer(self, local: LocalPolicy, z: Outputs) -> bool:
+    def offer(self, local: LocalPolicy, z: Outputs, chunk: Transitions) -> bool:
         """
         Keep the next chunk's curvature if there is room.
 
-        :param local: the policy at the chunk's observations
+        :param local: the policy at the chunk's inputs
         :param z: parameters of its distribution
+        :param chunk: the chunk
         :return: whether it is kept
         """
         self._n_bytes += local.n_bytes
         is_kept = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES
         if is_kept:
-            self._kept.append(_curvature(local, z))
+            self._kept.append(_curvature(local, z, chunk))
         return is_kept
 
 
-def _curvature(local: LocalPolicy, z: Outputs) -> Curvature:
-    return Curvature(local.linearise(), family(local.distribution).fisher_metric(z), len(z[0]))
+def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
+    metric = family(local.distribution).fisher_metric(z)
+    return Curvature(local.linearise(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
 
 
 def _snapshot(distribution: Distribution) -> Outputs:
@@ -176,7 +179,7 @@ def surrogate_terms(distribution: Distribution, chunk: Transitions, ent_coef: fl
     """
     Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, at each state.
 
-    :param distribution: of the policy at the chunk's observations
+    :param distribution: of the policy at the chunk's inputs
     :param chunk: the transitions
     :param ent_coef: weight of the entropy
     :return: shape ``(n,)``, with its graph
@@ -190,7 +193,7 @@ def entropy_terms(distribution: Distribution, chunk: Transitions) -> th.Tensor:
     """
     Compute the joint entropy at each state, or estimate it by ``-pi / pi_old * log pi`` where it has no closed form.
 
-    :param distribution: of the policy at the chunk's observations
+    :param distribution: of the policy at the chunk's inputs
     :param chunk: the transitions
     :return: shape ``(n,)``, in nats, with its graph
     """

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 
 
-class _SeparateExtractors(ActorCriticPolicy):
-    """An actor-critic policy whose ``share_features_extractor`` is off unless asked for, and survives ``policy.save``."""
+class SeparateExtractors(BasePolicy):
+    """Turns an actor-critic policy's ``share_features_extractor`` off unless asked for, and lets it survive ``policy.save``."""
+
+    share_features_extractor: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"share_features_extractor": False, **kwargs})
@@ -22,13 +24,13 @@ class _SeparateExtractors(ActorCriticPolicy):
         return {**super()._get_constructor_parameters(), "share_features_extractor": self.share_features_extractor}
 
 
-class MlpPolicy(_SeparateExtractors):
+class MlpPolicy(SeparateExtractors, ActorCriticPolicy):
     """SB3's ``ActorCriticPolicy``: fully connected networks on flattened observations."""
 
 
-class CnnPolicy(_SeparateExtractors, ActorCriticCnnPolicy):
+class CnnPolicy(SeparateExtractors, ActorCriticCnnPolicy):
     """SB3's ``ActorCriticCnnPolicy``: convolutional extractors for images, one for the policy and one for the critic."""
 
 
-class MultiInputPolicy(_SeparateExtractors, MultiInputActorCriticPolicy):
+class MultiInputPolicy(SeparateExtractors, MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy``: combined extractors for Dict observations, one each."""

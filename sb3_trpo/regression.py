@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -32,7 +32,7 @@ from sb3_trpo.layers import Stack
 from sb3_trpo.networks import Features, Networks, is_patched
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.passes import BoundPass, Pass, TapePass
-from sb3_trpo.rollout import PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
+from sb3_trpo.rollout import DIRECT_BUFFERS, PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
 
 LAYOUT = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False, "decoupled_weight_decay": False}
 """Options of ``th.optim.Adam`` that the flat step does not offer, with the values they must have."""
@@ -210,7 +210,7 @@ def plain_regression(
 
 def _passes_over(buffer: RolloutBuffer, features: Features, always_make: bool, batch_size: int) -> Batches:
     """Read SB3's own buffers directly, and make features once where they take no more room than what is there."""
-    if type(buffer) not in (RolloutBuffer, DictRolloutBuffer) or is_patched(buffer):
+    if type(buffer) not in DIRECT_BUFFERS or is_patched(buffer):
         return lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
     size, rows = default_chunk_size(buffer.observation_space, PASS_LIMITS), buffer.observations
     if always_make or isinstance(rows, dict) or rows.dtype == np.float64:

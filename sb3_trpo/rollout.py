@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, partial, singledispatch
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_trpo.inputs import Inputs, inputs_in
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -40,34 +42,56 @@ ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
 
 
+DIRECT_BUFFERS: set[type[RolloutBuffer]] = {RolloutBuffer, DictRolloutBuffer}
+"""Whose arrays may be read and written without calling them."""
+
+
 class Transitions(NamedTuple):
     """
     Some transitions of a rollout, on the policy's device; the first dimension of everything counts them.
 
-    :param observations: what the policy saw, a tensor or a dict of tensors
+    :param inputs: what the policy acted on
     :param actions: as ``log_prob`` expects them
     :param old_log_prob: log-probability under the policy that acted, shape ``(n,)``
     :param advantages: as the surrogate weighs them, shape ``(n,)``
+    :param weights: 1 for a transition and 0 for one that only fills up a sequence, shape ``(n,)``; ``None`` if all count
+    :param n_padding: how many do not count
     """
 
-    observations: PyTorchObs
+    inputs: Inputs
     actions: th.Tensor
     old_log_prob: th.Tensor
     advantages: th.Tensor
+    weights: th.Tensor | None = None
+    n_padding: int = 0
+
+    @property
+    def weight(self) -> float:
+        """How many transitions count."""
+        return float(len(self.advantages) - self.n_padding)
+
+    def total(self, terms: th.Tensor) -> th.Tensor:
+        """
+        Sum what was computed for each transition over those that count.
+
+        :param terms: shape ``(n,)``
+        :return: a scalar
+        """
+        return terms.sum() if self.weights is None else self.weights.dot(terms)
 
 
 Chunk = Callable[[], Transitions]
 """Reads some transitions when called."""
 
 
-def observations_of(chunk: Chunk) -> PyTorchObs:
+def inputs_of(chunk: Chunk) -> Inputs:
     """
-    Read a chunk's observations.
+    Read what the policy acted on in a chunk.
 
     :param chunk: the chunk
-    :return: its observations alone
+    :return: its inputs alone
     """
-    return chunk().observations
+    return chunk().inputs
 
 
 def map_parts(function: Callable[[np.ndarray], np.ndarray], observation: Observation) -> Observation:
@@ -94,6 +118,7 @@ def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: Chun
     return int(np.clip(limits.entries // max(1, get_flattened_obs_dim(observation_space)), 1, limits.transitions))
 
 
+@singledispatch
 def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
     """
     Split every k-th transition of the rollout into chunks.
@@ -109,28 +134,38 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
     if not buffer.generator_ready:
         next(buffer.get(batch_size=1))  # has SB3 join (step, env) into one; draws a permutation, as sb3-contrib's read does
     indices = np.arange(0, buffer.buffer_size * buffer.n_envs, every)
-    shift, scale = _standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
+    shift, scale = standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
 
     def load(chosen: np.ndarray) -> Transitions:
         samples = buffer._get_samples(chosen)
-        discrete = isinstance(buffer.action_space, spaces.Discrete)
-        return Transitions(
-            samples.observations,
-            samples.actions.long().flatten() if discrete else samples.actions,
-            samples.old_log_prob,
-            (samples.advantages - shift) * scale,
-        )
+        advantages = (samples.advantages - shift) * scale
+        return Transitions(inputs_in(samples), taken(samples.actions, buffer), samples.old_log_prob, advantages)
 
     chunks = [partial(load, indices[start : start + chunk_size]) for start in range(0, len(indices), chunk_size)]
     return [cache(chunks[0])] if len(chunks) == 1 else [*chunks]
 
 
-def _standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+def taken(actions: th.Tensor, buffer: RolloutBuffer) -> th.Tensor:
     """
-    Give shift and scale that standardise the advantages at some indices.
+    Give actions the form that ``log_prob`` expects.
+
+    :param actions: as the buffer keeps them, shape ``(n, n_dimensions)``
+    :param buffer: whose they are
+    :return: numbers of options, shape ``(n,)``, if the space is Discrete, else the same
+    """
+    return actions.long().flatten() if isinstance(buffer.action_space, spaces.Discrete) else actions
+
+
+def standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+    """
+    Find what standardises the advantages of some transitions.
 
     A spread within the rounding error of the values that the advantages were computed from is noise, which must not be blown
     up to a full step: its scale is 0.
+
+    :param buffer: a full rollout buffer, with (step, env) joined
+    :param indices: of the transitions
+    :return: shift and scale
     """
     advantages = buffer.advantages.reshape(-1)[indices].astype(np.float64)
     spread = advantages.std(ddof=1)

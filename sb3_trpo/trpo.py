@@ -27,6 +27,7 @@ from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, Read, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributions import unvalidated
+from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
@@ -37,7 +38,7 @@ from sb3_trpo.rollout import (
     GRAPH_LIMITS,
     ChunkLimits,
     default_chunk_size,
-    observations_of,
+    inputs_of,
     require_finite,
     split_rollout,
     unfit_observation,
@@ -90,6 +91,12 @@ class TRPO(OnPolicyAlgorithm):
     :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
     """
 
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
+        spaces.Box,
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
@@ -151,7 +158,7 @@ class TRPO(OnPolicyAlgorithm):
             verbose=verbose,
             seed=seed,
             device=device,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+            supported_action_spaces=self.action_spaces,
             _init_setup_model=False,
         )
         self.batch_size = batch_size
@@ -186,7 +193,7 @@ class TRPO(OnPolicyAlgorithm):
         scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
         self._update_learning_rate(self.policy.optimizer)
         networks = read_networks(self.policy)
-        split = self._split_parameters(networks, self._observation_chunks())
+        split = self._split_parameters(networks, self._input_chunks())
 
         self.policy.set_training_mode(False)
         self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
@@ -222,7 +229,7 @@ class TRPO(OnPolicyAlgorithm):
             if regression:
                 fit = fit_stack(regression, self.n_critic_updates, self.max_grad_norm)
             else:
-                minibatches = partial(self.rollout_buffer.get, self.batch_size)
+                minibatches = partial(minibatches_of, self.rollout_buffer, self.batch_size)
                 fit = fit_critic(self.policy, parameters, minibatches, self.n_critic_updates, self.max_grad_norm)
         self._advise(fit.outcome)
         record(self.logger, critic_diagnostics(fit))
@@ -232,14 +239,14 @@ class TRPO(OnPolicyAlgorithm):
         if statistical_layers(self.policy):
             size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
             stride = math.ceil(self.n_steps * self.n_envs / size)
-            (spread,) = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)
+            spread, *_ = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)
             follow_statistics(self.policy, spread())
 
-    def _observation_chunks(self) -> Iterator[Read]:
-        """Read the rollout's observations, in chunks."""
+    def _input_chunks(self) -> Iterator[Read]:
+        """Read what the policy acted on, in chunks."""
         size = self._chunk_size(GRAPH_LIMITS)
         for chunk in split_rollout(self.rollout_buffer, every=1, chunk_size=size, normalize_advantage=False):
-            yield partial(observations_of, chunk)
+            yield partial(inputs_of, chunk)
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self.observation_space, limits)
@@ -260,7 +267,7 @@ class TRPO(OnPolicyAlgorithm):
             return
         self._advised.add(outcome.value)
         if self.verbose >= 1:
-            print(f"TRPO, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
+            print(f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -279,13 +286,16 @@ class TRPO(OnPolicyAlgorithm):
             with timed(self.logger, "time/collect_seconds"):
                 networks = read_networks(self.policy)
                 if networks is not None and can_collect(self, networks, rollout_buffer, n_rollout_steps):
-                    return collect(self, env, callback, rollout_buffer, super().collect_rollouts)
-                return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                    return collect(self, env, callback, rollout_buffer, self._general_loop)
+                return self._general_loop(env, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
             if fault is None:
                 raise
             raise fault from None
+
+    def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,
@@ -358,7 +368,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._check_settings()
-        super()._setup_model()
+        self._build()
         detached = self._split_parameters(read_networks(self.policy)).detached
         if detached:
             warnings.warn(
@@ -367,6 +377,10 @@ class TRPO(OnPolicyAlgorithm):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _build(self) -> None:
+        """Make policy and buffer."""
+        super()._setup_model()
 
     def _check_settings(self) -> None:
         check_settings(vars(self))

@@ -103,9 +103,9 @@ def chunked(transitions: Transitions, size: int) -> list[Chunk]:
 
 
 def take(transitions: Transitions, rows: slice) -> Transitions:
-    observations = transitions.observations
+    observations = transitions.inputs
     chosen = {key: part[rows] for key, part in observations.items()} if isinstance(observations, dict) else observations[rows]
-    return Transitions(chosen, *(part[rows] for part in transitions[1:]))
+    return Transitions(chosen, *(part[rows] for part in transitions[1:4]))
 
 
 def torch_distributions(distribution: object) -> list[Distribution]:

@@ -170,13 +170,13 @@ def test_both_ways_agree_in_single_precision(name, activation):
 
 
 def single(transitions):
-    observations, actions, *others = transitions
+    observations, actions, *others = transitions[:4]
     return Transitions(observations, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
 
 
 def bytes_of_a_chunk(setup):
     chunk = chunked(setup.transitions, CHUNK)[0]
-    return setup.actor("network").local(chunk().observations).n_bytes
+    return setup.actor("network").local(chunk().inputs).n_bytes
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -17,7 +17,7 @@ MODULES = {
     ".".join((ROOT, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-VARIANTS = {"sb3_trpo.maskable", "sb3_trpo.recurrent"}
+VARIANTS = {f"sb3_trpo.{name}" for name in ("variants", "masks", "maskable", "sequences", "recurrent")}
 TOOLS = {"sb3_trpo.zoo", "sb3_trpo.plots"}
 CHECKPOINTS = {name for name in MODULES if name.startswith("sb3_trpo.checkpoint")}
 CORE = sorted(MODULES.keys() - VARIANTS - TOOLS - CHECKPOINTS)

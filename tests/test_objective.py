@@ -57,11 +57,11 @@ class Setup:
         assign(self.parameters, [parameter.detach() + piece for parameter, piece in zip(self.parameters, pieces, strict=True)])
 
     def distributions(self):
-        return torch_distributions(self.policy.get_distribution(self.transitions.observations))
+        return torch_distributions(self.policy.get_distribution(self.transitions.inputs))
 
     def surrogate(self, ent_coef):
         """Mean surrogate and mean entropy of the current policy from what SB3's ``evaluate_actions`` says."""
-        observations, actions, old_log_prob, advantages = self.transitions
+        observations, actions, old_log_prob, advantages = self.transitions[:4]
         _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
         ratio = (log_prob - old_log_prob).exp()
         entropy = -ratio * log_prob if entropy is None else entropy
@@ -101,7 +101,7 @@ def fisher_matrix(operator, n):
 
 
 def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
-    dense = DensePolicy(small.policy, small.transitions.observations)
+    dense = DensePolicy(small.policy, small.transitions.inputs)
     fisher = fisher_matrix(small.objective().local_model().model.fisher, len(dense.theta))
     th.testing.assert_close(fisher, dense.fisher(), rtol=1e-9, atol=1e-12)
     th.testing.assert_close(fisher, dense.kl_hessian(), rtol=1e-9, atol=1e-12)
@@ -113,7 +113,7 @@ def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
 )
 def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kind):
     setup = Setup(CASES[name], kind, n_states=3)
-    product = DensePolicy(setup.policy, setup.transitions.observations).fisher_product()
+    product = DensePolicy(setup.policy, setup.transitions.inputs).fisher_product()
     operator = setup.objective().local_model().model.fisher
     for seed in (0, 1):
         v = setup.random_vector(seed)

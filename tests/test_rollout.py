@@ -231,7 +231,7 @@ def test_the_chunks_joined_are_every_kth_transition_environment_by_environment(
     assert n == -(-N_STEPS * N_ENVS // every)
     assert [len(chunk.actions) for chunk in read] == [chunk_size] * (n // chunk_size) + [n % chunk_size] * (n % chunk_size > 0)
     for key, part in observations.items():
-        seen = [chunk.observations[key] if isinstance(chunk.observations, dict) else chunk.observations for chunk in read]
+        seen = [chunk.inputs[key] if isinstance(chunk.inputs, dict) else chunk.inputs for chunk in read]
         assert th.equal(th.cat(seen), part)
     assert th.equal(
         th.cat([chunk.actions for chunk in read]), actions[:, 0] if action_space == spaces.Discrete(3) else actions

@@ -9,6 +9,7 @@ theta   parameters of the policy, flattened
 z       parameters of the action distribution at a state, ``z = z(theta)``
 J       ``dz / dtheta``
 M       the distribution's own Fisher metric, the Hessian of KL(old || .) in z
+w       weight of a state, 0 for padding
 v       a vector in the space of theta
 u       a vector in the space of z
 ======  ====================================================================
@@ -16,10 +17,12 @@ u       a vector in the space of z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch as th
+from torch import nn
 
 from sb3_trpo.numerics.flat import flatten
 
@@ -82,6 +85,40 @@ def gauss_newton_product(curvature: Curvature, v: th.Tensor) -> th.Tensor:
     :return: shape ``(n_parameters,)``
     """
     return curvature.linearisation.vjp(curvature.metric(curvature.linearisation.jvp(v)))
+
+
+def weighted(metric: Metric, weights: th.Tensor) -> Metric:
+    """
+    Make ``dz -> w M dz``: the mean over states is then ``sum(w J^T M J) / sum(w)``.
+
+    :param metric: M of each state
+    :param weights: w of each, shape ``(n,)``
+    :return: the product
+    """
+    return lambda dz: tuple(th.einsum("n,n...->n...", weights, part) for part in metric(dz))
+
+
+@contextmanager
+def twice_differentiable(module: nn.Module) -> Iterator[None]:
+    """
+    Have recurrent layers computed by kernels that have a second derivative, for :func:`linearise` needs one.
+
+    cuDNN's recurrent kernels have none, nor a forward mode, and no first one in evaluation mode. Convolutions keep cuDNN.
+
+    :param module: whatever is run inside
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
+    enabled = th.backends.cudnn.enabled
+
+    def switch(on: bool) -> None:
+        th.backends.cudnn.enabled = on
+
+    with ExitStack() as stack:
+        stack.callback(switch, enabled)  # for a layer that raised
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(lambda *_: switch(False)).remove)
+            stack.callback(layer.register_forward_hook(lambda *_: switch(enabled)).remove)
+        yield
 
 
 def fisher_operator(curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> Operator:

@@ -1,0 +1,56 @@
+"""What the algorithms on sb3-contrib's policies and buffers have in common: how these are made."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_trpo.trpo import TRPO
+
+
+class Variant(TRPO):
+    """TRPO with a policy and a buffer that are made from other arguments than SB3's."""
+
+    policy_base: ClassVar[type[BasePolicy]]
+    """What a policy must be a kind of."""
+    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]]
+    """For plain observations, and for Dict ones; those of the user's choice must be kinds of these."""
+
+    def _build(self) -> None:
+        self._check_classes()
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self._policy_settings())
+        self.policy = policy.to(self.device)  # type: ignore[assignment]  # sb3-contrib's maskable one is no subclass of SB3's
+        kind = self.buffer_classes[isinstance(self.observation_space, spaces.Dict)]
+        settings: dict[str, Any] = {"gamma": self.gamma, "gae_lambda": self.gae_lambda, "n_envs": self.n_envs}
+        self.rollout_buffer = (self.rollout_buffer_class or kind)(
+            self.n_steps,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            **settings | self._buffer_settings() | self.rollout_buffer_kwargs,
+        )
+        self._maybe_recommend_cpu()
+
+    def _check_classes(self) -> None:
+        wanted = {"policy": (self.policy_base,), "rollout_buffer_class": self.buffer_classes}
+        for name, given in {"policy": self.policy_class, "rollout_buffer_class": self.rollout_buffer_class}.items():
+            allowed: tuple[type, ...] = wanted[name]
+            if given is not None and not issubclass(given, allowed):
+                known = " or ".join(cls.__name__ for cls in allowed)
+                raise ValueError(
+                    f"{name} is {given.__name__}, but {type(self).__name__} needs a subclass of sb3-contrib's {known}. "
+                    f"Its policies by name are {', '.join(self.policy_aliases)}."
+                )
+
+    def _policy_settings(self) -> dict[str, Any]:
+        """Give the policy's further arguments."""
+        return {"use_sde": self.use_sde, **self.policy_kwargs}
+
+    def _buffer_settings(self) -> dict[str, Any]:
+        """Give the buffer's further arguments, when the policy is there."""
+        return {}
