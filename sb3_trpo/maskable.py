@@ -71,8 +71,11 @@ class MaskableTRPO(Variant):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy_base = MaskableActorCriticPolicy
-    buffer_classes = (MaskableRolloutBuffer, MaskableDictRolloutBuffer)
+    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
+    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]] = (
+        MaskableRolloutBuffer,
+        MaskableDictRolloutBuffer,
+    )
     action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
     def collect_rollouts(

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 
 
 class SeparateExtractors(BasePolicy):
-    """Turns an actor-critic policy's ``share_features_extractor`` off unless asked for, and lets it survive ``policy.save``."""
+    """Turns ``share_features_extractor`` off unless it is asked for, and lets it survive ``policy.save``."""
 
     share_features_extractor: bool
 

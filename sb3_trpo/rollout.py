@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial, singledispatch
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -131,8 +131,7 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
     :param normalize_advantage: whether to give the advantages read mean 0 and standard deviation 1
     :return: the chunks, in the buffer's order
     """
-    if not buffer.generator_ready:
-        next(buffer.get(batch_size=1))  # has SB3 join (step, env) into one; draws a permutation, as sb3-contrib's read does
+    join(buffer)
     indices = np.arange(0, buffer.buffer_size * buffer.n_envs, every)
     shift, scale = standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
 
@@ -142,6 +141,26 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
         return Transitions(inputs_in(samples), taken(samples.actions, buffer), samples.old_log_prob, advantages)
 
     chunks = [partial(load, indices[start : start + chunk_size]) for start in range(0, len(indices), chunk_size)]
+    return kept_if_single(chunks)
+
+
+def join(buffer: RolloutBuffer) -> None:
+    """
+    Have a buffer join (step, env) into one, env after env.
+
+    :param buffer: a full rollout buffer
+    """
+    if not buffer.generator_ready:
+        next(buffer.get(batch_size=1))  # draws from NumPy's generator, as sb3-contrib's read does
+
+
+def kept_if_single(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """
+    Let a single chunk be read once only.
+
+    :param chunks: chunks that are read anew at each call
+    :return: the chunks
+    """
     return [cache(chunks[0])] if len(chunks) == 1 else [*chunks]
 
 
@@ -168,7 +187,7 @@ def standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, 
     :return: shift and scale
     """
     advantages = buffer.advantages.reshape(-1)[indices].astype(np.float64)
-    spread = advantages.std(ddof=1)
+    spread = advantages.std(ddof=1) if len(advantages) > 1 else 0.0
     rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(buffer.returns).max()
     return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
 
