@@ -48,6 +48,7 @@ class PolicyObjective:
     :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
     :param ent_coef: weight of the entropy in the surrogate
     :param mean: the one reduction
+    :param chunk_size: as many transitions as may be differentiated at a time
     """
 
     actor: Actor
@@ -56,6 +57,7 @@ class PolicyObjective:
     fisher_chunks: Sequence[Chunk] | None = None
     ent_coef: float = 0.0
     mean: Mean = local_mean
+    chunk_size: int = 1
 
     def local_model(self) -> PolicyModel:
         """
@@ -66,7 +68,8 @@ class PolicyObjective:
         gradient = th.zeros_like(flatten(self.parameters))
         sums, weight = gradient.new_zeros(2), 0.0
         snapshots: list[Outputs] = []
-        curvatures = CurvatureStore(self.actor, self.chunks if self.fisher_chunks is None else self.fisher_chunks)
+        of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
+        curvatures = CurvatureStore(self.actor, of_fisher, self.chunk_size)
         for read in self.chunks:
             chunk = read()
             z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
@@ -117,16 +120,18 @@ class CurvatureStore:
     """
     The curvature of every chunk, for as many products as wanted.
 
-    The first ones are kept as long as memory allows, a single one in any case. The others are built anew for each product, one
-    after the other, so that memory stays bounded.
+    The first ones are kept as long as memory allows, a single one in any case, and so are small ones that would fit into one
+    chunk together. The others are built anew for each product, one after the other, so that memory stays bounded.
 
     :param actor: the policy, at the old parameters
     :param chunks: the transitions
+    :param chunk_size: as many as may be differentiated at a time
     """
 
-    def __init__(self, actor: Actor, chunks: Sequence[Chunk]) -> None:
+    def __init__(self, actor: Actor, chunks: Sequence[Chunk], chunk_size: int) -> None:
         self._actor = actor
         self._chunks = chunks
+        self._n_left = chunk_size
         self._kept: list[Curvature] = []
         self._n_bytes = 0.0
 
@@ -152,7 +157,8 @@ class CurvatureStore:
         :return: whether it is kept
         """
         self._n_bytes += local.n_bytes
-        is_kept = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES
+        self._n_left -= len(chunk.advantages)
+        is_kept = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES or self._n_left >= 0
         if is_kept:
             self._kept.append(_curvature(local, z, chunk))
         return is_kept

@@ -215,7 +215,7 @@ class TRPO(OnPolicyAlgorithm):
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
                 fisher_chunks = split_rollout(self.rollout_buffer, every, size, normalize_advantage=False)
-            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef)
+            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, chunk_size=size)
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED

@@ -1,0 +1,70 @@
+"""
+Small environments that ask for memory: what the tests, the benchmarks and the zoo's examples share.
+
+Importing this registers ``TMaze-v0`` and ``MaskedTMaze-v0`` with Gymnasium. The maze is that of Bakker 2001, "Reinforcement
+Learning with Long Short-Term Memory", section 3: a sign at the beginning of a corridor tells which way to turn at its end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class TMaze(gym.Env[np.ndarray, int]):
+    """
+    A corridor that ends in a junction; which arm holds the treasure is written at its beginning only.
+
+    The observation is (up, down, corridor, junction): a sign at the first place, then where one stands. A policy without memory
+    turns the right way half of the time. The right arm gives 4, the wrong one -0.1, and so does every step that moves no
+    nearer to the junction, as in the paper.
+
+    :param length: places before the junction
+    :param is_deadly: whether walking into a wall ends the episode, instead of nothing; ``action_masks`` forbids it
+    """
+
+    UP, DOWN, FORTH, BACK = range(4)
+    TREASURE: ClassVar[float] = 4.0
+    PENALTY: ClassVar[float] = -0.1
+    observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
+    action_space = spaces.Discrete(4)
+
+    def __init__(self, length: int = 10, is_deadly: bool = False) -> None:
+        self._length = length
+        self._is_deadly = is_deadly
+        self._place = 0
+        self._treasure = self.UP
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """Draw the arm with the treasure; begin at the sign."""
+        super().reset(seed=seed)
+        self._place = 0
+        self._treasure = int(self.np_random.integers(2))
+        return self._observation(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Walk one place, or turn into an arm."""
+        if not self.action_masks()[action]:
+            return self._observation(), self.PENALTY, self._is_deadly, False, {}
+        if action in (self.UP, self.DOWN):
+            found = bool(action == self._treasure)
+            return self._observation(), self.TREASURE if found else self.PENALTY, True, False, {"is_success": found}
+        self._place += 1 if action == self.FORTH else -1
+        return self._observation(), 0.0 if action == self.FORTH else self.PENALTY, False, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        """Tell which of the four ways are open."""
+        at_junction = self._place == self._length
+        return np.array([at_junction, at_junction, not at_junction, self._place > 0])
+
+    def _observation(self) -> np.ndarray:
+        sign = self._place == 0
+        seen = (sign and self._treasure == self.UP, sign and self._treasure == self.DOWN, True, False)
+        return np.array((False, False, False, True) if self._place == self._length else seen, np.float32)
+
+
+gym.register("TMaze-v0", TMaze, max_episode_steps=100, kwargs={"length": 10})
+gym.register("MaskedTMaze-v0", TMaze, max_episode_steps=100, kwargs={"length": 10, "is_deadly": True})
