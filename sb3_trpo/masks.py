@@ -20,7 +20,7 @@ from sb3_contrib.common.maskable.distributions import (
     MaskableDistribution,
     MaskableMultiCategoricalDistribution,
 )
-from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
+from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -162,6 +162,26 @@ def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
             "episode instead, or allow an action without effect. The policy is unchanged."
         )
     return masks
+
+
+class MaskedBy:
+    """
+    A masked model for whoever gives its ``predict`` no masks: it asks the environments for them.
+
+    :param model: the model; everything else is its own
+    :param env: the environments that it acts in
+    """
+
+    def __init__(self, model: Any, env: VecEnv) -> None:
+        self._model = model
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Choose actions as the model does, among those allowed now."""
+        return self._model.predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
 
 
 @contextmanager

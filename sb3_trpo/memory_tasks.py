@@ -14,11 +14,11 @@ import numpy as np
 from gymnasium import spaces
 
 
-class TMaze(gym.Env[np.ndarray, int]):
+class TMaze(gym.Env[np.ndarray, Any]):
     """
     A corridor that ends in a junction; which arm holds the treasure is written at its beginning only.
 
-    The observation is (up, down, corridor, junction): a sign at the first place, then where one stands. A policy without memory
+    The observation is (up, down, corridor, junction): the sign, then where one stands. A policy without memory
     turns the right way half of the time. The right arm gives 4, the wrong one -0.1, and so does every step that moves no
     nearer to the junction, as in the paper.
 
@@ -66,5 +66,5 @@ class TMaze(gym.Env[np.ndarray, int]):
         return np.array((False, False, False, True) if self._place == self._length else seen, np.float32)
 
 
-gym.register("TMaze-v0", TMaze, max_episode_steps=100, kwargs={"length": 10})
-gym.register("MaskedTMaze-v0", TMaze, max_episode_steps=100, kwargs={"length": 10, "is_deadly": True})
+gym.register("TMaze-v0", f"{__name__}:TMaze", max_episode_steps=100)
+gym.register("MaskedTMaze-v0", f"{__name__}:TMaze", max_episode_steps=100, kwargs={"is_deadly": True})

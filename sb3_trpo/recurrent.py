@@ -16,6 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("RecurrentTRPO needs sb3-contrib: pip install 'sb3-trpo[contrib]'") from error
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -32,13 +33,13 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentMultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.masks import Masked, options_of
+from sb3_trpo.masks import Masked, MaskedBy, options_of
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.sequences import fresh_states, inputs_at
 from sb3_trpo.variants import Variant
@@ -228,3 +229,44 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         MaskableRecurrentRolloutBuffer,
         MaskableRecurrentDictRolloutBuffer,
     )
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions; warns if memory gets lost between two steps of an episode.
+
+        :param observation: one, or one per environment
+        :param state: what the last call returned; ``None`` at the beginning
+        :param episode_start: where it starts anew
+        :param deterministic: whether to take the likeliest action rather than to draw
+        :param action_masks: what is allowed, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows everything
+        :return: the actions and the state
+        :raises ValueError: if a mask has the wrong size or allows nothing
+        """
+        if state is None and episode_start is not None and not np.all(episode_start):
+            warnings.warn(
+                "predict() was given no state, though not every episode starts: the policy acts without its memory. Give it "
+                "what the last call returned. sb3-contrib's MaskableEvalCallback does not; take "
+                "sb3_trpo.recurrent.MaskableRecurrentEvalCallback.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().predict(observation, state, episode_start, deterministic, action_masks)
+
+
+class MaskableRecurrentEvalCallback(EvalCallback):
+    """SB3's ``EvalCallback`` with masks. sb3-contrib's has masks too, but gives the policy no memory from step to step."""
+
+    def _on_step(self) -> bool:
+        model = self.model
+        self.model = MaskedBy(model, self.eval_env)  # type: ignore[assignment]  # for all that evaluation asks, it is the model
+        try:
+            return super()._on_step()
+        finally:
+            self.model = model

@@ -1,9 +1,9 @@
 """
 RL Zoo with our algorithms: ``python -m sb3_trpo.zoo train --algo trpo --env Hopper-v5``; needs the extra ``[zoo]``.
 
-Every script of RL Zoo takes its own arguments; ``trpo`` means :class:`sb3_trpo.TRPO`, and its settings come from
-``zoo_configs/trpo.yml`` unless ``--conf-file`` is given. One script is ours: ``report`` evaluates and draws a finished run.
-RL Zoo itself is not touched: names are replaced in this process only.
+Every script of RL Zoo takes its own arguments; ``trpo`` means :class:`sb3_trpo.TRPO`, ``trpo_mask``, ``trpo_lstm`` and
+``trpo_mask_lstm`` its variants, and settings come from ``zoo_configs`` unless ``--conf-file`` is given. One script is ours:
+``report`` evaluates and draws a finished run. RL Zoo itself is not touched: names are replaced in this process only.
 """
 
 from __future__ import annotations
@@ -23,17 +23,29 @@ from typing import Any
 from unittest import mock
 
 import optuna
+import rl_zoo3
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, memory_tasks  # noqa: F401  # the latter for its environments
 from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+from sb3_trpo.maskable import MaskableTRPO
+from sb3_trpo.masks import MaskedBy
 from sb3_trpo.plots import learning_curve
+from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
-ALGORITHMS = {"trpo": TRPO}
+ALGORITHMS: dict[str, type[TRPO]] = {
+    "trpo": TRPO,
+    "trpo_mask": MaskableTRPO,
+    "trpo_lstm": RecurrentTRPO,
+    "trpo_mask_lstm": MaskableRecurrentTRPO,
+}
 SCHEDULES = ("target_kl", "ent_coef")
 """Settings that a configuration may give as ``lin_<initial value>``, besides RL Zoo's own."""
 FUNCTIONS = {
@@ -151,11 +163,48 @@ def _is_seed_given() -> bool:
     return int(known.seed) >= 0
 
 
+def evaluate(model: Any, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
+    """
+    Evaluate a model, with masks if it knows them.
+
+    :param model: the model
+    :param env: to evaluate it in
+    :param args: of SB3's ``evaluate_policy``
+    :param kwargs: likewise
+    :return: its result
+    """
+    return evaluate_policy(MaskedBy(model, env) if isinstance(model, MaskableTRPO) else model, env, *args, **kwargs)
+
+
+def test_env_with_masks(*args: Any, **kwargs: Any) -> VecEnv:
+    """
+    Make an environment for RL Zoo's scripts, which know of no masks: masked models then ask it for them.
+
+    :param args: of RL Zoo's ``create_test_env``
+    :param kwargs: likewise
+    :return: the environment
+    """
+    env: VecEnv = create_test_env(*args, **kwargs)
+    if is_masking_supported(env):
+        predict = MaskableTRPO.predict
+
+        def predict_masked(model: MaskableTRPO, *args: Any, **kwargs: Any) -> Any:
+            return predict(model, *args, **{"action_masks": get_action_masks(env), **kwargs})
+
+        mock.patch.object(MaskableTRPO, "predict", predict_masked).start()
+    return env
+
+
 def install() -> None:
     """Put our algorithms, their search space and their configurations into RL Zoo, in this process."""
     ALGOS.update(ALGORITHMS)
-    hyperparams_opt.HYPERPARAMS_SAMPLER["trpo"] = sample_trpo_params
+    samplers, converters = hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
+    samplers.update(dict.fromkeys(ALGORITHMS, sample_trpo_params))
+    converters.update(dict.fromkeys(ALGORITHMS, converters["trpo"]))
     vars(exp_manager)["ExperimentManager"] = ExperimentManager
+    vars(callbacks)["evaluate_policy"] = evaluate  # for EvalCallback, and RL Zoo's own kind of it
+    for module in (rl_zoo3, rl_zoo3.utils):
+        vars(module)["create_test_env"] = test_env_with_masks
 
 
 def report(arguments: Sequence[str] | None = None) -> None:
@@ -185,7 +234,7 @@ def report(arguments: Sequence[str] | None = None) -> None:
         env_kwargs=env_kwargs,
     )
     model = ALGORITHMS[args.algo].load(model_file, device="cpu")
-    mean, std = evaluate_policy(model, env, n_eval_episodes=args.episodes)
+    mean, std = evaluate(model, env, n_eval_episodes=args.episodes)
     env.close()
     picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
 
