@@ -188,8 +188,16 @@ def test_env_with_masks(*args: Any, **kwargs: Any) -> VecEnv:
     if is_masking_supported(env):
         predict = MaskableTRPO.predict
 
-        def predict_masked(model: MaskableTRPO, *args: Any, **kwargs: Any) -> Any:
-            return predict(model, *args, **{"action_masks": get_action_masks(env), **kwargs})
+        def predict_masked(
+            model: MaskableTRPO,
+            observation: Any,
+            state: Any,
+            episode_start: Any,
+            deterministic: bool,
+            action_masks: Any = None,
+        ) -> Any:
+            masks = get_action_masks(env) if action_masks is None else action_masks
+            return predict(model, observation, state, episode_start, deterministic, masks)
 
         mock.patch.object(MaskableTRPO, "predict", predict_masked).start()
     return env
