@@ -75,6 +75,26 @@ class StartedCallback:
         """Do nothing more."""
 
 
+class OwnLocals:
+    """
+    A callback for a loop that is run in an algorithm's name: ``self`` is the algorithm among its variables all the same.
+
+    :param callback: the callback
+    :param algorithm: the algorithm
+    """
+
+    def __init__(self, callback: BaseCallback, algorithm: object) -> None:
+        self._callback = callback
+        self._algorithm = algorithm
+        self.on_rollout_start = callback.on_rollout_start
+        self.on_step = callback.on_step
+        self.on_rollout_end = callback.on_rollout_end
+
+    def update_locals(self, known: dict[str, Any]) -> None:
+        """Pass the loop's variables on."""
+        self._callback.update_locals({**known, "self": self._algorithm, "callback": self._callback})
+
+
 def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
     """
     Give a callback and all that it calls one dict of variables, as SB3 does when training starts.

@@ -38,8 +38,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import drawing, networks
+from sb3_trpo.callback_locals import OwnLocals
 from sb3_trpo.collection import ROLLOUT_POLICIES, RolloutPolicy
-from sb3_trpo.masks import IMPOSSIBLE, checked_masks, masking, masks_from, require_masks
+from sb3_trpo.masks import IMPOSSIBLE, Acting, MaskedPolicy, checked_masks, masks_from, require_masks
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.rollout import DIRECT_BUFFERS
 from sb3_trpo.variants import Variant
@@ -114,13 +115,21 @@ class MaskableTRPO(Variant):
         :raises ValueError: if a mask has the wrong size or allows nothing
         """
         if action_masks is not None:
+            tensors, _ = self.policy.obs_to_tensor(observation)
+            n_observations = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
             rows = np.asarray(action_masks)
-            action_masks = checked_masks(rows if rows.ndim > 1 else rows[None], self.action_space, "given to predict()")
+            rows = rows if rows.ndim > 1 else rows[None]
+            if len(rows) != n_observations:
+                raise ValueError(
+                    f"action_masks has {len(rows)} rows, but must have one for each of {n_observations} observations."
+                )
+            action_masks = checked_masks(rows, self.action_space, "given to predict()")
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # likewise
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        with masking(self.policy, env, rollout_buffer, callback):
-            return super()._general_loop(env, callback, rollout_buffer, n_rollout_steps)
+        loop: Any = super()._general_loop
+        acting = Acting(self, MaskedPolicy(self.policy, env, rollout_buffer, callback))
+        return bool(loop.__func__(acting, env, OwnLocals(callback, self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:
         return self.policy_kwargs  # no use_sde

@@ -7,8 +7,6 @@ divergence, to the entropy or to the Fisher metric, and whatever its logit's der
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +24,6 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
 from sb3_trpo.distributions import Family, ProductOfCategoricals, family
 from sb3_trpo.inputs import Inputs, action_distribution, inputs_in, observations_in, restrict, state_values
@@ -184,28 +181,46 @@ class MaskedBy:
         return self._model.predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
 
 
-@contextmanager
-def masking(policy: nn.Module, env: VecEnv, buffer: Any, callback: BaseCallback) -> Iterator[None]:
+class MaskedPolicy:
     """
-    Have SB3's own loop mask: a policy that is called gets the masks of the present states, and the buffer keeps them.
+    A policy for the one who steps the environments: calling it acts under the masks of the present states.
 
-    :param policy: takes ``action_masks``
+    :param policy: takes ``action_masks``; everything else is its own, and others who call it are not masked
     :param env: the training environments
-    :param buffer: being filled, with ``action_masks`` of shape ``(n_steps, n_envs, n_options)``
+    :param buffer: being filled, with ``action_masks`` of shape ``(n_steps, n_envs, n_options)``, which keep the masks
     :param callback: gets them among its ``locals``
     """
-    latest: tuple[int, np.ndarray] | None = None
 
-    def give_masks(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        nonlocal latest
-        if latest is None or latest[0] != buffer.pos:  # a callback may call the policy after the step has been taken
-            latest = buffer.pos, masks_from(env, buffer.action_space, buffer.pos)
-            buffer.action_masks[buffer.pos] = latest[1]
-            callback.update_locals({"action_masks": latest[1]})
-        return args, {"action_masks": latest[1], **kwargs}
+    def __init__(self, policy: Any, env: VecEnv, buffer: Any, callback: BaseCallback) -> None:
+        self._policy = policy
+        self._env = env
+        self._buffer = buffer
+        self._callback = callback
 
-    handle = policy.register_forward_pre_hook(give_masks, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def __call__(self, *args: Any) -> Any:
+        """Act."""
+        masks = masks_from(self._env, self._buffer.action_space, self._buffer.pos)
+        self._buffer.action_masks[self._buffer.pos] = masks
+        self._callback.update_locals({"action_masks": masks})
+        return self._policy(*args, action_masks=masks)
+
+
+class Acting:
+    """
+    An algorithm whose collection loop calls another policy than everyone else.
+
+    :param algorithm: the algorithm, whose every other attribute is read and written
+    :param policy: for the loop
+    """
+
+    def __init__(self, algorithm: Any, policy: Any) -> None:
+        vars(self).update(_algorithm=algorithm, policy=policy)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._algorithm, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._algorithm, name, value)

@@ -33,10 +33,9 @@ from sb3_contrib.common.recurrent.policies import (
     RecurrentMultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.masks import Masked, MaskedBy, options_of
@@ -95,6 +94,7 @@ class RecurrentTRPO(Variant):
         RecurrentDictRolloutBuffer,
     )
     policy: RecurrentActorCriticPolicy
+    _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTMs' states along, and asks nothing of PPO
 
     def _build(self) -> None:
         super()._build()
@@ -103,10 +103,6 @@ class RecurrentTRPO(Variant):
     def _buffer_settings(self) -> dict[str, Any]:
         n_layers, _, n_hidden = self.policy.lstm_hidden_state_shape
         return {"hidden_state_shape": (self.n_steps, n_layers, self.n_envs, n_hidden)}
-
-    def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        loop: Any = RecurrentPPO.collect_rollouts  # carries the LSTMs' states along, and asks nothing of PPO
-        return bool(loop(self, env, callback, rollout_buffer, n_rollout_steps))
 
 
 class MaskableRecurrentActorCriticPolicy(_LstmPolicy):

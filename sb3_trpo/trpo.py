@@ -102,6 +102,7 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    _general_loop = OnPolicyAlgorithm.collect_rollouts
 
     def __init__(
         self,
@@ -293,9 +294,6 @@ class TRPO(OnPolicyAlgorithm):
             if fault is None:
                 raise
             raise fault from None
-
-    def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(
         self: SelfTRPO,

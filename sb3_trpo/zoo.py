@@ -191,9 +191,9 @@ def test_env_with_masks(*args: Any, **kwargs: Any) -> VecEnv:
         def predict_masked(
             model: MaskableTRPO,
             observation: Any,
-            state: Any,
-            episode_start: Any,
-            deterministic: bool,
+            state: Any = None,
+            episode_start: Any = None,
+            deterministic: bool = False,
             action_masks: Any = None,
         ) -> Any:
             masks = get_action_masks(env) if action_masks is None else action_masks

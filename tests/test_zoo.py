@@ -15,20 +15,26 @@ import yaml
 from contract_tools import same_parameters
 from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trpo import TRPO, zoo
 from sb3_trpo.checkpoint.storage import sole_owner
+from sb3_trpo.maskable import MaskableTRPO
 
 OURS = yaml.safe_load(zoo.config_file("trpo").read_text())
 RL_ZOO = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml").read_text())
+PPO_LSTM = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml").read_text())
+OURS_LSTM = yaml.safe_load(zoo.config_file("trpo_lstm").read_text())
 CONTRIB_TARGET_KL = 0.01
 MUJOCO_V5 = sorted(name for name, spec in gym.registry.items() if name.endswith("-v5") and "mujoco" in str(spec.entry_point))
 
 
 def call_zoo(monkeypatch, folder, *arguments):
     """Calls RL Zoo as the command line does, in this process."""
-    monkeypatch.setattr(exp_manager, "ExperimentManager", exp_manager.ExperimentManager)  # to be put back
+    replaced = ((exp_manager, "ExperimentManager"), (callbacks, "evaluate_policy"), (MaskableTRPO, "predict"))
+    for thing, name in (*replaced, (rl_zoo3, "create_test_env"), (rl_zoo3.utils, "create_test_env")):
+        monkeypatch.setattr(thing, name, getattr(thing, name))  # to be put back
     for module in ("rl_zoo3.train", "rl_zoo3.enjoy"):  # they bind the manager when imported
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
@@ -138,11 +144,52 @@ def test_the_module_runs_as_a_command(tmp_path):
     assert "--conf-file" in done.stdout
 
 
-def test_install_replaces_trpo_and_nothing_else():
+def test_install_replaces_trpo_and_adds_its_variants():
     before = dict(ALGOS)
     zoo.install()
     assert ALGOS["trpo"] is TRPO
-    assert {name: cls for name, cls in ALGOS.items() if name != "trpo"} == {n: c for n, c in before.items() if n != "trpo"}
+    others = {name: cls for name, cls in before.items() if name not in zoo.ALGORITHMS}
+    assert others | zoo.ALGORITHMS == ALGOS
+
+
+@pytest.mark.parametrize(
+    ("algo", "env"), [("trpo_mask", "MaskedTMaze-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0"), ("trpo_lstm", "TMaze-v0")]
+)
+def test_variants_are_trained_evaluated_watched_and_reported(algo, env, run_zoo, tmp_path, capsys, monkeypatch):
+    masked = []
+    predict = MaskableTRPO.predict
+
+    def spy(model, observation, state=None, episode_start=None, deterministic=False, action_masks=None):
+        masked.append(action_masks)
+        return predict(model, observation, state, episode_start, deterministic, action_masks)
+
+    monkeypatch.setattr(MaskableTRPO, "predict", spy)
+    common = ("--algo", algo, "--env", env, "-f", tmp_path)
+    run_zoo("train", *common, "-n", 512, "--seed", 0, "--eval-freq", 256, "-params", "n_steps:32", "n_critic_updates:1")
+    model = zoo.ALGORITHMS[algo].load(tmp_path / algo / f"{env}_1" / f"{env}.zip")
+    assert model.n_steps == 32
+    assert "Eval num_timesteps=512" in capsys.readouterr().out
+    run_zoo("enjoy", *common, "--no-render", "-n", 150)
+    assert "Mean reward" in capsys.readouterr().out
+    run_zoo("report", *common, "--episodes", 2)
+    assert "Final evaluation" in capsys.readouterr().out
+    assert len(masked) > 150 if "mask" in algo else not masked
+    assert all(each is not None for each in masked), "nothing acts without masks"
+
+
+@pytest.mark.parametrize("env", sorted(PPO_LSTM))
+def test_there_are_settings_for_whatever_rl_zoo_tunes_recurrent_ppo_for(env):
+    assert {re.sub(r"-v\d+$", "", name) for name in OURS_LSTM} >= {re.sub(r"-v\d+$", "", env)}
+
+
+@pytest.mark.parametrize("env", [name for name in OURS_LSTM if name in gym.registry and name != "CarRacing-v3"])
+def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, monkeypatch):
+    learned = []
+    monkeypatch.setattr(TRPO, "learn", lambda model, *args, **kwargs: learned.append(model))
+    run_zoo("train", "--algo", "trpo_lstm", "--env", env, "-f", tmp_path, "-params", "n_envs:1")
+    (model,) = learned
+    assert model.target_kl == OURS_LSTM[env].get("target_kl", CONTRIB_TARGET_KL)
+    assert model.batch_size <= model.n_steps * OURS_LSTM[env].get("n_envs", 1)
 
 
 @pytest.mark.parametrize("env", sorted(RL_ZOO))
