@@ -128,7 +128,7 @@ class MaskableTRPO(Variant):
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
-        acting = Acting(self, MaskedPolicy(self.policy, env, rollout_buffer, callback))
+        acting = Acting(self, MaskedPolicy(self, env, rollout_buffer, callback))
         return bool(loop.__func__(acting, env, OwnLocals(callback, self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:

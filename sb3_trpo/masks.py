@@ -185,27 +185,27 @@ class MaskedPolicy:
     """
     A policy for the one who steps the environments: calling it acts under the masks of the present states.
 
-    :param policy: takes ``action_masks``; everything else is its own, and others who call it are not masked
+    :param algorithm: whose policy it is, one that takes ``action_masks``; others who call it are not masked
     :param env: the training environments
     :param buffer: being filled, with ``action_masks`` of shape ``(n_steps, n_envs, n_options)``, which keep the masks
     :param callback: gets them among its ``locals``
     """
 
-    def __init__(self, policy: Any, env: VecEnv, buffer: Any, callback: BaseCallback) -> None:
-        self._policy = policy
+    def __init__(self, algorithm: Any, env: VecEnv, buffer: Any, callback: BaseCallback) -> None:
+        self._algorithm = algorithm
         self._env = env
         self._buffer = buffer
         self._callback = callback
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
+        return getattr(self._algorithm.policy, name)
 
     def __call__(self, *args: Any) -> Any:
         """Act."""
         masks = masks_from(self._env, self._buffer.action_space, self._buffer.pos)
         self._buffer.action_masks[self._buffer.pos] = masks
         self._callback.update_locals({"action_masks": masks})
-        return self._policy(*args, action_masks=masks)
+        return self._algorithm.policy(*args, action_masks=masks)
 
 
 class Acting:

@@ -43,7 +43,7 @@ class Variant(TRPO):
             if given is not None and not issubclass(given, allowed):
                 known = " or ".join(cls.__name__ for cls in allowed)
                 raise ValueError(
-                    f"{name} is {given.__name__}, but {type(self).__name__} needs a subclass of sb3-contrib's {known}. "
+                    f"{name} is {given.__name__}, but {type(self).__name__} needs {known} or a subclass. "
                     f"Its policies by name are {', '.join(self.policy_aliases)}."
                 )
 

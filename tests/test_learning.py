@@ -1,8 +1,14 @@
+import numpy as np
 import pytest
+import rl_zoo3.import_envs  # noqa: F401  # for the velocity-free tasks
+import yaml
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from sb3_trpo import TRPO
+from sb3_trpo.zoo import ALGORITHMS, config_file, evaluate
 
 
 def train(env_id, n_envs, steps, seed, **settings):
@@ -37,3 +43,49 @@ def test_pendulum_improves_clearly():
     )
     assert before < -1000
     assert after > -500
+
+
+def stop_at(threshold):
+    """Ends training when the mean return of the last 100 episodes has reached the threshold."""
+
+    class Stop(BaseCallback):
+        def _on_step(self):
+            recent = [episode["r"] for episode in self.model.ep_info_buffer]
+            return len(recent) < 100 or np.mean(recent) < threshold
+
+    return Stop()
+
+
+def learn_by_zoo_settings(algo, env_id, seed, threshold, steps):
+    """Trains with our settings for RL Zoo until it goes well, and returns the model with fresh environments for it."""
+    settings = yaml.safe_load(config_file(algo).read_text())[env_id]
+    n_envs, policy, normalize = settings.pop("n_envs"), settings.pop("policy"), settings.pop("normalize", False)
+    settings["policy_kwargs"] = eval(settings["policy_kwargs"])
+    del settings["n_timesteps"]
+
+    def make(n, seed):
+        env = make_vec_env(env_id, n, seed=seed)
+        return VecNormalize(env, gamma=settings["gamma"]) if normalize else env
+
+    model = ALGORITHMS[algo](policy, make(n_envs, seed), seed=seed, device="cpu", **settings)
+    model.learn(steps, callback=stop_at(threshold))
+    unseen = make(1, 100)
+    if normalize:
+        sync_envs_normalization(model.env, unseen)
+        unseen.training = unseen.norm_reward = False
+    return model, unseen
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize(("algo", "env_id"), [("trpo_lstm", "TMaze-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0")])
+def test_the_way_out_of_a_t_maze_is_remembered(algo, env_id):
+    model, unseen = learn_by_zoo_settings(algo, env_id, seed=0, threshold=3.6, steps=60_000)
+    mean, _ = evaluate(model, unseen, n_eval_episodes=50)
+    assert mean > 3.9, "4 is the treasure; half of it, in the mean, is what a policy without memory gets"
+
+
+@pytest.mark.learning
+def test_cartpole_is_balanced_without_seeing_velocities():
+    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=250, steps=60_000)
+    mean, _ = evaluate(model, unseen, n_eval_episodes=20)
+    assert mean > 250
