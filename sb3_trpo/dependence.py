@@ -15,7 +15,7 @@ from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.inputs import Inputs, action_distribution, some_inputs
 from sb3_trpo.modes import evaluation_mode
 from sb3_trpo.networks import Networks
-from sb3_trpo.numerics.fisher import Outputs
+from sb3_trpo.numerics.fisher import Outputs, twice_differentiable
 from sb3_trpo.numerics.flat import assign
 
 Read = Callable[[], Inputs]
@@ -88,7 +88,8 @@ def _any_inputs(policy: ActorCriticPolicy) -> Inputs:
 
 
 def _distribution_parameters(policy: ActorCriticPolicy, inputs: Inputs) -> Outputs:
-    distribution = action_distribution(inputs, policy)
+    with twice_differentiable(policy):  # cuDNN's recurrent layers have no derivative in evaluation mode at all
+        distribution = action_distribution(inputs, policy)
     return family(distribution).parameters(distribution)
 
 

@@ -56,6 +56,17 @@ def observations_in(inputs: Inputs) -> PyTorchObs:
     return observations
 
 
+def number_in(inputs: Inputs) -> int:
+    """
+    Count the transitions that inputs are for.
+
+    :param inputs: what the policy acts on
+    :return: the first dimension of its observations
+    """
+    observations = observations_in(inputs)
+    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+
+
 @singledispatch
 def restrict(inputs: Inputs, distribution: Distribution) -> Distribution:
     """

@@ -40,6 +40,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo import drawing, networks
 from sb3_trpo.callback_locals import OwnLocals
 from sb3_trpo.collection import ROLLOUT_POLICIES, RolloutPolicy
+from sb3_trpo.inputs import number_in
 from sb3_trpo.masks import IMPOSSIBLE, Acting, MaskedPolicy, checked_masks, masks_from, require_masks
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.rollout import DIRECT_BUFFERS
@@ -116,7 +117,7 @@ class MaskableTRPO(Variant):
         """
         if action_masks is not None:
             tensors, _ = self.policy.obs_to_tensor(observation)
-            n_observations = len(next(iter(tensors.values())) if isinstance(tensors, dict) else tensors)
+            n_observations = number_in(tensors)
             rows = np.asarray(action_masks)
             rows = rows if rows.ndim > 1 else rows[None]
             if len(rows) != n_observations:

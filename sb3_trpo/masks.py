@@ -207,6 +207,8 @@ class MaskedPolicy:
         self._callback.update_locals({"action_masks": masks})
         return self._algorithm.policy(*args, action_masks=masks)
 
+    forward = __call__  # by which older versions of sb3-contrib call the policy
+
 
 class Acting:
     """

@@ -14,8 +14,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.inputs import action_distribution, state_values
-from sb3_trpo.rollout import Transitions
+from sb3_trpo.inputs import Inputs, action_distribution, number_in, state_values
 
 
 def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
@@ -60,22 +59,22 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 @th.no_grad()
-def follow_statistics(policy: ActorCriticPolicy, transitions: Transitions) -> None:
+def follow_statistics(policy: ActorCriticPolicy, inputs: Inputs) -> None:
     """
     Let every layer with statistics see the data once, in one pass through policy and critic without dropout.
 
     :param policy: in evaluation mode, and left in it
-    :param transitions: the data; a single one has no variance and is passed over
+    :param inputs: what the policy acted on; a single observation has no variance and is passed over
     """
-    if len(transitions.advantages) < 2:
+    if number_in(inputs) < 2:
         return
     with ExitStack() as stack:
         stack.callback(policy.set_training_mode, False)
         for layer in statistical_layers(policy):
             stack.callback(layer.register_forward_hook(_leave_training).remove)
             layer.training = True
-        action_distribution(transitions.inputs, policy)
-        state_values(transitions.inputs, policy)
+        action_distribution(inputs, policy)
+        state_values(inputs, policy)
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:

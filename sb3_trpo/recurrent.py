@@ -240,24 +240,16 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         MaskableRecurrentDictRolloutBuffer,
     )
 
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, *args: Any, **kwargs: Any) -> Any:
         """
-        Choose actions; warns if memory gets lost between two steps of an episode.
+        Choose actions, as :class:`~sb3_trpo.maskable.MaskableTRPO` does; warns if memory gets lost amid an episode.
 
         :param observation: one, or one per environment
         :param state: what the last call returned; ``None`` at the beginning
         :param episode_start: where it starts anew
-        :param deterministic: whether to take the likeliest action rather than to draw
-        :param action_masks: what is allowed, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows everything
+        :param args: ``deterministic`` and ``action_masks``
+        :param kwargs: likewise
         :return: the actions and the state
-        :raises ValueError: if a mask has the wrong size or allows nothing
         """
         if state is None and episode_start is not None and not np.all(episode_start):
             warnings.warn(
@@ -267,7 +259,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
                 UserWarning,
                 stacklevel=2,
             )
-        return super().predict(observation, state, episode_start, deterministic, action_masks)
+        return super().predict(observation, state, episode_start, *args, **kwargs)
 
 
 class MaskableRecurrentEvalCallback(EvalCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial, singledispatch
 from operator import itemgetter
@@ -142,6 +143,20 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
 
     chunks = [partial(load, indices[start : start + chunk_size]) for start in range(0, len(indices), chunk_size)]
     return kept_if_single(chunks)
+
+
+@singledispatch
+def spread_inputs(buffer: RolloutBuffer, n: int) -> Inputs:
+    """
+    Read what the policy acted on in some transitions, spread evenly over the rollout.
+
+    :param buffer: a full rollout buffer
+    :param n: how many at most
+    :return: the inputs
+    """
+    stride = math.ceil(buffer.buffer_size * buffer.n_envs / n)
+    (spread,) = split_rollout(buffer, stride, n, normalize_advantage=False)
+    return spread().inputs
 
 
 def join(buffer: RolloutBuffer) -> None:

@@ -9,6 +9,7 @@ then does not count: every mean is ``sum(w x) / sum(w)`` with ``w`` 0 for what f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial, singledispatch
 from operator import itemgetter
@@ -34,7 +35,17 @@ from sb3_trpo.inputs import (
     some_inputs,
     state_values,
 )
-from sb3_trpo.rollout import Chunk, Transitions, join, kept_if_single, map_parts, split_rollout, standardisation, taken
+from sb3_trpo.rollout import (
+    Chunk,
+    Transitions,
+    join,
+    kept_if_single,
+    map_parts,
+    split_rollout,
+    spread_inputs,
+    standardisation,
+    taken,
+)
 
 
 class Sequences(NamedTuple):
@@ -160,7 +171,7 @@ def inputs_at(buffer: Any, rows: np.ndarray, starts: np.ndarray) -> Inputs:
     goes_on = 1.0 - buffer.episode_starts[starts].reshape(1, -1, 1)
 
     def states(kept: np.ndarray) -> th.Tensor:
-        return th.as_tensor(kept[starts].swapaxes(0, 1) * goes_on, device=buffer.device)
+        return th.as_tensor(np.ascontiguousarray(kept[starts].swapaxes(0, 1) * goes_on), device=buffer.device)  # for cuDNN
 
     policy, critic = (
         (states(getattr(buffer, f"hidden_states_{name}")), states(getattr(buffer, f"cell_states_{name}")))
@@ -184,7 +195,7 @@ def read(buffer: Any, spans: list[Span]) -> SequenceSamples:
     weights = (steps < lengths[:, None]).astype(np.float32).reshape(-1)
     return SequenceSamples(
         inputs=inputs_at(buffer, rows, starts),
-        actions=taken(buffer.to_torch(buffer.actions[rows]), buffer),
+        actions=taken(buffer.to_torch(buffer.actions[rows].astype(np.float32)), buffer),
         old_log_prob=buffer.to_torch(buffer.log_probs[rows].flatten()),
         advantages=buffer.to_torch(buffer.advantages[rows].flatten()),
         returns=buffer.to_torch(buffer.returns[rows].flatten()),
@@ -197,25 +208,30 @@ def read(buffer: Any, spans: list[Span]) -> SequenceSamples:
 @split_rollout.register(RecurrentDictRolloutBuffer)
 def _(buffer: Any, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
     join(buffer)
-    spans = spans_of(buffer, chunk_size)[::every]
+    spans = spans_of(buffer, longest=chunk_size)[::every]
     rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
     shift, scale = standardisation(buffer, rows) if normalize_advantage else (0.0, 1.0)
 
     def load(group: list[Span]) -> Transitions:
-        samples = read(buffer, group)
-        advantages = (samples.advantages - shift) * scale
-        return Transitions(
-            samples.inputs, samples.actions, samples.old_log_prob, advantages, samples.weights, samples.n_padding
-        )
+        inputs, actions, old_log_prob, advantages, _, weights, n_padding = read(buffer, group)
+        return Transitions(inputs, actions, old_log_prob, (advantages - shift) * scale, weights, n_padding)
 
     return kept_if_single([partial(load, group) for group in side_by_side(spans, chunk_size)])
+
+
+@spread_inputs.register(RecurrentRolloutBuffer)
+@spread_inputs.register(RecurrentDictRolloutBuffer)
+def _(buffer: Any, n: int) -> Inputs:
+    join(buffer)
+    n_transitions = len(buffer.episode_starts)
+    return read(buffer, [Span(row, 1) for row in range(0, n_transitions, math.ceil(n_transitions / n))]).inputs
 
 
 @minibatches_of.register(RecurrentRolloutBuffer)
 @minibatches_of.register(RecurrentDictRolloutBuffer)
 def _(buffer: Any, batch_size: int) -> Iterator[list[SequenceSamples]]:
     join(buffer)
-    spans = spans_of(buffer, batch_size)
+    spans = spans_of(buffer, longest=batch_size)
     order = np.random.permutation(len(spans))
     ends = np.cumsum([spans[index].length for index in order])
     for part in np.split(order, np.flatnonzero(np.diff((ends - 1) // batch_size)) + 1):

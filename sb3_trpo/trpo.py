@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -41,6 +40,7 @@ from sb3_trpo.rollout import (
     inputs_of,
     require_finite,
     split_rollout,
+    spread_inputs,
     unfit_observation,
 )
 
@@ -239,9 +239,7 @@ class TRPO(OnPolicyAlgorithm):
         """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
         if statistical_layers(self.policy):
             size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
-            stride = math.ceil(self.n_steps * self.n_envs / size)
-            spread, *_ = split_rollout(self.rollout_buffer, stride, size, normalize_advantage=False)
-            follow_statistics(self.policy, spread())
+            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size))
 
     def _input_chunks(self) -> Iterator[Read]:
         """Read what the policy acted on, in chunks."""

@@ -11,7 +11,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO
 from sb3_trpo.modes import critic_mode, evaluation_mode, follow_statistics, statistical_layers
-from sb3_trpo.rollout import Transitions
 
 N_STEPS = 16
 
@@ -107,10 +106,9 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     policy = make(share).policy
     policy.set_training_mode(False)
     observations = th.rand(10, 3) + 2.0
-    transitions = Transitions(observations, th.zeros(10, 2), th.zeros(10), th.zeros(10))
     parameters = [value.detach().clone() for value in policy.parameters()]
     random_state = th.get_rng_state()
-    follow_statistics(policy, transitions)
+    follow_statistics(policy, observations)
     assert len(statistical_layers(policy)) == (1 if share else 2)
     for norm in statistical_layers(policy):
         assert int(norm.num_batches_tracked) == 1
@@ -126,8 +124,7 @@ def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
     policy.vf_features_extractor = policy.pi_features_extractor
     policy.set_training_mode(False)
     observations = th.rand(10, 3)
-    transitions = Transitions(observations, th.zeros(10, 2), th.zeros(10), th.zeros(10))
-    follow_statistics(policy, transitions)
+    follow_statistics(policy, observations)
     (norm,) = statistical_layers(policy)
     assert int(norm.num_batches_tracked) == 1
     policy.set_training_mode(True)
@@ -139,7 +136,7 @@ def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
 def test_following_ends_in_evaluation_mode_whatever_happens():
     policy = make().policy
     policy.set_training_mode(False)
-    misshapen = Transitions(th.zeros(2, 5), th.zeros(2, 2), th.zeros(2), th.zeros(2))
+    misshapen = th.zeros(2, 5)
     with pytest.raises(RuntimeError, match="running_mean"):
         follow_statistics(policy, misshapen)
     assert training(policy, th.nn.Module) == {False}
@@ -148,7 +145,7 @@ def test_following_ends_in_evaluation_mode_whatever_happens():
 def test_one_transition_has_no_variance_to_follow():
     policy = make().policy
     before = statistics(policy)
-    follow_statistics(policy, Transitions(th.zeros(1, 3), th.zeros(1, 2), th.zeros(1), th.zeros(1)))
+    follow_statistics(policy, th.zeros(1, 3))
     assert all(map(th.equal, before, statistics(policy)))
 
 

@@ -39,10 +39,19 @@ for known in (BaseAlgorithm, BaseCallback, Logger, KVWriter):
 
 UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
 """Attributes of callbacks that may differ from one start of a script to the next without having changed."""
-STANDARD_BUFFER = frozenset(
-    ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs", "generator_ready")
+OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs")
+OF_MEMORY = (
+OF_MASKS = ("action_masks", "mask_dims")
+    "hidden_states_pi",
+    "cell_states_pi",
+    "hidden_states_vf",
+    "cell_states_vf",
+    "seq_start_indices",
+    "seq_end_indices",
 )
-"""What SB3's rollout buffers hold, which the next rollout writes anew."""
+OF_READING = ("seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten", "generator_ready")
+STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MEMORY, *OF_MASKS, *OF_READING}
+"""What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
 
 Marks = dict[str, dict[str, str]]
 """Fingerprints of callbacks' attributes when ``learn()`` began: what has changed since is state, the rest is the script's."""
@@ -154,7 +163,7 @@ def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
 
 
 def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
-    """Name what SB3's own buffers hold: settings, and what the next rollout writes anew."""
+    """Name what buffers hold: settings, and what the next rollout writes anew."""
     return frozenset(name for name in vars(model.rollout_buffer) if name in STANDARD_BUFFER)
 
 
