@@ -40,17 +40,10 @@ for known in (BaseAlgorithm, BaseCallback, Logger, KVWriter):
 UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
 """Attributes of callbacks that may differ from one start of a script to the next without having changed."""
 OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs")
-OF_MEMORY = (
 OF_MASKS = ("action_masks", "mask_dims")
-    "hidden_states_pi",
-    "cell_states_pi",
-    "hidden_states_vf",
-    "cell_states_vf",
-    "seq_start_indices",
-    "seq_end_indices",
-)
-OF_READING = ("seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten", "generator_ready")
-STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MEMORY, *OF_MASKS, *OF_READING}
+OF_MEMORY = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
+OF_READING = ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten")
+STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MASKS, *OF_MEMORY, *OF_READING}
 """What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
 
 Marks = dict[str, dict[str, str]]
