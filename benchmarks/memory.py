@@ -26,9 +26,12 @@ from gymnasium import spaces
 from stable_baselines3.common.logger import Logger
 
 import sb3_trpo
+from sb3_trpo.recurrent import RecurrentTRPO
 
+LSTM = "sb3_trpo, LSTM"
 CASES = [("sb3_trpo", 512), ("sb3_trpo", 2048), ("sb3_trpo", 8192), ("sb3_contrib", 512), ("sb3_contrib", 2048)]
-CLASSES = {"sb3_trpo": sb3_trpo.TRPO, "sb3_contrib": sb3_contrib.TRPO}
+CASES += [(LSTM, 512), (LSTM, 2048), (LSTM, 8192)]
+CLASSES = {"sb3_trpo": sb3_trpo.TRPO, "sb3_contrib": sb3_contrib.TRPO, LSTM: RecurrentTRPO}
 MIB = 2**20
 
 
@@ -57,7 +60,8 @@ def measure(package: str, n_frames: int, default_settings: bool = False) -> dict
     """
     th.set_num_threads(1)
     settings = {} if default_settings else {"cg_max_steps": 2, "n_critic_updates": 1}
-    model = CLASSES[package]("CnnPolicy", Frames(), n_steps=n_frames, device="cpu", seed=0, **settings)
+    policy = "CnnLstmPolicy" if package == LSTM else "CnnPolicy"
+    model = CLASSES[package](policy, Frames(), n_steps=n_frames, device="cpu", seed=0, **settings)
     model.set_logger(Logger(folder=None, output_formats=[]))
     fill(model)
     process = psutil.Process()
@@ -111,10 +115,11 @@ def fill(model: sb3_trpo.TRPO | sb3_contrib.TRPO) -> None:
     """
     rng = np.random.default_rng(0)
     buffer = model.rollout_buffer
+    memory = {"lstm_states": model._last_lstm_states} if isinstance(model, RecurrentTRPO) else {}
     for _ in range(buffer.buffer_size):
         frame = rng.integers(0, 256, (1, 4, 84, 84), dtype=np.uint8)
         action = rng.integers(0, 6, (1, 1))
-        buffer.add(frame, action, rng.normal(size=1), np.zeros(1), th.zeros(1), th.full((1,), -np.log(6.0)))
+        buffer.add(frame, action, rng.normal(size=1), np.zeros(1), th.zeros(1), th.full((1,), -np.log(6.0)), **memory)
     buffer.compute_returns_and_advantage(th.zeros(1), np.zeros(1))
 
 

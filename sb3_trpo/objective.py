@@ -120,8 +120,8 @@ class CurvatureStore:
     """
     The curvature of every chunk, for as many products as wanted.
 
-    The first ones are kept as long as memory allows, a single one in any case, and so are small ones that would fit into one
-    chunk together. The others are built anew for each product, one after the other, so that memory stays bounded.
+    The first ones are kept as long as memory allows; so is a single one in any case, and all if they would fit into one chunk
+    together. The others are built anew for each product, one after the other, so that memory stays bounded.
 
     :param actor: the policy, at the old parameters
     :param chunks: the transitions
@@ -133,6 +133,7 @@ class CurvatureStore:
         self._chunks = chunks
         self._n_left = chunk_size
         self._kept: list[Curvature] = []
+        self._n_cheap = 0
         self._n_bytes = 0.0
 
     def __call__(self) -> Iterator[Curvature]:
@@ -158,10 +159,13 @@ class CurvatureStore:
         """
         self._n_bytes += local.n_bytes
         self._n_left -= len(chunk.advantages)
-        is_kept = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES or self._n_left >= 0
-        if is_kept:
+        is_cheap = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES
+        self._n_cheap += is_cheap
+        if is_cheap or self._n_left >= 0:
             self._kept.append(_curvature(local, z, chunk))
-        return is_kept
+            return True
+        del self._kept[self._n_cheap :]  # which would have been kept if all had fitted
+        return False
 
 
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:

@@ -20,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
+from unittest import mock
 
 import torch as th
 from torch import nn
 
 from sb3_trpo.numerics.flat import flatten
+from sb3_trpo.numerics.lstm import forward_of, has_formula
 
 Operator = Callable[[th.Tensor], th.Tensor]
 Outputs = tuple[th.Tensor, ...]
@@ -101,13 +103,13 @@ def weighted(metric: Metric, weights: th.Tensor) -> Metric:
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
     """
-    Have recurrent layers computed by kernels that have a second derivative, for :func:`linearise` needs one.
+    Have recurrent layers computed by what has a second derivative, for :func:`linearise` needs one.
 
-    cuDNN's recurrent kernels have none, nor a forward mode, and no first one in evaluation mode. Convolutions keep cuDNN.
+    cuDNN's recurrent kernels have none, nor a forward mode, and no first one in evaluation mode. LSTMs are computed as
+    ``lstm.py`` has it, with fused kernels all the same; other recurrent layers without cuDNN. Convolutions keep cuDNN.
 
     :param module: whatever is run inside
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
     enabled = th.backends.cudnn.enabled
 
     def switch(on: bool) -> None:
@@ -115,9 +117,12 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.callback(switch, enabled)  # for a layer that raised
-        for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(lambda *_: switch(False)).remove)
-            stack.callback(layer.register_forward_hook(lambda *_: switch(enabled)).remove)
+        for layer in module.modules():
+            if has_formula(layer):
+                stack.enter_context(mock.patch.object(layer, "forward", forward_of(layer)))
+            elif isinstance(layer, nn.RNNBase):
+                stack.callback(layer.register_forward_pre_hook(lambda *_: switch(False)).remove)
+                stack.callback(layer.register_forward_hook(lambda *_: switch(enabled)).remove)
         yield
 
 
