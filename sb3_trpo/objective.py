@@ -48,7 +48,7 @@ class PolicyObjective:
     :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
     :param ent_coef: weight of the entropy in the surrogate
     :param mean: the one reduction
-    :param chunk_size: as many transitions as may be differentiated at a time
+    :param are_few: whether all chunks together are no more than may be differentiated at a time
     """
 
     actor: Actor
@@ -57,7 +57,7 @@ class PolicyObjective:
     fisher_chunks: Sequence[Chunk] | None = None
     ent_coef: float = 0.0
     mean: Mean = local_mean
-    chunk_size: int = 1
+    are_few: bool = False
 
     def local_model(self) -> PolicyModel:
         """
@@ -69,7 +69,7 @@ class PolicyObjective:
         sums, weight = gradient.new_zeros(2), 0.0
         snapshots: list[Outputs] = []
         of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
-        curvatures = CurvatureStore(self.actor, of_fisher, self.chunk_size)
+        curvatures = CurvatureStore(self.actor, of_fisher, self.are_few)
         for read in self.chunks:
             chunk = read()
             z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
@@ -120,20 +120,19 @@ class CurvatureStore:
     """
     The curvature of every chunk, for as many products as wanted.
 
-    The first ones are kept as long as memory allows; so is a single one in any case, and all if they would fit into one chunk
-    together. The others are built anew for each product, one after the other, so that memory stays bounded.
+    The first ones are kept as long as memory allows; a single one in any case, and a few small ones. The others are built anew
+    for each product, one after the other, so that memory stays bounded.
 
     :param actor: the policy, at the old parameters
     :param chunks: the transitions
-    :param chunk_size: as many as may be differentiated at a time
+    :param are_few: whether all together are no more than may be differentiated at a time
     """
 
-    def __init__(self, actor: Actor, chunks: Sequence[Chunk], chunk_size: int) -> None:
+    def __init__(self, actor: Actor, chunks: Sequence[Chunk], are_few: bool) -> None:
         self._actor = actor
         self._chunks = chunks
-        self._n_left = chunk_size
+        self._keeps_all = are_few or len(chunks) == 1
         self._kept: list[Curvature] = []
-        self._n_cheap = 0
         self._n_bytes = 0.0
 
     def __call__(self) -> Iterator[Curvature]:
@@ -158,14 +157,10 @@ class CurvatureStore:
         :return: whether it is kept
         """
         self._n_bytes += local.n_bytes
-        self._n_left -= len(chunk.advantages)
-        is_cheap = len(self._chunks) == 1 or self._n_bytes <= KEPT_BYTES
-        self._n_cheap += is_cheap
-        if is_cheap or self._n_left >= 0:
+        is_kept = self._keeps_all or self._n_bytes <= KEPT_BYTES
+        if is_kept:
             self._kept.append(_curvature(local, z, chunk))
-            return True
-        del self._kept[self._n_cheap :]  # which would have been kept if all had fitted
-        return False
+        return is_kept
 
 
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:

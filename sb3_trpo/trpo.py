@@ -212,11 +212,12 @@ class TRPO(OnPolicyAlgorithm):
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
             actor = make_actor(self.policy, networks, parameters)
             size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
+            are_few = 2 * self.n_steps * self.n_envs <= size  # twice, for sequences may be filled up to that
             chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, self.normalize_advantage), None
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
                 fisher_chunks = split_rollout(self.rollout_buffer, every, size, normalize_advantage=False)
-            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, chunk_size=size)
+            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, are_few=are_few)
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED

@@ -58,7 +58,10 @@ class LayerRun:
         x, h, c, *weights = self._inputs
         with th.enable_grad():  # training mode, without which cuDNN has no derivative at all
             self._h, _, self._c = th._VF.lstm(x, (h, c), weights, len(weights) == 4, 1, 0.0, True, False, False)
-        self.outputs = self._h.detach(), self._c.detach()
+
+    def outputs(self) -> States:
+        """Give all h and the last c, without their graph: new tensors, for autograd will tie them to whoever holds this run."""
+        return self._h.detach(), self._c.detach()
 
     def pull(self, dh: th.Tensor | None, dc: th.Tensor | None) -> tuple[th.Tensor | None, ...]:
         """
@@ -124,7 +127,7 @@ class _Layer(th.autograd.Function):
     def forward(ctx: Any, run: LayerRun, *inputs: th.Tensor) -> States:
         ctx.run = run
         ctx.set_materialize_grads(False)
-        return run.outputs
+        return run.outputs()
 
     @staticmethod
     def backward(ctx: Any, dh: th.Tensor | None, dc: th.Tensor | None) -> Any:

@@ -1,5 +1,8 @@
 """The LSTM whose J v is written down, beside torch's own by double backward in float64."""
 
+import gc
+import weakref
+
 import pytest
 import torch as th
 from hypothesis import given, settings, strategies as st
@@ -131,3 +134,19 @@ def test_projections_subclasses_and_dropout_have_no_formula():
 
     assert not any(map(has_formula, (nn.LSTM(3, 4, proj_size=2), Other(3, 4), nn.GRU(3, 4), nn.LSTM(3, 4, 2, dropout=0.5))))
     assert has_formula(nn.LSTM(3, 4, 2, dropout=0.5).eval())
+
+
+def test_nothing_outlives_its_use():
+    layer, x, states = make(4, 2, 3, 3, 2, True, 6)
+    gc.disable()
+    try:
+        with twice_differentiable(layer):
+            outputs = run(layer, x, states)[:1]
+        alive = weakref.ref(outputs[0].grad_fn.run)
+        linear = linearise(outputs, list(layer.parameters()))
+        linear.vjp(linear.jvp(th.ones(sum(each.numel() for each in layer.parameters()), dtype=th.float64)))
+        assert alive() is not None
+        del outputs, linear
+        assert alive() is None, "no reference cycle"
+    finally:
+        gc.enable()
