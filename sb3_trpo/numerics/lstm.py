@@ -60,7 +60,7 @@ class LayerRun:
             self._h, _, self._c = th._VF.lstm(x, (h, c), weights, len(weights) == 4, 1, 0.0, True, False, False)
 
     def outputs(self) -> States:
-        """Give all h and the last c, without their graph: new tensors, for autograd will tie them to whoever holds this run."""
+        """Give all h and the last c, without their graph: new tensors, for autograd ties them to whoever holds the run."""
         return self._h.detach(), self._c.detach()
 
     def pull(self, dh: th.Tensor | None, dc: th.Tensor | None) -> tuple[th.Tensor | None, ...]:
