@@ -15,6 +15,9 @@ LOGS := logs
 # torch first and exactly: a range would let pip choose a build with gigabytes of CUDA.
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
+# Modules are compiled when they are first imported: most never are, and compiling all takes longer than the rest.
+INSTALL := pip install --quiet --disable-pip-version-check --no-compile
+
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-oldest test-wheel check format bench clean
 
@@ -25,8 +28,8 @@ install: $(STAMP)  ## create .venv and install everything, pinned
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m $(INSTALL) $(TORCH)
+	$(BIN)/python -m $(INSTALL) --constraint constraints.txt --editable '.[all]'
 	touch $@
 
 train: install  ## train TRPO through RL Zoo; ENV=HalfCheetah-v5 STEPS=200000 SEED=0
@@ -42,8 +45,8 @@ test-oldest: $(OLDEST_STAMP)  ## run the contract tests on the oldest Stable-Bas
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt \
+	$(OLDEST)/bin/python -m $(INSTALL) $(TORCH)
+	$(OLDEST)/bin/python -m $(INSTALL) --constraint constraints-oldest.txt \
 		--editable '.[contrib,checkpoint]' pytest pytest-xdist hypothesis
 	touch $@
 
@@ -67,7 +70,7 @@ bench: install  ## measure; raw results go to benchmarks/results
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel dist/*.whl
+	$(BIN)/python -m $(INSTALL) --no-deps --target build/wheel dist/*.whl
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -c 'import sb3_trpo; assert "build/wheel" in sb3_trpo.__file__, sb3_trpo.__file__'
 	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/pytest -n 2 $(ARGS)
 
