@@ -102,7 +102,7 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _general_loop = OnPolicyAlgorithm.collect_rollouts
+    _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
     def __init__(
         self,
