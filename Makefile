@@ -66,6 +66,7 @@ bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/classic_control.py
+	$(BIN)/python benchmarks/variants.py
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build
