@@ -42,7 +42,7 @@ from sb3_trpo.zoo import config_file
 SEEDS = (0, 1, 2)
 EPISODES = 50
 CLASSES = {cls.__name__: cls for cls in (MaskableTRPO, RecurrentTRPO, MaskableRecurrentTRPO, MaskablePPO, RecurrentPPO)}
-ZOO = {"RecurrentTRPO": "trpo_lstm", "MaskableTRPO": "trpo_mask", "MaskableRecurrentTRPO": "trpo_mask_lstm"}
+ZOO = {"RecurrentTRPO": "trpo_lstm", "MaskableRecurrentTRPO": "trpo_mask_lstm"}
 PPO_LSTM = Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml"
 IDENTITY = {"n_steps": 512, "gamma": 0.4}
 """For tasks where the next observation does not depend on the action; sb3-contrib's tests discount them alike."""
@@ -84,7 +84,9 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
     if callable(TASKS[name].env):
         return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY}
     theirs = yaml.safe_load(PPO_LSTM.read_text())
-    if algorithm in ZOO:
+    if algorithm == "MaskableTRPO":  # as with memory, but for that
+        settings = {**settings_for(name, "MaskableRecurrentTRPO"), "policy": "MlpPolicy", "policy_kwargs": None}
+    elif algorithm in ZOO:
         settings = yaml.safe_load(config_file(ZOO[algorithm]).read_text())[name]
     elif algorithm == "RecurrentPPO" and name in theirs:
         settings = theirs[name]
@@ -94,7 +96,7 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
         settings |= {"n_steps": 128, "policy": "MlpLstmPolicy"}
         if algorithm == "MaskablePPO":
             settings |= {"policy": "MlpPolicy", "policy_kwargs": None}
-    for key in ("learning_rate", "clip_range"):
+    for key in ("learning_rate", "clip_range", "target_kl"):
         value = settings.get(key)
         if isinstance(value, str):
             settings[key] = linear_schedule(value.removeprefix("lin_")) if value.startswith("lin_") else float(value)
@@ -177,27 +179,22 @@ def main() -> None:
     """Run what is asked for, print a table and write the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", choices=["updates", *TASKS], nargs="*", default=["updates", *TASKS])
-    parts = parser.parse_args().part
+    parser.add_argument("--algorithms", choices=list(CLASSES), nargs="*", default=list(CLASSES))
+    args = parser.parse_args()
+    parts = args.part
     file = RESULTS / "variants.json"
     report = json.loads(file.read_text()) if file.is_file() else {"returns": {}}
     if "updates" in parts:
         report["updates"] = {"environment": environment(), "pairs": update_times()}
-    names = [part for part in parts if part in TASKS]
+    pairs = [(name, each) for name in parts if name in TASKS for each in TASKS[name].algorithms if each in args.algorithms]
     with ProcessPoolExecutor(max_workers=2) as pool:
-        jobs = {
-            (name, algorithm, seed): pool.submit(run, name, algorithm, seed)
-            for name in names
-            for algorithm in TASKS[name].algorithms
-            for seed in SEEDS
-        }
-        for name in names:
-            results = [job.result() for (task, *_), job in jobs.items() if task == name]
-            report["returns"][name] = {"environment": environment(), "results": results}
-            for algorithm in TASKS[name].algorithms:
-                means = [result["mean"] for result in results if result["algorithm"] == algorithm]
-                seconds = np.mean([result["seconds"] for result in results if result["algorithm"] == algorithm])
-                shown = ", ".join(f"{mean:.1f}" for mean in means)
-                print(f"| {name} | {algorithm} | {np.mean(means):.1f} | {shown} | {seconds:.0f} s |", flush=True)
+        jobs = {(pair, seed): pool.submit(run, *pair, seed) for pair in pairs for seed in SEEDS}
+        for pair in pairs:
+            results = [jobs[pair, seed].result() for seed in SEEDS]
+            report["returns"][" ".join(pair)] = {"environment": environment(), "results": results}
+            means, seconds = ([result[key] for result in results] for key in ("mean", "seconds"))
+            shown = ", ".join(f"{mean:.1f}" for mean in means)
+            print(f"| {pair[0]} | {pair[1]} | {np.mean(means):.1f} | {shown} | {np.mean(seconds):.0f} s |", flush=True)
             file.write_text(json.dumps(report, indent=1) + "\n")
     file.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -17,6 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("MaskableTRPO needs sb3-contrib: pip install 'sb3-trpo[contrib]'") from error
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,17 +116,23 @@ class MaskableTRPO(Variant):
         :return: the actions, and the state of a recurrent policy
         :raises ValueError: if a mask has the wrong size or allows nothing
         """
-        if action_masks is not None:
+        if action_masks is None:
+            warnings.warn(
+                "predict() was given no action_masks: the policy may do what is forbidden. Give it get_action_masks(env); "
+                "evaluate by MaskableEvalCallback instead of EvalCallback.",
+                UserWarning,
+                stacklevel=2,
+            )
+        else:
             tensors, _ = self.policy.obs_to_tensor(observation)
             n_observations = number_in(tensors)
-            rows = np.asarray(action_masks)
-            rows = rows if rows.ndim > 1 else rows[None]
+            rows: Any = [action_masks] if n_observations == 1 and np.ndim(action_masks[0]) == 0 else action_masks
             if len(rows) != n_observations:
                 raise ValueError(
                     f"action_masks has {len(rows)} rows, but must have one for each of {n_observations} observations."
                 )
             action_masks = checked_masks(rows, self.action_space, "given to predict()")
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # likewise
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # which SB3's have not
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop

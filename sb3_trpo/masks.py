@@ -128,28 +128,30 @@ def masks_from(env: VecEnv, space: spaces.Space[Any], step: int) -> np.ndarray:
     :return: booleans of shape ``(n_envs, n_options)``
     :raises ValueError: if a mask has the wrong size, or allows nothing, naming the environment and the step
     """
-    rows = [np.asarray(row) for row in env.env_method(EXPECTED_METHOD_NAME)]
-    return checked_masks(rows, space, f"at step {step} of the rollout")
+    return checked_masks(env.env_method(EXPECTED_METHOD_NAME), space, f"at step {step} of the rollout")
 
 
 def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
     """
     Check masks.
 
-    :param rows: one mask for each environment
+    :param rows: one mask for each environment, of 0 and 1 or booleans
     :param space: of the actions
     :param when: for the message
     :return: booleans of shape ``(n_envs, n_options)``
-    :raises ValueError: if a mask has the wrong size, or allows nothing
+    :raises ValueError: if a mask has the wrong size, holds anything but flags, or allows nothing
     """
     options = options_of(space)
-    for env_index, row in enumerate(rows):
-        if row.size != sum(options):
+    flags = [_joined(row) for row in rows]
+    for env_index, row in enumerate(flags):
+        odd = None if row.dtype == bool else next((flag for flag in row.tolist() if flag not in (0, 1)), None)
+        if row.size != sum(options) or odd is not None:
+            fault = f"has {row.size} entries" if odd is None else f"holds {odd}"
             raise ValueError(
-                f"The action mask of environment {env_index} {when} has shape {row.shape}, but {space} needs {sum(options)} "
-                "flags: one for each option of each choice (a bit has two: off, on), joined."
+                f"The action mask of environment {env_index} {when} {fault}, but {space} needs {sum(options)} flags, True or "
+                "1 for what is allowed: one for each option of each choice (a bit has two: off, on), joined."
             )
-    masks = np.stack([row.reshape(-1) for row in rows]).astype(bool)
+    masks = np.stack(flags).astype(bool)
     is_free = np.logical_or.reduceat(masks, np.cumsum([0, *options[:-1]]), axis=1)
     if not is_free.all():
         env_index, choice = (int(index) for index in np.argwhere(~is_free)[0])
@@ -159,6 +161,14 @@ def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
             "episode instead, or allow an action without effect. The policy is unchanged."
         )
     return masks
+
+
+def _joined(row: Any) -> np.ndarray:
+    """Make one array of a mask, which may be a sequence of one mask per choice."""
+    try:
+        return np.asarray(row).reshape(-1)
+    except ValueError:  # of different lengths
+        return np.concatenate([np.ravel(part) for part in row])
 
 
 class MaskedBy:

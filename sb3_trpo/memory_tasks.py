@@ -1,8 +1,9 @@
 """
 Small environments that ask for memory: what the tests, the benchmarks and the zoo's examples share.
 
-Importing this registers ``TMaze-v0`` and ``MaskedTMaze-v0`` with Gymnasium. The maze is that of Bakker 2001, "Reinforcement
-Learning with Long Short-Term Memory", section 3: a sign at the beginning of a corridor tells which way to turn at its end.
+Importing this registers ``TMaze-v0``, ``MaskedTMaze-v0`` and sb3-contrib's ``InvalidActionEnvDiscrete-v0`` with Gymnasium. The
+maze is that of Bakker 2001, "Reinforcement Learning with Long Short-Term Memory", section 3: a sign at the beginning of a
+corridor tells which way to turn at its end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class TMaze(gym.Env[np.ndarray, Any]):
     nearer to the junction, as in the paper.
 
     :param length: places before the junction
+    :param render_mode: ``"rgb_array"`` to draw a row of squares, ``None`` not to
     :param is_deadly: whether walking into a wall ends the episode, instead of nothing; ``action_masks`` forbids it
     """
 
@@ -32,7 +34,12 @@ class TMaze(gym.Env[np.ndarray, Any]):
     observation_space = spaces.Box(0.0, 1.0, (4,), np.float32)
     action_space = spaces.Discrete(4)
 
-    def __init__(self, length: int = 10, is_deadly: bool = False) -> None:
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012  # as Gymnasium declares it
+
+    def __init__(self, length: int = 10, is_deadly: bool = False, render_mode: str | None = None) -> None:
+        if length < 1:
+            raise ValueError(f"length is {length}, but must be at least 1: the sign stands before the junction.")
+        self.render_mode = render_mode
         self._length = length
         self._is_deadly = is_deadly
         self._place = 0
@@ -60,6 +67,14 @@ class TMaze(gym.Env[np.ndarray, Any]):
         at_junction = self._place == self._length
         return np.array([at_junction, at_junction, not at_junction, self._place > 0])
 
+    def render(self) -> np.ndarray:
+        """Draw the corridor in grey, the treasure in green and who walks there in red, 16 pixels a place."""
+        places = np.zeros((3, self._length + 1, 3), np.uint8)
+        places[1], places[:, -1] = 128, 128
+        places[0 if self._treasure == self.UP else 2, -1] = (0, 160, 0)
+        places[1, self._place] = (200, 0, 0)
+        return places.repeat(16, axis=0).repeat(16, axis=1)
+
     def _observation(self) -> np.ndarray:
         sign = self._place == 0
         seen = (sign and self._treasure == self.UP, sign and self._treasure == self.DOWN, True, False)
@@ -67,4 +82,9 @@ class TMaze(gym.Env[np.ndarray, Any]):
 
 
 gym.register("TMaze-v0", f"{__name__}:TMaze", max_episode_steps=100)
+gym.register(
+    "InvalidActionEnvDiscrete-v0",
+    "sb3_contrib.common.envs:InvalidActionEnvDiscrete",
+    kwargs={"dim": 20, "n_invalid_actions": 10},
+)
 gym.register("MaskedTMaze-v0", f"{__name__}:TMaze", max_episode_steps=100, kwargs={"is_deadly": True})

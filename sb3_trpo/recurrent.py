@@ -38,7 +38,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.masks import Masked, MaskedBy, options_of
+from sb3_trpo.masks import Masked, MaskedBy, options_of, require_masks
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.sequences import fresh_states, inputs_at
 from sb3_trpo.variants import Variant
@@ -56,7 +56,13 @@ class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):
     """
 
     def __init__(self, *args: Any, forget_bias: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(*args, **{"share_features_extractor": kwargs.get("shared_lstm", False), **kwargs})
+        shared = kwargs.get("shared_lstm", False)
+        unknown = {"bidirectional", "batch_first", "proj_size"}.intersection(kwargs.get("lstm_kwargs") or {})
+        if unknown:
+            raise ValueError(
+                f"lstm_kwargs has {', '.join(sorted(unknown))}, but a policy that acts step by step cannot use it."
+            )
+        super().__init__(*args, **{"share_features_extractor": shared, "enable_critic_lstm": not shared, **kwargs})
         self.forget_bias = forget_bias
         for lstm in filter(None, (self.lstm_actor, self.lstm_critic)):
             for layer in range(lstm.num_layers if lstm.bias else 0):
@@ -204,7 +210,7 @@ class _KeepsMasks(RolloutBuffer):
         self.action_masks = np.ones((self.buffer_size, self.n_envs, sum(options_of(self.action_space))), dtype=bool)
 
     def get(self, batch_size: int | None = None) -> Any:
-        if not self.generator_ready:
+        if self.full and not self.generator_ready:
             self.action_masks = self.swap_and_flatten(self.action_masks)
         yield from super().get(batch_size)
 
@@ -264,6 +270,10 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
 
 class MaskableRecurrentEvalCallback(EvalCallback):
     """SB3's ``EvalCallback`` with masks. sb3-contrib's has masks too, but gives the policy no memory from step to step."""
+
+    def _init_callback(self) -> None:
+        require_masks(self.eval_env)
+        super()._init_callback()
 
     def _on_step(self) -> bool:
         model = self.model

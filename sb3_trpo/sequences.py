@@ -208,7 +208,8 @@ def read(buffer: Any, spans: list[Span]) -> SequenceSamples:
 @split_rollout.register(RecurrentDictRolloutBuffer)
 def _(buffer: Any, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
     join(buffer)
-    spans = spans_of(buffer, longest=chunk_size)[::every]
+    by_length = sorted(spans_of(buffer, longest=chunk_size), key=itemgetter(1))
+    spans = by_length[::every]  # some of each length, so that about a k-th of the transitions, whatever repeats itself
     rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
     shift, scale = standardisation(buffer, rows) if normalize_advantage else (0.0, 1.0)
 

@@ -299,7 +299,7 @@ class TRPO(OnPolicyAlgorithm):
         total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "TRPO",
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTRPO:
@@ -309,7 +309,7 @@ class TRPO(OnPolicyAlgorithm):
         :param total_timesteps: environment steps to take; a float such as ``1e6`` is fine
         :param callback: one callback or a list of them
         :param log_interval: updates between two dumps of the log
-        :param tb_log_name: name of the run in TensorBoard
+        :param tb_log_name: name of the run in TensorBoard, ``None`` for that of the class
         :param reset_num_timesteps: whether to start counting anew, rather than to continue
         :param progress_bar: whether to show one
         :return: the model itself
@@ -319,7 +319,7 @@ class TRPO(OnPolicyAlgorithm):
         keeper = keeper_of(callback)
         with keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
-                int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
+                int(total_timesteps), callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
             )
             self._n_iterations = iteration = 0
             keeper.announce(callback)
@@ -397,6 +397,14 @@ class TRPO(OnPolicyAlgorithm):
                 "for TRPO to improve. Set requires_grad=True on some, or check for a detach() in get_distribution()."
             )
         return split
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. Policies with "
+                "an LSTM are for sb3_trpo.recurrent.RecurrentTRPO; other classes of policies are given as such."
+            )
+        return super()._get_policy_from_name(policy_name)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_advised"]  # whoever loads the model has not read the advice

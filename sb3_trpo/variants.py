@@ -20,12 +20,13 @@ class Variant(TRPO):
     """For plain observations, and for Dict ones; those of the user's choice must be kinds of these."""
 
     def _build(self) -> None:
-        self._check_classes()
+        kind = self.buffer_classes[isinstance(self.observation_space, spaces.Dict)]
+        self._check_class("policy", self.policy_class, self.policy_base)
+        self._check_class("rollout_buffer_class", self.rollout_buffer_class or kind, kind)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self._policy_settings())
         self.policy = policy.to(self.device)  # type: ignore[assignment]  # sb3-contrib's maskable one is no subclass of SB3's
-        kind = self.buffer_classes[isinstance(self.observation_space, spaces.Dict)]
         settings: dict[str, Any] = {"gamma": self.gamma, "gae_lambda": self.gae_lambda, "n_envs": self.n_envs}
         self.rollout_buffer = (self.rollout_buffer_class or kind)(
             self.n_steps,
@@ -36,16 +37,12 @@ class Variant(TRPO):
         )
         self._maybe_recommend_cpu()
 
-    def _check_classes(self) -> None:
-        wanted = {"policy": (self.policy_base,), "rollout_buffer_class": self.buffer_classes}
-        for name, given in {"policy": self.policy_class, "rollout_buffer_class": self.rollout_buffer_class}.items():
-            allowed: tuple[type, ...] = wanted[name]
-            if given is not None and not issubclass(given, allowed):
-                known = " or ".join(cls.__name__ for cls in allowed)
-                raise ValueError(
-                    f"{name} is {given.__name__}, but {type(self).__name__} needs {known} or a subclass. "
-                    f"Its policies by name are {', '.join(self.policy_aliases)}."
-                )
+    def _check_class(self, name: str, given: type, allowed: type) -> None:
+        if not issubclass(given, allowed):
+            raise ValueError(
+                f"{name} is {given.__name__}, but {type(self).__name__} needs {allowed.__name__} or a subclass of it, for "
+                f"{type(self.observation_space).__name__} observations. By name: {', '.join(self.policy_aliases)}."
+            )
 
     def _policy_settings(self) -> dict[str, Any]:
         """Give the policy's further arguments."""

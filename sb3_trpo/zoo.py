@@ -104,6 +104,26 @@ def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     return hyperparams
 
 
+def sample_lstm_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    Draw hyperparameters of a policy with memory.
+
+    :param trial: Optuna's trial
+    :param n_actions: dimensions of a Box action space, else 0
+    :param n_envs: number of environments
+    :param additional_args: RL Zoo's
+    :return: keywords for the algorithm
+    """
+    hyperparams = sample_trpo_params(trial, n_actions, n_envs, additional_args)
+    hyperparams["ent_coef"] = trial.suggest_float("ent_coef", 1e-4, 0.1, log=True)
+    critic = trial.suggest_categorical("enable_critic_lstm", [True, False])
+    size = trial.suggest_categorical("lstm_hidden_size", [16, 32, 64, 128, 256])
+    return {
+        **hyperparams,
+        "policy_kwargs": {**hyperparams["policy_kwargs"], "enable_critic_lstm": critic, "lstm_hidden_size": size},
+    }
+
+
 RlZooManager = exp_manager.ExperimentManager
 
 
@@ -176,43 +196,55 @@ def evaluate(model: Any, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
     return evaluate_policy(MaskedBy(model, env) if isinstance(model, MaskableTRPO) else model, env, *args, **kwargs)
 
 
-def test_env_with_masks(*args: Any, **kwargs: Any) -> VecEnv:
+class MaskedTestEnv:
     """
-    Make an environment for RL Zoo's scripts, which know of no masks: masked models then ask it for them.
+    What makes environments for RL Zoo's scripts, which know of no masks: masked models then ask the last one for them.
 
-    :param args: of RL Zoo's ``create_test_env``
-    :param kwargs: likewise
-    :return: the environment
+    :param predict: of ``MaskableTRPO``
     """
-    env: VecEnv = create_test_env(*args, **kwargs)
-    if is_masking_supported(env):
-        predict = MaskableTRPO.predict
 
-        def predict_masked(
-            model: MaskableTRPO,
-            observation: Any,
-            state: Any = None,
-            episode_start: Any = None,
-            deterministic: bool = False,
-            action_masks: Any = None,
-        ) -> Any:
-            masks = get_action_masks(env) if action_masks is None else action_masks
-            return predict(model, observation, state, episode_start, deterministic, masks)
+    def __init__(self, predict: Callable[..., Any]) -> None:
+        self._predict = predict
+        self._env: VecEnv | None = None
 
-        mock.patch.object(MaskableTRPO, "predict", predict_masked).start()
-    return env
+    def __call__(self, *args: Any, **kwargs: Any) -> VecEnv:
+        """Make one by RL Zoo's ``create_test_env``."""
+        self._env = create_test_env(*args, **kwargs)
+        return self._env
+
+    def predict(
+        self,
+        model: MaskableTRPO,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Any = None,
+    ) -> Any:
+        """Choose actions, under the environment's masks if none are given."""
+        if action_masks is None and self._env is not None and is_masking_supported(self._env):
+            action_masks = get_action_masks(self._env)
+        return self._predict(model, observation, state, episode_start, deterministic, action_masks)
+
+
+TEST_ENV = MaskedTestEnv(MaskableTRPO.predict)
 
 
 def install() -> None:
     """Put our algorithms, their search space and their configurations into RL Zoo, in this process."""
     ALGOS.update(ALGORITHMS)
     samplers, converters = hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER
-    samplers.update(dict.fromkeys(ALGORITHMS, sample_trpo_params))
+    samplers.update({algo: sample_lstm_params if "lstm" in algo else sample_trpo_params for algo in ALGORITHMS})
     converters.update(dict.fromkeys(ALGORITHMS, converters["trpo"]))
     vars(exp_manager)["ExperimentManager"] = ExperimentManager
     vars(callbacks)["evaluate_policy"] = evaluate  # for EvalCallback, and RL Zoo's own kind of it
     for module in (rl_zoo3, rl_zoo3.utils):
-        vars(module)["create_test_env"] = test_env_with_masks
+        vars(module)["create_test_env"] = TEST_ENV
+
+    def predict(model: MaskableTRPO, *args: Any, **kwargs: Any) -> Any:
+        return TEST_ENV.predict(model, *args, **kwargs)
+
+    type.__setattr__(MaskableTRPO, "predict", predict)
 
 
 def report(arguments: Sequence[str] | None = None) -> None:

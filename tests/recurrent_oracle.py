@@ -59,9 +59,11 @@ def sequence_starts(rollout: Rollout, longest: int = 10**6) -> th.Tensor:
 
 
 def weights_of_every(rollout: Rollout, k: int, longest: int = 10**6) -> th.Tensor:
-    """Give 1 to the transitions of every k-th sequence, counted env after env."""
-    index = sequence_starts(rollout, longest).T.reshape(-1).cumsum(0) - 1
-    return (index % k == 0).double().reshape(rollout.starts.T.shape).T
+    """Give 1 to the transitions of every k-th sequence, counted from the shortest to the longest, then env after env."""
+    index = sequence_starts(rollout, longest).T.reshape(-1).long().cumsum(0) - 1
+    lengths = index.bincount().tolist()
+    kept = sorted(range(len(lengths)), key=lambda sequence: (lengths[sequence], sequence))[::k]
+    return th.isin(index, th.tensor(kept)).double().reshape(rollout.starts.T.shape).T
 
 
 def parameters_of(policy: th.nn.Module) -> Theta:

@@ -28,7 +28,7 @@ import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.actors import AutogradActor, NetworkActor
 from sb3_trpo.maskable import MaskableTRPO, MlpPolicy
-from sb3_trpo.masks import Masked
+from sb3_trpo.masks import Masked, checked_masks
 from sb3_trpo.networks import read_networks
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.objective import PolicyObjective
@@ -746,7 +746,7 @@ def test_a_later_rollout_is_refused_alike(loop):
 def test_a_mask_of_the_wrong_size_is_refused(space, loop, change):
     fault = np.ones(()) if change is None else np.ones(sum(sizes_of(space)) + change)
     model = model_of(env_with_fault(fault, 4, space), loop)
-    assert_refused(model, rf"environment 1 at step 4 of the rollout has shape .*needs {sum(sizes_of(space))} flags")
+    assert_refused(model, rf"environment 1 at step 4 of the rollout has .* entries.*needs {sum(sizes_of(space))} flags")
 
 
 @each_loop
@@ -815,3 +815,26 @@ def test_it_learns(make_env):
     model.learn(4096)
     mean, _ = evaluate_policy(model, model.env, n_eval_episodes=10)
     assert mean > 95.0
+
+
+@pytest.mark.parametrize("odd", [-np.inf, np.nan, 2.0, -1.0])
+def test_masks_of_anything_but_flags_are_refused(odd):
+    with pytest.raises(ValueError, match=rf"environment 1 at step 7 of the rollout holds {odd}"):
+        checked_masks([np.ones(3), np.array([1.0, 0.0, odd])], spaces.Discrete(3), "at step 7 of the rollout")
+
+
+def test_a_mask_may_be_one_of_each_choice():
+    space = spaces.MultiDiscrete([2, 3])
+    (joined,) = checked_masks([([1, 0], [True, False, True])], space, "now")
+    assert joined.tolist() == [True, False, True, False, True]
+
+
+def test_predicting_without_masks_warns():
+    model = MaskableTRPO("MlpPolicy", InvalidActionEnvDiscrete(dim=3, n_invalid_actions=1), n_steps=8, batch_size=8)
+    with pytest.warns(UserWarning, match="no action_masks"):
+        model.predict(0)
+
+
+def test_an_unknown_policy_is_told_with_those_that_are_known():
+    with pytest.raises(ValueError, match=r"'MlpLstmPolicy', but MaskableTRPO knows MlpPolicy, CnnPolicy, MultiInputPolicy"):
+        MaskableTRPO("MlpLstmPolicy", InvalidActionEnvDiscrete(dim=3, n_invalid_actions=1))

@@ -485,3 +485,13 @@ def test_forget_gates_of_policies_by_name_are_opened(algorithm):
         if "lstm" in name and "bias_ih" in name:
             expected[3:6] = 1.0  # torch's order is input, forget, cell, output
         assert th.allclose(difference, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("option", ["bidirectional", "batch_first", "proj_size"])
+def test_lstms_that_cannot_act_step_by_step_are_refused(option):
+    with pytest.raises(ValueError, match=f"lstm_kwargs has {option}"):
+        small_model(policy_kwargs={"lstm_kwargs": {option: True}})
+
+
+def test_a_shared_lstm_needs_no_second_switch():
+    assert small_model(policy_kwargs={"shared_lstm": True}).policy.lstm_critic is None

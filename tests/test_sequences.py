@@ -133,7 +133,7 @@ def cut(model, longest=WHOLE):
 
 
 @pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=["Box", "Discrete"])
-@pytest.mark.parametrize(("every", "longest"), [(1, 3), (3, WHOLE), (2, 4), (100, WHOLE)])
+@pytest.mark.parametrize(("every", "longest"), [(1, 3), (3, WHOLE), (2, 4), (5, WHOLE)])
 def test_cut_and_left_out_sequences_are_those_of_the_oracle(space, every, longest):
     model, rollout = made(space=space, n_steps=10, n_envs=3, p_end=0.1, seed=1)
     weights = oracle.weights_of_every(rollout, every, longest)
@@ -394,3 +394,12 @@ def test_means_are_over_what_counts():
     seen = th.cat([part.advantages[part.weights > 0] for part in standardised])
     assert seen.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert seen.std().item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_subsampling_takes_of_each_length_whatever_repeats_itself():
+    buffer = collected(small_model(n_steps=30, env=vec_env(n_envs=4))).rollout_buffer
+    buffer.episode_starts[:] = 0.0
+    buffer.episode_starts[20] = 1.0
+    (chunk,) = (chunk() for chunk in split_rollout(buffer, 2, 10**6, True))
+    assert chunk.weight == 60, "half of 4 x 30"
+    assert chunk.n_padding == 20, "two heads of 20, and two tails of 10 filled up to that"

@@ -153,17 +153,19 @@ def test_install_replaces_trpo_and_adds_its_variants():
 
 
 @pytest.mark.parametrize(
-    ("algo", "env"), [("trpo_mask", "MaskedTMaze-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0"), ("trpo_lstm", "TMaze-v0")]
+    ("algo", "env"),
+    [("trpo_mask", "InvalidActionEnvDiscrete-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0"), ("trpo_lstm", "TMaze-v0")],
 )
 def test_variants_are_trained_evaluated_watched_and_reported(algo, env, run_zoo, tmp_path, capsys, monkeypatch):
     masked = []
-    predict = MaskableTRPO.predict
+    predict = zoo.TEST_ENV._predict
 
     def spy(model, observation, state=None, episode_start=None, deterministic=False, action_masks=None):
         masked.append(action_masks)
         return predict(model, observation, state, episode_start, deterministic, action_masks)
 
-    monkeypatch.setattr(MaskableTRPO, "predict", spy)
+    monkeypatch.setattr(zoo.TEST_ENV, "_predict", spy)
+    monkeypatch.setattr(zoo.TEST_ENV, "_env", None)  # to be put back
     common = ("--algo", algo, "--env", env, "-f", tmp_path)
     run_zoo("train", *common, "-n", 512, "--seed", 0, "--eval-freq", 256, "-params", "n_steps:32", "n_critic_updates:1")
     model = zoo.ALGORITHMS[algo].load(tmp_path / algo / f"{env}_1" / f"{env}.zip")
