@@ -42,7 +42,6 @@ from sb3_trpo.zoo import config_file
 SEEDS = (0, 1, 2)
 EPISODES = 50
 CLASSES = {cls.__name__: cls for cls in (MaskableTRPO, RecurrentTRPO, MaskableRecurrentTRPO, MaskablePPO, RecurrentPPO)}
-ZOO = {"RecurrentTRPO": "trpo_lstm", "MaskableRecurrentTRPO": "trpo_mask_lstm"}
 PPO_LSTM = Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml"
 IDENTITY = {"n_steps": 512, "gamma": 0.4}
 """For tasks where the next observation does not depend on the action; sb3-contrib's tests discount them alike."""
@@ -83,19 +82,7 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
     """
     if callable(TASKS[name].env):
         return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY}
-    theirs = yaml.safe_load(PPO_LSTM.read_text())
-    if algorithm == "MaskableTRPO":  # as with memory, but for that
-        settings = {**settings_for(name, "MaskableRecurrentTRPO"), "policy": "MlpPolicy", "policy_kwargs": None}
-    elif algorithm in ZOO:
-        settings = yaml.safe_load(config_file(ZOO[algorithm]).read_text())[name]
-    elif algorithm == "RecurrentPPO" and name in theirs:
-        settings = theirs[name]
-    else:
-        ours = yaml.safe_load(config_file("trpo_mask_lstm" if "Masked" in name else "trpo_lstm").read_text())[name]
-        settings = {key: ours[key] for key in ("n_envs", "gamma", "gae_lambda", "ent_coef", "policy_kwargs")}
-        settings |= {"n_steps": 128, "policy": "MlpLstmPolicy"}
-        if algorithm == "MaskablePPO":
-            settings |= {"policy": "MlpPolicy", "policy_kwargs": None}
+    settings = file_settings(name, algorithm)
     for key in ("learning_rate", "clip_range", "target_kl"):
         value = settings.get(key)
         if isinstance(value, str):
@@ -103,6 +90,27 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
     if isinstance(settings.get("policy_kwargs"), str):
         settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"nn": nn, "dict": dict})
     return {key: value for key, value in settings.items() if key != "n_timesteps"}
+
+
+def file_settings(name: str, algorithm: str) -> dict[str, Any]:
+    """
+    Read settings: ours, RL Zoo's for RecurrentPPO, or what of ours is not TRPO's own.
+
+    :param name: of the task
+    :param algorithm: name of the class
+    :return: as in RL Zoo's files
+    """
+    ours = yaml.safe_load(config_file("trpo_mask_lstm" if "Masked" in name else "trpo_lstm").read_text())[name]
+    theirs = yaml.safe_load(PPO_LSTM.read_text())
+    without_memory = {"policy": "MlpPolicy", "policy_kwargs": None}
+    if algorithm in ("RecurrentTRPO", "MaskableRecurrentTRPO"):
+        return ours
+    if algorithm == "MaskableTRPO":
+        return ours | without_memory
+    if algorithm == "RecurrentPPO" and name in theirs:
+        return theirs[name]
+    common = {key: ours[key] for key in ("n_envs", "gamma", "gae_lambda", "ent_coef", "policy", "policy_kwargs")}
+    return common | {"n_steps": 128} | (without_memory if algorithm == "MaskablePPO" else {})
 
 
 def make_env(name: str, n_envs: int, seed: int, normalize: bool, gamma: float) -> VecEnv:
