@@ -212,7 +212,7 @@ class TRPO(OnPolicyAlgorithm):
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
             actor = make_actor(self.policy, networks, parameters)
             size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
-            are_few = 2 * self.n_steps * self.n_envs <= size  # twice, for sequences may be filled up to that
+            are_few = bool(2 * self.n_steps * self.n_envs <= size)  # twice, for sequences may be filled up to that
             chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, self.normalize_advantage), None
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
@@ -299,7 +299,7 @@ class TRPO(OnPolicyAlgorithm):
         total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str | None = None,
+        tb_log_name: str = "TRPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfTRPO:
@@ -309,7 +309,7 @@ class TRPO(OnPolicyAlgorithm):
         :param total_timesteps: environment steps to take; a float such as ``1e6`` is fine
         :param callback: one callback or a list of them
         :param log_interval: updates between two dumps of the log
-        :param tb_log_name: name of the run in TensorBoard, ``None`` for that of the class
+        :param tb_log_name: name of the run in TensorBoard
         :param reset_num_timesteps: whether to start counting anew, rather than to continue
         :param progress_bar: whether to show one
         :return: the model itself
@@ -319,7 +319,7 @@ class TRPO(OnPolicyAlgorithm):
         keeper = keeper_of(callback)
         with keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
-                int(total_timesteps), callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+                int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
             )
             self._n_iterations = iteration = 0
             keeper.announce(callback)
