@@ -13,11 +13,12 @@ from timing import alternate, ratio, rounded, show
 
 from sb3_trpo import CnnPolicy, MlpPolicy
 from sb3_trpo.actors import Actor, AutogradActor, NetworkActor
+from sb3_trpo.distributed import ALONE
 from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.networks import read_networks
 from sb3_trpo.numerics.fisher import Operator, fisher_operator
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.objective import CurvatureStore, local_mean
+from sb3_trpo.objective import CurvatureStore
 from sb3_trpo.rollout import Transitions
 
 CASES = [(11, 64, 3, 2048), (17, 256, 6, 2048), (17, 64, 6, 16384), (17, 256, 6, 16384)]
@@ -35,7 +36,7 @@ def product_of(actor: Actor, observations: th.Tensor) -> Operator:
     size = min(actor.chunk_limits.transitions, max(1, actor.chunk_limits.entries // observations[0].numel()))
     nothing = th.zeros(0)
     chunks = [lambda part=part: Transitions(part, nothing, nothing, nothing) for part in observations.split(size)]
-    return fisher_operator(CurvatureStore(actor, chunks), local_mean)
+    return fisher_operator(CurvatureStore(actor, chunks), ALONE.mean)
 
 
 def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Tensor], observations: th.Tensor) -> Operator:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
-from torch.nn.functional import mse_loss
 from torch.nn.utils import clip_grad_norm_
 
+from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.inputs import inputs_in, state_values
-from sb3_trpo.numerics.flat import assign
+from sb3_trpo.numerics.flat import assign, flatten, unflatten
 
 Minibatch = Any
 """Samples of a rollout buffer."""
@@ -60,6 +60,8 @@ def fit_critic(
     minibatches: Callable[[], Iterable[Minibatch]],
     n_epochs: int,
     max_grad_norm: float | None,
+    ranks: Ranks = ALONE,
+    n_steps: int = 0,
 ) -> CriticFit:
     """
     Regress the values on the returns, in place.
@@ -71,6 +73,8 @@ def fit_critic(
     :param minibatches: gives one pass over the rollout
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
+    :param ranks: which have minibatches of their own; all take the same steps
+    :param n_steps: how many in a pass; of no matter to a rank that is alone
     :return: the record of the fit
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
@@ -82,10 +86,12 @@ def fit_critic(
         policy.optimizer.zero_grad()
 
     try:
-        losses = [
-            descend(policy, parameters, minibatch, max_grad_norm) for _ in range(n_epochs) for minibatch in minibatches()
+        errors = [
+            descend(policy, parameters, minibatch, weight, max_grad_norm, ranks)
+            for _ in range(n_epochs)
+            for minibatch, weight in ranks.in_step(minibatches(), n_steps)
         ]
-        loss = float(th.stack(losses).mean()) if losses else None
+        loss = mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], ranks) if errors else None
         policy.optimizer.zero_grad()
         sound = is_sound(policy.optimizer, parameters)
         if not sound:
@@ -110,21 +116,47 @@ def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
     return all(bool(tensor.isfinite().all()) for tensor in (*parameters, *state))
 
 
-@singledispatch
-def value_loss(minibatch: Minibatch, policy: ActorCriticPolicy) -> th.Tensor:
+def mean_loss(totals: th.Tensor, sizes: Sequence[float], ranks: Ranks) -> float:
     """
-    Average the squared differences of values and returns.
+    Average over the minibatches their mean squared errors.
+
+    :param totals: squared errors summed over each minibatch of this rank
+    :param sizes: how many there were
+    :param ranks: whose minibatches are parts of the same ones
+    :return: the average
+    """
+    total, n = ranks.sum(th.stack((totals, totals.new_tensor(sizes))))
+    return float((total / n).mean())
+
+
+class SquaredErrors(NamedTuple):
+    """Squared differences of values and returns: their sum, a scalar, and how many there are."""
+
+    total: th.Tensor
+    n: float
+
+
+@singledispatch
+def squared_errors(minibatch: Minibatch, policy: ActorCriticPolicy) -> SquaredErrors:
+    """
+    Compare values and returns.
 
     :param minibatch: of transitions
     :param policy: whose critic it is
-    :return: a scalar with its graph
+    :return: the squared errors, with their graph
     """
-    return mse_loss(state_values(inputs_in(minibatch), policy).flatten(), minibatch.returns)
+    errors = state_values(inputs_in(minibatch), policy).flatten() - minibatch.returns
+    return SquaredErrors(errors.square().sum(), len(errors))
 
 
 def descend(
-    policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter], minibatch: Minibatch, max_grad_norm: float | None
-) -> th.Tensor:
+    policy: ActorCriticPolicy,
+    parameters: Sequence[nn.Parameter],
+    minibatch: Minibatch,
+    weight: float,
+    max_grad_norm: float | None,
+    ranks: Ranks,
+) -> SquaredErrors:
     """
     Take one optimizer step on one minibatch.
 
@@ -134,16 +166,21 @@ def descend(
     :param policy: its ``optimizer`` takes the step
     :param parameters: those that the critic may move
     :param minibatch: inputs and returns
+    :param weight: 1, or 0 if the minibatch does not count
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :return: the loss before the step, a detached scalar
+    :param ranks: over whose minibatches the gradient is averaged
+    :return: the weighted errors before the step, without a graph
     """
-    loss = value_loss(minibatch, policy)
-    if parameters and loss.requires_grad:
+    total, n = squared_errors(minibatch, policy)
+    total, n = weight * total, weight * n
+    if parameters and total.requires_grad:
         policy.optimizer.zero_grad()
-        gradients = th.autograd.grad(loss, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        gradients = th.autograd.grad(total, parameters, allow_unused=True)
+        reached = [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        mean = ranks.mean(flatten([gradient for gradient in gradients if gradient is not None]), n)
+        for parameter, gradient in zip(reached, unflatten(mean, reached), strict=True):
             parameter.grad = gradient
         if max_grad_norm:
             clip_grad_norm_(parameters, max_grad_norm)
         policy.optimizer.step()
-    return loss.detach()
+    return SquaredErrors(total.detach(), n)

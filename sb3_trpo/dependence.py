@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
+from sb3_trpo.distributed import Ranks
 from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.inputs import Inputs, action_distribution, some_inputs
 from sb3_trpo.modes import evaluation_mode
@@ -60,6 +61,25 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
         critic={name: parameter for name, parameter in others.items() if name not in detached},
         detached={name: parameter for name, parameter in others.items() if name in detached},
     )
+
+
+def agree(split: ParameterSplit, policy: ActorCriticPolicy, ranks: Ranks) -> ParameterSplit:
+    """
+    Split as any rank must: what a policy uses in some states only, one rank may not have met.
+
+    :param split: of this rank
+    :param policy: the actor-critic policy, the same on all ranks
+    :param ranks: which have met other states each
+    :return: the same groups on all, in the policy's order
+    """
+    found = dict.fromkeys(split.critic, 0) | dict.fromkeys(split.detached, 1) | dict.fromkeys(split.policy, 2)
+    parameters = {name: parameter for name, parameter in policy.named_parameters() if name in found}
+    groups = ranks.stack(th.tensor([found[name] for name in parameters])).amax(0).tolist()
+
+    def chosen(wanted: int) -> dict[str, nn.Parameter]:
+        return {name: value for (name, value), group in zip(parameters.items(), groups, strict=True) if group == wanted}
+
+    return ParameterSplit(policy=chosen(2), critic=chosen(0), detached=chosen(1))
 
 
 def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> ParameterSplit:

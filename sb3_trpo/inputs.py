@@ -109,6 +109,6 @@ def minibatches_of(buffer: RolloutBuffer, batch_size: int) -> Any:
 
     :param buffer: a full rollout buffer
     :param batch_size: transitions at a time
-    :return: an iterator over samples, for :func:`inputs_in`
+    :return: an iterator over samples, for :func:`inputs_in`; as many as there is room for
     """
     return buffer.get(batch_size)

@@ -15,6 +15,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.actors import Actor, LocalPolicy
+from sb3_trpo.distributed import ALONE
 from sb3_trpo.distributions import family
 from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator, weighted
 from sb3_trpo.numerics.flat import flatten
@@ -24,17 +25,6 @@ from sb3_trpo.rollout import Chunk, Transitions
 
 KEPT_BYTES = 2**27
 """What the derivatives of all chunks may hold together between Fisher products."""
-
-
-def local_mean(total: th.Tensor, weight: float) -> th.Tensor:
-    """
-    Divide a sum over states by their weight: the mean when there is one process.
-
-    :param total: the sum
-    :param weight: what was summed over
-    :return: ``total / weight``
-    """
-    return total / weight
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class PolicyObjective:
     :param chunks: transitions for the surrogate, its gradient and the KL
     :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
     :param ent_coef: weight of the entropy in the surrogate
-    :param mean: the one reduction
+    :param mean: the one reduction, over the ranks
     :param are_few: whether all chunks together are no more than may be differentiated at a time
     """
 
@@ -56,7 +46,7 @@ class PolicyObjective:
     chunks: Sequence[Chunk]
     fisher_chunks: Sequence[Chunk] | None = None
     ent_coef: float = 0.0
-    mean: Mean = local_mean
+    mean: Mean = ALONE.mean
     are_few: bool = False
 
     def local_model(self) -> PolicyModel:

@@ -27,7 +27,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 from torch.optim import optimizer as optimizer_module
 
-from sb3_trpo.critic import CriticFit, FitOutcome
+from sb3_trpo.critic import CriticFit, FitOutcome, mean_loss
+from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.layers import Stack
 from sb3_trpo.networks import Features, Networks, is_patched
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
@@ -231,7 +232,9 @@ def _features_of_all(buffer: RolloutBuffer, features: Features, size: int) -> th
 
 
 @th.no_grad()
-def fit_stack(regression: StackRegression, n_epochs: int, max_grad_norm: float | None) -> CriticFit:
+def fit_stack(
+    regression: StackRegression, n_epochs: int, max_grad_norm: float | None, ranks: Ranks = ALONE, n_steps: int = 0
+) -> CriticFit:
     """
     Regress a critic's values on the returns.
 
@@ -240,6 +243,8 @@ def fit_stack(regression: StackRegression, n_epochs: int, max_grad_norm: float |
     :param regression: the fit
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
+    :param ranks: which have minibatches of their own; all take the same steps
+    :param n_steps: how many in a pass; of no matter to a rank that is alone
     :return: the record of the fit
     """
     critic, adam, batches = regression
@@ -249,25 +254,26 @@ def fit_stack(regression: StackRegression, n_epochs: int, max_grad_norm: float |
     def passes(n_rows: int) -> Pass:
         return BoundPass(copy, n_rows, gradient) if copy.is_dense else TapePass(copy, gradient)
 
-    errors: list[th.Tensor] = []
+    errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for x, returns in batches():
+        for (x, returns), weight in ranks.in_step(batches(), n_steps):
             network = passes(len(x))
-            errors.append(network(x) - returns)
-            network.pull(errors[-1] * (2.0 / len(x)))
+            errors.append(weight * (network(x) - returns))
+            sizes.append(weight * len(x))
+            network.pull(2.0 * errors[-1])
+            adam.g.copy_(ranks.mean(adam.g, sizes[-1]))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
             adam.step()
     sound = adam.is_finite()
     if sound and errors:
         adam.commit()
-    return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, _mean_loss(errors))
+    loss = mean_loss(_totals(errors), sizes, ranks) if errors else None
+    return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
 
 
-def _mean_loss(errors: list[th.Tensor]) -> float | None:
-    """Average over the minibatches their mean squared errors."""
-    if not errors:
-        return None
-    sizes = th.tensor([len(error) for error in errors])
-    weights = (1.0 / sizes).repeat_interleave(sizes).to(errors[0].device)
-    return float(th.cat(errors).flatten().square().dot(weights)) / len(errors)
+def _totals(errors: list[th.Tensor]) -> th.Tensor:
+    """Sum the squares of each minibatch, all in one go."""
+    indices = th.arange(len(errors)).repeat_interleave(th.tensor([len(error) for error in errors]))
+    squares = th.cat(errors).flatten().square()
+    return squares.new_zeros(len(errors)).index_add_(0, indices.to(squares.device), squares)

@@ -16,6 +16,7 @@ from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.inputs import Inputs, inputs_in
 
 Observation = np.ndarray | dict[str, np.ndarray]
@@ -119,8 +120,23 @@ def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: Chun
     return int(np.clip(limits.entries // max(1, get_flattened_obs_dim(observation_space)), 1, limits.transitions))
 
 
+Standardise = Callable[[RolloutBuffer, np.ndarray], tuple[float, float]]
+"""Gives shift and scale for the advantages of some transitions of a buffer with (step, env) joined, by their indices."""
+
+
+def as_they_are(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+    """
+    Leave advantages alone.
+
+    :param buffer: a full rollout buffer
+    :param indices: of the transitions
+    :return: shift 0 and scale 1
+    """
+    return 0.0, 1.0
+
+
 @singledispatch
-def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
+def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, standardise: Standardise = as_they_are) -> list[Chunk]:
     """
     Split every k-th transition of the rollout into chunks.
 
@@ -129,12 +145,12 @@ def split_rollout(buffer: RolloutBuffer, every: int, chunk_size: int, normalize_
     :param buffer: a full rollout buffer
     :param every: k
     :param chunk_size: transitions per chunk
-    :param normalize_advantage: whether to give the advantages read mean 0 and standard deviation 1
+    :param standardise: gives shift and scale of the advantages read
     :return: the chunks, in the buffer's order
     """
     join(buffer)
     indices = np.arange(0, buffer.buffer_size * buffer.n_envs, every)
-    shift, scale = standardisation(buffer, indices) if normalize_advantage else (0.0, 1.0)
+    shift, scale = standardise(buffer, indices)
 
     def load(chosen: np.ndarray) -> Transitions:
         samples = buffer._get_samples(chosen)
@@ -155,7 +171,7 @@ def spread_inputs(buffer: RolloutBuffer, n: int) -> Inputs:
     :return: the inputs
     """
     stride = math.ceil(buffer.buffer_size * buffer.n_envs / n)
-    (spread,) = split_rollout(buffer, stride, n, normalize_advantage=False)
+    (spread,) = split_rollout(buffer, stride, n)
     return spread().inputs
 
 
@@ -190,21 +206,26 @@ def taken(actions: th.Tensor, buffer: RolloutBuffer) -> th.Tensor:
     return actions.long().flatten() if isinstance(buffer.action_space, spaces.Discrete) else actions
 
 
-def standardisation(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+def standardisation(buffer: RolloutBuffer, indices: np.ndarray, ranks: Ranks = ALONE) -> tuple[float, float]:
     """
-    Find what standardises the advantages of some transitions.
+    Find what gives the advantages of some transitions, those of all ranks together, mean 0 and standard deviation 1.
 
     A spread within the rounding error of the values that the advantages were computed from is noise, which must not be blown
     up to a full step: its scale is 0.
 
     :param buffer: a full rollout buffer, with (step, env) joined
     :param indices: of the transitions
+    :param ranks: which have other transitions each
     :return: shift and scale
     """
     advantages = buffer.advantages.reshape(-1)[indices].astype(np.float64)
-    spread = advantages.std(ddof=1) if len(advantages) > 1 else 0.0
-    rounding = ROUNDINGS * np.finfo(np.float32).eps * np.abs(buffer.returns).max()
-    return float(advantages.mean()), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
+    sums = len(advantages), advantages.sum(), np.square(advantages - advantages.mean()).sum(), np.abs(buffer.returns).max()
+    n, total, squares, largest = ranks.stack(th.tensor(sums, dtype=th.float64)).numpy().T
+    mean = total.sum() / n.sum()
+    squares_about_mean = (squares + n * np.square(total / n - mean)).sum()
+    spread = np.sqrt(squares_about_mean / (n.sum() - 1.0)) if n.sum() > 1.0 else 0.0
+    rounding = ROUNDINGS * np.finfo(np.float32).eps * largest.max()
+    return float(mean), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
 
 
 def observation_blocks(buffer: RolloutBuffer, size: int) -> Iterator[PyTorchObs]:

@@ -25,7 +25,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.critic import value_loss
+from sb3_trpo.critic import SquaredErrors, squared_errors
 from sb3_trpo.inputs import (
     Inputs,
     action_distribution,
@@ -37,13 +37,14 @@ from sb3_trpo.inputs import (
 )
 from sb3_trpo.rollout import (
     Chunk,
+    Standardise,
     Transitions,
+    as_they_are,
     join,
     kept_if_single,
     map_parts,
     split_rollout,
     spread_inputs,
-    standardisation,
     taken,
 )
 
@@ -206,12 +207,12 @@ def read(buffer: Any, spans: list[Span]) -> SequenceSamples:
 
 @split_rollout.register(RecurrentRolloutBuffer)
 @split_rollout.register(RecurrentDictRolloutBuffer)
-def _(buffer: Any, every: int, chunk_size: int, normalize_advantage: bool) -> list[Chunk]:
+def _(buffer: Any, every: int, chunk_size: int, standardise: Standardise = as_they_are) -> list[Chunk]:
     join(buffer)
     by_length = sorted(spans_of(buffer, longest=chunk_size), key=itemgetter(1))
     spans = by_length[::every]  # some of each length, so that about a k-th of the transitions, whatever repeats itself
     rows = np.concatenate([np.arange(start, start + length) for start, length in spans])
-    shift, scale = standardisation(buffer, rows) if normalize_advantage else (0.0, 1.0)
+    shift, scale = standardise(buffer, rows)
 
     def load(group: list[Span]) -> Transitions:
         inputs, actions, old_log_prob, advantages, _, weights, n_padding = read(buffer, group)
@@ -235,11 +236,11 @@ def _(buffer: Any, batch_size: int) -> Iterator[list[SequenceSamples]]:
     spans = spans_of(buffer, longest=batch_size)
     order = np.random.permutation(len(spans))
     ends = np.cumsum([spans[index].length for index in order])
-    for part in np.split(order, np.flatnonzero(np.diff((ends - 1) // batch_size)) + 1):
+    for part in np.split(order, np.flatnonzero(np.diff((ends - 1) // batch_size)) + 1):  # none is empty: no span is longer
         yield [read(buffer, group) for group in side_by_side([spans[index] for index in part], batch_size)]
 
 
-@value_loss.register(list)
-def _(minibatch: list[SequenceSamples], policy: RecurrentActorCriticPolicy) -> th.Tensor:
+@squared_errors.register(list)
+def _(minibatch: list[SequenceSamples], policy: RecurrentActorCriticPolicy) -> SquaredErrors:
     errors = [part.weights.dot((state_values(part.inputs, policy).flatten() - part.returns).square()) for part in minibatch]
-    return th.stack(errors).sum() / sum(len(part.returns) - part.n_padding for part in minibatch)
+    return SquaredErrors(th.stack(errors).sum(), sum(len(part.returns) - part.n_padding for part in minibatch))

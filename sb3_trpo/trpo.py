@@ -22,9 +22,11 @@ from sb3_trpo.actors import make_actor
 from sb3_trpo.callback_tree import keeper_of
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
 from sb3_trpo.collection import can_collect, collect
+from sb3_trpo.crew import Solo, crew_of
 from sb3_trpo.critic import FitOutcome, fit_critic
-from sb3_trpo.dependence import ParameterSplit, Read, split_by_structure, split_parameters
+from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
+from sb3_trpo.distributed import join
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
@@ -36,11 +38,13 @@ from sb3_trpo.regression import fit_stack, plain_regression
 from sb3_trpo.rollout import (
     GRAPH_LIMITS,
     ChunkLimits,
+    as_they_are,
     default_chunk_size,
     inputs_of,
     require_finite,
     split_rollout,
     spread_inputs,
+    standardisation,
     unfit_observation,
 )
 
@@ -87,6 +91,8 @@ class TRPO(OnPolicyAlgorithm):
     :param ent_coef: weight of the joint entropy in the surrogate; a number or a function of the progress remaining
     :param max_grad_norm: bound on the norm of the critic's gradients; ``None`` or 0, which sb3-contrib saves, for no bound
     :param chunk_size: transitions differentiated at a time, which bounds memory; ``None`` chooses by observation size
+    :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``; ``None`` does if
+        there are any (``WORLD_SIZE > 1``, or a process group is there)
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
     """
@@ -138,6 +144,7 @@ class TRPO(OnPolicyAlgorithm):
         ent_coef: float | Schedule = 0.0,
         max_grad_norm: float | None = None,
         chunk_size: int | None = None,
+        distributed: bool | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -174,11 +181,13 @@ class TRPO(OnPolicyAlgorithm):
         self.sub_sampling_factor = sub_sampling_factor
         self.fisher_subsampling = fisher_subsampling
         self.chunk_size = chunk_size
+        self.distributed = distributed
         self._n_iterations = 0
         self._n_rejected_steps = 0
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
+            self._ranks.copy_first([*self.policy.state_dict().values()])
             self._check_batch()
             warn_about_batch_size(self.n_steps * self.n_envs, self.batch_size)
 
@@ -186,15 +195,16 @@ class TRPO(OnPolicyAlgorithm):
         """
         Improve the policy within its trust region, fit the critic to the returns, record both.
 
-        :raises ValueError: if the rollout or a schedule is not finite, before anything is changed
+        :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
         """
-        require_finite(self.rollout_buffer, self._last_obs)
+        self._ranks.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
         progress = self._current_progress_remaining
         target_kl, ent_coef = scheduled("target_kl", self.target_kl, progress), scheduled("ent_coef", self.ent_coef, progress)
         scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
         self._update_learning_rate(self.policy.optimizer)
         networks = read_networks(self.policy)
         split = self._split_parameters(networks, self._input_chunks())
+        split = split if networks else agree(split, self.policy, self._ranks)
 
         self.policy.set_training_mode(False)
         self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
@@ -212,12 +222,13 @@ class TRPO(OnPolicyAlgorithm):
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
             actor = make_actor(self.policy, networks, parameters)
             size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
-            are_few = bool(2 * self.n_steps * self.n_envs <= size)  # twice, for sequences may be filled up to that
-            chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, self.normalize_advantage), None
+            are_few = bool(2 * self._n_transitions <= size)  # twice, for sequences may be filled up to that
+            standardise = partial(standardisation, ranks=self._ranks) if self.normalize_advantage else as_they_are
+            chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, standardise), None
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
-                fisher_chunks = split_rollout(self.rollout_buffer, every, size, normalize_advantage=False)
-            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, are_few=are_few)
+                fisher_chunks = split_rollout(self.rollout_buffer, every, size)
+            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, self._ranks.mean, are_few)
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
@@ -227,12 +238,14 @@ class TRPO(OnPolicyAlgorithm):
     def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            regression = networks and plain_regression(self.policy, networks, parameters, self.rollout_buffer, self.batch_size)
+            size, n_steps = self._ranks.share(self.batch_size, self._n_transitions)
+            regression = networks and plain_regression(self.policy, networks, parameters, self.rollout_buffer, size)
             if regression:
-                fit = fit_stack(regression, self.n_critic_updates, self.max_grad_norm)
+                fit = fit_stack(regression, self.n_critic_updates, self.max_grad_norm, self._ranks, n_steps)
             else:
-                minibatches = partial(minibatches_of, self.rollout_buffer, self.batch_size)
-                fit = fit_critic(self.policy, parameters, minibatches, self.n_critic_updates, self.max_grad_norm)
+                minibatches = partial(minibatches_of, self.rollout_buffer, size)
+                n_epochs, bound = self.n_critic_updates, self.max_grad_norm
+                fit = fit_critic(self.policy, parameters, minibatches, n_epochs, bound, self._ranks, n_steps)
         self._advise(fit.outcome)
         record(self.logger, critic_diagnostics(fit))
 
@@ -240,13 +253,18 @@ class TRPO(OnPolicyAlgorithm):
         """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
         if statistical_layers(self.policy):
             size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
-            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size))
+            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size), self._ranks)
 
     def _input_chunks(self) -> Iterator[Read]:
         """Read what the policy acted on, in chunks."""
         size = self._chunk_size(GRAPH_LIMITS)
-        for chunk in split_rollout(self.rollout_buffer, every=1, chunk_size=size, normalize_advantage=False):
+        for chunk in split_rollout(self.rollout_buffer, every=1, chunk_size=size):
             yield partial(inputs_of, chunk)
+
+    @property
+    def _n_transitions(self) -> int:
+        """Of this rank, in a rollout."""
+        return int(self.rollout_buffer.buffer_size * self.n_envs)
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self.observation_space, limits)
@@ -266,7 +284,7 @@ class TRPO(OnPolicyAlgorithm):
         if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED) or outcome.value in self._advised:
             return
         self._advised.add(outcome.value)
-        if self.verbose >= 1:
+        if self.verbose >= 1 and self._ranks.is_first:
             print(f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
 
     def collect_rollouts(
@@ -316,30 +334,41 @@ class TRPO(OnPolicyAlgorithm):
         """
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
-        keeper = keeper_of(callback)
-        with keeper.session(self, callback):
+        assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
+        keeper, crew = keeper_of(callback), crew_of(self, self._ranks)
+        with crew.at_work(keeper), keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
-                int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
+                int(total_timesteps),
+                crew.callbacks(callback),
+                reset_num_timesteps,
+                tb_log_name,
+                progress_bar and self._ranks.is_first,
             )
+            crew.begin(total_timesteps)
             self._n_iterations = iteration = 0
             keeper.announce(callback)
             callback.on_training_start(locals(), globals())
             keeper.resume(callback)
-            while self.num_timesteps < total_timesteps and self._iterate(callback, log_interval) and keeper.at_boundary():
+            crew.follow_resumption()
+            while (
+                self.num_timesteps < total_timesteps and self._iterate(crew, callback, log_interval) and keeper.at_boundary()
+            ):
                 continue
             callback.on_training_end()
         return self
 
-    def _iterate(self, callback: BaseCallback, log_interval: int | None) -> bool:
+    def _iterate(self, crew: Solo, callback: BaseCallback, log_interval: int | None) -> bool:
         """Collect a rollout and learn from it, unless a callback ends the training."""
-        assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        if not self.collect_rollouts(self.env, callback, self.rollout_buffer, self.n_steps):
+        assert self.env is not None
+        is_complete = self.collect_rollouts(self.env, callback, self.rollout_buffer, self.rollout_buffer.buffer_size)
+        if not crew.finish_rollout(is_complete, callback):
             return False
         self._n_iterations += 1
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if log_interval is not None and self._n_iterations % log_interval == 0:
             self.dump_logs(self._n_iterations)
         self.train()
+        crew.prove_agreement()
         return True
 
     @classmethod
@@ -363,9 +392,33 @@ class TRPO(OnPolicyAlgorithm):
 
         return load_model(cls, Path(path), env, device, settings)
 
+    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Save all that SB3's models save, on the first rank only.
+
+        :param path: to the file, or a file object
+        :param exclude: names of attributes to leave out
+        :param include: names of attributes to keep that are otherwise left out
+        """
+        if self._ranks.is_first:
+            super().save(path, exclude, include)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed all random generators, the envs' too.
+
+        :param seed: of the run; each rank derives its own
+        """
+        super().set_random_seed(self._ranks.seed_of(seed))
+
     def _setup_model(self) -> None:
         self._check_settings()
-        self._build()
+        self._ranks = join(self.distributed, self.device)
+        n_steps, self.n_steps = self.n_steps, self._ranks.part_of(self.n_steps, "n_steps")
+        try:
+            self._build()
+        finally:
+            self.n_steps = n_steps
         detached = self._split_parameters(read_networks(self.policy)).detached
         if detached:
             warnings.warn(
@@ -407,7 +460,8 @@ class TRPO(OnPolicyAlgorithm):
         return super()._get_policy_from_name(policy_name)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_advised"]  # whoever loads the model has not read the advice
+        # Whoever loads the model has not read the advice, and may be another process among others.
+        return [*super()._excluded_save_params(), "_advised", "distributed", "_ranks"]
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may overshoot the total; schedules end at 0 all the same.

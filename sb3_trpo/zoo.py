@@ -29,12 +29,17 @@ from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common import callbacks
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import TRPO, memory_tasks  # noqa: F401  # the latter for its environments
 from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.shared import first_ranks_in
 from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+from sb3_trpo.crew import of_every_rank
+from sb3_trpo.distributed import join
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.masks import MaskedBy
 from sb3_trpo.plots import learning_curve
@@ -134,6 +139,52 @@ class ExperimentManager(RlZooManager):
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_file(algo))
         super().__init__(args, algo, *rest, **kwargs)
+        self._ranks = join(None, get_device(self.device))
+        if self._ranks.size > 1 and self.optimize_hyperparameters:
+            raise ValueError(
+                "Ranks share one run, and a search makes many: start it without a launcher, in as many processes as you like "
+                "with one --storage."
+            )
+        # RL Zoo chooses the first free folder, and a seed by lot.
+        self.save_path, self.params_path, self.seed = self._ranks.of_first((self.save_path, self.params_path, self.seed))
+        self.args.seed = self.seed
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Make environments, counted through all ranks: the names of Monitor's files and the first seeds are their own.
+
+        :param n_envs: of this rank
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether Monitor writes nothing
+        :return: the environments
+        """
+        make = partial(make_vec_env, start_index=0 if eval_env else self._ranks.rank * n_envs)
+        with mock.patch.object(exp_manager, "make_vec_env", make):
+            envs: VecEnv = super().create_envs(n_envs, eval_env, no_log)
+        return envs
+
+    def learn(self, model: Any) -> None:
+        """
+        Train, with the callbacks that are this rank's.
+
+        :param model: that learns
+        """
+        if not self._ranks.is_first:
+            self.callbacks = of_every_rank(self.callbacks)
+        super().learn(model)
+
+    def save_trained_model(self, model: Any) -> None:
+        """
+        Save, on the first rank.
+
+        :param model: that has learned
+        """
+        if self._ranks.is_first:
+            super().save_trained_model(model)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self._ranks.is_first:
+            super()._save_config(saved_hyperparams)
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -161,18 +212,25 @@ class ExperimentManager(RlZooManager):
 
     def _go_on_with(self, folder: Path) -> None:
         """Take log folder and seed of the run that a folder of checkpoints belongs to; RL Zoo would choose both anew."""
-        note, run = folder / NOTE, Path(self.save_path)
+        name, seed = self._ranks.of_first(self._run_in(folder) if self._ranks.is_first else ("", 0))
+        if seed != self.seed:
+            self.seed = self.args.seed = seed
+            print(f"Seed of the run that goes on: {seed}")
+        run = Path(self.save_path).with_name(name)
+        self.save_path, self.params_path = str(run), str(run / self.env_name)
+
+    def _run_in(self, folder: Path) -> tuple[str, int]:
+        """Give name and seed of the run in a folder of checkpoints, or put this one's there."""
+        note, name, seed = folder / NOTE, Path(self.save_path).name, self.seed
         with sole_owner(folder):  # before a log is opened that another process may be writing
-            if note.is_file() and checkpoints_in(folder):
+            if note.is_file() and any(map(checkpoints_in, first_ranks_in(folder).values())):
                 noted = json.loads(note.read_text())
                 if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a name, and no way out of the log folder
-                    run = run.with_name(noted["run"])
-                if not _is_seed_given():
-                    self.seed = self.args.seed = int(noted["seed"])
-                    print(f"Seed of the run that goes on: {self.seed}")
+                    name = noted["run"]
+                seed = seed if _is_seed_given() else int(noted["seed"])
             else:
-                note.write_text(json.dumps({"run": run.name, "seed": self.seed}))
-        self.save_path, self.params_path = str(run), str(run / self.env_name)
+                note.write_text(json.dumps({"run": name, "seed": seed}))
+        return name, seed
 
 
 def _is_seed_given() -> bool:
@@ -315,6 +373,8 @@ def main() -> None:
         known = ", ".join(scripts)
         sys.exit(f"usage: python -m sb3_trpo.zoo SCRIPT [ARGUMENT ...]\nSCRIPT is {verb!r}, but must be one of {known}.")
     sys.argv = [f"{sys.argv[0]} {verb}", *sys.argv[2:]]
+    if int(os.environ.get("RANK", "0")) > 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end; the first rank prints
     install()
     scripts[verb]()
 

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from sb3_trpo import TRPO
 from sb3_trpo.critic import FitOutcome, descend, fit_critic
 from sb3_trpo.dependence import split_parameters
+from sb3_trpo.distributed import ALONE
 
 N_STEPS, BATCH_SIZE = 48, 20  # the last minibatch is short
 CRITIC = ("mlp_extractor.value_net", "value_net", "vf_features_extractor")
@@ -43,7 +44,8 @@ def critic_of(policy) -> dict[str, th.nn.Parameter]:
 def fit(model: TRPO, n_epochs=3, max_grad_norm=None, minibatches=None):
     set_random_seed(7)
     minibatches = minibatches or partial(model.rollout_buffer.get, BATCH_SIZE)
-    return fit_critic(model.policy, list(split_parameters(model.policy).critic.values()), minibatches, n_epochs, max_grad_norm)
+    critic = list(split_parameters(model.policy).critic.values())
+    return fit_critic(model.policy, critic, minibatches, n_epochs, max_grad_norm)
 
 
 def reference_fit(model: TRPO, n_epochs=3, max_grad_norm=None) -> float:
@@ -291,7 +293,8 @@ def test_one_step_reports_the_loss_before_it():
     batch = next(model.rollout_buffer.get(BATCH_SIZE))
     with th.no_grad():
         before = mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns)
-    loss = descend(model.policy, list(critic_of(model.policy).values()), batch, None)
+    total, n = descend(model.policy, list(critic_of(model.policy).values()), batch, 1.0, None, ALONE)
+    loss = total / n
     assert loss == before
     assert not loss.requires_grad
     with th.no_grad():

@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import split_by_structure
+from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.networks import read_networks
 from sb3_trpo.passes import BoundPass, TapePass
 from sb3_trpo.regression import fit_stack, plain_regression
@@ -96,7 +97,9 @@ class Setup:
 
     def slow(self, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
         np.random.seed(7)
-        return fit_critic(self.policy, self.parameters, partial(self.buffer.get, batch_size), n_epochs, max_grad_norm)
+        return fit_critic(
+            self.policy, self.parameters, partial(minibatches_of, self.buffer, batch_size), n_epochs, max_grad_norm
+        )
 
     def snapshot(self):
         """Copy all that a fit may change, bit for bit."""

@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
-from sb3_trpo.rollout import GRAPH_LIMITS, default_chunk_size, require_finite, split_rollout
+from sb3_trpo.rollout import GRAPH_LIMITS, default_chunk_size, require_finite, split_rollout, standardisation
 
 N_ENVS, N_STEPS = 3, 6
 PAIR = spaces.Dict(far=spaces.Box(-1.0, 1.0, (2,)), near=spaces.Box(-1.0, 1.0, (3,)))
@@ -226,7 +226,7 @@ def test_the_chunks_joined_are_every_kth_transition_environment_by_environment(
     if read_before:
         next(buffer.get())
 
-    read = [chunk() for chunk in split_rollout(buffer, every, chunk_size, normalize_advantage=False)]
+    read = [chunk() for chunk in split_rollout(buffer, every, chunk_size)]
     n = len(actions)
     assert n == -(-N_STEPS * N_ENVS // every)
     assert [len(chunk.actions) for chunk in read] == [chunk_size] * (n // chunk_size) + [n % chunk_size] * (n % chunk_size > 0)
@@ -241,13 +241,13 @@ def test_the_chunks_joined_are_every_kth_transition_environment_by_environment(
 
 
 def test_discrete_actions_are_indices():
-    (chunk,) = split_rollout(filled(), 1, 100, normalize_advantage=False)
+    (chunk,) = split_rollout(filled(), 1, 100)
     assert chunk().actions.dtype == th.long
     assert chunk().actions.shape == (N_STEPS * N_ENVS,)
 
 
 def test_chunks_can_be_read_again_and_stay_the_same():
-    chunks = split_rollout(filled(), 1, 5, normalize_advantage=True)
+    chunks = split_rollout(filled(), 1, 5, standardisation)
     first, again = ([chunk().advantages for chunk in chunks] for _ in range(2))
     assert all(map(th.equal, first, again))
 
@@ -259,7 +259,7 @@ def test_normalised_advantages_have_mean_0_and_standard_deviation_1_over_what_is
     buffer = filled()
     buffer.advantages = (scale * (buffer.advantages + shift)).astype(np.float32)
     buffer.returns = buffer.advantages + scale * buffer.values
-    chunks = split_rollout(buffer, every, chunk_size, normalize_advantage=True)
+    chunks = split_rollout(buffer, every, chunk_size, standardisation)
     advantages = th.cat([chunk().advantages for chunk in chunks]).double()
     assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(advantages.std()) == pytest.approx(1.0, abs=1e-4)
@@ -274,7 +274,7 @@ def test_advantages_that_differ_by_rounding_only_weigh_nothing(level, chunk_size
     )
     buffer.advantages = (np.float32(level) + last_digits).astype(np.float32)
     buffer.returns = np.full_like(buffer.advantages, level)
-    chunks = split_rollout(buffer, 1, chunk_size, normalize_advantage=True)
+    chunks = split_rollout(buffer, 1, chunk_size, standardisation)
     assert all(not chunk().advantages.any() for chunk in chunks)
 
 

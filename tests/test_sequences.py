@@ -15,12 +15,12 @@ from recurrent_tools import ACTIONS, CHOICES, CRITICS, small_model, vec_env
 
 from sb3_trpo import sequences
 from sb3_trpo.actors import AutogradActor
-from sb3_trpo.critic import value_loss
+from sb3_trpo.critic import squared_errors
 from sb3_trpo.inputs import action_distribution, minibatches_of, state_values
 from sb3_trpo.masks import Masked
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
-from sb3_trpo.rollout import split_rollout
+from sb3_trpo.rollout import as_they_are, split_rollout, standardisation
 from sb3_trpo.sequences import Span, fresh_states, side_by_side, spans_of
 
 WHOLE = 10**4
@@ -61,7 +61,7 @@ def double(part):
 
 
 def objective_of(model, size=WHOLE, every=1, normalize=True, convert=double, **more):
-    chunks = split_rollout(model.rollout_buffer, every, size, normalize)
+    chunks = split_rollout(model.rollout_buffer, every, size, standardisation if normalize else as_they_are)
     converted = [lambda chunk=chunk: convert(chunk()) for chunk in chunks]
     parameters = list(model.policy.parameters())
     return PolicyObjective(AutogradActor(model.policy, parameters), parameters, converted, **more)
@@ -185,12 +185,17 @@ def disturbed(samples):
     return samples._replace(inputs=Masked(inputs, **masks) if masks else inputs, actions=actions, **numbers)
 
 
+def mean_error(minibatch, policy):
+    total, n = squared_errors([double(part) for part in minibatch], policy)
+    return total.item() / n
+
+
 def results_of(model, size):
     """Give all that an update is told, and the critic's losses."""
     problem, entropy = objective_of(model, size, ent_coef=0.1).local_model()
     np.random.seed(0)
     parts = [*minibatches_of(model.rollout_buffer, 9)]
-    losses = [value_loss([double(each) for each in part], model.policy).item() for part in parts]
+    losses = [mean_error(part, model.policy) for part in parts]
     v = th.randn(problem.gradient.shape, generator=th.Generator().manual_seed(0), dtype=th.float64)
     old = [parameter.detach().clone() for parameter in model.policy.parameters()]
     moved(model.policy)
@@ -226,7 +231,9 @@ def test_groups_change_no_result_as_long_as_no_sequence_is_cut(name):
     model, _ = made(algorithm, space, n_envs=3, policy_kwargs=policy_kwargs, **options)
     to_float64(model.policy)
     longest = max(span.length for span in cut(model))
-    sizes = {size: len(split_rollout(model.rollout_buffer, 1, size, True)) for size in (longest, 2 * longest, WHOLE)}
+    sizes = {
+        size: len(split_rollout(model.rollout_buffer, 1, size, standardisation)) for size in (longest, 2 * longest, WHOLE)
+    }
     assert sizes[longest] > sizes[2 * longest] > sizes[WHOLE]
     whole = results_of(model, WHOLE)
     for size in sizes:
@@ -245,12 +252,13 @@ def test_the_critic_sees_each_transition_once_and_errs_as_the_oracle_says(critic
     model, rollout = made(policy_kwargs=CRITICS[critic])
     to_float64(model.policy)
     minibatches = [*minibatches_of(model.rollout_buffer, batch_size)]
+    assert len(minibatches) == math.ceil(rollout.returns.numel() / batch_size)
     seen = [value for minibatch in minibatches for part in minibatch for value in rows_of(part)]
     assert sorted(seen) == sorted(rollout.returns.reshape(-1).tolist())
     sizes = [sum(len(rows_of(part)) for part in minibatch) for minibatch in minibatches]
     assert max(sizes) < 2 * batch_size
     assert len(minibatches) == pytest.approx(rollout.returns.numel() / batch_size, abs=1) or batch_size == WHOLE
-    losses = [value_loss([double(part) for part in minibatch], model.policy).item() for minibatch in minibatches]
+    losses = [mean_error(minibatch, model.policy) for minibatch in minibatches]
     dense = oracle.Oracle(rollout, BOX_ACTION, longest=batch_size)
     expected = dense.critic_loss(oracle.parameters_of(model.policy))
     assert np.average(losses, weights=sizes) == pytest.approx(expected, rel=1e-6, abs=1e-7)
@@ -384,13 +392,13 @@ def test_few_groups_are_needed_where_memory_is_no_bound():
 
 def test_means_are_over_what_counts():
     model, rollout = made(p_end=0.5)
-    chunks = split_rollout(model.rollout_buffer, 1, WHOLE, False)
+    chunks = split_rollout(model.rollout_buffer, 1, WHOLE)
     parts = [chunk() for chunk in chunks]
     assert sum(part.weight for part in parts) == rollout.returns.numel()
     assert sum(len(part.advantages) for part in parts) > rollout.returns.numel()
     total = sum(part.total(part.advantages.double()).item() for part in map(double, parts))
     assert total / rollout.returns.numel() == pytest.approx(rollout.advantages.mean().item())
-    standardised = [double(chunk()) for chunk in split_rollout(model.rollout_buffer, 1, WHOLE, True)]
+    standardised = [double(chunk()) for chunk in split_rollout(model.rollout_buffer, 1, WHOLE, standardisation)]
     seen = th.cat([part.advantages[part.weights > 0] for part in standardised])
     assert seen.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert seen.std().item() == pytest.approx(1.0, abs=1e-5)
@@ -400,6 +408,6 @@ def test_subsampling_takes_of_each_length_whatever_repeats_itself():
     buffer = collected(small_model(n_steps=30, env=vec_env(n_envs=4))).rollout_buffer
     buffer.episode_starts[:] = 0.0
     buffer.episode_starts[20] = 1.0
-    (chunk,) = (chunk() for chunk in split_rollout(buffer, 2, 10**6, True))
+    (chunk,) = (chunk() for chunk in split_rollout(buffer, 2, 10**6, standardisation))
     assert chunk.weight == 60, "half of 4 x 30"
     assert chunk.n_padding == 20, "two heads of 20, and two tails of 10 filled up to that"

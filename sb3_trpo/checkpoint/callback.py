@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from sb3_trpo.callback_tree import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.identity import describe_settings, differences, identity, versions
 from sb3_trpo.checkpoint.loading import settings
 from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import Marks, lost_parts, mark, record_run, restore_run
+from sb3_trpo.checkpoint.run import Marks, continue_run, lost_parts, mark, record_run, restore_run
+from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
 from sb3_trpo.checkpoint.signals import StopRequest
-from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, newest, sole_owner, write
+from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
 from sb3_trpo.checks import Rule, count, require
+from sb3_trpo.distributed import ALONE
 
 RULES = {
     "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
@@ -62,7 +65,8 @@ class ResumableCheckpoint(RunKeeper):
         self.on_signal = on_signal
         self.stopped_by: str | None = None
         self._stop: StopRequest | None = None
-        self._found: Checkpoint | None = None
+        self._found: Found | None = None
+        self._ranks = ALONE
         self._last_saved = 0
         self._is_failing = False
         self._has_told_lost = False
@@ -81,12 +85,15 @@ class ResumableCheckpoint(RunKeeper):
         :raises ValueError: if its checkpoint is of another run
         """
         self.model, self.stopped_by, self._stop = model, None, None
-        self.path = self.folder_of(self._env_name(), model.seed)
+        self._ranks = getattr(model, "_ranks", ALONE)
+        folder = self.folder_of(self._env_name(), model.seed)
+        self.path = folder_of_rank(folder, self._ranks)
         with ExitStack() as stack:
-            stack.enter_context(sole_owner(self.path))
-            self._identity, self._found = identity(model), newest(self.path)  # a callback may change settings later
+            for owned in {folder, self.path} if self._ranks.is_first else {self.path}:
+                stack.enter_context(sole_owner(owned))
+            self._identity, self._found = identity(model), find(folder, self._ranks)  # a callback may change settings later
             if self._found is not None:
-                self._refuse_another_run(self._found)
+                self._ranks.agree(partial(self._refuse_another_run, self._found.checkpoint))
             if self.on_signal:
                 venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
                 self._stop = stack.enter_context(StopRequest([*venvs, *filter(None, [model.env])]))
@@ -129,7 +136,7 @@ class ResumableCheckpoint(RunKeeper):
         """
         self._root, self._marks = root, mark(root)
         if self._found is not None:
-            self.model.num_timesteps = self._found.n_timesteps
+            self.model.num_timesteps = self._found.checkpoint.n_timesteps
 
     def resume(self, root: BaseCallback) -> None:
         """
@@ -141,13 +148,30 @@ class ResumableCheckpoint(RunKeeper):
         if run["left_out"]:
             warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
         found, self._found = self._found, None
-        self._has_told_lost = False
-        self._tell_lost(run["lost"] or (found.state["run"]["lost"] if found is not None else {}))
-        self._last_saved = 0 if found is None else found.n_timesteps
-        if found is not None:
-            restore_run(self.model, root, found.state["run"], found.arrays)
-            self._compare_totals(found)
-            self._tell(1, f"Continuing from {found.path}, {found.n_timesteps:,} of {self.model._total_timesteps:,} timesteps")
+        self._has_told_lost, self._last_saved = False, 0
+        if found is None:
+            self._tell_lost(run["lost"])
+            return
+        checkpoint, n_ranks = found
+        self._tell_lost(run["lost"] or checkpoint.state["run"]["lost"])
+        self._last_saved = checkpoint.n_timesteps
+        if n_ranks == self._ranks.size:
+            restore_run(self.model, root, checkpoint.state["run"], checkpoint.arrays)
+        else:
+            self._tell_inexact(found)
+            continue_run(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._ranks)
+        self._compare_totals(checkpoint)
+        total = self.model._total_timesteps
+        self._tell(1, f"Continuing from {checkpoint.path}, {checkpoint.n_timesteps:,} of {total:,} timesteps")
+
+    def _tell_inexact(self, found: Found) -> None:
+        if self._ranks.is_first:
+            warnings.warn(
+                f"The checkpoint {found.checkpoint.path} is of {found.n_ranks} rank(s), and {self._ranks.size} go on. As they "
+                "were: policy, optimizer, counters, VecNormalize's statistics, and the first rank's log and callbacks. Not "
+                "exact: the episodes under way begin anew, and all random generators are seeded anew, from a recorded seed.",
+                stacklevel=2,
+            )
 
     def _tell_lost(self, lost: dict[str, str]) -> None:
         """Say once that an env cannot be restored; it may turn out as late as in the midst of a run."""
@@ -175,7 +199,8 @@ class ResumableCheckpoint(RunKeeper):
 
         :return: whether to go on
         """
-        stopped_by = self._stop.received if self._stop is not None else None
+        heard = self._ranks.gather(self._stop.received if self._stop is not None else None)
+        stopped_by = next(filter(None, heard), None)  # one rank's signal stops all
         progress = self.model.num_timesteps - self._last_saved
         is_last = stopped_by is not None or self.model.num_timesteps >= self.model._total_timesteps
         if progress >= self.every or (progress > 0 and (is_last or self._is_failing)):
@@ -192,22 +217,30 @@ class ResumableCheckpoint(RunKeeper):
     def _save(self) -> None:
         """Write a checkpoint; if that fails, the run goes on, and tries again after the next iteration."""
         n_timesteps = self.model.num_timesteps
-        try:
-            state, arrays = self._record()
-            self._tell_lost(state["run"]["lost"])
-            path = write(self.path, n_timesteps, versions(), state, arrays)
-            keep_newest(path, self.keep)
-        except Exception as error:  # whatever it is, it must not end the run
-            if not self._is_failing:
-                warnings.warn(
-                    f"No checkpoint could be written at {n_timesteps:,} timesteps: {type(error).__name__}: {error}. Training "
-                    f"goes on, the last checkpoint stays, and each iteration tries again. Look at {self.path}.",
-                    stacklevel=2,
-                )
-            self._is_failing = True
-        else:
-            self._is_failing, self._last_saved = False, n_timesteps
-            self._tell(2, f"Saved {path}")
+        faults: list[str | None] = []
+        for act in (self._write, self._remove_older):  # the older ones stay until every rank has written
+            faults = self._ranks.gather(_fault_of(act))
+            if any(faults):
+                break
+        told = next(filter(None, faults), None)
+        if told is None:
+            self._last_saved = n_timesteps
+            self._tell(2, f"Saved {self.path / name_of(n_timesteps)}")
+        elif not self._is_failing:
+            warnings.warn(
+                f"No checkpoint could be written at {n_timesteps:,} timesteps: {told}. Training goes on, the last checkpoint "
+                f"stays, and each iteration tries again. Look at {self.path}.",
+                stacklevel=2,
+            )
+        self._is_failing = told is not None
+
+    def _write(self) -> None:
+        state, arrays = self._record()
+        self._tell_lost(state["run"]["lost"])
+        write(self.path, self.model.num_timesteps, versions(), state, arrays)
+
+    def _remove_older(self) -> None:
+        keep_newest(self.path / name_of(self.model.num_timesteps), self.keep)
 
     def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
         """Record the run, and what it takes to tell it from others and to make its model again."""
@@ -217,5 +250,14 @@ class ResumableCheckpoint(RunKeeper):
         return {**state, "total_timesteps": self.model._total_timesteps}, arrays
 
     def _tell(self, level: int, message: str) -> None:
-        if self.verbose >= level:
+        if self.verbose >= level and self._ranks.is_first:
             print(message)
+
+
+def _fault_of(act: Callable[[], None]) -> str | None:
+    """Do something that must not end the run, whatever it raises; say what it was."""
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None

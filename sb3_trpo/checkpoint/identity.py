@@ -16,9 +16,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo.checkpoint.nodes import qualified_name
-from sb3_trpo.checkpoint.simulators import ask, describe, layers_of
+from sb3_trpo.checkpoint.simulators import ask, describe
+from sb3_trpo.venvs import layers_of
 
-NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "_init_setup_model"))
+NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
 """Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")

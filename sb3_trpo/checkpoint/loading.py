@@ -12,14 +12,14 @@ from stable_baselines3.common import buffers, torch_layers
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule
-from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn, optim
 
 from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, settings_of
 from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.restoring import Restorer
-from sb3_trpo.checkpoint.run import restore_policy
-from sb3_trpo.checkpoint.storage import MANIFEST, Checkpoint, newest, read
+from sb3_trpo.checkpoint.run import restore_policy, restore_statistics
+from sb3_trpo.checkpoint.shared import newest_in
+from sb3_trpo.checkpoint.storage import MANIFEST, Checkpoint, read
 
 Model = TypeVar("Model", bound=OnPolicyAlgorithm)
 KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
@@ -92,7 +92,7 @@ def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | st
     :return: the model
     :raises ValueError: if there is no intact checkpoint, or it does not fit the env
     """
-    checkpoint = read(path) if (path / MANIFEST).exists() else newest(path)
+    checkpoint = read(path) if (path / MANIFEST).exists() else newest_in(path)
     if checkpoint is None:
         raise ValueError(
             f"There is no intact checkpoint in {path}. Give the folder of a ResumableCheckpoint, or one inside it."
@@ -100,13 +100,14 @@ def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | st
     known = {"policy", *settings_of(cls)}
     nodes = {name: node for name, node in checkpoint.state["settings"].items() if name in known - given.keys()}
     _refuse_absurd(nodes, checkpoint)
+    given = {"distributed": False, **given}  # whoever evaluates need not have the other ranks' company
     model = cls(env=env, device=device, **{name: _setting(name, node) for name, node in nodes.items()}, **given)
     saved, live = checkpoint.state["identity"], identity(model)
     differing = [text for text in differences(saved, live) if text.startswith(SPACES_AND_SHAPES)]
     if differing:
         raise ValueError(f"The checkpoint {checkpoint.path} does not fit:\n  " + "\n  ".join(differing))
     run, restorer = checkpoint.state["run"], Restorer(checkpoint.arrays)
-    _fill_in_statistics(model, run["env"], restorer)
+    restore_statistics(model, run["env"], restorer)
     restore_policy(model, run, restorer)
     restorer.attributes(model, {name: run["model"][name] for name in COUNTERS if name in run["model"]}, "model")
     return model
@@ -128,19 +129,3 @@ def _integers(node: Node) -> list[int]:
     if isinstance(node, list):
         return [each for part in node for each in _integers(part)]
     return [node] if isinstance(node, int) else []
-
-
-def _fill_in_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Restorer) -> None:
-    """Give the env's VecNormalize the statistics of the run's."""
-    live = model.get_vec_normalize_env()
-    while env_node and env_node["vec_env"] != qualified_name(VecNormalize):
-        env_node = env_node["state"].get("venv")
-    if env_node is None:
-        return
-    if live is None:
-        raise ValueError(
-            "The run normalised its observations or rewards, but env is not wrapped in VecNormalize. Give "
-            "VecNormalize(env, training=False, norm_reward=False): its statistics are filled in from the checkpoint."
-        )
-    statistics = {name: env_node["state"][name] for name in ("obs_rms", "ret_rms") if name in env_node["state"]}
-    restorer.attributes(live, statistics, "VecNormalize")

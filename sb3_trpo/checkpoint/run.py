@@ -26,7 +26,10 @@ from sb3_trpo.checkpoint.logs import record_logger, restore_logger
 from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, is_file_path, qualified_name
 from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
-from sb3_trpo.checkpoint.simulators import UNASKED, layers_of
+from sb3_trpo.checkpoint.simulators import UNASKED
+from sb3_trpo.crew import Crew
+from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.venvs import layers_of
 
 MODEL_SKIPPED = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
@@ -43,6 +46,8 @@ OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", 
 OF_MASKS = ("action_masks", "mask_dims")
 OF_MEMORY = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
 OF_READING = ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten")
+OF_ENVS = "_last_"
+"""Beginning of the names of a model's attributes that go with the episodes under way."""
 STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MASKS, *OF_MEMORY, *OF_READING}
 """What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
 
@@ -113,6 +118,33 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays
     restore_global_generators(node["generators"], restorer)
 
 
+def continue_run(
+    model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray], ranks: Ranks
+) -> None:
+    """
+    Go on from where the first of another number of ranks was: with new episodes, and generators seeded anew.
+
+    :param model: made as the one that was recorded
+    :param root: all its callbacks
+    :param node: from :func:`record_run`
+    :param arrays: from there
+    :param ranks: that go on
+    :raises MismatchError: if policy or optimizer do not fit
+    """
+    restorer = Restorer(arrays)
+    restore_policy(model, node, restorer)
+    restore_statistics(model, node["env"], restorer)
+    of_run = {name: value for name, value in node["model"].items() if not name.startswith(OF_ENVS)}
+    _restore_attributes(model, of_run, restorer, "model", _skipped_of(model))
+    model.start_time = time.time_ns() - int(1e9 * node["seconds"])
+    there = dict(_callbacks(root))
+    _restore_callbacks(root, {key: value for key, value in node["callbacks"].items() if key in there}, restorer)
+    if ranks.is_first:
+        restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
+    model.set_random_seed(node["reset_seed"])
+    _begin_episodes(model, _own_seed(node["reset_seed"], ranks))
+
+
 def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> None:
     """
     Bring a policy and its optimizer to where they were.
@@ -124,6 +156,29 @@ def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> 
     """
     restorer.value(node["policy"], model.policy, "policy")
     restorer.value(node["optimizer"], model.policy.optimizer, "optimizer")
+
+
+def restore_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Restorer) -> None:
+    """
+    Give the env's ``VecNormalize`` the statistics of the run's.
+
+    :param model: whose env it is
+    :param env_node: from :func:`record_run`
+    :param restorer: has its arrays
+    :raises ValueError: if the run had one, and this env has not
+    """
+    live = model.get_vec_normalize_env()
+    while env_node and env_node["vec_env"] != qualified_name(VecNormalize):
+        env_node = env_node["state"].get("venv")
+    if env_node is None:
+        return
+    if live is None:
+        raise ValueError(
+            "The run normalised its observations or rewards, but env is not wrapped in VecNormalize. Give "
+            "VecNormalize(env, training=False, norm_reward=False): its statistics are filled in from the checkpoint."
+        )
+    statistics = {name: env_node["state"][name] for name in ("obs_rms", "ret_rms") if name in env_node["state"]}
+    restorer.attributes(live, statistics, "VecNormalize")
 
 
 def mark(root: BaseCallback) -> Marks:
@@ -162,7 +217,14 @@ def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
 
 def _reset_seed(model: OnPolicyAlgorithm) -> int:
     """Choose a seed for envs that cannot be restored, without drawing from any generator."""
-    return int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
+    seed = int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
+    return _own_seed(seed, getattr(model, "_ranks", ALONE))
+
+
+def _own_seed(seed: int, ranks: Ranks) -> int:
+    own = ranks.seed_of(seed)
+    assert own is not None
+    return own
 
 
 def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
@@ -186,7 +248,7 @@ def _callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
     met: Counter[str] = Counter()
     for callback in callback_tree(root):
         name = qualified_name(type(callback))
-        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback)):
+        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback, Crew)):
             yield f"{name}#{met[name]}", callback
             met[name] += 1
 

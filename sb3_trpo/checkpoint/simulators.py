@@ -9,7 +9,7 @@ Where an env (or a wrapper) has methods ``get_state()`` and ``set_state(state)``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -172,19 +172,6 @@ def ask(venv: VecEnv, index: int, function: Callable[..., Any], *arguments: Any)
     if isinstance(answer, MismatchError):
         raise answer
     return answer
-
-
-def layers_of(venv: VecEnv) -> Iterator[VecEnv]:
-    """
-    Go through a vectorised env's wrappers.
-
-    :param venv: the outermost
-    :return: each layer, outermost first
-    """
-    while isinstance(venv, VecEnvWrapper):
-        yield venv
-        venv = venv.venv
-    yield venv
 
 
 @record.register(VecEnv)

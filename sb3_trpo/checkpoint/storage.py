@@ -118,7 +118,7 @@ def write(
     contents = {STATE: _dump(state), ARRAYS: safetensors.numpy.save(arrays)}
     files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     contents[MANIFEST] = _sealed({"format": FORMAT, "timesteps": n_timesteps, "versions": versions, "files": files})
-    target = folder / f"checkpoint-{n_timesteps:012d}"
+    target = folder / name_of(n_timesteps)
     unfinished = folder / f"writing-{target.name}"
     try:
         unfinished.mkdir()
@@ -148,6 +148,26 @@ def keep_newest(newest: Path, keep: int) -> None:
         _remove(path)
 
 
+def name_of(n_timesteps: int) -> str:
+    """
+    Name a checkpoint.
+
+    :param n_timesteps: of the run
+    :return: name of its folder
+    """
+    return f"checkpoint-{n_timesteps:012d}"
+
+
+def timesteps_of(path: Path) -> int:
+    """
+    Read how far a run was off a checkpoint's name.
+
+    :param path: its folder
+    :return: the timesteps
+    """
+    return int(path.name.rpartition("-")[2])
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """
     List the checkpoints of a run, intact or not.
@@ -156,8 +176,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     :return: their folders, newest first
     """
     paths = folder.iterdir() if folder.is_dir() else ()
-    found = [(int(match[1]), path) for path in paths if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted((path for path in paths if NAME.fullmatch(path.name)), key=timesteps_of, reverse=True)
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -168,12 +187,22 @@ def newest(folder: Path) -> Checkpoint | None:
     :return: the checkpoint, or ``None`` if there is none
     :raises NewerFormatError: if a later version of this package wrote it
     """
-    for path in checkpoints_in(folder):
-        try:
-            return read(path)
-        except BrokenCheckpointError as error:
-            warnings.warn(f"{error}. It is passed over; the one before is used, if there is one.", UserWarning, stacklevel=2)
-    return None
+    return next(filter(None, map(read_if_intact, checkpoints_in(folder))), None)
+
+
+def read_if_intact(path: Path) -> Checkpoint | None:
+    """
+    Read a checkpoint, or warn that it is broken.
+
+    :param path: its folder
+    :return: the checkpoint, ``None`` if it is broken
+    :raises NewerFormatError: if a later version of this package wrote it
+    """
+    try:
+        return read(path)
+    except BrokenCheckpointError as error:
+        warnings.warn(f"{error}. It is passed over; the one before is used, if there is one.", UserWarning, stacklevel=2)
+        return None
 
 
 def read(path: Path) -> Checkpoint:

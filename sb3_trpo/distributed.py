@@ -1,0 +1,382 @@
+"""
+The ranks of one training run, and the one reduction over them.
+
+A process that is alone has :class:`Ranks`, whose reductions are identities. Under a launcher such as ``torchrun`` there are as
+many processes as ``WORLD_SIZE`` says, and :class:`World` reduces over them by ``torch.distributed``: gloo for tensors on the
+CPU, NCCL on CUDA. Every rank gets the same bits from a reduction, so all ranks that decide by its result decide alike.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+import torch.distributed as dist
+
+T = TypeVar("T")
+Store = Any
+"""A ``torch.distributed.Store``, whose name is there only where torch has been built with it."""
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher sets; torch's ``env://`` reads them."""
+GATHERED_BYTES = 2**20
+"""Up to where all ranks' numbers are gathered and added up by each rank: half the messages of gloo's all-reduce."""
+LAST_WORDS = "sb3_trpo/last_words/"
+"""Where in the store of the process group a rank writes why it ended."""
+
+
+class RanksPartedError(RuntimeError):
+    """The ranks are no longer together: one has ended, hangs, or holds other parameters than the rest."""
+
+
+class Share(NamedTuple):
+    """What a rank has of minibatches: transitions in each, and how many there are on the rank with the most."""
+
+    batch_size: int
+    n_steps: int
+
+
+class Ranks:
+    """One process, alone: every reduction is the identity."""
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the rank that logs, evaluates and writes."""
+        return self.rank == 0
+
+    def seed_of(self, seed: int | None) -> int | None:
+        """
+        Derive this rank's seed; the first rank keeps the one given.
+
+        :param seed: of the run
+        :return: the seed, ``None`` for none
+        """
+        if seed is None or self.is_first:
+            return seed
+        return int(np.random.SeedSequence((seed, self.rank)).generate_state(1)[0] >> 1)  # room for SB3 to count envs
+
+    def part_of(self, n: int, name: str) -> int:
+        """
+        Give this rank its part of a number, as even as can be.
+
+        :param n: for all ranks together
+        :param name: as the user knows it
+        :return: the part
+        :raises ValueError: if there is too little for all
+        """
+        if n < self.size:
+            raise ValueError(f"{name} is {n}, which {self.size} ranks share; it must be at least {self.size}. Raise {name}.")
+        return n // self.size + (self.rank < n % self.size)
+
+    def share(self, batch_size: int, n: int) -> Share:
+        """
+        Give this rank its part of minibatches, in proportion to its data.
+
+        :param batch_size: transitions per minibatch of all ranks together
+        :param n: transitions of this rank
+        :return: its part, at least 1 each
+        """
+        numbers = self.stack(th.tensor(n)).tolist()
+        sizes = [-(-batch_size * each // sum(numbers)) for each in numbers]
+        n_steps = max(-(-each // size) for each, size in zip(numbers, sizes, strict=True))
+        return Share(sizes[self.rank], n_steps)
+
+    def stack(self, values: th.Tensor) -> th.Tensor:
+        """
+        Collect a tensor from each rank.
+
+        :param values: of this rank, of the same shape everywhere
+        :return: shape ``(size, ...)``
+        """
+        return values[None]
+
+    def sum(self, values: th.Tensor) -> th.Tensor:
+        """
+        Add up over the ranks.
+
+        :param values: of this rank, on any device
+        :return: the sums
+        """
+        return values
+
+    def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
+        """
+        Divide a sum over states by what was summed, numerator and denominator reduced apart.
+
+        :param total: sums of this rank, shape ``(n,)``
+        :param weight: how many states they are over
+        :return: the means over the states of all ranks
+        """
+        return total / weight
+
+    def gather(self, value: T) -> list[T]:
+        """
+        Collect a small value from each rank.
+
+        :param value: of this rank; plain data, for it is pickled
+        :return: one value for each rank, in order
+        """
+        return [value]
+
+    def of_first(self, value: T) -> T:
+        """
+        Give all ranks what the first one has.
+
+        :param value: of this rank; plain data, for it is pickled
+        :return: the first rank's
+        """
+        return value
+
+    def copy_first(self, tensors: Sequence[th.Tensor]) -> None:
+        """
+        Overwrite tensors by those of the first rank.
+
+        :param tensors: of the same shapes everywhere
+        """
+
+    def in_step(self, minibatches: Iterable[T], n_steps: int) -> Iterator[tuple[T, float]]:
+        """
+        Go through minibatches with the other ranks.
+
+        :param minibatches: of this rank
+        :param n_steps: how many the rank with the most has
+        :return: each minibatch with the weight 1; then, while others still have some, the last one again with the weight 0
+        """
+        for minibatch in minibatches:
+            yield minibatch, 1.0
+
+    def agree(self, check: Callable[[], None]) -> None:
+        """
+        Run a check that raises on all ranks if it does on one, so that none waits for a rank that has gone.
+
+        :param check: raises a ``ValueError``, or does not
+        :raises ValueError: with the texts of the ranks where it fails
+        """
+        check()
+
+    def require_same(self, values: dict[str, Any], what: str) -> None:
+        """
+        Compare with the other ranks.
+
+        :param values: by name
+        :param what: they are, for the error
+        :raises RanksPartedError: if a rank has others, with the names
+        """
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Tell the other ranks if something is raised within, and leave them, so that they need not wait."""
+        yield
+
+
+class World(Ranks):
+    """
+    Several processes.
+
+    :param device: where small tensors of ours live, the policy's
+    :param store: in which a rank that ends can say why; ``None`` if the process group is not ours
+    """
+
+    def __init__(self, device: th.device, store: Store | None = None) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._device = device
+        self._store = store
+
+    def sum(self, values: th.Tensor) -> th.Tensor:
+        """Take one all-gather if there is little, and add up in the order of the ranks, else one all-reduce."""
+        if self.size * values.numel() * values.element_size() <= GATHERED_BYTES:
+            return self.stack(values).sum(0)
+        total = values.clone()
+        with self._contact():
+            dist.all_reduce(total)
+        return total
+
+    def stack(self, values: th.Tensor) -> th.Tensor:
+        """Take one all-gather."""
+        sent = values.detach().to(self._device).contiguous()
+        parts = [th.empty_like(sent) for _ in range(self.size)]
+        with self._contact():
+            dist.all_gather(parts, sent)
+        return th.stack(parts).to(values.device)
+
+    def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
+        """Reduce once, with one number more."""
+        sums = self.sum(th.cat((total, total.new_full((1,), weight))))
+        return sums[:-1] / sums[-1]
+
+    def gather(self, value: T) -> list[T]:
+        """Pickle, and take two all-gathers: of lengths and of contents."""
+        values: list[Any] = [None] * self.size
+        with self._contact():
+            dist.all_gather_object(values, value)
+        return values
+
+    def of_first(self, value: T) -> T:
+        """Pickle, and take two broadcasts."""
+        values = [value if self.is_first else None]
+        with self._contact():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]  # type: ignore[return-value]  # None has been replaced
+
+    def copy_first(self, tensors: Sequence[th.Tensor]) -> None:
+        """Take a broadcast for each tensor."""
+        with self._contact():
+            for tensor in tensors:
+                received = tensor.detach().contiguous()
+                dist.broadcast(received, src=0)
+                tensor.detach().copy_(received)
+
+    def in_step(self, minibatches: Iterable[T], n_steps: int) -> Iterator[tuple[T, float]]:
+        """Fill up what is short, and refuse what is long."""
+        own = iter(minibatches)
+        minibatch, weight = next(own), 1.0
+        for _ in range(n_steps):
+            yield minibatch, weight
+            following = next(own, None)
+            minibatch, weight = (minibatch, 0.0) if following is None else (following, 1.0)
+        if weight:
+            raise ValueError(f"The rollout buffer's get() gives more minibatches than the {n_steps} that its size allows.")
+
+    def agree(self, check: Callable[[], None]) -> None:
+        """Gather what went wrong."""
+        fault = None
+        try:
+            check()
+        except ValueError as error:
+            fault = str(error)
+        if self.stack(th.tensor(fault is not None)).any():
+            faults = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(fault)) if text is not None]
+            raise ValueError("\n".join(faults))
+
+    def require_same(self, values: dict[str, Any], what: str) -> None:
+        """Gather, and compare with the first rank's."""
+        first, *others = self.gather(values)
+        parted = {
+            rank: [name for name in first | other if name not in first or first[name] != other.get(name)]
+            for rank, other in enumerate(others, start=1)
+            if other != first
+        }
+        if parted:
+            rank, names = next(iter(parted.items()))
+            other = others[rank - 1]
+            shown = ", ".join(f"{name} ({other.get(name)!r}, not {first.get(name)!r})" for name in names[:3])
+            raise RanksPartedError(
+                f"Ranks {', '.join(map(str, parted))} of {self.size} differ from rank 0 in {what}: rank {rank} in {shown}. "
+                "Run the same script with the same settings, libraries, kind of processor and number of threads everywhere."
+            )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write last words, and close the connections on which others may be waiting."""
+        try:
+            yield
+        except BaseException as error:
+            if self._store is not None:
+                if not isinstance(error, RanksPartedError):
+                    with suppress(RuntimeError):  # the store's host has gone
+                        self._store.set(f"{LAST_WORDS}{self.rank}", f"{type(error).__name__}: {error}"[:2000])
+                leave()
+            raise
+
+    @contextmanager
+    def _contact(self) -> Iterator[None]:
+        """Say what is known if a rank does not answer."""
+        try:
+            yield
+        except RuntimeError as error:
+            said = "".join(f"\n  rank {rank} ended with {words}" for rank, words in self._last_words().items())
+            raise RanksPartedError(
+                f"Rank {self.rank} of {self.size} has lost contact with the others: {error}{said}\n"
+                "A rank has ended, or has not answered within the process group's timeout; the launcher's report names it. "
+                "The policy is as it was after the last update. Start the script again: with a ResumableCheckpoint it goes on "
+                "from the last checkpoint, under `torchrun --max-restarts` by itself."
+            ) from error
+
+    def _last_words(self) -> dict[int, str]:
+        said: dict[int, str] = {}
+        if self._store is not None:
+            with suppress(RuntimeError):  # the store's host has gone
+                keys = {rank: f"{LAST_WORDS}{rank}" for rank in range(self.size)}
+                said = {rank: self._store.get(key).decode() for rank, key in keys.items() if self._store.check([key])}
+        return said
+
+
+ALONE = Ranks()
+_stores: list[Store] = []
+"""That of the process group that this module has made; empty again when it has been left."""
+
+
+def join(distributed: bool | None, device: th.device) -> Ranks:
+    """
+    Join the ranks of this run.
+
+    :param distributed: ``None`` joins if a launcher has started several processes, ``True`` in any case, ``False`` never.
+        A process group that the script has made is used and left alone
+    :param device: of the policy
+    :return: the ranks
+    :raises ValueError: if there is no launcher to be joined
+    :raises RuntimeError: if this process has left the others after an error
+    """
+    is_there = dist.is_available() and dist.is_initialized()
+    size = dist.get_world_size() if is_there else int(os.environ.get("WORLD_SIZE", "1"))
+    if distributed is False or (distributed is None and size == 1):
+        return ALONE
+    if device.type == "cuda" and device.index is None:
+        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not is_there:
+        _stores.append(_start())
+    return World(device, *_stores)
+
+
+def _start() -> Store:
+    """Make a process group, with a store that stays at hand."""
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing or not dist.is_available():
+        raise ValueError(
+            f"distributed=True or WORLD_SIZE > 1 needs a launcher, but {', '.join(missing) or 'torch.distributed'} is "
+            "missing. Start the script with torchrun, set these variables, or give distributed=False."
+        )
+    if _has_left:
+        raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    dist.init_process_group(store=store, rank=rank, world_size=size)
+    atexit.register(leave)
+    return store
+
+
+_has_left: list[bool] = []
+
+
+def leave() -> None:
+    """End the process group if it is ours; ranks that wait for this one are told so by their connection's end."""
+    if _stores:
+        _stores.clear()
+        _has_left.append(True)
+        dist.destroy_process_group()
+
+
+def fingerprint(tensors: Iterable[th.Tensor]) -> th.Tensor:
+    """
+    Tell tensors apart by their bits.
+
+    :param tensors: of any types and shapes, on one device
+    :return: a number for each, the same for the same bits in the same places
+    """
+    return th.stack([_checksum(tensor.detach()) for tensor in tensors])
+
+
+def _checksum(tensor: th.Tensor) -> th.Tensor:
+    """Add up a tensor's bits, each number with a factor of its own, modulo 2^64."""
+    integers = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
+    bits = tensor.contiguous().flatten().view(integers[tensor.element_size()]).long()
+    return bits.mul(th.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
