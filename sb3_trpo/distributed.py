@@ -2,14 +2,13 @@
 The ranks of one training run, and the one reduction over them.
 
 A process that is alone has :class:`Ranks`, whose reductions are identities. Under a launcher such as ``torchrun`` there are as
-many processes as ``WORLD_SIZE`` says, and :class:`World` reduces over them by ``torch.distributed``: gloo for tensors on the
-CPU, NCCL on CUDA. Every rank gets the same bits from a reduction, so all ranks that decide by its result decide alike.
+many processes as ``WORLD_SIZE`` says, which ``rendezvous.py`` brings together, and :class:`World` reduces over them by
+``torch.distributed``: gloo for tensors on the CPU, NCCL on CUDA. Every rank gets the same bits from a reduction, so all ranks
+that decide by its result decide alike.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
@@ -22,8 +21,6 @@ T = TypeVar("T")
 Store = Any
 """A ``torch.distributed.Store``, whose name is there only where torch has been built with it."""
 
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher sets; torch's ``env://`` reads them."""
 GATHERED_BYTES = 2**20
 """Up to where all ranks' numbers are gathered and added up by each rank: half the messages of gloo's all-reduce."""
 LAST_WORDS = "sb3_trpo/last_words/"
@@ -183,12 +180,14 @@ class World(Ranks):
 
     :param device: where small tensors of ours live, the policy's
     :param store: in which a rank that ends can say why; ``None`` if the process group is not ours
+    :param leave: ends the process group if it is ours
     """
 
-    def __init__(self, device: th.device, store: Store | None = None) -> None:
+    def __init__(self, device: th.device, store: Store | None, leave: Callable[[], None]) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._device = device
         self._store = store
+        self._leave = leave
 
     def sum(self, values: th.Tensor) -> th.Tensor:
         """Take one all-gather if there is little, and add up in the order of the ranks, else one all-reduce."""
@@ -279,11 +278,10 @@ class World(Ranks):
         try:
             yield
         except BaseException as error:
-            if self._store is not None:
-                if not isinstance(error, RanksPartedError):
-                    with suppress(RuntimeError):  # the store's host has gone
-                        self._store.set(f"{LAST_WORDS}{self.rank}", f"{type(error).__name__}: {error}"[:2000])
-                leave()
+            if self._store is not None and not isinstance(error, RanksPartedError):
+                with suppress(RuntimeError):  # the store's host has gone
+                    self._store.set(f"{LAST_WORDS}{self.rank}", f"{type(error).__name__}: {error}"[:2000])
+            self._leave()
             raise
 
     @contextmanager
@@ -310,59 +308,6 @@ class World(Ranks):
 
 
 ALONE = Ranks()
-_stores: list[Store] = []
-"""That of the process group that this module has made; empty again when it has been left."""
-
-
-def join(distributed: bool | None, device: th.device) -> Ranks:
-    """
-    Join the ranks of this run.
-
-    :param distributed: ``None`` joins if a launcher has started several processes, ``True`` in any case, ``False`` never.
-        A process group that the script has made is used and left alone
-    :param device: of the policy
-    :return: the ranks
-    :raises ValueError: if there is no launcher to be joined
-    :raises RuntimeError: if this process has left the others after an error
-    """
-    is_there = dist.is_available() and dist.is_initialized()
-    size = dist.get_world_size() if is_there else int(os.environ.get("WORLD_SIZE", "1"))
-    if distributed is False or (distributed is None and size == 1):
-        return ALONE
-    if device.type == "cuda" and device.index is None:
-        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not is_there:
-        _stores.append(_start())
-    return World(device, *_stores)
-
-
-def _start() -> Store:
-    """Make a process group, with a store that stays at hand."""
-    missing = [name for name in VARIABLES if name not in os.environ]
-    if missing or not dist.is_available():
-        raise ValueError(
-            f"distributed=True or WORLD_SIZE > 1 needs a launcher, but {', '.join(missing) or 'torch.distributed'} is "
-            "missing. Start the script with torchrun, set these variables, or give distributed=False."
-        )
-    if _has_left:
-        raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, size = next(rendezvous("env://"))
-    dist.init_process_group(store=store, rank=rank, world_size=size)
-    atexit.register(leave)
-    return store
-
-
-_has_left: list[bool] = []
-
-
-def leave() -> None:
-    """End the process group if it is ours; ranks that wait for this one are told so by their connection's end."""
-    if _stores:
-        _stores.clear()
-        _has_left.append(True)
-        dist.destroy_process_group()
 
 
 def fingerprint(tensors: Iterable[th.Tensor]) -> th.Tensor:

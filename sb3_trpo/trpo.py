@@ -26,7 +26,6 @@ from sb3_trpo.crew import Solo, crew_of
 from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
-from sb3_trpo.distributed import join
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
@@ -35,6 +34,7 @@ from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.regression import fit_stack, plain_regression
+from sb3_trpo.rendezvous import join
 from sb3_trpo.rollout import (
     GRAPH_LIMITS,
     ChunkLimits,

@@ -39,11 +39,11 @@ from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.shared import first_ranks_in
 from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
 from sb3_trpo.crew import of_every_rank
-from sb3_trpo.distributed import join
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.masks import MaskedBy
 from sb3_trpo.plots import learning_curve
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo.rendezvous import join
 
 ALGORITHMS: dict[str, type[TRPO]] = {
     "trpo": TRPO,

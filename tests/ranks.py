@@ -42,9 +42,9 @@ def _run(connection: Any, variables: dict[str, str], task: Callable[..., Any], a
         connection.send(("result", task(int(variables["RANK"]), *args)))
     except BaseException as error:
         connection.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-    from sb3_trpo import distributed
+    from sb3_trpo.rendezvous import Group
 
-    distributed.leave()
+    Group.leave()
 
 
 class Process:

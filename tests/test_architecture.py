@@ -28,7 +28,7 @@ EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hy
 
 def layer(module: str) -> int:
     """Give the height of a module in the design's drawing."""
-    if module.startswith(("sb3_trpo.numerics", "sb3_trpo.distributed")):
+    if module.startswith(("sb3_trpo.numerics", "sb3_trpo.distributed", "sb3_trpo.rendezvous")):
         return 0
     higher = {"sb3_trpo.trpo": 2, **dict.fromkeys(VARIANTS, 3), ROOT: 4, **dict.fromkeys(TOOLS, 5)}
     return higher.get(module, 1)

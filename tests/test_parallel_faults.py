@@ -1,0 +1,259 @@
+"""Ranks that die, hang back or are started again: what becomes of the others, and of the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ranks import SERVER, in_ranks, start
+from runs import outcome
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback
+from sb3_trpo.objective import PolicyObjective
+from sb3_trpo.regression import FlatAdam
+
+ITERATION, DEADLINE = 128, 20.0
+SCRIPT = Path(__file__).parent / "parallel_run.py"
+
+
+class At(BaseCallback):
+    """Do something at one step."""
+
+    def __init__(self, step: int, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.step, self.act = step, act
+
+    def _on_step(self) -> bool:
+        if self.n_calls == self.step:
+            self.act()
+        return True
+
+
+def make(**settings: Any) -> TRPO:
+    env = VecNormalize(make_vec_env("Pendulum-v1", 2))
+    return TRPO("MlpPolicy", env, **{"n_steps": 64, "n_critic_updates": 2, "seed": 0, "device": "cpu", **settings})
+
+
+def state_of(model: TRPO) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().copy() for name, tensor in model.policy.state_dict().items()}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(value, other[name]) for name, value in one.items())
+
+
+def after(owner: Any, name: str, times: int, act: Callable[[], object]) -> None:
+    """Have something done within the n-th call of a function."""
+    function, calls = getattr(owner, name), [0]
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == times:
+            act()
+        return function(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def note_states(model: TRPO, part: str, states: list[dict[str, np.ndarray]]) -> None:
+    """Note what the policy is after each call of a part of the update."""
+    method = getattr(model, part)
+
+    def noted(*args: Any) -> None:
+        method(*args)
+        states.append(state_of(model))
+
+    setattr(model, part, noted)
+
+
+def kill(died_at: Any) -> None:
+    died_at.value = time.monotonic()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: Any) -> dict[str, Any]:
+    """Train until a rank dies; tell what the others say and hold."""
+    model = make()
+    callbacks: list[BaseCallback] = [ResumableCheckpoint(folder, every=1)]
+
+    def act() -> None:
+        kill(died_at)
+
+    if rank == victim:
+        if phase == "collect":
+            callbacks.append(At(40, act))
+        elif phase == "evaluation":
+            env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
+            evaluation = EvalCallback(env, eval_freq=40, n_eval_episodes=1, verbose=0)
+            after(env, "step_wait", 5, act)
+            callbacks.append(evaluation)
+        else:
+            owner, name, times = {
+                "policy step": (PolicyObjective, "evaluate", 2),
+                "critic": (FlatAdam, "step", 3),
+                "checkpoint": (checkpoint_callback, "write", 2),
+            }[phase]
+            after(owner, name, times, act)
+    updates: list[dict[str, np.ndarray]] = [state_of(model)]
+    for part in ("_improve_policy", "_fit_critic"):
+        note_states(model, part, updates)
+    try:
+        model.learn(100 * ITERATION, callback=callbacks)
+    except RuntimeError as error:
+        told, seconds = f"{type(error).__name__}: {error}", time.monotonic() - died_at.value
+    is_whole = any(same(each, state_of(model)) for each in updates)
+    return {"told": told, "seconds": seconds, "is whole": is_whole}
+
+
+PHASES = ("collect", "policy step", "critic", "checkpoint", "evaluation")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_rank_stops_the_others_within_seconds_and_with_a_clear_message(phase, tmp_path):
+    victim = 0 if phase in ("evaluation", "policy step") else 1
+    died_at = SERVER.Value("d", 0.0)
+    outcomes = [process.outcome() for process in start(3, run_until_killed, phase, victim, tmp_path, died_at)]
+    assert outcomes[victim][0] == "died"
+    for kind, result in (each for rank, each in enumerate(outcomes) if rank != victim):
+        assert kind == "result", result
+        assert "RanksPartedError" in result["told"]
+        assert "has lost contact with the others" in result["told"]
+        assert 0.0 < result["seconds"] < DEADLINE
+        assert result["is whole"]
+        print(f"{phase}: stopped {result['seconds']:.2f} s after the kill")
+
+
+class EnvError(Exception):
+    """Raised by an env."""
+
+
+def run_until_an_env_breaks(rank: int) -> dict[str, Any]:
+    model = make()
+
+    def act() -> None:
+        raise EnvError("the simulator exploded")
+
+    began = time.monotonic()
+    try:
+        model.learn(10 * ITERATION, callback=At(40, act) if rank == 1 else None)
+    except (EnvError, RuntimeError) as error:
+        told = f"{type(error).__name__}: {error}"
+    time.sleep(2.0 if rank == 1 else 0.0)  # the others need not wait for the process to end
+    with pytest.raises(RuntimeError, match="start the script again"):
+        TRPO("MlpPolicy", "Pendulum-v1", device="cpu")
+    return {
+        "told": told,
+        "seconds": time.monotonic() - began,
+        "finite": all(np.isfinite(v).all() for v in state_of(model).values()),
+    }
+
+
+def test_an_error_on_one_rank_is_told_to_the_others():
+    first, second = in_ranks(2, run_until_an_env_breaks)
+    assert second["told"] == "EnvError: the simulator exploded"
+    assert "rank 1 ended with EnvError: the simulator exploded" in first["told"]
+    assert first["seconds"] < 2.0 + DEADLINE
+
+
+def run_slowly(rank: int, pause: float) -> dict[str, np.ndarray]:
+    model = make()
+    model.learn(2 * ITERATION, callback=At(40, lambda: time.sleep(pause * rank)))
+    return state_of(model)
+
+
+def test_a_slow_rank_is_waited_for_and_changes_nothing():
+    slow, quick = in_ranks(2, run_slowly, 3.0), in_ranks(2, run_slowly, 0.0)
+    assert same(slow[0], slow[1])
+    assert same(slow[0], quick[0])
+
+
+class CrashError(Exception):
+    """Ends a run that is to be made again."""
+
+
+def crash() -> None:
+    raise CrashError
+
+
+def run_in_parts(rank: int, folder: Path, stop: int | None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train with checkpoints, to the end or until the first rank crashes at a step."""
+    model = make(**(settings or {}))
+    callbacks: list[BaseCallback] = [ResumableCheckpoint(folder, every=1, verbose=0)]
+    if stop is not None and rank == 0:
+        callbacks.append(At(stop, crash))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model.learn(6 * ITERATION, callback=callbacks)
+        except (CrashError, RuntimeError) as error:
+            return {"error": str(error)}
+    notes = [str(each.message) for each in caught if "rank(s)" in str(each.message)]
+    statistics = model.get_vec_normalize_env().obs_rms
+    seen = outcome(model, [])
+    return {"seen": seen, "notes": notes, "updates": model._n_updates, "count": statistics.count, "obs": model._last_obs}
+
+
+def test_a_run_of_two_ranks_that_crashes_ends_like_one_that_does_not(tmp_path):
+    whole = in_ranks(2, run_in_parts, tmp_path / "whole", None)
+    in_ranks(2, run_in_parts, tmp_path / "pieces", 100)
+    names = {path.name for path in (tmp_path / "pieces").iterdir() if path.is_dir()}
+    assert names == {"rank-0-of-2", "rank-1-of-2"}
+    resumed = in_ranks(2, run_in_parts, tmp_path / "pieces", None)
+    for one, other in zip(whole, resumed, strict=True):
+        assert one["seen"] == other["seen"]
+        assert np.array_equal(one["obs"], other["obs"])
+        assert other["notes"] == []
+
+
+def test_a_checkpoint_that_one_rank_has_not_written_is_passed_over(tmp_path):
+    whole = in_ranks(2, run_in_parts, tmp_path / "whole", None)
+    in_ranks(2, run_in_parts, tmp_path / "pieces", 100)
+    newest = sorted((tmp_path / "pieces" / "rank-1-of-2").glob("checkpoint-*"))[-1]
+    (newest / "arrays.safetensors").write_bytes(b"")
+    resumed = in_ranks(2, run_in_parts, tmp_path / "pieces", None)
+    assert all(one["seen"] == other["seen"] for one, other in zip(whole, resumed, strict=True))
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 3), (2, 1), (1, 2)])
+def test_another_number_of_ranks_goes_on_with_a_note(before, now, tmp_path):
+    in_ranks(before, run_in_parts, tmp_path, 220 // before)
+    results = in_ranks(now, run_in_parts, tmp_path, None)
+    assert f"is of {before} rank(s), and {now} go on" in results[0]["notes"][0]
+    for result in results:
+        assert result["updates"] == results[0]["updates"] > 3
+        assert result["count"] == results[0]["count"]
+        assert all(result["seen"][name] == value for name, value in results[0]["seen"].items() if name.startswith("policy"))
+    first_observations = {result["obs"].tobytes() for result in results}
+    assert len(first_observations) == now  # each rank has episodes of its own
+    assert results[0]["notes"][1:] == []
+
+
+def torchrun(folder: Path, update_of_death: int, *options: str) -> str:
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *options]
+    result = subprocess.run(
+        [*command, str(SCRIPT), str(folder), str(update_of_death)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_torchrun_starts_killed_ranks_again_and_the_run_ends_like_one_that_was_not(tmp_path):
+    torchrun(tmp_path / "whole", -1)
+    printed = torchrun(tmp_path / "pieces", 5, "--max-restarts", "1", "--monitor-interval", "0.1")
+    assert printed.count("Continuing from") == 1
+    for rank in range(2):
+        assert (tmp_path / "whole" / f"outcome-{rank}.json").read_text() == (
+            tmp_path / "pieces" / f"outcome-{rank}.json"
+        ).read_text()
