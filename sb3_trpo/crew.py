@@ -6,6 +6,7 @@ One rank that is alone has a :class:`Solo`, which does nothing.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections import deque
@@ -245,14 +246,24 @@ def of_every_rank(callbacks: Iterable[BaseCallback]) -> list[BaseCallback]:
     :param callbacks: some
     :return: the others
     """
-    chosen: list[BaseCallback] = []
-    for each in callbacks:
-        if isinstance(each, CallbackList):
-            chosen += of_every_rank(each.callbacks)
-        elif not getattr(each, "first_rank_only", isinstance(each, FIRST_RANK_ONLY)):
-            held = [each.callback] if isinstance(each, EventCallback) and each.callback is not None else []
-            chosen += [each] if len(of_every_rank(held)) == len(held) else []
-    return chosen
+    return [*filter(None, map(_of_every_rank, callbacks))]
+
+
+def _of_every_rank(callback: BaseCallback) -> BaseCallback | None:
+    """Give a callback, or what is left of it, if anything is."""
+    if getattr(callback, "first_rank_only", isinstance(callback, FIRST_RANK_ONLY)):
+        return None
+    if isinstance(callback, CallbackList):
+        members = of_every_rank(callback.callbacks)
+        unchanged = members == callback.callbacks
+        return callback if unchanged else CallbackList(members) if members else None
+    if isinstance(callback, EventCallback) and callback.callback is not None:
+        held = _of_every_rank(callback.callback)
+        if held is not callback.callback:
+            callback = copy.copy(callback)
+            callback.callback = held
+        return callback if held is not None else None
+    return callback
 
 
 def crew_of(model: OnPolicyAlgorithm, ranks: Ranks) -> Solo:

@@ -21,8 +21,11 @@ T = TypeVar("T")
 Store = Any
 """A ``torch.distributed.Store``, whose name is there only where torch has been built with it."""
 
-GATHERED_BYTES = 2**20
-"""Up to where all ranks' numbers are gathered and added up by each rank: half the messages of gloo's all-reduce."""
+SHORT = 2**17
+"""Bytes up to which the first rank adds up for all: on 2 to 4 ranks two to four times as quick as gloo's all-reduce, which goes
+round in a ring (``benchmarks/scaling.py``)."""
+MIXER = 0x9E3779B97F4A7C15 - 2**64
+"""2^64 over the golden ratio, odd, whose multiples spread over all bits (Knuth, The Art of Computer Programming, 6.4)."""
 LAST_WORDS = "sb3_trpo/last_words/"
 """Where in the store of the process group a rank writes why it ended."""
 
@@ -189,27 +192,36 @@ class World(Ranks):
         self._store = store
         self._leave = leave
 
-    def sum(self, values: th.Tensor) -> th.Tensor:
-        """Take one all-gather if there is little, and add up in the order of the ranks, else one all-reduce."""
-        if self.size * values.numel() * values.element_size() <= GATHERED_BYTES:
-            return self.stack(values).sum(0)
-        total = values.clone()
-        with self._contact():
-            dist.all_reduce(total)
-        return total
-
     def stack(self, values: th.Tensor) -> th.Tensor:
-        """Take one all-gather."""
+        """Go through the first rank: a gather and a broadcast."""
         sent = values.detach().to(self._device).contiguous()
-        parts = [th.empty_like(sent) for _ in range(self.size)]
+        stacked = sent.new_empty(self.size, *sent.shape)
         with self._contact():
-            dist.all_gather(parts, sent)
-        return th.stack(parts).to(values.device)
+            dist.gather(sent, list(stacked) if self.is_first else None)
+            dist.broadcast(stacked, src=0)
+        return stacked.to(values.device)
+
+    def sum(self, values: th.Tensor) -> th.Tensor:
+        """Reduce a copy."""
+        return self._reduce(values.to(self._device, copy=True)).to(values.device)
 
     def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
         """Reduce once, with one number more."""
-        sums = self.sum(th.cat((total, total.new_full((1,), weight))))
+        sums = self._reduce(th.cat((total, total.new_full((1,), weight))))
         return sums[:-1] / sums[-1]
+
+    def _reduce(self, values: th.Tensor) -> th.Tensor:
+        """Add up in place: short vectors on the first rank, in the order of the ranks, long ones by an all-reduce."""
+        with self._contact():
+            if values.numel() * values.element_size() > SHORT:
+                dist.all_reduce(values)
+                return values
+            parts = values.new_empty(self.size, *values.shape) if self.is_first else None
+            dist.gather(values, None if parts is None else list(parts))
+            if parts is not None:
+                th.sum(parts, 0, out=values)
+            dist.broadcast(values, src=0)
+        return values
 
     def gather(self, value: T) -> list[T]:
         """Pickle, and take two all-gathers: of lengths and of contents."""
@@ -230,7 +242,7 @@ class World(Ranks):
         with self._contact():
             for tensor in tensors:
                 received = tensor.detach().contiguous()
-                dist.broadcast(received, src=0)
+                dist.broadcast(received.flatten().view(th.uint8), src=0)  # of any type
                 tensor.detach().copy_(received)
 
     def in_step(self, minibatches: Iterable[T], n_steps: int) -> Iterator[tuple[T, float]]:
@@ -259,7 +271,7 @@ class World(Ranks):
         """Gather, and compare with the first rank's."""
         first, *others = self.gather(values)
         parted = {
-            rank: [name for name in first | other if name not in first or first[name] != other.get(name)]
+            rank: [name for name in first | other if first.get(name, "absent") != other.get(name, "absent")]
             for rank, other in enumerate(others, start=1)
             if other != first
         }
@@ -321,7 +333,9 @@ def fingerprint(tensors: Iterable[th.Tensor]) -> th.Tensor:
 
 
 def _checksum(tensor: th.Tensor) -> th.Tensor:
-    """Add up a tensor's bits, each number with a factor of its own, modulo 2^64."""
+    """Add up a tensor's bits, mixed and each with a factor of its own, modulo 2^64."""
+    real = th.view_as_real(tensor) if tensor.is_complex() else tensor
     integers = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
-    bits = tensor.contiguous().flatten().view(integers[tensor.element_size()]).long()
-    return bits.mul(th.arange(1, 2 * len(bits), 2, device=bits.device)).sum()
+    bits = real.contiguous().flatten().view(integers[real.element_size()]).long().mul(MIXER)
+    factors = th.arange(len(bits), device=bits.device).mul(2).add(1)
+    return bits.bitwise_xor(bits >> 32).mul(factors).sum()

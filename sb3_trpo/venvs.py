@@ -33,7 +33,7 @@ def statistics_of(venv: VecEnv) -> list[RunningMeanStd]:
     found: list[RunningMeanStd] = []
     for layer in layers_of(venv):
         if isinstance(layer, VecNormalize):
-            of_observations = getattr(layer, "obs_rms", None)  # there is none without norm_obs
+            of_observations = vars(layer).get("obs_rms")  # there is none without norm_obs, or another layer's
             parts = of_observations.values() if isinstance(of_observations, dict) else filter(None, [of_observations])
             found += [*parts, layer.ret_rms]
     return found

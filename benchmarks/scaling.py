@@ -1,0 +1,283 @@
+"""
+What ranks cost and bring: weak scaling on HalfCheetah-v5, collectives, updates with their messages counted.
+
+``python benchmarks/scaling.py`` starts ranks of its own through torchrun; ``python benchmarks/scaling_model.py`` then fits the
+cost model and prints the README's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch as th
+import torch.distributed as dist
+from environment import RESULTS, environment
+from stable_baselines3.common.logger import Logger
+
+from sb3_trpo import TRPO
+from sb3_trpo.distributed import World
+from sb3_trpo.regression import FlatAdam
+from sb3_trpo.rendezvous import join
+
+TASK = "HalfCheetah-v5"
+CPU = th.device("cpu")
+N_STEPS, ROUNDS, ITERATIONS = 2048, 7, 3
+BATCH_SIZES = (128, 256, 512, 1024)
+"""Transitions per minibatch and rank, in weak scaling; 128 is the default."""
+LENGTHS = (1, 100, 5_000, 50_000, 500_000, 5_000_000)
+"""Of vectors that are reduced, in float32."""
+WORLDS = (2, 3, 4)
+UPDATES: dict[str, dict[str, Any]] = {
+    "64x64": {"width": 64, "n_steps": 2048, "n_critic_updates": 10, "cg_max_steps": 15, "batch_size": 128},
+    "64x64, critic alone": {"width": 64, "n_steps": 2048, "n_critic_updates": 20, "cg_max_steps": 1, "batch_size": 128},
+    "64x64, large minibatches": {"width": 64, "n_steps": 2048, "n_critic_updates": 10, "cg_max_steps": 15, "batch_size": 1024},
+    "256x256": {"width": 256, "n_steps": 2048, "n_critic_updates": 4, "cg_max_steps": 10, "batch_size": 128},
+    "512x512": {"width": 512, "n_steps": 1024, "n_critic_updates": 2, "cg_max_steps": 6, "batch_size": 128},
+    "2240x2240": {"width": 2240, "n_steps": 128, "n_critic_updates": 1, "cg_max_steps": 3, "batch_size": 64},
+}
+"""Networks from 5k to 5M parameters, with settings per rank that keep the large ones short."""
+COUNTED = ("gather", "broadcast", "all_gather", "all_reduce")
+
+
+def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
+    """
+    Make a model whose work per rank does not depend on how many there are.
+
+    :param n_ranks: 1 for a model that is alone
+    :param width: of both hidden layers
+    :param settings: per rank
+    :return: the model
+    """
+    settings = {"n_steps": N_STEPS, "batch_size": 128, **settings}
+    for name in ("n_steps", "batch_size"):
+        settings[name] *= n_ranks
+    policy_kwargs = {"net_arch": [width, width]}
+    alone = None if n_ranks > 1 else False
+    model = TRPO("MlpPolicy", TASK, seed=0, device="cpu", policy_kwargs=policy_kwargs, distributed=alone, **settings)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def ready_to_update(model: TRPO) -> Callable[[], None]:
+    """
+    Collect a rollout.
+
+    :param model: of this rank
+    :return: an update by it, the same each time
+    """
+    _, callback = model._setup_learn(1, None)
+    buffer = model.rollout_buffer
+    assert model.collect_rollouts(model.env, callback, buffer, buffer.buffer_size)
+    state = copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()))
+
+    def update() -> None:
+        model.policy.load_state_dict(state[0])
+        model.policy.optimizer.load_state_dict(state[1])
+        model.train()
+
+    return update
+
+
+@contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Count messages, and the bytes that each rank puts into them."""
+    counter: Counter[str] = Counter()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            sent = args[1] if isinstance(args[0], list) else args[0]
+            counter["messages"] += 1
+            counter["bytes"] += sent.numel() * sent.element_size()
+            counter[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    with mock.patch.multiple(dist, **{name: counted(getattr(dist, name)) for name in COUNTED}):
+        yield counter
+
+
+def timed(job: Callable[[], object]) -> float:
+    """
+    Time a job that all ranks begin together.
+
+    :param job: what to run
+    :return: seconds
+    """
+    dist.barrier()
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def measure_collectives(ranks: World) -> dict[str, Any]:
+    """Time the reduction as it is, and gloo's all-reduce."""
+    found: dict[str, Any] = {}
+    for length in LENGTHS:
+        vector = th.ones(length)
+        repeats = 200 if length <= 50_000 else 20 if length <= 500_000 else 5
+        jobs = {"sum": lambda vector=vector: ranks.sum(vector), "all_reduce": lambda vector=vector: dist.all_reduce(vector)}
+        times: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in range(3):
+            for name, job in jobs.items():
+                times[name].append(timed(lambda job=job, repeats=repeats: [job() for _ in range(repeats)]) / repeats)
+        found[str(length)] = times
+    return found
+
+
+def measure_updates(ranks: World) -> dict[str, Any]:
+    """Time updates of one rank, the others at rest, and of all; count the messages of the latter."""
+    found: dict[str, Any] = {}
+    for name, settings in UPDATES.items():
+        together = make(ranks.size, **settings)
+        update = ready_to_update(together)
+        with counting() as counter:
+            update()
+        log = together.logger.name_to_value
+        times = [timed(update) for _ in range(5)]
+        n_policy = sum(each.numel() for part, each in together.policy.named_parameters() if "value" not in part)
+        n_critic = sum(each.numel() for part, each in together.policy.named_parameters() if "value" in part)
+        found[name] = {
+            **settings,
+            "n_policy": n_policy,
+            "n_critic": n_critic,
+            "cg_iterations": log["train/cg_iterations"],
+            "line_search_steps": log["train/line_search_steps"],
+            **counter,
+            "seconds": times,
+        }
+        if ranks.size == WORLDS[0]:
+            found[name]["alone"] = measure_alone(ranks, settings)
+    return found
+
+
+def measure_alone(ranks: World, settings: dict[str, Any]) -> list[float]:
+    """Time updates of the first rank, alone."""
+    update = ready_to_update(make(1, **settings)) if ranks.is_first else int
+    update()
+    return [timed(update) for _ in range(5)]
+
+
+def critic_unbucketed(ranks: World, model: TRPO) -> Callable[[], None]:
+    """Have the critic's gradient reduced tensor by tensor."""
+    update, step = ready_to_update(model), FlatAdam.step
+    sizes = [each.numel() for part, each in model.policy.named_parameters() if "value" in part]
+
+    def stepped(adam: FlatAdam) -> None:
+        for part in adam.g.split(sizes)[1:]:  # one has been reduced already
+            ranks.mean(part, 1.0)
+        step(adam)
+
+    def job() -> None:
+        with mock.patch.object(FlatAdam, "step", stepped):
+            update()
+
+    return job
+
+
+def measure_weak(ranks: World) -> dict[str, Any]:
+    """Time learn() of one rank alone, the other at rest, and of both, in turn."""
+    found: dict[str, Any] = {}
+    for batch_size in BATCH_SIZES:
+        models = {"alone": make(1, batch_size=batch_size) if ranks.is_first else None}
+        models["together"] = make(ranks.size, batch_size=batch_size)
+        times: dict[str, list[float]] = {name: [] for name in models}
+        with counting() as counter:
+            for each in models.values():
+                _learn(each, 1)
+            counter.clear()
+            for _ in range(ROUNDS):
+                for name, model in models.items():
+                    times[name].append(timed(lambda model=model: _learn(model, ITERATIONS)) / ITERATIONS)
+        per_iteration = {key: count / (ROUNDS * ITERATIONS) for key, count in counter.items()}
+        found[str(batch_size)] = {"seconds": times, "per iteration": per_iteration}
+    model = make(ranks.size)
+    bucketed, unbucketed = ready_to_update(model), critic_unbucketed(ranks, make(ranks.size))
+    updates: dict[str, list[float]] = {"one vector": [], "a message per tensor": []}
+    for _ in range(ROUNDS):
+        updates["one vector"].append(timed(bucketed))
+        updates["a message per tensor"].append(timed(unbucketed))
+    return {"batch sizes": found, "update, buckets": updates}
+
+
+def _learn(model: TRPO | None, iterations: int) -> None:
+    """Train for some iterations more."""
+    if model is not None:
+        n_timesteps = model.n_steps * iterations
+        model.learn(n_timesteps, reset_num_timesteps=model.num_timesteps == 0)
+
+
+JOBS: dict[str, Callable[[World], dict[str, Any]]] = {
+    "collectives": measure_collectives,
+    "updates": measure_updates,
+    "weak": measure_weak,
+}
+
+
+def work(job: str, out: Path) -> None:
+    """
+    Do a rank's part.
+
+    :param job: one of ``JOBS``
+    :param out: where the first rank writes what was measured
+    """
+    th.set_num_threads(1)
+    ranks = join(True, CPU)
+    assert isinstance(ranks, World)
+    found = JOBS[job](ranks)
+    if ranks.is_first:
+        out.write_text(json.dumps(found))
+    dist.barrier()
+
+
+def launch(job: str, n_ranks: int) -> dict[str, Any]:
+    """
+    Run a job in ranks.
+
+    :param job: one of ``JOBS``
+    :param n_ranks: how many
+    :return: what was measured
+    """
+    print(f"{job}, {n_ranks} ranks", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks)]
+        subprocess.run([*torchrun, __file__, "--job", job, "--out", str(out)], check=True)
+        found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def main() -> None:
+    """Measure, or be a rank that does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="*", choices=list(JOBS), default=list(JOBS))
+    parser.add_argument("--job", choices=list(JOBS), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        work(args.job, args.out)
+        return
+    th.set_num_threads(1)
+    path = RESULTS / "scaling.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for part in args.part:
+        worlds = WORLDS[:1] if part == "weak" else WORLDS
+        found = {str(n_ranks): launch(part, n_ranks) for n_ranks in worlds}
+        results[part] = {"environment": environment(), "ranks": found}
+        path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
