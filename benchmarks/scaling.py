@@ -33,9 +33,9 @@ from sb3_trpo.rendezvous import join
 
 TASK = "HalfCheetah-v5"
 CPU = th.device("cpu")
-N_STEPS, ROUNDS, ITERATIONS = 2048, 7, 3
-BATCH_SIZES = (128, 256, 512, 1024)
-"""Transitions per minibatch and rank, in weak scaling; 128 is the default."""
+ROUNDS = 5
+WEAK = ((2048, 128), (2048, 256), (2048, 512), (2048, 1024), (8192, 512), (8192, 1024))
+"""Steps per rollout and transitions per minibatch of the critic, both per rank; the first are the defaults."""
 LENGTHS = (1, 100, 5_000, 50_000, 500_000, 5_000_000)
 """Of vectors that are reduced, in float32."""
 WORLDS = (2, 3, 4)
@@ -48,7 +48,7 @@ UPDATES: dict[str, dict[str, Any]] = {
     "2240x2240": {"width": 2240, "n_steps": 128, "n_critic_updates": 1, "cg_max_steps": 3, "batch_size": 64},
 }
 """Networks from 5k to 5M parameters, with settings per rank that keep the large ones short."""
-COUNTED = ("gather", "broadcast", "all_gather", "all_reduce")
+COUNTED = ("send", "isend", "broadcast", "all_gather", "all_reduce")
 
 
 def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
@@ -60,7 +60,7 @@ def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
     :param settings: per rank
     :return: the model
     """
-    settings = {"n_steps": N_STEPS, "batch_size": 128, **settings}
+    settings = {"n_steps": 2048, "batch_size": 128, **settings}
     for name in ("n_steps", "batch_size"):
         settings[name] *= n_ranks
     policy_kwargs = {"net_arch": [width, width]}
@@ -188,28 +188,30 @@ def critic_unbucketed(ranks: World, model: TRPO) -> Callable[[], None]:
 
 
 def measure_weak(ranks: World) -> dict[str, Any]:
-    """Time learn() of one rank alone, the other at rest, and of both, in turn."""
+    """Time learn() of one rank with the other at rest, of both each for itself, and of both together, in turn."""
     found: dict[str, Any] = {}
-    for batch_size in BATCH_SIZES:
-        models = {"alone": make(1, batch_size=batch_size) if ranks.is_first else None}
-        models["together"] = make(ranks.size, batch_size=batch_size)
+    for n_steps, batch_size in WEAK:
+        alone = make(1, n_steps=n_steps, batch_size=batch_size)
+        models = {"alone": alone if ranks.is_first else None, "side by side": alone}
+        models["together"] = make(ranks.size, n_steps=n_steps, batch_size=batch_size)
         times: dict[str, list[float]] = {name: [] for name in models}
+        n_iterations = max(1, 4096 // n_steps)
         with counting() as counter:
             for each in models.values():
                 _learn(each, 1)
             counter.clear()
             for _ in range(ROUNDS):
                 for name, model in models.items():
-                    times[name].append(timed(lambda model=model: _learn(model, ITERATIONS)) / ITERATIONS)
-        per_iteration = {key: count / (ROUNDS * ITERATIONS) for key, count in counter.items()}
-        found[str(batch_size)] = {"seconds": times, "per iteration": per_iteration}
+                    times[name].append(timed(lambda model=model, n=n_iterations: _learn(model, n)) / n_iterations)
+        per_iteration = {key: count / (ROUNDS * n_iterations) for key, count in counter.items()}
+        found[f"{n_steps} steps, minibatches of {batch_size}"] = {"seconds": times, "per iteration": per_iteration}
     model = make(ranks.size)
     bucketed, unbucketed = ready_to_update(model), critic_unbucketed(ranks, make(ranks.size))
     updates: dict[str, list[float]] = {"one vector": [], "a message per tensor": []}
     for _ in range(ROUNDS):
         updates["one vector"].append(timed(bucketed))
         updates["a message per tensor"].append(timed(unbucketed))
-    return {"batch sizes": found, "update, buckets": updates}
+    return {"learn()": found, "update, buckets": updates}
 
 
 def _learn(model: TRPO | None, iterations: int) -> None:
