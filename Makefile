@@ -67,6 +67,8 @@ bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/classic_control.py
 	$(BIN)/python benchmarks/variants.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/scaling_model.py
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build

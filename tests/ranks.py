@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import socket
 import traceback
@@ -10,9 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch as th
-
-SERVER = mp.get_context("forkserver")
-SERVER.set_forkserver_preload(["ranks", "sb3_trpo.recurrent", "sb3_trpo.checkpoint"])
+from forked import SERVER
 
 
 class RankFailedError(Exception):

@@ -94,16 +94,13 @@ def test_the_way_out_of_a_t_maze_is_remembered(algo, env_id):
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize(
-    ("env_id", "threshold", "steps"), [("CartPoleNoVel-v1", 250.0, 60_000), ("PendulumNoVel-v1", -850.0, 80_000)]
-)
-def test_velocities_that_are_not_seen_are_inferred(env_id, threshold, steps):
-    model, unseen = learn_by_zoo_settings("trpo_lstm", env_id, seed=0, threshold=threshold, steps=steps)
+def test_velocities_that_are_not_seen_are_inferred():
+    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=250.0, steps=60_000)
     mean, _ = evaluate(model, unseen, n_eval_episodes=20)
-    assert mean > threshold
+    assert mean > 250.0
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize(("env_id", "bound"), [("TMaze-v0", 2.5), ("CartPoleNoVel-v1", 100.0), ("PendulumNoVel-v1", -900.0)])
+@pytest.mark.parametrize(("env_id", "bound"), [("TMaze-v0", 2.5), ("CartPoleNoVel-v1", 100.0)])
 def test_a_policy_without_memory_does_not_learn_these_tasks(env_id, bound):
     assert returns_without_memory(env_id, steps=40_000) < bound

@@ -8,25 +8,26 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
+import run_to_be_killed
+from forked import Script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sb3_trpo.checkpoint.storage import checkpoints_in, read
 
-SCRIPT = Path(__file__).parent / "run_to_be_killed.py"
 ITERATION = 128
 TOTAL = 45 * ITERATION
 SHORT = 8 * ITERATION
-KILLS = 20
 LONGEST_WAIT = {"collect": 0.12, "update": 0.04, "save": 0.015}
 """Seconds, about as long as each stage takes."""
 
 
 def start(task, folder, total=TOTAL):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, str(SCRIPT), task, str(folder), str(total)]
+    if not task.endswith(" in workers"):  # which would be the server's children, and hear nothing of a Ctrl-C
+        return Script(run_to_be_killed.main, task, folder, total)
+    command = [sys.executable, run_to_be_killed.__file__, task, str(folder), str(total)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -65,20 +66,20 @@ def steps_in_tensorboard(folder, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-@pytest.mark.parametrize("task", ["CartPole-v1", "Hopper-v5"])
-def test_a_run_killed_twenty_times_ends_like_one_that_was_not(task, tmp_path):
+@pytest.mark.parametrize(("task", "kills"), [("Hopper-v5", 20), ("CartPole-v1", 9)])
+def test_a_run_killed_many_times_ends_like_one_that_was_not(task, kills, tmp_path):
     rng, killed = random.Random(task), Counter()
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     whole_process = start(task, whole)  # beside the first lives of the other
-    for life in range(KILLS):
+    for life in range(kills):
         stage = list(LONGEST_WAIT)[life % 3]
         killed[stage] += kill_at(start(task, pieces), stage, rng.choice((1, 2)), rng.uniform(0.0, LONGEST_WAIT[stage]))
     finish(whole_process)
     assert not (pieces / "outcome.json").exists()
     printed = finish(start(task, pieces))
     assert "Continuing from" in printed
-    assert sum(killed.values()) == KILLS
-    assert min(killed.values()) >= KILLS // 3
+    assert sum(killed.values()) == kills
+    assert min(killed.values()) >= kills // 3
     assert outcome(pieces) == outcome(whole)
     assert len(outcome(whole)) > 30
     for tag in ("train/kl_divergence_loss", "eval/mean_reward"):

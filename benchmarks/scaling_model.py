@@ -1,0 +1,245 @@
+r"""
+A cost model of updates over ranks, fitted to ``results/scaling.json``: prints the README's tables.
+
+========  ==============================================================================
+P         ranks
+n         parameters of policy or critic, b = 4 n bytes
+N, m      transitions of a rank; critic's minibatches, so many steps in an update
+W         passes over a rank's transitions, in forward passes
+alpha     seconds until a short message is there and one comes back
+beta      seconds per byte
+f         seconds of an update that do not grow with the batch
+h, c      seconds per transition and pass; the same per parameter
+s         seconds per minibatch
+========  ==============================================================================
+
+``T(P) = f + max(1, P / cores) (N W (h + c n) + m s) + messages``. A reduction of b bytes costs ``alpha(P) + 2 (P - 1) beta b``
+up to 128 KiB, through the first rank, and ``2 (P - 1) alpha(2) + 2 (P - 1) / P beta b`` beyond, in a ring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from environment import RESULTS
+
+from sb3_trpo.distributed import SHORT
+
+PREDICTED = (1, 8, 64, 1024)
+WIDTHS = {"5k": 64, "50k": 210, "500k": 690, "5M": 2210}
+"""Hidden units of two layers each, for a network of about so many parameters on HalfCheetah-v5."""
+GRADIENT, PRODUCT, EVALUATION, FIT = 3.0, 4.0, 1.0, 3.0
+"""Forward passes that a gradient, a Fisher product, a candidate and a pass of the critic amount to."""
+
+
+def shapes(width: int) -> tuple[float, float]:
+    """
+    Count parameters of policy and critic.
+
+    :param width: hidden units of two layers, for 17 observations and 6 actions
+    :return: both numbers
+    """
+    trunk = 17 * width + width * width + 2 * width
+    return trunk + 7.0 * width + 12.0, trunk + width + 1.0
+
+
+class Update:
+    """
+    What an update does.
+
+    :param case: settings and counts as ``scaling.py`` writes them
+    """
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.n_policy, self.n_critic = case["n_policy"], case["n_critic"]
+        self.n = case["n_steps"]
+        self.n_products, self.n_candidates = case["cg_iterations"], case["line_search_steps"]
+        self.n_passes = case["n_critic_updates"]
+        self.n_minibatches = self.n_passes * -(-self.n // case["batch_size"])
+
+    def work(self) -> np.ndarray:
+        """Give the factors of f, h, c and s."""
+        of_policy = GRADIENT + PRODUCT * self.n_products + EVALUATION * self.n_candidates
+        of_critic = FIT * self.n_passes
+        per_parameter = self.n * (of_policy * self.n_policy + of_critic * self.n_critic)
+        return np.array([1.0, self.n * (of_policy + of_critic), per_parameter, self.n_minibatches])
+
+    def reductions(self) -> list[tuple[float, float]]:
+        """Give number and bytes of the reductions: products and gradient, critic's steps, numbers that decide."""
+        return [
+            (self.n_products + 1.0, 4.0 * self.n_policy),
+            (float(self.n_minibatches), 4.0 * self.n_critic),
+            (self.n_candidates + 5.0, 64.0),
+        ]
+
+
+def relative_fit(rows: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """
+    Fit non-negative coefficients by least squares of relative errors.
+
+    :param rows: factors, shape ``(n, k)``
+    :param times: seconds, shape ``(n,)``
+    :return: coefficients, shape ``(k,)``
+    """
+    from scipy.optimize import nnls
+
+    coefficients, _ = nnls(rows / times[:, None], np.ones(len(times)))
+    return np.asarray(coefficients)
+
+
+class Model:
+    """
+    The fitted model.
+
+    :param results: of ``scaling.py``
+    :param cores: of the machine
+    """
+
+    def __init__(self, results: dict[str, Any], cores: int) -> None:
+        self.cores = cores
+        alone = results["updates"]["ranks"]["2"].values()
+        rows = np.array([Update(case).work() for case in alone])
+        self.compute = relative_fit(rows, np.array([np.median(case["alone"]) for case in alone]))
+        measured = results["collectives"]["ranks"]
+        short = [(int(p), 4.0 * int(k), np.median(v["sum"])) for p, of in measured.items() for k, v in of.items()]
+        rows = np.array([self.factors(p, size) for p, size, _ in short])
+        self.alpha, self.per_rank, self.beta = relative_fit(rows, np.array([time for *_, time in short]))
+
+    def factors(self, n_ranks: int, size: float) -> np.ndarray:
+        """
+        Give the factors of latency, of latency per further rank, and of the time per byte, of one reduction.
+
+        :param n_ranks: P
+        :param size: bytes
+        :return: three factors
+        """
+        others = n_ranks - 1.0
+        if size <= SHORT:
+            return np.array([1.0, others - 1.0, 2.0 * others * size])
+        return np.array([2.0 * others, 0.0, 2.0 * others / n_ranks * size])
+
+    def reduction(self, n_ranks: int, size: float) -> float:
+        """
+        Predict the time of one reduction.
+
+        :param n_ranks: P
+        :param size: bytes
+        :return: seconds
+        """
+        return float(self.factors(n_ranks, size) @ [self.alpha, self.per_rank, self.beta]) if n_ranks > 1 else 0.0
+
+    def seconds(self, update: Update, n_ranks: int, crowded: bool = False) -> tuple[float, float]:
+        """
+        Predict an update.
+
+        :param update: of each rank
+        :param n_ranks: P
+        :param crowded: whether the ranks share this machine's cores
+        :return: seconds of computing and of messages
+        """
+        share = max(1.0, n_ranks / self.cores) if crowded else 1.0
+        messages = sum(number * self.reduction(n_ranks, size) for number, size in update.reductions())
+        return share * float(update.work() @ self.compute), messages
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """
+    Write a table.
+
+    :param head: names of columns
+    :param rows: cells
+    :return: Markdown
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def weak_table(results: dict[str, Any]) -> str:
+    """Show efficiencies: seconds of one rank alone over those of two."""
+    rows = []
+    for name, case in results["weak"]["ranks"]["2"]["learn()"].items():
+        times = {key: np.array(value) for key, value in case["seconds"].items()}
+        ratios = times["alone"] / times["together"]
+        ceiling = np.median(times["alone"] / times["side by side"])
+        counted = case["per iteration"]
+        rows.append(
+            [
+                name,
+                f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+                f"{ceiling:.2f}",
+                f"{np.median(times['alone']):.2f}",
+                f"{counted['messages']:.0f}",
+                f"{counted['bytes'] / 2**20:.1f}",
+            ]
+        )
+    head = ["per rank", "efficiency of 2 ranks", "of 2 runs side by side", "seconds per iteration, alone", "messages", "MiB"]
+    return table(head, rows)
+
+
+def check_table(results: dict[str, Any], model: Model) -> str:
+    """Show measured and predicted update times on this machine."""
+    rows = []
+    for n_ranks, cases in results["updates"]["ranks"].items():
+        for name, case in cases.items():
+            computing, messages = model.seconds(Update(case), int(n_ranks), crowded=True)
+            measured = float(np.median(case["seconds"]))
+            predicted = computing + messages
+            cells = [f"{measured:.3f}", f"{predicted:.3f}", f"{messages / predicted:.0%}", f"{predicted / measured:.2f}"]
+            rows.append([n_ranks, name, f"{case['messages']}", f"{case['bytes'] / 2**20:.1f}", *cells])
+    head = ["ranks", "network and settings", "messages", "MiB", "measured, s", "predicted, s", "of it messages", "ratio"]
+    return table(head, rows)
+
+
+def prediction_table(model: Model, latency: float | None, bandwidth: float | None) -> str:
+    """Show predicted update times, 2,048 transitions per rank with the default settings."""
+    if latency is not None:
+        model.alpha, model.per_rank = latency, latency / 10.0
+    if bandwidth is not None:
+        model.beta = 1.0 / bandwidth
+    rows = []
+    for label, width in WIDTHS.items():
+        n_policy, n_critic = shapes(width)
+        case = {"n_policy": n_policy, "n_critic": n_critic, "n_steps": 2048, "cg_iterations": 15, "line_search_steps": 1}
+        cells = []
+        for batch_size in (128, 1024):
+            update = Update({**case, "n_critic_updates": 10, "batch_size": batch_size})
+            for n_ranks in PREDICTED:
+                computing, messages = model.seconds(update, n_ranks)
+                cells.append(f"{computing + messages:.2f} ({messages / (computing + messages):.0%})")
+        rows.append([label, *cells])
+    head = ["parameters", *(f"{p} ranks, minibatches of {m}" for m in (128, 1024) for p in PREDICTED)]
+    return table(head, rows)
+
+
+def main() -> None:
+    """Fit, and print."""
+    parser = argparse.ArgumentParser(description="Fit the cost model and print the README's tables.")
+    parser.add_argument("--latency", type=float, help="seconds of a short message there and back, instead of the fitted one")
+    parser.add_argument("--bandwidth", type=float, help="bytes per second, instead of the fitted one")
+    args = parser.parse_args()
+    results = json.loads((RESULTS / "scaling.json").read_text())
+    model = Model(results, os.cpu_count() or 1)
+    f, h, c, s = model.compute
+    sections: dict[str, Callable[[], str]] = {
+        "Weak scaling": lambda: weak_table(results),
+        "Fit": lambda: check_table(results, model),
+        "Predictions": lambda: prediction_table(model, args.latency, args.bandwidth),
+    }
+    print(f"f = {f * 1e3:.2f} ms, h = {h * 1e9:.0f} ns, c = {c * 1e12:.1f} ps, s = {s * 1e6:.0f} us")
+    print(
+        f"alpha = {model.alpha * 1e6:.0f} us and {model.per_rank * 1e6:.0f} us for each rank beyond two, "
+        f"1 / beta = {1e-6 / model.beta:.0f} MB/s"
+    )
+    buckets = results["weak"]["ranks"]["2"]["update, buckets"]
+    print({name: f"{np.median(times):.3f} s" for name, times in buckets.items()})
+    for title, make in sections.items():
+        print(f"\n{title}\n\n{make()}")
+
+
+if __name__ == "__main__":
+    main()
