@@ -6,7 +6,7 @@ P         ranks
 n         parameters of policy or critic, b = 4 n bytes
 N, m      transitions of a rank; critic's minibatches, so many steps in an update
 W         passes over a rank's transitions, in forward passes
-alpha     seconds until a short message is there and one comes back
+alpha(P)  seconds until short messages are there and back, for two ranks and more for each further one
 beta      seconds per byte
 f         seconds of an update that do not grow with the batch
 h, c      seconds per transition and pass; the same per parameter
@@ -31,6 +31,8 @@ from environment import RESULTS
 from sb3_trpo.distributed import SHORT
 
 PREDICTED = (1, 8, 64, 1024)
+HELD_OUT = 3
+"""Ranks whose updates are predicted only, and not fitted to."""
 WIDTHS = {"5k": 64, "50k": 210, "500k": 690, "5M": 2210}
 """Hidden units of two layers each, for a network of about so many parameters on HalfCheetah-v5."""
 GRADIENT, PRODUCT, EVALUATION, FIT = 3.0, 4.0, 1.0, 3.0
@@ -102,13 +104,25 @@ class Model:
 
     def __init__(self, results: dict[str, Any], cores: int) -> None:
         self.cores = cores
-        alone = results["updates"]["ranks"]["2"].values()
-        rows = np.array([Update(case).work() for case in alone])
-        self.compute = relative_fit(rows, np.array([np.median(case["alone"]) for case in alone]))
-        measured = results["collectives"]["ranks"]
-        short = [(int(p), 4.0 * int(k), np.median(v["sum"])) for p, of in measured.items() for k, v in of.items()]
-        rows = np.array([self.factors(p, size) for p, size, _ in short])
-        self.alpha, self.per_rank, self.beta = relative_fit(rows, np.array([time for *_, time in short]))
+        of_updates = results["updates"]["ranks"]
+        measured = [(1, case, case["alone"]) for case in of_updates["2"].values()]
+        measured += [(int(p), case, case["seconds"]) for p, cases in of_updates.items() for case in cases.values()]
+        fitted = [each for each in measured if each[0] != HELD_OUT]
+        rows = np.array([self.row(Update(case), n_ranks) for n_ranks, case, _ in fitted])
+        self.coefficients = relative_fit(rows, np.array([np.median(times) for *_, times in fitted]))
+
+    def row(self, update: Update, n_ranks: int, crowded: bool = True) -> np.ndarray:
+        """
+        Give the factors of all coefficients.
+
+        :param update: of each rank
+        :param n_ranks: P
+        :param crowded: whether the ranks share this machine's cores
+        :return: those of computing, then those of messages
+        """
+        share = max(1.0, n_ranks / self.cores) if crowded else 1.0
+        of_messages = sum((number * self.factors(n_ranks, size) for number, size in update.reductions()), np.zeros(3))
+        return np.concatenate((share * update.work(), of_messages if n_ranks > 1 else np.zeros(3)))
 
     def factors(self, n_ranks: int, size: float) -> np.ndarray:
         """
@@ -123,16 +137,6 @@ class Model:
             return np.array([1.0, others - 1.0, 2.0 * others * size])
         return np.array([2.0 * others, 0.0, 2.0 * others / n_ranks * size])
 
-    def reduction(self, n_ranks: int, size: float) -> float:
-        """
-        Predict the time of one reduction.
-
-        :param n_ranks: P
-        :param size: bytes
-        :return: seconds
-        """
-        return float(self.factors(n_ranks, size) @ [self.alpha, self.per_rank, self.beta]) if n_ranks > 1 else 0.0
-
     def seconds(self, update: Update, n_ranks: int, crowded: bool = False) -> tuple[float, float]:
         """
         Predict an update.
@@ -142,9 +146,8 @@ class Model:
         :param crowded: whether the ranks share this machine's cores
         :return: seconds of computing and of messages
         """
-        share = max(1.0, n_ranks / self.cores) if crowded else 1.0
-        messages = sum(number * self.reduction(n_ranks, size) for number, size in update.reductions())
-        return share * float(update.work() @ self.compute), messages
+        parts = self.row(update, n_ranks, crowded) * self.coefficients
+        return float(parts[:4].sum()), float(parts[4:].sum())
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -182,61 +185,56 @@ def weak_table(results: dict[str, Any]) -> str:
 
 
 def check_table(results: dict[str, Any], model: Model) -> str:
-    """Show measured and predicted update times on this machine."""
+    """Show measured and predicted update times on this machine, and what was counted on two ranks."""
+    of_updates = results["updates"]["ranks"]
     rows = []
-    for n_ranks, cases in results["updates"]["ranks"].items():
-        for name, case in cases.items():
-            computing, messages = model.seconds(Update(case), int(n_ranks), crowded=True)
-            measured = float(np.median(case["seconds"]))
-            predicted = computing + messages
-            cells = [f"{measured:.3f}", f"{predicted:.3f}", f"{messages / predicted:.0%}", f"{predicted / measured:.2f}"]
-            rows.append([n_ranks, name, f"{case['messages']}", f"{case['bytes'] / 2**20:.1f}", *cells])
-    head = ["ranks", "network and settings", "messages", "MiB", "measured, s", "predicted, s", "of it messages", "ratio"]
-    return table(head, rows)
+    for name, counted in of_updates["2"].items():
+        cells = []
+        for n_ranks, cases in of_updates.items():
+            predicted = sum(model.seconds(Update(cases[name]), int(n_ranks), crowded=True))
+            measured = np.median(cases[name]["seconds"])
+            cells.append(f"{measured:.2f}, {predicted:.2f} ({predicted / measured:.2f})")
+        rows.append([name, f"{counted['messages']}", f"{counted['bytes'] / 2**20:.1f}", *cells])
+    return table(["hidden units", "messages", "MiB", *(f"{n_ranks} ranks" for n_ranks in of_updates)], rows)
 
 
-def prediction_table(model: Model, latency: float | None, bandwidth: float | None) -> str:
+def prediction_table(model: Model, latency: float | None, per_rank: float | None, bandwidth: float | None) -> str:
     """Show predicted update times, 2,048 transitions per rank with the default settings."""
-    if latency is not None:
-        model.alpha, model.per_rank = latency, latency / 10.0
-    if bandwidth is not None:
-        model.beta = 1.0 / bandwidth
+    for index, given in ((4, latency), (5, per_rank), (6, None if bandwidth is None else 1.0 / bandwidth)):
+        model.coefficients[index] = model.coefficients[index] if given is None else given
     rows = []
     for label, width in WIDTHS.items():
         n_policy, n_critic = shapes(width)
         case = {"n_policy": n_policy, "n_critic": n_critic, "n_steps": 2048, "cg_iterations": 15, "line_search_steps": 1}
-        cells = []
         for batch_size in (128, 1024):
             update = Update({**case, "n_critic_updates": 10, "batch_size": batch_size})
-            for n_ranks in PREDICTED:
-                computing, messages = model.seconds(update, n_ranks)
-                cells.append(f"{computing + messages:.2f} ({messages / (computing + messages):.0%})")
-        rows.append([label, *cells])
-    head = ["parameters", *(f"{p} ranks, minibatches of {m}" for m in (128, 1024) for p in PREDICTED)]
-    return table(head, rows)
+            predicted = [model.seconds(update, n_ranks) for n_ranks in PREDICTED]
+            rows.append([label, str(batch_size), *(f"{sum(each):.2f} ({each[1] / sum(each):.0%})" for each in predicted)])
+    return table(["parameters", "minibatch of a rank", *(f"{n_ranks} ranks" for n_ranks in PREDICTED)], rows)
 
 
 def main() -> None:
     """Fit, and print."""
     parser = argparse.ArgumentParser(description="Fit the cost model and print the README's tables.")
     parser.add_argument("--latency", type=float, help="seconds of a short message there and back, instead of the fitted one")
+    parser.add_argument("--per-rank", type=float, help="seconds more for each rank beyond two, instead of the fitted ones")
     parser.add_argument("--bandwidth", type=float, help="bytes per second, instead of the fitted one")
     args = parser.parse_args()
     results = json.loads((RESULTS / "scaling.json").read_text())
     model = Model(results, os.cpu_count() or 1)
-    f, h, c, s = model.compute
+    f, h, c, s, alpha, per_rank, beta = model.coefficients
     sections: dict[str, Callable[[], str]] = {
         "Weak scaling": lambda: weak_table(results),
         "Fit": lambda: check_table(results, model),
-        "Predictions": lambda: prediction_table(model, args.latency, args.bandwidth),
+        "Predictions": lambda: prediction_table(model, args.latency, args.per_rank, args.bandwidth),
     }
     print(f"f = {f * 1e3:.2f} ms, h = {h * 1e9:.0f} ns, c = {c * 1e12:.1f} ps, s = {s * 1e6:.0f} us")
-    print(
-        f"alpha = {model.alpha * 1e6:.0f} us and {model.per_rank * 1e6:.0f} us for each rank beyond two, "
-        f"1 / beta = {1e-6 / model.beta:.0f} MB/s"
-    )
+    print(f"alpha = {alpha * 1e6:.0f} us, {per_rank * 1e6:.0f} us for each rank beyond two, 1 / beta = {1e-6 / beta:.0f} MB/s")
     buckets = results["weak"]["ranks"]["2"]["update, buckets"]
     print({name: f"{np.median(times):.3f} s" for name, times in buckets.items()})
+    for n_ranks, of in results["collectives"]["ranks"].items():
+        ours, rings = (1e3 * np.median(of["5000"][name]) for name in ("sum", "all_reduce"))
+        print(f"{n_ranks} ranks, 5,000 numbers: {ours:.1f} ms, all-reduce {rings:.1f} ms")
     for title, make in sections.items():
         print(f"\n{title}\n\n{make()}")
 

@@ -60,8 +60,8 @@ class TRPO(OnPolicyAlgorithm):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of SB3's ``ActorCriticPolicy``
     :param env: the environment, vectorised or not, or its registered name
     :param learning_rate: of the critic's optimizer; a number or a function of the progress remaining (1 to 0)
-    :param n_steps: steps per environment and update; the batch holds ``n_steps * n_envs`` transitions
-    :param batch_size: transitions per minibatch of the critic
+    :param n_steps: steps per environment and update, which ranks share; the batch holds ``n_steps * n_envs`` transitions
+    :param batch_size: transitions per minibatch of the critic, of all ranks together
     :param gamma: discount factor
     :param cg_max_steps: Fisher-vector products per update at most; the paper uses 10 (Appendix C), sb3-contrib 15
     :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
@@ -324,7 +324,7 @@ class TRPO(OnPolicyAlgorithm):
         """
         Train.
 
-        :param total_timesteps: environment steps to take; a float such as ``1e6`` is fine
+        :param total_timesteps: environment steps to take, of all ranks together; a float such as ``1e6`` is fine
         :param callback: one callback or a list of them
         :param log_interval: updates between two dumps of the log
         :param tb_log_name: name of the run in TensorBoard

@@ -242,6 +242,32 @@ def test_a_rollout_that_one_rank_refuses_is_refused_by_all():
     assert in_ranks(2, with_a_bad_rollout) == [True, True]
 
 
+def learn_over_nccl(rank: int) -> list[Any]:
+    """Take the same updates alone and as one rank of one, whose reductions go through NCCL."""
+    models = [make("MLP", 2, 32, device="cuda", distributed=distributed).learn(128) for distributed in (False, True)]
+    assert models[1]._ranks.size == 1
+    assert models[1]._ranks is not models[0]._ranks
+    return [{name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
+def test_one_rank_over_nccl_learns_what_it_learns_alone():
+    ((alone, ranked),) = in_ranks(1, learn_over_nccl)
+    for name, value in alone.items():
+        np.testing.assert_allclose(ranked[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def one_of_one(rank: int) -> list[Any]:
+    models = [make("MLP", 2, 32, distributed=distributed).learn(128) for distributed in (False, True)]
+    return [{name: tensor.numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
+
+
+def test_a_world_of_one_learns_what_it_learns_alone():
+    ((alone, ranked),) = in_ranks(1, one_of_one)
+    assert all(np.array_equal(value, ranked[name]) for name, value in alone.items())
+
+
 def test_the_harness_tells_what_a_rank_raises():
     with pytest.raises(RankFailedError, match="rank 1: ZeroDivisionError"):
         in_ranks(2, divide)
