@@ -26,6 +26,7 @@ from sb3_trpo.crew import Solo, crew_of
 from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
+from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.distributions import unvalidated
 from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
@@ -108,6 +109,7 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    _ranks: Ranks = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
     def __init__(

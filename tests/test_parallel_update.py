@@ -190,41 +190,31 @@ def test_ranks_agree_on_the_statistics_of_batch_norm():
     assert np.abs(first["features_extractor.norm.running_mean"]).max() > 0
 
 
-def with_nan(rank: int, case: str) -> dict[str, Any]:
-    """Spoil one rank's numbers where no check of the rollout looks, and tell whether anything has changed."""
-    model = collected(make(case, 2, 2 * N_STEPS, learning_rate=1e-3))
-    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+def spoiled_on_one_rank(rank: int, case: str, name: str, value: float) -> dict[str, Any]:
+    """Spoil one number where no check of the rollout finds fault, and tell which tensors an update changes."""
+    model = collected(make(case, 2, 2 * N_STEPS, normalize_advantage=False))
+    before = {each: tensor.clone() for each, tensor in model.policy.state_dict().items()}
     if rank == 1:
-        model.rollout_buffer.log_probs[3, 1] = np.nan
+        getattr(model.rollout_buffer, name)[3, 1] = value
     model.train()
-    moved = {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
+    moved = {each for each, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[each])}
     return {"moved": moved, **seen_after(model)}
 
 
 @pytest.mark.parametrize("case", ["MLP", "LSTM"])
 def test_nan_on_one_rank_restores_the_policy_of_all(case):
-    first, second = in_ranks(2, with_nan, case)
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "log_probs", np.nan)
     assert first["log"]["outcome"] == second["log"]["outcome"] == Outcome.NON_FINITE_GRADIENT.value
     assert first["moved"] == second["moved"] != set()
     assert all("value" in name or "critic" in name or "vf" in name for name in first["moved"])
     assert all(np.array_equal(value, second["state"][name]) for name, value in first["state"].items())
 
 
-def with_wild_returns(rank: int, case: str) -> dict[str, Any]:
-    model = collected(make(case, 2, 2 * N_STEPS, normalize_advantage=False))
-    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-    if rank == 1:
-        model.rollout_buffer.returns[:] = 1e30  # whose square is beyond float32
-    model.train()
-    moved = {name for name, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[name])}
-    return {"moved": moved, **seen_after(model)}
-
-
 @pytest.mark.parametrize("case", ["MLP", "general way"])
 def test_a_critic_that_diverges_on_one_rank_is_put_back_on_all(case):
-    first, second = in_ranks(2, with_wild_returns, case)
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # whose square is beyond float32
     assert first["log"]["critic_outcome"] == second["log"]["critic_outcome"] == "diverged"
-    assert first["moved"] == second["moved"]
+    assert first["moved"] == second["moved"] != set()
     assert not any("value" in name for name in first["moved"])
 
 
