@@ -192,48 +192,33 @@ class World(Ranks):
         self._leave = leave
 
     def stack(self, values: th.Tensor) -> th.Tensor:
-        """Go through the first rank: a message there and one back."""
+        """Gather once."""
         sent = values.detach().to(self._device).contiguous()
         stacked = sent.new_empty(self.size, *sent.shape)
         with self._contact():
-            if self.is_first:
-                self._receive_all(sent, stacked)
-                self._send_all(stacked)
-            else:
-                dist.send(sent, 0)
-                dist.recv(stacked, 0)
+            self._gather_into(stacked, sent)
         return stacked.to(values.device)
 
     def sum(self, values: th.Tensor) -> th.Tensor:
         """Reduce a copy."""
-        return self._reduce(values.to(self._device, copy=True)).to(values.device)
+        copied = values.to(self._device, copy=True)
+        with self._contact():
+            self._reduce(copied)
+        return copied.to(values.device)
 
     def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
         """Reduce once, with one number more."""
-        sums = self._reduce(th.cat((total, total.new_full((1,), weight))))
+        sums = th.cat((total, total.new_full((1,), weight)))
+        with self._contact():
+            self._reduce(sums)
         return sums[:-1] / sums[-1]
 
-    def _reduce(self, values: th.Tensor) -> th.Tensor:
-        """Add up in place: short vectors on the first rank, in the order of the ranks, long ones by an all-reduce."""
-        with self._contact():
-            if values.numel() * values.element_size() > SHORT:
-                dist.all_reduce(values)
-            elif self.is_first:
-                parts = values.new_empty(self.size, *values.shape)
-                self._receive_all(values, parts)
-                th.sum(parts, 0, out=values)
-                self._send_all(values)
-            else:
-                dist.send(values, 0)
-                dist.recv(values, 0)
-        return values
+    def _gather_into(self, stacked: th.Tensor, sent: th.Tensor) -> None:
+        dist.all_gather(list(stacked), sent)
 
-    def _receive_all(self, own: th.Tensor, parts: th.Tensor) -> None:
-        parts[0] = own
-        _finish([dist.irecv(parts[rank], rank) for rank in range(1, self.size)])
-
-    def _send_all(self, values: th.Tensor) -> None:
-        _finish([dist.isend(values, rank) for rank in range(1, self.size)])
+    def _reduce(self, values: th.Tensor) -> None:
+        """Add up in place."""
+        dist.all_reduce(values)
 
     def gather(self, value: T) -> list[T]:
         """Pickle, and take two all-gathers: of lengths and of contents."""
@@ -329,6 +314,37 @@ class World(Ranks):
                 keys = {rank: f"{LAST_WORDS}{rank}" for rank in range(self.size)}
                 said = {rank: self._store.get(key).decode() for rank, key in keys.items() if self._store.check([key])}
         return said
+
+
+class WorldOverGloo(World):
+    """Several processes on CPUs. What is short goes through the first rank, which adds up in the order of the ranks."""
+
+    def _gather_into(self, stacked: th.Tensor, sent: th.Tensor) -> None:
+        if self.is_first:
+            self._receive_all(stacked, sent)
+            self._send_all(stacked)
+        else:
+            dist.send(sent, 0)
+            dist.recv(stacked, 0)
+
+    def _reduce(self, values: th.Tensor) -> None:
+        if values.numel() * values.element_size() > SHORT:
+            super()._reduce(values)
+        elif self.is_first:
+            parts = values.new_empty(self.size, *values.shape)
+            self._receive_all(parts, values)
+            th.sum(parts, 0, out=values)
+            self._send_all(values)
+        else:
+            dist.send(values, 0)
+            dist.recv(values, 0)
+
+    def _receive_all(self, parts: th.Tensor, own: th.Tensor) -> None:
+        parts[0] = own
+        _finish([dist.irecv(parts[rank], rank) for rank in range(1, self.size)])
+
+    def _send_all(self, values: th.Tensor) -> None:
+        _finish([dist.isend(values, rank) for rank in range(1, self.size)])
 
 
 def _finish(works: Iterable[Any]) -> None:

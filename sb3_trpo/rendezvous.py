@@ -10,7 +10,7 @@ import uuid
 import torch as th
 import torch.distributed as dist
 
-from sb3_trpo.distributed import ALONE, Ranks, Store, World
+from sb3_trpo.distributed import ALONE, Ranks, Store, World, WorldOverGloo
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets; torch's ``env://`` reads them."""
@@ -75,7 +75,8 @@ def join(distributed: bool | None, device: th.device) -> Ranks:
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not is_there:
         Group.make()
-    return World(device, Group.store, Group.leave)
+    kind = World if device.type == "cuda" else WorldOverGloo
+    return kind(device, Group.store, Group.leave)
 
 
 def _meet(store: Store, rank: int, size: int) -> str:

@@ -387,7 +387,7 @@ def come_and_go(rank):
 def test_who_has_left_cannot_come_back():
     [(alone, kind, is_there, (error, text))] = in_ranks(1, come_and_go)
     assert alone
-    assert kind == ("World", 1, 5)
+    assert kind == ("WorldOverGloo", 1, 5)
     assert not is_there
     assert error == "RuntimeError"
     assert "start the script again" in text
@@ -417,3 +417,18 @@ def test_who_waits_for_a_rank_that_raises_is_told_why(size, culprit):
     waiting = [text for rank, text in enumerate(texts) if rank != culprit]
     assert all(text.startswith("RanksPartedError") and "has lost contact" in text for text in waiting)
     assert all(f"rank {culprit} ended with KeyError: 'the env broke'" in text for text in waiting)
+
+
+def reduce_by_collectives(rank):
+    """Take the way of other devices, which gloo can go too."""
+    ranks = join(None, CPU)
+    plain = World(CPU, None, Group.leave)
+    values = th.linspace(-1, 1, 7) * (rank + 1)
+    pairs = [(each.stack(values), each.sum(values), each.mean(values, 2.0 + rank)) for each in (ranks, plain)]
+    return [th.allclose(one, other, atol=1e-6) for one, other in zip(*pairs, strict=True)], pairs[1][1].numpy().tobytes()
+
+
+def test_collectives_of_other_devices_give_the_same():
+    results = in_ranks(3, reduce_by_collectives)
+    assert all(all(alike) for alike, _ in results)
+    assert len({of_rank for _, of_rank in results}) == 1
