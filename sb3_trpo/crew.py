@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import socket
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch as th
@@ -28,11 +30,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
 from sb3_trpo.checks import CONSTANT_RULES, RULES, scheduled
 from sb3_trpo.distributed import Ranks, fingerprint
-from sb3_trpo.venvs import Moments, added, merge, moments_of, statistics_of
+from sb3_trpo.venvs import Moments, added, merge, moments_of, monitor_files, statistics_of
 
 FIRST_RANK_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
 """Callbacks that evaluate, write or draw. A callback with an attribute ``first_rank_only`` says for itself."""
@@ -98,6 +101,7 @@ class Report(NamedTuple):
     successes: list[Any]
     observed: list[Moments | None]
     digest: str
+    settings: dict[str, Any]
 
 
 class Crew(Solo, BaseCallback):
@@ -133,18 +137,27 @@ class Crew(Solo, BaseCallback):
             self._ranks.copy_first([*self.model.policy.state_dict().values()])
             self._share_optimizer()
             self._share_statistics()
+            self._part_monitors()
             if not self._ranks.is_first:
                 self.model.set_logger(Logger(folder=None, output_formats=[]))
             yield
 
     def _settings(self) -> dict[str, Any]:
         """Give what must be the same for the ranks to stay in step."""
-        model: Any = self.model
-        known = {name: getattr(model, name) for name in (*RULES, *COMMON)}
-        schedules = {name: scheduled(name, getattr(model, name), 1.0) for name in CONSTANT_RULES}
-        shapes = {name: [*tensor.shape] for name, tensor in model.policy.state_dict().items()}
+        schedules = {name: scheduled(name, getattr(self.model, name), 1.0) for name in CONSTANT_RULES}
         n_statistics = {"VecNormalize's statistics": len(statistics_of(self._env))}
-        return {**known, **schedules, **n_statistics, "algorithm": type(model).__name__, **shapes}
+        return {
+            **self._numbers(),
+            **schedules,
+            **n_statistics,
+            "algorithm": type(self.model).__name__,
+            **shapes_of(self.model.policy),
+        }
+
+    def _numbers(self) -> dict[str, Any]:
+        """Give the settings that are plain numbers."""
+        names = {name: getattr(self.model, name) for name in (*RULES, *CONSTANT_RULES, *COMMON)}
+        return {name: value for name, value in names.items() if not callable(value)}
 
     def _share_optimizer(self) -> None:
         optimizer = self.model.policy.optimizer
@@ -160,6 +173,22 @@ class Crew(Solo, BaseCallback):
         self._before = self._ranks.of_first(present)
         for statistics, moments in zip(statistics_of(self._env), self._before, strict=True):
             statistics.mean, statistics.var, statistics.count = moments
+
+    def _part_monitors(self) -> None:
+        """Keep other ranks from writing into the first one's Monitor files."""
+        monitors, host = monitor_files(self._env), socket.gethostname()
+        first, *others = self._ranks.gather((host, [*monitors]))
+        shared = {path for there, paths in others for path in paths if there == first[0]} & {*first[1]}
+        if self._ranks.is_first and shared:
+            warnings.warn(
+                f"Monitor writes to {min(shared)} on several ranks; from now on the first alone does. To have all episodes, "
+                "give each rank a folder of its own, or make_vec_env(..., start_index=rank * n_envs).",
+                UserWarning,
+                stacklevel=2,
+            )
+        for path in shared & monitors.keys() if host == first[0] and not self._ranks.is_first else ():
+            monitors[path].results_writer.close()
+            monitors[path].results_writer = None
 
     def begin(self, total_timesteps: int) -> None:
         """Count the world's timesteps of a rollout, and merge the statistics of the first observations."""
@@ -195,14 +224,16 @@ class Crew(Solo, BaseCallback):
         """Gather reports, and merge timesteps, episodes and running statistics."""
         episodes, successes = self._windows()
         new = [*episodes][len(self._episodes) :], [*successes][len(self._successes) :]
-        reports = self._ranks.gather(Report(self._n_here, is_complete, *new, self._observed(), self._digest()))
-        if not self._start:
+        digest = "" if self._start else self._digest()
+        reports = self._ranks.gather(Report(self._n_here, is_complete, *new, self._observed(), digest, self._numbers()))
+        if digest:
             self._compare([report.digest for report in reports])
+        for name, value in reports[0].settings.items():  # which a callback of the first rank may have changed
+            setattr(self.model, name, value)
         n_timesteps = sum(report.n_timesteps for report in reports)
         self.model.num_timesteps = self._start + n_timesteps
-        for report in reports:
-            self._episodes += report.episodes
-            self._successes += report.successes
+        self._episodes += in_turn([report.episodes for report in reports])
+        self._successes += in_turn([report.successes for report in reports])
         self._set_windows(self._episodes, self._successes, self.model._stats_window_size)
         self._merge([report.observed for report in reports])
         for each in callback_tree(root):
@@ -237,6 +268,27 @@ class Crew(Solo, BaseCallback):
         checksums = self._ranks.stack(fingerprint(state.values()))
         if (checksums != checksums[0]).any():
             self._ranks.require_same(dict(zip(state, checksums[self._ranks.rank].tolist(), strict=True)), "parameters")
+
+
+def shapes_of(policy: nn.Module) -> dict[str, list[int]]:
+    """
+    Describe a policy.
+
+    :param policy: with parameters and buffers
+    :return: shapes by name
+    """
+    return {name: [*tensor.shape] for name, tensor in policy.state_dict().items()}
+
+
+def in_turn(lists: Iterable[list[Any]]) -> list[Any]:
+    """
+    Merge lists as if each had been filled at a steady rate over the same time.
+
+    :param lists: one for each rank, which may have different lengths
+    :return: all their items, of which the last ones are the last ones of all ranks
+    """
+    dated = [((index + 1) / len(items), rank, item) for rank, items in enumerate(lists) for index, item in enumerate(items)]
+    return [item for *_, item in sorted(dated, key=itemgetter(0, 1))]
 
 
 def of_every_rank(callbacks: Iterable[BaseCallback]) -> list[BaseCallback]:

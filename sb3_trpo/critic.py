@@ -14,9 +14,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
-from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.distributed import ALONE, WHOLE, Ranks, Share
 from sb3_trpo.inputs import inputs_in, state_values
-from sb3_trpo.numerics.flat import assign, flatten, unflatten
+from sb3_trpo.numerics.flat import assign
 
 Minibatch = Any
 """Samples of a rollout buffer."""
@@ -61,7 +61,7 @@ def fit_critic(
     n_epochs: int,
     max_grad_norm: float | None,
     ranks: Ranks = ALONE,
-    n_steps: int = 0,
+    share: Share = WHOLE,
 ) -> CriticFit:
     """
     Regress the values on the returns, in place.
@@ -74,7 +74,7 @@ def fit_critic(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
     :param ranks: which have minibatches of their own; all take the same steps
-    :param n_steps: how many in a pass; of no matter to a rank that is alone
+    :param share: how many minibatches a pass has
     :return: the record of the fit
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
@@ -89,7 +89,7 @@ def fit_critic(
         errors = [
             descend(policy, parameters, minibatch, weight, max_grad_norm, ranks)
             for _ in range(n_epochs)
-            for minibatch, weight in ranks.in_step(minibatches(), n_steps)
+            for minibatch, weight in ranks.in_step(minibatches(), share)
         ]
         loss = mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], ranks) if errors else None
         policy.optimizer.zero_grad()
@@ -176,9 +176,7 @@ def descend(
     if parameters and total.requires_grad:
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(total, parameters, allow_unused=True)
-        reached = [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-        mean = ranks.mean(flatten([gradient for gradient in gradients if gradient is not None]), n)
-        for parameter, gradient in zip(reached, unflatten(mean, reached), strict=True):
+        for parameter, gradient in zip(parameters, ranks.mean_gradients(gradients, parameters, n), strict=True):
             parameter.grad = gradient
         if max_grad_norm:
             clip_grad_norm_(parameters, max_grad_norm)

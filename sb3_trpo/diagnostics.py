@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import explained_variance
 
 from sb3_trpo.critic import CriticFit
+from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.rollout import pooled
 
 Value = float | str | None
 
@@ -70,21 +73,38 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     return {"train/value_loss": fit.loss, "train/critic_outcome": fit.outcome.value}
 
 
-def state_diagnostics(policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int) -> dict[str, Value]:
+def state_diagnostics(
+    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, ranks: Ranks = ALONE
+) -> dict[str, Value]:
     """
     Name what belongs to no single part of an update.
 
     :param policy: after the update
     :param buffer: the rollout that it used
     :param n_rejected_steps: steps not accepted so far
+    :param ranks: with whose rollouts it did
     :return: values by logger key
     """
     log_std = getattr(policy, "log_std", None)
     return {
-        "train/explained_variance": float(explained_variance(buffer.values.flatten(), buffer.returns.flatten())),
+        "train/explained_variance": explained_variance(buffer.values, buffer.returns, ranks),
         "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
         "train/n_rejected_steps": n_rejected_steps,
     }
+
+
+def explained_variance(values: np.ndarray, returns: np.ndarray, ranks: Ranks = ALONE) -> float:
+    """
+    Compare the variance of errors to that of returns.
+
+    :param values: of the critic
+    :param returns: that it should have foreseen
+    :param ranks: which have other ones each
+    :return: 1 less the quotient; NaN where the returns do not vary
+    """
+    *_, unexplained = pooled((returns - values).flatten(), ranks)
+    *_, total = pooled(returns.flatten(), ranks)
+    return math.nan if total == 0.0 else 1.0 - unexplained / total
 
 
 def record(logger: Logger, values: Mapping[str, Value]) -> None:

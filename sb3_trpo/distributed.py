@@ -34,10 +34,15 @@ class RanksPartedError(RuntimeError):
 
 
 class Share(NamedTuple):
-    """What a rank has of minibatches: transitions in each, and how many there are on the rank with the most."""
+    """What a rank has of minibatches: transitions in each, how many there are here, and on the rank with the most."""
 
     batch_size: int
+    n_here: int
     n_steps: int
+
+
+WHOLE = Share(0, 0, 0)
+"""The share of a rank that is alone, which nothing asks for its numbers."""
 
 
 class Ranks:
@@ -85,8 +90,8 @@ class Ranks:
         """
         numbers = self.stack(th.tensor(n)).tolist()
         sizes = [-(-batch_size * each // sum(numbers)) for each in numbers]
-        n_steps = max(-(-each // size) for each, size in zip(numbers, sizes, strict=True))
-        return Share(sizes[self.rank], n_steps)
+        counts = [-(-each // size) for each, size in zip(numbers, sizes, strict=True)]
+        return Share(sizes[self.rank], counts[self.rank], max(counts))
 
     def stack(self, values: th.Tensor) -> th.Tensor:
         """
@@ -141,12 +146,25 @@ class Ranks:
         :param tensors: of the same shapes everywhere
         """
 
-    def in_step(self, minibatches: Iterable[T], n_steps: int) -> Iterator[tuple[T, float]]:
+    def mean_gradients(
+        self, gradients: Sequence[th.Tensor | None], parameters: Sequence[th.Tensor], n: float
+    ) -> list[th.Tensor | None]:
+        """
+        Average gradients of a sum over states.
+
+        :param gradients: of this rank, ``None`` where there is none
+        :param parameters: whose they are
+        :param n: how many states they are over
+        :return: of all ranks, ``None`` where none has one
+        """
+        return [None if gradient is None else gradient / n for gradient in gradients]
+
+    def in_step(self, minibatches: Iterable[T], share: Share) -> Iterator[tuple[T, float]]:
         """
         Go through minibatches with the other ranks.
 
         :param minibatches: of this rank
-        :param n_steps: how many the rank with the most has
+        :param share: how many they should be
         :return: each minibatch with the weight 1; then, while others still have some, the last one again with the weight 0
         """
         for minibatch in minibatches:
@@ -190,6 +208,7 @@ class World(Ranks):
         self._device = device
         self._store = store
         self._leave = leave
+        self._has_left = False
 
     def stack(self, values: th.Tensor) -> th.Tensor:
         """Gather once."""
@@ -242,16 +261,31 @@ class World(Ranks):
                 dist.broadcast(received.flatten().view(th.uint8), src=0)  # of any type
                 tensor.detach().copy_(received)
 
-    def in_step(self, minibatches: Iterable[T], n_steps: int) -> Iterator[tuple[T, float]]:
-        """Fill up what is short, and refuse what is long."""
-        own = iter(minibatches)
-        minibatch, weight = next(own), 1.0
-        for _ in range(n_steps):
-            yield minibatch, weight
-            following = next(own, None)
-            minibatch, weight = (minibatch, 0.0) if following is None else (following, 1.0)
-        if weight:
-            raise ValueError(f"The rollout buffer's get() gives more minibatches than the {n_steps} that its size allows.")
+    def mean_gradients(
+        self, gradients: Sequence[th.Tensor | None], parameters: Sequence[th.Tensor], n: float
+    ) -> list[th.Tensor | None]:
+        """Reduce once, with a number more for each tensor: whether any rank has one, which the host must know."""
+        pairs = [*zip(gradients, parameters, strict=True)]
+        parts = [(th.zeros_like(parameter) if gradient is None else gradient).flatten() for gradient, parameter in pairs]
+        is_there = parts[0].new_tensor([gradient is not None for gradient in gradients])
+        *means, counts = th.split(self.mean(th.cat([*parts, is_there]), n), [*map(len, parts), len(parts)])
+        zipped = zip(means, parameters, (counts > 0.0).tolist(), strict=True)
+        return [mean.view_as(parameter) if is_used else None for mean, parameter, is_used in zipped]
+
+    def in_step(self, minibatches: Iterable[T], share: Share) -> Iterator[tuple[T, float]]:
+        """Fill up what is short, and refuse other numbers than agreed."""
+        own, n_given = iter(minibatches), 0
+        for n_given, minibatch in enumerate(own, start=1):
+            if n_given > share.n_here:
+                break
+            yield minibatch, 1.0
+        if n_given != share.n_here:
+            raise ValueError(
+                f"The rollout buffer's get({share.batch_size}) gives {n_given} minibatches or more, but its size makes "
+                f"{share.n_here}; ranks must know how many there are. Have it give all transitions, each once."
+            )
+        for _ in range(share.n_steps - share.n_here):
+            yield minibatch, 0.0
 
     def agree(self, check: Callable[[], None]) -> None:
         """Gather what went wrong."""
@@ -284,18 +318,21 @@ class World(Ranks):
     @contextmanager
     def together(self) -> Iterator[None]:
         """Write last words, and close the connections on which others may be waiting."""
+        self._require_company()
         try:
             yield
         except BaseException as error:
             if self._store is not None and not isinstance(error, RanksPartedError):
                 with suppress(RuntimeError):  # the store's host has gone
                     self._store.set(f"{LAST_WORDS}{self.rank}", f"{type(error).__name__}: {error}"[:2000])
+            self._has_left = True
             self._leave()
             raise
 
     @contextmanager
     def _contact(self) -> Iterator[None]:
         """Say what is known if a rank does not answer."""
+        self._require_company()
         try:
             yield
         except RuntimeError as error:
@@ -306,6 +343,10 @@ class World(Ranks):
                 "The policy is as it was after the last update. Start the script again: with a ResumableCheckpoint it goes on "
                 "from the last checkpoint, under `torchrun --max-restarts` by itself."
             ) from error
+
+    def _require_company(self) -> None:
+        if self._has_left:
+            raise RuntimeError("This rank left the others after an error; start the script again to go on together.")
 
     def _last_words(self) -> dict[int, str]:
         said: dict[int, str] = {}

@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.critic import CriticFit, FitOutcome, mean_loss
-from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.distributed import ALONE, WHOLE, Ranks, Share
 from sb3_trpo.layers import Stack
 from sb3_trpo.networks import Features, Networks, is_patched
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
@@ -233,7 +233,7 @@ def _features_of_all(buffer: RolloutBuffer, features: Features, size: int) -> th
 
 @th.no_grad()
 def fit_stack(
-    regression: StackRegression, n_epochs: int, max_grad_norm: float | None, ranks: Ranks = ALONE, n_steps: int = 0
+    regression: StackRegression, n_epochs: int, max_grad_norm: float | None, ranks: Ranks = ALONE, share: Share = WHOLE
 ) -> CriticFit:
     """
     Regress a critic's values on the returns.
@@ -244,7 +244,7 @@ def fit_stack(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
     :param ranks: which have minibatches of their own; all take the same steps
-    :param n_steps: how many in a pass; of no matter to a rank that is alone
+    :param share: how many minibatches a pass has
     :return: the record of the fit
     """
     critic, adam, batches = regression
@@ -256,7 +256,7 @@ def fit_stack(
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in ranks.in_step(batches(), n_steps):
+        for (x, returns), weight in ranks.in_step(batches(), share):
             network = passes(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))

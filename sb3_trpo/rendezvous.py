@@ -14,8 +14,8 @@ from sb3_trpo.distributed import ALONE, Ranks, Store, World, WorldOverGloo
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets; torch's ``env://`` reads them."""
-PATIENCE = 1800.0
-"""Seconds in which all ranks must have come, as torch has it for gloo."""
+FIRST_PATIENCE, PATIENCE = 15.0, 1800.0
+"""Seconds after which missing ranks are named, and after which they are given up, as torch has it for gloo."""
 
 
 class Group:
@@ -92,16 +92,19 @@ def _meet(store: Store, rank: int, size: int) -> str:
         attempt: str = store.get(f"welcome/{word}").decode()
         store.set(f"{attempt}/{rank}", "")
         return attempt
-    missing, deadline = {*range(1, size)}, time.monotonic() + PATIENCE
+    missing, begin, has_told = {*range(1, size)}, time.monotonic(), False
     while missing:
         for other in [*missing]:
             if store.check([f"hello/{other}"]):
                 store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
             if store.check([f"{word}/{other}"]):
                 missing.remove(other)
-        if missing and time.monotonic() > deadline:
-            raise RuntimeError(
-                f"Ranks {sorted(missing)} of {size} have not come in {PATIENCE:.0f} s; look at what they print."
-            )
+        waited = time.monotonic() - begin
+        if missing and waited > (PATIENCE if has_told else FIRST_PATIENCE):
+            who = f"of {size} ranks {', '.join(map(str, sorted(missing)))} have not come to share the run"
+            if has_told:
+                raise RuntimeError(f"In {PATIENCE:.0f} seconds {who}. See what they print.")
+            print(f"sb3_trpo waits: {who}. A model that is for one rank alone wants distributed=False.", flush=True)
+            has_told = True
         time.sleep(0.01)
     return word

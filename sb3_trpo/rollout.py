@@ -218,14 +218,26 @@ def standardisation(buffer: RolloutBuffer, indices: np.ndarray, ranks: Ranks = A
     :param ranks: which have other transitions each
     :return: shift and scale
     """
-    advantages = buffer.advantages.reshape(-1)[indices].astype(np.float64)
-    sums = len(advantages), advantages.sum(), np.square(advantages - advantages.mean()).sum(), np.abs(buffer.returns).max()
-    n, total, squares, largest = ranks.stack(th.tensor(sums, dtype=th.float64)).numpy().T
+    n, mean, squares = pooled(buffer.advantages.reshape(-1)[indices], ranks)
+    spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0
+    largest = float(ranks.stack(th.tensor(np.abs(buffer.returns).max())).max())
+    rounding = ROUNDINGS * np.finfo(np.float32).eps * largest
+    return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)
+
+
+def pooled(values: np.ndarray, ranks: Ranks) -> tuple[float, float, float]:
+    """
+    Take the moments of what several ranks have.
+
+    :param values: of this rank
+    :param ranks: all
+    :return: how many, their mean, and the sum of squares about it
+    """
+    values = values.astype(np.float64)
+    own = len(values), values.sum(), np.square(values - values.mean()).sum()
+    n, total, squares = ranks.stack(th.tensor(own, dtype=th.float64)).numpy().T
     mean = total.sum() / n.sum()
-    squares_about_mean = (squares + n * np.square(total / n - mean)).sum()
-    spread = np.sqrt(squares_about_mean / (n.sum() - 1.0)) if n.sum() > 1.0 else 0.0
-    rounding = ROUNDINGS * np.finfo(np.float32).eps * largest.max()
-    return float(mean), 0.0 if spread <= rounding else float(1.0 / (spread + 1e-8))
+    return float(n.sum()), float(mean), float((squares + n * np.square(total / n - mean)).sum())
 
 
 def observation_blocks(buffer: RolloutBuffer, size: int) -> Iterator[PyTorchObs]:

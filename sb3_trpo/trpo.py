@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -22,7 +23,7 @@ from sb3_trpo.actors import make_actor
 from sb3_trpo.callback_tree import keeper_of
 from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
 from sb3_trpo.collection import can_collect, collect
-from sb3_trpo.crew import Solo, crew_of
+from sb3_trpo.crew import Solo, crew_of, shapes_of
 from sb3_trpo.critic import FitOutcome, fit_critic
 from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure, split_parameters
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
@@ -189,9 +190,12 @@ class TRPO(OnPolicyAlgorithm):
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
+            self._ranks.require_same(shapes_of(self.policy), "the policy's tensors")
             self._ranks.copy_first([*self.policy.state_dict().values()])
             self._check_batch()
-            warn_about_batch_size(self.n_steps * self.n_envs, self.batch_size)
+            n_transitions = self._n_of_all
+            if self._ranks.is_first:
+                warn_about_batch_size(n_transitions, self.batch_size)
 
     def train(self) -> None:
         """
@@ -201,9 +205,11 @@ class TRPO(OnPolicyAlgorithm):
         """
         self._ranks.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
         progress = self._current_progress_remaining
-        target_kl, ent_coef = scheduled("target_kl", self.target_kl, progress), scheduled("ent_coef", self.ent_coef, progress)
-        scheduled("learning_rate", self.lr_schedule, progress)  # which SB3 asks next
-        self._update_learning_rate(self.policy.optimizer)
+        names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
+        present = [scheduled(name, setting, progress) for name, setting in names.items()]
+        target_kl, ent_coef, learning_rate = self._ranks.stack(th.tensor(present, dtype=th.float64))[0].tolist()
+        self._update_learning_rate(self.policy.optimizer)  # which records it, too
+        update_learning_rate(self.policy.optimizer, learning_rate)
         networks = read_networks(self.policy)
         split = self._split_parameters(networks, self._input_chunks())
         split = split if networks else agree(split, self.policy, self._ranks)
@@ -214,7 +220,7 @@ class TRPO(OnPolicyAlgorithm):
         self._follow_statistics()
 
         self._n_updates += 1
-        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps))
+        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._ranks))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _improve_policy(
@@ -240,14 +246,13 @@ class TRPO(OnPolicyAlgorithm):
     def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            size, n_steps = self._ranks.share(self.batch_size, self._n_transitions)
-            regression = networks and plain_regression(self.policy, networks, parameters, self.rollout_buffer, size)
+            share = self._ranks.share(self.batch_size, self._n_transitions)
+            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._ranks, share)
+            regression = networks and plain_regression(self.policy, networks, parameters, buffer, share.batch_size)
             if regression:
-                fit = fit_stack(regression, self.n_critic_updates, self.max_grad_norm, self._ranks, n_steps)
+                fit = fit_stack(regression, *how)
             else:
-                minibatches = partial(minibatches_of, self.rollout_buffer, size)
-                n_epochs, bound = self.n_critic_updates, self.max_grad_norm
-                fit = fit_critic(self.policy, parameters, minibatches, n_epochs, bound, self._ranks, n_steps)
+                fit = fit_critic(self.policy, parameters, partial(minibatches_of, buffer, share.batch_size), *how)
         self._advise(fit.outcome)
         record(self.logger, critic_diagnostics(fit))
 
@@ -267,6 +272,11 @@ class TRPO(OnPolicyAlgorithm):
     def _n_transitions(self) -> int:
         """Of this rank, in a rollout."""
         return int(self.rollout_buffer.buffer_size * self.n_envs)
+
+    @property
+    def _n_of_all(self) -> int:
+        """Transitions of all ranks, in a rollout."""
+        return int(self._ranks.sum(th.tensor(self._n_transitions)))
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self.observation_space, limits)
@@ -440,8 +450,7 @@ class TRPO(OnPolicyAlgorithm):
             scheduled(name, getattr(self, name), progress_remaining=1.0)
 
     def _check_batch(self) -> None:
-        n_transitions = self.n_steps * self.n_envs
-        check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
+        check_batch(self._n_of_all, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
 
     def _split_parameters(self, networks: Networks | None, batches: Iterable[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""

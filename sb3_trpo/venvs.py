@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 
 def layers_of(venv: VecEnv) -> Iterator[VecEnv]:
@@ -37,6 +40,25 @@ def statistics_of(venv: VecEnv) -> list[RunningMeanStd]:
             parts = of_observations.values() if isinstance(of_observations, dict) else filter(None, [of_observations])
             found += [*parts, layer.ret_rms]
     return found
+
+
+def monitor_files(venv: VecEnv) -> dict[str, Any]:
+    """
+    Find what logs episodes to files: Monitor around envs of this process, and ``VecMonitor``.
+
+    :param venv: the outermost layer
+    :return: the wrappers, by the absolute path of their file
+    """
+    owners: list[Any] = []
+    for layer in layers_of(venv):
+        owners += [layer]
+        for env in layer.envs if isinstance(layer, DummyVecEnv) else ():
+            inner: Any = env
+            while isinstance(inner, gym.Wrapper):
+                owners.append(inner)
+                inner = inner.env
+    writers = [(owner, vars(owner).get("results_writer")) for owner in owners]
+    return {os.path.abspath(writer.file_handler.name): owner for owner, writer in writers if isinstance(writer, ResultsWriter)}
 
 
 class Moments(NamedTuple):

@@ -1,4 +1,5 @@
 import hashlib
+import time
 import warnings
 
 import numpy as np
@@ -25,7 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
-from sb3_trpo.crew import Crew, Solo, crew_of, of_every_rank
+from sb3_trpo.crew import Crew, Solo, crew_of, in_turn, of_every_rank
 from sb3_trpo.distributed import ALONE, RanksPartedError
 from sb3_trpo.venvs import Moments, added, merge, moments_of, statistics_of
 
@@ -195,7 +196,7 @@ def test_all_ranks_hold_the_same_episodes_after_each_rollout(run):
     for (*_, episodes), (_, mine), (_, theirs) in zip(states[1:], own, their_own, strict=True):
         assert mine
         assert theirs
-        known += mine + theirs
+        known += in_turn([mine, theirs])
         assert episodes == known[-100:]
     assert {each["window"] for each in run[1]} == {100}
 
@@ -379,3 +380,77 @@ def test_several_ranks_have_a_crew_that_comes_before_the_users_callbacks():
     assert crew.callbacks(mine) == crew.callbacks([mine]) == [crew, mine]
     assert crew.callbacks(None) == [crew]
     assert isinstance(crew.callbacks(lambda *_: True)[1], ConvertCallback)
+
+
+def test_what_ranks_have_seen_is_merged_as_it_came():
+    assert in_turn([[1, 2, 3, 4], ["a", "b"]]) == [1, 2, "a", 3, 4, "b"]
+    assert in_turn([[], [1], []]) == [1]
+    last = in_turn([[0] * 150, [1] * 150, [2] * 50])[-100:]
+    assert [last.count(rank) for rank in range(3)] == [42, 43, 15]
+
+
+class Lower(BaseCallback):
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.model._n_updates == 1:
+            self.model.target_kl, self.model.n_critic_updates = 0.002, 1
+            self.model.lr_schedule = lambda _: 1e-4
+
+
+def learn_with_a_first_rank_that_changes_settings(rank, folder):
+    lower = Lower()
+    lower.first_rank_only = True
+    env = make_vec_env("Pendulum-v1", 2, monitor_dir=str(folder))
+    model = TRPO("MlpPolicy", env, n_steps=64, n_critic_updates=3, seed=0, device="cpu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(4 * 128, callback=lower)
+    written = [monitor.results_writer is not None for monitor in model.env.envs]
+    rates = [group["lr"] for group in model.policy.optimizer.param_groups]
+    state = {name: tensor.numpy().tobytes() for name, tensor in model.policy.state_dict().items()}
+    told = [str(each.message) for each in caught if "Monitor writes" in str(each.message)]
+    return model.target_kl, model.n_critic_updates, rates, state, written, told
+
+
+def test_the_first_ranks_settings_count_and_its_monitor_files_are_its_own(tmp_path):
+    first, second = in_ranks(2, learn_with_a_first_rank_that_changes_settings, tmp_path)
+    assert first[:4] == second[:4]
+    assert first[:3] == (0.002, 1, [1e-4])
+    assert first[4:] == ([True, True], first[5])
+    assert "0.monitor.csv on several ranks" in first[5][0]
+    assert second[4:] == ([False, False], [])
+
+
+def make_what_differs(rank):
+    with pytest.raises(RanksPartedError, match=r"rank 1 in .*mlp_extractor"):
+        TRPO("MlpPolicy", "CartPole-v1" if rank else "Pendulum-v1", device="cpu")
+    return True
+
+
+def test_ranks_with_different_envs_are_told_so_when_the_model_is_made():
+    assert in_ranks(2, make_what_differs) == [True, True]
+
+
+def learn_again_after_an_error(rank):
+    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=32, device="cpu")
+
+    def breaks(*_):
+        raise OSError("no more disk")
+
+    texts = []
+    for callback in (breaks if rank == 1 else None, None):
+        with pytest.raises((OSError, RuntimeError)) as raised:
+            model.learn(1000, callback=callback)
+        texts.append(str(raised.value))
+        time.sleep(0.5)
+    return texts
+
+
+def test_who_learns_again_after_an_error_is_told_to_start_again():
+    first, second = in_ranks(2, learn_again_after_an_error)
+    assert "rank 1 ended with OSError: no more disk" in first[0]
+    assert second[0] == "no more disk"
+    assert "start the script again" in first[1]
+    assert first[1] == second[1]

@@ -13,7 +13,9 @@ from ranks import RankFailedError, in_ranks
 from sb3_trpo.distributed import (
     ALONE,
     SHORT,
+    WHOLE,
     Ranks,
+    Share,
     World,
     fingerprint,
 )
@@ -66,7 +68,7 @@ def test_one_rank_needs_nobody():
     ALONE.require_same({"a": 1}, "settings")
     ALONE.agree(lambda: None)
     assert values.tolist() == [1.5, -2.0]
-    assert [*ALONE.in_step("abc", 5)] == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+    assert [*ALONE.in_step("abc", WHOLE)] == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
 
 
 def test_one_rank_lets_errors_through_as_they_are():
@@ -141,15 +143,16 @@ def test_too_little_for_all_is_refused(size, data):
 def test_minibatches_are_shared_in_proportion(batch_size, numbers):
     shares = [Fake(rank, len(numbers), numbers).share(batch_size, n) for rank, n in enumerate(numbers)]
     exact = [Fraction(batch_size * n, sum(numbers)) for n in numbers]
-    assert all(0 <= size - part < 1 and size >= 1 for (size, _), part in zip(shares, exact, strict=True))
-    n_minibatches = [-(-n // size) for n, (size, _) in zip(numbers, shares, strict=True)]
-    assert {n_steps for _, n_steps in shares} == {max(n_minibatches)}
+    assert all(0 <= size - part < 1 and size >= 1 for (size, *_), part in zip(shares, exact, strict=True))
+    n_minibatches = [-(-n // size) for n, (size, *_) in zip(numbers, shares, strict=True)]
+    assert [n_here for _, n_here, _ in shares] == n_minibatches
+    assert {n_steps for *_, n_steps in shares} == {max(n_minibatches)}
     assert max(n_minibatches) <= -(-sum(numbers) // batch_size)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
 def test_one_rank_has_the_minibatches_asked_for(batch_size, n):
-    assert ALONE.share(batch_size, n) == (batch_size, -(-n // batch_size))
+    assert ALONE.share(batch_size, n) == (batch_size, *[-(-n // batch_size)] * 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -272,8 +275,10 @@ def reduce_all(rank):
         "copied": all(a.equal(b) and a.dtype == b.dtype for a, b in zip(copied, tensors_of(0), strict=True)),
         "few": summed(ranks, few),
         "many": summed(ranks, many),
-        "in_step": [*ranks.in_step(range(n_minibatches), 2 * ranks.size - 1)],
-        "too long": raised(lambda: [*ranks.in_step(range(3), 2)]),
+        "in_step": [*ranks.in_step(range(n_minibatches), Share(4, n_minibatches, 2 * ranks.size - 1))],
+        "too long": raised(lambda: [*ranks.in_step(range(3), Share(4, 2, 2))]),
+        "too short": raised(lambda: [*ranks.in_step(range(1), Share(4, 2, 2))]),
+        "empty": raised(lambda: [*ranks.in_step((), Share(4, 2, 2))]),
         "all well": check(ranks, []),
         "one bad": check(ranks, [1]),
         "two bad": check(ranks, [0, 1]),
@@ -327,10 +332,12 @@ def test_who_has_fewer_minibatches_repeats_the_last_without_weight(reduced):
         assert each["in_step"] == own + [(2 * rank, 0.0)] * (n_steps - len(own))
 
 
-def test_too_many_minibatches_are_an_error(reduced):
-    assert all(
-        each["too long"][0] == "ValueError" and "more minibatches than the 2" in each["too long"][1] for each in reduced
-    )
+@pytest.mark.parametrize(("case", "n"), [("too long", 3), ("too short", 1), ("empty", 0)])
+def test_another_number_of_minibatches_than_agreed_is_an_error(reduced, case, n):
+    for each in reduced:
+        kind, text = each[case]
+        assert kind == "ValueError"
+        assert text.startswith(f"The rollout buffer's get(4) gives {n} minibatches or more, but its size makes 2")
 
 
 def test_what_is_wrong_on_one_rank_is_wrong_on_all(reduced):

@@ -11,8 +11,10 @@ import torch as th
 from envs import BOX_ACTION, IMAGE, VECTOR, RandomEnv
 from ranks import RankFailedError, in_ranks
 from recurrent_tools import RestlessEnv
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO
@@ -22,7 +24,7 @@ from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
 N_STEPS = 24
 KEYS = ("policy_objective", "kl_divergence_loss", "entropy", "gradient_norm", "expected_improvement", "improvement")
-KEYS += ("value_loss", "cg_iterations", "line_search_steps", "outcome", "critic_outcome")
+KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps", "outcome", "critic_outcome")
 
 
 class Bent(FlattenExtractor):
@@ -230,6 +232,51 @@ def with_a_bad_rollout(rank: int) -> bool:
 
 def test_a_rollout_that_one_rank_refuses_is_refused_by_all():
     assert in_ranks(2, with_a_bad_rollout) == [True, True]
+
+
+class Gated(ActorCriticPolicy):
+    """Its critic uses one of two layers, by what it sees; the weights of neither are the policy's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gates = th.nn.ModuleList(th.nn.Linear(3, 1) for _ in range(2))
+        self.optimizer = th.optim.Adam(self.parameters(), lr=1e-2)
+
+    def predict_values(self, observations: th.Tensor) -> th.Tensor:
+        return super().predict_values(observations) + self.gates[int(observations[0, 0] > 0)](observations)
+
+
+def with_gates(rank: int) -> dict[str, np.ndarray]:
+    env = make_vec_env(partial(RandomEnv, VECTOR), 2)
+    model = TRPO(Gated, env, n_steps=32, batch_size=8, n_critic_updates=5, seed=rank, device="cpu").learn(256)
+    return {name: tensor.numpy() for name, tensor in model.policy.state_dict().items()}
+
+
+def test_ranks_agree_on_a_critic_that_uses_other_weights_for_other_observations():
+    first, second = in_ranks(2, with_gates)
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+class Dropping(RolloutBuffer):
+    """Gives a minibatch too few."""
+
+    def get(self, batch_size: int | None = None) -> Any:
+        yield from [*super().get(batch_size)][:-1]
+
+
+def with_a_short_pass(rank: int) -> str:
+    env = make_vec_env(partial(RandomEnv, VECTOR), 2)
+    kind = {"rollout_buffer_class": Dropping} if rank == 1 else {}
+    model = TRPO("MlpPolicy", env, n_steps=32, batch_size=16, seed=0, device="cpu", **kind)
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        model.learn(64)
+    return str(raised.value)
+
+
+def test_a_buffer_that_gives_too_few_minibatches_is_named():
+    first, second = in_ranks(2, with_a_short_pass)
+    assert second.startswith("The rollout buffer's get(8) gives 3 minibatches or more, but its size makes 4")
+    assert f"rank 1 ended with ValueError: {second}" in first
 
 
 def learn_over_nccl(rank: int) -> list[Any]:

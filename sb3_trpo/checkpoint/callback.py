@@ -123,7 +123,7 @@ class ResumableCheckpoint(RunKeeper):
                 "Give this run a folder of its own, or make it as it was."
             )
         changed = differences(found.versions, versions())
-        if changed:
+        if changed and self._ranks.is_first:
             warnings.warn(
                 f"The run goes on from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed), stacklevel=2
             )

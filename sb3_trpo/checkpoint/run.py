@@ -46,8 +46,8 @@ OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", 
 OF_MASKS = ("action_masks", "mask_dims")
 OF_MEMORY = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
 OF_READING = ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten")
-OF_ENVS = "_last_"
-"""Beginning of the names of a model's attributes that go with the episodes under way."""
+OF_ENVS = ("_last_", "env", "_vec_normalize_env", "observation_space", "action_space")
+"""Beginnings of the names of a model's attributes that are envs or parts of them, or go with the episodes under way."""
 STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MASKS, *OF_MEMORY, *OF_READING}
 """What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
 
