@@ -325,7 +325,7 @@ class World(Ranks):
             if self._store is not None and not isinstance(error, RanksPartedError):
                 with suppress(RuntimeError):  # the store's host has gone
                     self._store.set(f"{LAST_WORDS}{self.rank}", f"{type(error).__name__}: {error}"[:2000])
-            self._has_left = True
+            self._has_left = self._store is not None  # a group that the script has made is still there
             self._leave()
             raise
 

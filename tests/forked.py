@@ -11,7 +11,9 @@ from multiprocessing.reduction import DupFd
 from typing import Any
 
 SERVER = mp.get_context("forkserver")
-SERVER.set_forkserver_preload(["sb3_trpo.recurrent", "sb3_trpo.checkpoint", "torch.utils.tensorboard"])
+SERVER.set_forkserver_preload(
+    ["sb3_trpo.recurrent", "sb3_trpo.checkpoint", "torch._dynamo", "torch.utils.tensorboard", "mujoco", "pytest", "hypothesis"]
+)
 
 
 def _run(out: Any, errors: Any, main: Callable[..., None], args: tuple[Any, ...]) -> None:
