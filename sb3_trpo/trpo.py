@@ -192,8 +192,7 @@ class TRPO(OnPolicyAlgorithm):
             self._setup_model()
             self._ranks.require_same(shapes_of(self.policy), "the policy's tensors")
             self._ranks.copy_first([*self.policy.state_dict().values()])
-            self._check_batch()
-            n_transitions = self._n_of_all
+            n_transitions = self._check_batch()
             if self._ranks.is_first:
                 warn_about_batch_size(n_transitions, self.batch_size)
 
@@ -272,11 +271,6 @@ class TRPO(OnPolicyAlgorithm):
     def _n_transitions(self) -> int:
         """Of this rank, in a rollout."""
         return int(self.rollout_buffer.buffer_size * self.n_envs)
-
-    @property
-    def _n_of_all(self) -> int:
-        """Transitions of all ranks, in a rollout."""
-        return int(self._ranks.sum(th.tensor(self._n_transitions)))
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self.observation_space, limits)
@@ -449,8 +443,11 @@ class TRPO(OnPolicyAlgorithm):
         for name in ("target_kl", "ent_coef", "learning_rate"):
             scheduled(name, getattr(self, name), progress_remaining=1.0)
 
-    def _check_batch(self) -> None:
-        check_batch(self._n_of_all, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
+    def _check_batch(self) -> int:
+        """Count the transitions of all ranks in a rollout; raise if they are too few."""
+        n_transitions = int(self._ranks.sum(th.tensor(self._n_transitions)))
+        check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
+        return n_transitions
 
     def _split_parameters(self, networks: Networks | None, batches: Iterable[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
