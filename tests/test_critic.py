@@ -13,7 +13,9 @@ from torch.nn.functional import mse_loss
 from sb3_trpo import TRPO
 from sb3_trpo.critic import FitOutcome, descend, fit_critic
 from sb3_trpo.dependence import split_parameters
-from sb3_trpo.distributed import ALONE
+from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.networks import read_networks
+from sb3_trpo.regression import fit_stack, plain_regression
 
 N_STEPS, BATCH_SIZE = 48, 20  # the last minibatch is short
 CRITIC = ("mlp_extractor.value_net", "value_net", "vf_features_extractor")
@@ -299,3 +301,40 @@ def test_one_step_reports_the_loss_before_it():
     assert not loss.requires_grad
     with th.no_grad():
         assert mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns) < before
+
+
+class Recording(Ranks):
+    """Repeats the last minibatch with weight 0, and notes what it is given to average."""
+
+    def __init__(self) -> None:
+        self.averaged: list[tuple[list[th.Tensor], float]] = []
+
+    def in_step(self, minibatches, share):
+        for minibatch in minibatches:
+            yield minibatch, 1.0
+        yield minibatch, 0.0
+
+    def mean(self, total, weight):
+        self.averaged.append(([total.clone()], weight))
+        return total / max(weight, 1.0)
+
+    def mean_gradients(self, gradients, parameters, n):
+        self.averaged.append(([gradient.clone() for gradient in gradients], n))
+        return [gradient / max(n, 1.0) for gradient in gradients]
+
+
+@pytest.mark.parametrize("way", ["general", "stack"])
+def test_a_minibatch_of_weight_0_adds_nothing(way):
+    model, ranks = trained(), Recording()
+    critic = list(split_parameters(model.policy).critic.values())
+    if way == "general":
+        fit_critic(model.policy, critic, partial(model.rollout_buffer.get, BATCH_SIZE), 1, None, ranks)
+    else:
+        networks = read_networks(model.policy)
+        regression = plain_regression(model.policy, networks, critic, model.rollout_buffer, BATCH_SIZE)
+        fit_stack(regression, 1, None, ranks)
+    *counted, (last, weight) = ranks.averaged
+    assert [n for _, n in counted] == [20, 20, 8]
+    assert all(any(part.any() for part in parts) for parts, _ in counted)
+    assert weight == 0
+    assert not any(part.any() for part in last)

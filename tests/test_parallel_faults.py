@@ -235,6 +235,19 @@ def test_another_number_of_ranks_goes_on_with_a_note(before, now, tmp_path):
     assert results[0]["notes"][1:] == []
 
 
+def run_until_signalled(rank: int, folder: Path, victim: int) -> tuple[str | None, int]:
+    keeper = ResumableCheckpoint(folder, every=10**6, verbose=0)
+    signalled = [At(70, lambda: os.kill(os.getpid(), signal.SIGTERM))] if rank == victim else []
+    model = make().learn(100 * ITERATION, callback=[keeper, *signalled])
+    return keeper.stopped_by, model.num_timesteps
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_signal_to_one_rank_stops_all_at_the_same_boundary(victim, tmp_path):
+    assert in_ranks(2, run_until_signalled, tmp_path, victim) == [("SIGTERM", 3 * ITERATION)] * 2
+    assert len([*tmp_path.glob("rank-*-of-2/checkpoint-*")]) == 2
+
+
 def torchrun(folder: Path, update_of_death: int, *options: str) -> str:
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *options]
