@@ -8,7 +8,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.dependence import split_parameters
+from sb3_trpo.dependence import ParameterSplit, agree, split_parameters
+from sb3_trpo.distributed import ALONE, Ranks
 
 DISCRETE = spaces.Discrete(3)
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -395,3 +396,31 @@ def test_an_unknown_distribution_is_named():
 
     with pytest.raises(TypeError, match="No Fisher metric is known for Categorical"):
         split_parameters(make(Odd))
+
+
+class WithAnother(Ranks):
+    """A rank beside one that has met states in which other parameters matter."""
+
+    def __init__(self, others: dict[str, int], policy) -> None:
+        self.others = [others[name] for name, _ in policy.named_parameters()]
+
+    def stack(self, values):
+        return th.stack((values, th.tensor(self.others)))
+
+
+def test_ranks_agree_on_what_any_of_them_has_found():
+    policy = TRPO("MlpPolicy", "CartPole-v1", device="cpu").policy
+    parameters = dict(policy.named_parameters())
+    names = list(parameters)
+    here = ParameterSplit(
+        policy={names[3]: parameters[names[3]], names[0]: parameters[names[0]]},
+        critic={name: parameters[name] for name in names[:0:-1] if name not in names[2:4]},
+        detached={names[2]: parameters[names[2]]},
+    )
+    there = dict.fromkeys(names, 0) | {names[1]: 2, names[2]: 2, names[4]: 1}
+    agreed = agree(here, policy, WithAnother(there, policy))
+    assert list(agreed.policy) == names[:4]
+    assert list(agreed.detached) == [names[4]]
+    assert list(agreed.critic) == names[5:]
+    assert agree(here, policy, ALONE).policy.keys() == here.policy.keys()
+    assert all(group[name] is parameters[name] for group in agreed for name in group)
