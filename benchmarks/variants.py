@@ -152,7 +152,7 @@ def run(name: str, algorithm: str, seed: int) -> dict[str, Any]:
         sync_envs_normalization(env, unseen)
         unseen.training = unseen.norm_reward = False
     judged = MaskedBy(model, unseen) if "Maskable" in algorithm else model
-    mean, std = evaluate_policy(judged, unseen, n_eval_episodes=EPISODES)  # type: ignore[arg-type]
+    mean, std = evaluate_policy(judged, unseen, n_eval_episodes=EPISODES)  # type: ignore[arg-type]  # MaskedBy is no model, and acts like one
     numbers = {"mean": float(mean), "std": float(std), "steps": n_timesteps, "seconds": round(seconds, 1)}
     return {"task": name, "algorithm": algorithm, "seed": seed, **numbers}
 

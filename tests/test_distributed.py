@@ -1,5 +1,6 @@
 import hashlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import gymnasium as gym
@@ -19,7 +20,7 @@ from sb3_trpo.distributed import (
     World,
     fingerprint,
 )
-from sb3_trpo.rendezvous import VARIABLES, Group, join
+from sb3_trpo.rendezvous import VARIABLES, Group, _meet, join
 
 CPU = th.device("cpu")
 INTEGERS = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
@@ -439,3 +440,12 @@ def test_collectives_of_other_devices_give_the_same():
     results = in_ranks(3, reduce_by_collectives)
     assert all(all(alike) for alike, _ in results)
     assert len({of_rank for _, of_rank in results}) == 1
+
+
+def test_ranks_meet_anew_in_a_store_that_still_knows_the_dead():
+    store, words = dist.HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            (word,) = {*pool.map(lambda rank: _meet(store, rank, 3), range(3))}
+        words.append(word)
+    assert len({*words}) == 3

@@ -194,6 +194,8 @@ def run_in_parts(rank: int, folder: Path, stop: int | None, settings: dict[str, 
     callbacks: list[BaseCallback] = [ResumableCheckpoint(folder, every=1, verbose=0)]
     if stop is not None and rank == 0:
         callbacks.append(At(stop, crash))
+    begin: list[np.ndarray] = []
+    after(TRPO, "collect_rollouts", 1, lambda: begin.append(np.array(model._last_obs)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -203,7 +205,14 @@ def run_in_parts(rank: int, folder: Path, stop: int | None, settings: dict[str, 
     notes = [str(each.message) for each in caught if "rank(s)" in str(each.message)]
     statistics = model.get_vec_normalize_env().obs_rms
     seen = outcome(model, [])
-    return {"seen": seen, "notes": notes, "updates": model._n_updates, "count": statistics.count, "obs": model._last_obs}
+    return {
+        "seen": seen,
+        "notes": notes,
+        "updates": model._n_updates,
+        "count": statistics.count,
+        "obs": model._last_obs,
+        "begin": begin[0],
+    }
 
 
 def test_a_run_of_two_ranks_that_crashes_twice_ends_like_one_that_does_not(tmp_path):
@@ -230,7 +239,7 @@ def test_another_number_of_ranks_goes_on_with_a_note(before, now, tmp_path):
         assert result["updates"] == results[0]["updates"] > 3
         assert result["count"] == results[0]["count"]
         assert all(result["seen"][name] == value for name, value in results[0]["seen"].items() if name.startswith("policy"))
-    first_observations = {result["obs"].tobytes() for result in results}
+    first_observations = {result["begin"].tobytes() for result in results}
     assert len(first_observations) == now  # each rank has episodes of its own
     assert results[0]["notes"][1:] == []
 
