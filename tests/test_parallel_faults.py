@@ -257,6 +257,24 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_boundary(victim, tmp_path):
     assert len([*tmp_path.glob("rank-*-of-2/checkpoint-*")]) == 2
 
 
+def run_short_of_disk(rank: int, folder: Path) -> bool:
+    def full() -> None:
+        raise OSError("no space left")
+
+    if rank == 1:
+        for times in (2, 3):
+            after(checkpoint_callback, "write", times, full)
+    with pytest.warns(UserWarning, match="No checkpoint could be written at 256 timesteps: OSError: no space left"):
+        make().learn(3 * ITERATION, callback=ResumableCheckpoint(folder, every=1, keep=1, verbose=0))
+    return True
+
+
+def test_older_checkpoints_stay_until_every_rank_has_written(tmp_path):
+    assert in_ranks(2, run_short_of_disk, tmp_path) == [True, True]
+    first, second = ({path.name for path in (tmp_path / f"rank-{rank}-of-2").glob("checkpoint-*")} for rank in range(2))
+    assert first & second
+
+
 def torchrun(folder: Path, update_of_death: int, *options: str) -> str:
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *options]
