@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import optuna
 import rl_zoo3
 from huggingface_sb3 import EnvironmentName
@@ -29,6 +30,7 @@ from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common import callbacks
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_device
@@ -305,6 +307,34 @@ def install() -> None:
     type.__setattr__(MaskableTRPO, "predict", predict)
 
 
+def final_returns(
+    algorithm: type[BaseAlgorithm], model_file: str, env: EnvironmentName, episodes: int, seed: int
+) -> tuple[list[float], int]:
+    """
+    Let the final policy of a run play, deterministically and for the raw rewards.
+
+    :param algorithm: class of the model
+    :param model_file: in the run's folder, beside its settings
+    :param env: the environment's name
+    :param episodes: how many to play
+    :param seed: of the environment
+    :return: the return of each episode, and for how many timesteps the model had been trained
+    """
+    hyperparams, stats_path = get_saved_hyperparams(str(Path(model_file).parent / env), test_mode=True)
+    test_env = create_test_env(
+        env.gym_id,
+        stats_path=stats_path,
+        seed=seed,
+        should_render=False,
+        hyperparams=hyperparams,
+        env_kwargs=hyperparams.pop("env_kwargs", None),
+    )
+    model = algorithm.load(model_file, device="cpu")
+    returns, _ = evaluate(model, test_env, n_eval_episodes=episodes, return_episode_rewards=True)
+    test_env.close()
+    return returns, model.num_timesteps
+
+
 def report(arguments: Sequence[str] | None = None) -> None:
     """
     Evaluate the final model of a run, draw its learning curve, and say where everything is.
@@ -321,24 +351,12 @@ def report(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
-    hyperparams, stats_path = get_saved_hyperparams(os.path.join(run_folder, args.env), test_mode=True)
-    env_kwargs = hyperparams.pop("env_kwargs", None)
-    env = create_test_env(
-        args.env.gym_id,
-        stats_path=stats_path,
-        seed=args.seed,
-        should_render=False,
-        hyperparams=hyperparams,
-        env_kwargs=env_kwargs,
-    )
-    model = ALGORITHMS[args.algo].load(model_file, device="cpu")
-    mean, std = evaluate(model, env, n_eval_episodes=args.episodes)
-    env.close()
+    returns, _ = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
     picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
 
     run_id = run_folder.rsplit("_", 1)[-1]
     print(
-        f"\nFinal evaluation: {mean:.1f} +/- {std:.1f} over {args.episodes} episodes\n"
+        f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
         f"Model:            {model_file}\n"
         f"Learning curve:   {picture}\n"
         f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo enjoy --algo {args.algo} --env {args.env.gym_id} "

@@ -1,0 +1,361 @@
+"""
+Learning: trains what a plan lists as a user would, several runs at a time on one thread each, and measures each final policy.
+
+    python benchmarks/learning.py mujoco                             # benchmarks/plans/mujoco.yml, a run on each core
+    python benchmarks/learning.py mujoco --jobs 2 --only Hopper-v5   # a part of it
+    python benchmarks/learning.py mujoco --collect                   # no runs, only the results
+
+Finished runs are not repeated, interrupted ones go on: start the same command again. A run whose settings have changed is
+another run. Training is ``python -m sb3_trpo.zoo train`` with the settings of the plan, ``python -m rl_zoo3.train`` for
+sb3-contrib's TRPO. The final policy plays 20 deterministic episodes in an environment seeded with 1000 + the run's seed, for
+the raw rewards. Results go to ``results/learning``, as JSON and CSV; ``report.py`` tabulates and draws them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rl_zoo3
+import sb3_contrib
+import torch as th
+import yaml
+from environment import RESULTS, environment
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.utils import get_model_path
+from stable_baselines3 import A2C, DDPG, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import load_results
+from tqdm import tqdm
+
+import sb3_trpo
+from sb3_trpo.zoo import config_file, final_returns
+
+ROOT = Path(__file__).parent.parent
+PLANS = Path(__file__).parent / "plans"
+EPISODES = 20
+POINTS = 40
+"""Of a training curve."""
+WINDOW = 100
+"""Training episodes that a point of it averages, as in ``peer_results.json``."""
+EVALUATION_SEED = 1000
+"""Added to the seed of a run, for its evaluation."""
+SETTINGS, ATTEMPTS, RESULT, OUTPUT = "settings.yml", "attempts.json", "result.json", "output.txt"
+
+
+def rl_zoo_file(name: str) -> Path:
+    """
+    Find settings that come with RL Zoo.
+
+    :param name: of an algorithm
+    :return: the YAML file
+    """
+    return Path(rl_zoo3.__file__).parent / "hyperparams" / f"{name}.yml"
+
+
+class Algorithm(NamedTuple):
+    """
+    What trains.
+
+    :param command: a module and its first arguments
+    :param name: that RL Zoo knows it by
+    :param model: its class
+    :param settings: file with its settings by environment
+    :param resumes: whether a killed run can go on; otherwise it starts again
+    """
+
+    command: tuple[str, ...]
+    name: str
+    model: type[BaseAlgorithm]
+    settings: Path
+    resumes: bool
+
+
+ALGORITHMS = {
+    "trpo": Algorithm(("sb3_trpo.zoo", "train"), "trpo", sb3_trpo.TRPO, config_file("trpo"), True),
+    "sb3-contrib": Algorithm(("rl_zoo3.train",), "trpo", sb3_contrib.TRPO, rl_zoo_file("trpo"), False),
+    "ppo": Algorithm(("sb3_trpo.zoo", "train"), "ppo", PPO, rl_zoo_file("ppo"), True),
+    "a2c": Algorithm(("sb3_trpo.zoo", "train"), "a2c", A2C, rl_zoo_file("a2c"), True),
+    "ddpg": Algorithm(("sb3_trpo.zoo", "train"), "ddpg", DDPG, rl_zoo_file("ddpg"), False),
+}
+
+
+class Run(NamedTuple):
+    """
+    One training.
+
+    :param algorithm: key of ``ALGORITHMS``
+    :param label: what tells its settings from others in the plan
+    :param env: ID of the task
+    :param seed: of the training
+    :param settings: as in RL Zoo's files, ``n_timesteps`` among them
+    """
+
+    algorithm: str
+    label: str
+    env: str
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its folder: runs with other settings have another."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.algorithm}/{self.env}-seed{self.seed}-{digest}"
+
+
+def settings_for(algorithm: str, env: str) -> dict[str, Any]:
+    """
+    Look settings up. RL Zoo's end with MuJoCo's -v4, which the -v5 then share, and some tasks have none but the defaults.
+
+    :param algorithm: key of ``ALGORITHMS``
+    :param env: ID of the task
+    :return: as in the file
+    :raises KeyError: if the file has none for the task
+    """
+    known = yaml.safe_load(ALGORITHMS[algorithm].settings.read_text())
+    for name in (env, env.replace("-v5", "-v4")):
+        if name in known:
+            return known[name]
+    raise KeyError(
+        f"{ALGORITHMS[algorithm].settings.name} has no settings for {env}: add them there, or `settings` to the plan, "
+        "with at least `policy` and `n_timesteps`."
+    )
+
+
+def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
+    """
+    Read a plan.
+
+    :param plan: of ``benchmarks/plans``: ``seeds``, and ``runs`` with ``algorithm``, ``envs`` and optionally ``label``,
+        ``base`` (the task whose settings are meant), ``settings`` (which replace single ones) and ``seeds`` of their own
+    :return: the runs, all tasks with the first seed first
+    """
+    entries = [{"seeds": plan["seeds"], "label": entry["algorithm"], "settings": {}, **entry} for entry in plan["runs"]]
+    runs = [
+        Run(
+            entry["algorithm"],
+            entry["label"],
+            env,
+            seed,
+            settings_for(entry["algorithm"], entry.get("base", env)) | plan.get("settings", {}) | entry["settings"],
+        )
+        for entry in entries
+        for env in entry["envs"]
+        for seed in entry["seeds"]
+    ]
+    return iter(sorted(runs, key=lambda run: run.seed))
+
+
+def train(run: Run, folder: Path) -> None:
+    """
+    Train in a process of its own, and note how long that took.
+
+    :param run: what to train
+    :param folder: for all that it writes
+    """
+    algorithm = ALGORITHMS[run.algorithm]
+    keeper = {"sb3_trpo.checkpoint.ResumableCheckpoint": {"folder": str(folder / "checkpoints"), "every": 50_000}}
+    settings = run.settings | ({"callback": [keeper]} if algorithm.resumes else {})
+    (folder / SETTINGS).write_text(yaml.safe_dump({run.env: settings}))
+    arguments = {
+        "--algo": algorithm.name,
+        "--env": run.env,
+        "--seed": run.seed,
+        "--conf-file": folder / SETTINGS,
+        "--log-folder": folder,
+        "--num-threads": 1,
+        "--eval-freq": -1,
+        "--verbose": 0,
+        "--device": "cpu",
+    }
+    command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
+    start = time.perf_counter()
+    with (folder / OUTPUT).open("a") as output:
+        done = subprocess.run(
+            command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
+        )
+    attempt = {"seconds": round(time.perf_counter() - start, 1), "exit": done.returncode}
+    (folder / ATTEMPTS).write_text(json.dumps([*attempts_in(folder), attempt]))
+
+
+def attempts_in(folder: Path) -> list[dict[str, Any]]:
+    """
+    Say how often a run has been started.
+
+    :param folder: of the run
+    :return: seconds and exit status of each
+    """
+    file = folder / ATTEMPTS
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
+def learning_curve(folder: str, n_timesteps: int) -> list[list[float]]:
+    """
+    Summarise the training episodes.
+
+    :param folder: with files of Monitor
+    :param n_timesteps: of the whole run
+    :return: timesteps, mean return of the last 100 episodes (fewer at first) and seconds since the start; points before the
+        end of the first episode are left out
+    """
+    episodes = load_results(folder)
+    ends, returns, seconds = episodes["l"].cumsum().to_numpy(), episodes["r"].to_numpy(), episodes["t"].to_numpy()
+    points = []
+    for step in np.linspace(0, n_timesteps, POINTS + 1)[1:]:
+        until = int(np.searchsorted(ends, step, side="right"))
+        if until:
+            mean = float(returns[max(0, until - WINDOW) : until].mean())
+            points.append([int(step), round(mean, 3), round(float(seconds[until - 1]), 1)])
+    return points
+
+
+def measure(run: Run, folder: Path) -> dict[str, Any]:
+    """
+    Evaluate the final policy of a run.
+
+    :param run: that has been trained
+    :param folder: of it
+    :return: what is stored of it; ``failure`` says why there is nothing to evaluate
+    """
+    attempts = attempts_in(folder)
+    known = {
+        "env": run.env,
+        "algorithm": run.algorithm,
+        "label": run.label,
+        "seed": run.seed,
+        "settings": run.settings,
+        "seconds": sum(attempt["seconds"] for attempt in attempts),
+        "attempts": attempts,
+        "made_with": environment(),
+    }
+    algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
+    last_words = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1]
+    try:
+        _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
+    except (AssertionError, ValueError):  # RL Zoo's ways to say that there is no model
+        return known | {"failure": last_words}
+    returns, n_timesteps = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
+    if n_timesteps < run.settings["n_timesteps"]:
+        return known | {"failure": f"stopped at {n_timesteps} timesteps; {last_words}"}
+    return known | {
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "returns": [round(each, 3) for each in returns],
+        "curve": learning_curve(logs, run.settings["n_timesteps"]),
+    }
+
+
+def carry_out(run: Run, folder: Path) -> dict[str, Any]:
+    """
+    Train and measure, unless that has been done.
+
+    :param run: what to do
+    :param folder: of all runs
+    :return: what is stored of it
+    """
+    th.set_num_threads(1)
+    folder = folder / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / RESULT).is_file():
+        train(run, folder)
+        result = measure(run, folder)
+        if "failure" in result:
+            return result
+        (folder / RESULT).write_text(json.dumps(result))
+    return json.loads((folder / RESULT).read_text()) | {"label": run.label}
+
+
+def results_of(runs: Iterable[Run], folder: Path) -> list[dict[str, Any]]:
+    """
+    Gather results.
+
+    :param runs: of the plan
+    :param folder: of all runs
+    :return: of those that have been started
+    """
+    results = []
+    for run in runs:
+        file = folder / run.name / RESULT
+        if file.is_file():
+            results.append(json.loads(file.read_text()) | {"label": run.label})
+        elif attempts_in(file.parent):
+            results.append(measure(run, file.parent))
+    return results
+
+
+def write(name: str, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """
+    Store results.
+
+    :param name: of the plan
+    :param plan: the plan
+    :param results: of its runs
+    """
+    folder = RESULTS / "learning"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ",\n".join(json.dumps(result) for result in results)  # a line for each run
+    head = json.dumps({"environment": environment(), "plan": plan}, indent=1)
+    (folder / f"{name}.json").write_text(f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
+    columns = ("algorithm", "label", "env", "seed", "mean", "std", "seconds", "failure")
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(results)
+
+
+def execute(runs: list[Run], folder: Path, jobs: int) -> None:
+    """
+    Carry runs out, several at a time, and show how it goes. An interrupt lets them save first.
+
+    :param runs: what to do
+    :param folder: of all runs
+    :param jobs: how many at a time
+    """
+    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the trainings get it too, and save
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=ignore) as pool:
+        futures = [pool.submit(carry_out, run, folder) for run in runs]
+        try:
+            for future in tqdm(as_completed(futures), total=len(runs), unit="run"):
+                result = future.result()
+                outcome = result.get("failure") or f"{result['mean']:.1f} +/- {result['std']:.1f}"
+                spent = f"{result['seconds']:.0f} s"
+                tqdm.write(f"{result['label']} {result['env']} seed {result['seed']}: {outcome} ({spent})")
+        except KeyboardInterrupt:
+            print("Interrupted: what runs saves itself first, and goes on when the same command is run again.")
+            pool.shutdown(cancel_futures=True)
+            raise SystemExit(130) from None
+
+
+def main() -> None:
+    """Carry a plan out and store its results."""
+    parser = argparse.ArgumentParser(description="Train what a plan lists, and measure the final policies.")
+    parser.add_argument("plan", choices=sorted(file.stem for file in PLANS.glob("*.yml")), help="of benchmarks/plans")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="+", default=[], help="labels or environments, if not all are wanted now")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for logs and checkpoints")
+    parser.add_argument("--collect", action="store_true", help="run nothing, gather what is there")
+    args = parser.parse_args()
+    plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
+    runs, folder = list(runs_of(plan)), args.folder.resolve()
+    if not args.collect:
+        execute([run for run in runs if not args.only or {run.env, run.label} & set(args.only)], folder, args.jobs)
+    write(args.plan, plan, results_of(runs, folder))
+
+
+if __name__ == "__main__":
+    main()
