@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -244,14 +246,16 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "made_with": environment(),
     }
     algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
-    last_words = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1]
-    try:
-        _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
-    except (AssertionError, ValueError):  # RL Zoo's ways to say that there is no model
-        return known | {"failure": last_words}
-    returns, n_timesteps = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
+    last_line = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1]
+    exit_status = attempts[-1]["exit"] if attempts else "none yet"
+    with redirect_stdout(io.StringIO()):  # RL Zoo says which files it reads
+        try:
+            _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
+        except (AssertionError, ValueError):  # RL Zoo's ways to say that there is no model
+            return known | {"failure": f"exit status {exit_status}: {last_line}"}
+        returns, n_timesteps = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
     if n_timesteps < run.settings["n_timesteps"]:
-        return known | {"failure": f"stopped at {n_timesteps} timesteps; {last_words}"}
+        return known | {"failure": f"stopped at {n_timesteps} timesteps"}
     return known | {
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns)),
@@ -274,7 +278,7 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     if not (folder / RESULT).is_file():
         train(run, folder)
         result = measure(run, folder)
-        if "failure" in result:
+        if "failure" in result:  # to be tried again
             return result
         (folder / RESULT).write_text(json.dumps(result))
     return json.loads((folder / RESULT).read_text()) | {"label": run.label}

@@ -39,7 +39,7 @@ from sb3_trpo.venvs import Moments, added, merge, moments_of, monitor_files, sta
 
 FIRST_RANK_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
 """Callbacks that evaluate, write or draw. A callback with an attribute ``first_rank_only`` says for itself."""
-COMMON = ("gamma", "gae_lambda", "normalize_advantage")
+COMMON = ("normalize_advantage",)
 """Settings without a rule that all ranks must share; SB3 and the user may give them as they like."""
 
 

@@ -42,6 +42,8 @@ def bad_settings():
         yield from ((name, value, "integer >= 1") for value in (0, -1, 1.5, 2.0, NAN, INF, "16", [16]))
     yield from ((name, None, "integer >= 1") for name in COUNTS)
     yield from (("n_critic_updates", value, "integer >= 0") for value in (-1, 1.5, NAN, None, "10"))
+    for name in ("gamma", "gae_lambda"):
+        yield from ((name, value, "in [0, 1]") for value in (-1e-9, 1 + 1e-9, INF, NAN, None, *WRONG_TYPES))
     for name in ("cg_damping", "cg_residual_tol"):
         yield from ((name, value, "finite and >= 0") for value in (-1e-9, -INF, INF, NAN, None, *WRONG_TYPES))
     yield from (("max_grad_norm", value, "finite and >= 0") for value in (-0.5, INF, NAN, *WRONG_TYPES))
