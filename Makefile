@@ -65,7 +65,9 @@ bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python benchmarks/trust_region.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/checkpoint.py
-	$(BIN)/python benchmarks/classic_control.py
+	$(BIN)/python benchmarks/learning.py rl_zoo
+	$(BIN)/python benchmarks/learning.py mujoco
+	$(BIN)/python benchmarks/report.py
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/scaling_model.py

@@ -144,22 +144,16 @@ def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
     Read a plan.
 
     :param plan: of ``benchmarks/plans``: ``seeds``, and ``runs`` with ``algorithm``, ``envs`` and optionally ``label``,
-        ``base`` (the task whose settings are meant), ``settings`` (which replace single ones) and ``seeds`` of their own
+        ``seeds`` of their own and ``settings``, which replace single ones of the file or, with ``alone``, all
     :return: the runs, all tasks with the first seed first
     """
-    entries = [{"seeds": plan["seeds"], "label": entry["algorithm"], "settings": {}, **entry} for entry in plan["runs"]]
-    runs = [
-        Run(
-            entry["algorithm"],
-            entry["label"],
-            env,
-            seed,
-            settings_for(entry["algorithm"], entry.get("base", env)) | plan.get("settings", {}) | entry["settings"],
-        )
-        for entry in entries
-        for env in entry["envs"]
-        for seed in entry["seeds"]
-    ]
+    runs = []
+    for entry in plan["runs"]:
+        algorithm, given = entry["algorithm"], plan.get("settings", {}) | entry.get("settings", {})
+        for env in entry["envs"]:
+            found = {} if entry.get("alone") else settings_for(algorithm, env)
+            seeds = entry.get("seeds", plan.get("seeds"))
+            runs += [Run(algorithm, entry.get("label", algorithm), env, seed, found | given) for seed in seeds]
     return iter(sorted(runs, key=lambda run: run.seed))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rl_zoo3
 import sb3_contrib
 import yaml
 from gymnasium import spaces
@@ -17,9 +18,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 import sb3_trpo
-from sb3_trpo.zoo import config_file
 
 CLASSES: dict[str, type[BaseAlgorithm]] = {"ours": sb3_trpo.TRPO, "sb3-contrib": sb3_contrib.TRPO, "PPO": PPO}
+RL_ZOO = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
 
 
 class BatchedPointMass(VecEnv):
@@ -114,12 +115,11 @@ def settings_of(name: str, package: str) -> dict[str, Any]:
         return {"n_steps": 16}
     if not name.endswith("+zoo") or package == "PPO":
         return {}
-    settings = copy.deepcopy(yaml.safe_load(config_file("trpo").read_text())[name.removesuffix("+zoo")])
+    settings = yaml.safe_load(RL_ZOO.read_text())[name.removesuffix("-v5+zoo") + "-v4"]
     for key in ("policy", "n_timesteps", "n_envs", "normalize"):
         settings.pop(key, None)
-    if package == "sb3-contrib":
-        settings["target_kl"] /= 6
-    return settings
+    learning_rate, target_kl = float(settings.pop("learning_rate")), settings.pop("target_kl")
+    return settings | {"learning_rate": learning_rate, "target_kl": target_kl * (1 if package == "sb3-contrib" else 6)}
 
 
 def make_model(name: str, package: str, env: VecEnv | None = None, **settings: Any) -> BaseAlgorithm:
