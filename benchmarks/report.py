@@ -19,6 +19,7 @@ import numpy as np
 from environment import RESULTS
 from matplotlib.figure import Figure
 from rliable import library as rly, metrics
+from scipy.stats import trim_mean
 
 FOLDER = RESULTS / "learning"
 RESAMPLES = 10_000
@@ -107,22 +108,24 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     """
     Average the middle half of all runs on all tasks.
 
-    :param scores: (runs, tasks)
-    :return: one number
+    :param scores: (runs, tasks, points)
+    :return: (points,)
     """
-    return np.array([metrics.aggregate_iqm(scores)])
+    return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25, axis=0)
 
 
-def interval(scores: np.ndarray, of: Callable[[np.ndarray], np.ndarray] = iqm) -> tuple[float, float, float]:
+def intervals(of: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     """
-    Estimate a statistic.
+    Estimate statistics.
 
-    :param scores: (runs, tasks)
-    :param of: the statistic
-    :return: its value, and the 95 % interval
+    :param of: gives them for arrays like ``scores``
+    :param scores: (runs, tasks, ...) of each method that they compare
+    :return: (3, statistics): values, lower and upper ends of the 95 % intervals
     """
-    points, intervals = rly.get_interval_estimates({"": scores}, of, reps=RESAMPLES, random_state=np.random.RandomState(0))
-    return float(points[""][0]), float(intervals[""][0, 0]), float(intervals[""][1, 0])
+    points, ends = rly.get_interval_estimates(
+        {"": scores if len(scores) > 1 else scores[0]}, of, reps=RESAMPLES, random_state=np.random.RandomState(0)
+    )
+    return np.vstack([points[""], ends[""]])
 
 
 def number(value: float) -> str:
@@ -135,14 +138,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
 
 
-def between(estimate: tuple[float, float, float]) -> str:
+def between(estimate: Iterable[float]) -> str:
     """
     Write an estimate.
 
     :param estimate: value and interval
     :return: such as ``3,512 [3,401, 3,590]``
     """
-    return f"{number(estimate[0])} [{number(estimate[1])}, {number(estimate[2])}]"
+    value, low, high = map(number, estimate)
+    return f"{value} [{low}, {high}]"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -168,7 +172,7 @@ def summary(study: Study, env: str, method: str) -> list[str]:
     """
     scores = study.scores(env, method)
     spread = f"{number(scores.mean())} +/- {number(scores.std(ddof=1))}" if len(scores) > 1 else number(scores.mean())
-    estimate = between(interval(scores[:, None])) if len(scores) > 2 else ""
+    estimate = between(intervals(iqm, scores[:, None, None])[:, 0]) if len(scores) > 2 else ""
     extremes = f"{number(scores.min())} to {number(scores.max())}"
     return [
         env,
@@ -242,6 +246,16 @@ def normalised(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
     return np.stack([column[: min(map(len, columns))] for column in columns], axis=1)
 
 
+def aggregates(scores: np.ndarray) -> np.ndarray:
+    """
+    Give the statistics that rliable recommends.
+
+    :param scores: (runs, tasks)
+    :return: IQM, median, mean
+    """
+    return np.array([of(scores) for of in (metrics.aggregate_iqm, metrics.aggregate_median, metrics.aggregate_mean)])
+
+
 def aggregate(study: Study, envs: list[str]) -> str:
     """
     Compare with sb3-contrib over all tasks.
@@ -251,31 +265,24 @@ def aggregate(study: Study, envs: list[str]) -> str:
     :return: Markdown
     """
     ours, peer = (normalised(study, envs, method) for method in (OURS, PEER))
-    statistics = {"IQM": metrics.aggregate_iqm, "median": metrics.aggregate_median, "mean": metrics.aggregate_mean}
-    rows = []
-    for name, statistic in statistics.items():
-        estimates = (interval(each, lambda scores: np.array([statistic(scores)])) for each in (ours, peer))  # noqa: B023  # used at once
-        rows.append([name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in estimates)])
+    estimates = np.stack([intervals(aggregates, each) for each in (ours, peer)])
+    rows = [
+        [name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in estimates[:, :, row])]
+        for row, name in enumerate(("IQM", "median of the tasks' means", "mean"))
+    ]
     return table((f"of {len(envs)} tasks", f"{OURS}, {len(ours)} runs each", f"{PEER}, {len(peer)} runs each"), rows)
 
 
-def probability_of_improvement(study: Study, env: str) -> tuple[float, float, float]:
+def probability_of_improvement(study: Study, env: str) -> np.ndarray:
     """
     Estimate how likely a run of ours ends above one of sb3-contrib's (Agarwal et al. 2021, section 4).
 
     :param study: the results
     :param env: the task
-    :return: the probability, and its 95 % interval
+    :return: (3,): the probability and its 95 % interval
     """
-    pair = tuple(study.scores(env, method)[:, None] for method in (OURS, PEER))
-    random_state = np.random.RandomState(0)
-    points, intervals = rly.get_interval_estimates(
-        {"": pair},
-        lambda x, y: np.array([metrics.probability_of_improvement(x, y)]),
-        reps=RESAMPLES,
-        random_state=random_state,
-    )
-    return float(points[""][0]), float(intervals[""][0, 0]), float(intervals[""][1, 0])
+    pair = (study.scores(env, method)[:, None] for method in (OURS, PEER))
+    return intervals(lambda ours, peer: np.array([metrics.probability_of_improvement(ours, peer)]), *pair)[:, 0]
 
 
 def curves(study: Study, env: str, method: str) -> np.ndarray:
@@ -312,9 +319,9 @@ def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool
                 runs = curves(study, env, method)
                 abscissa = runs[:, :, 2 if against_seconds else 0].mean(0) if runs.size else np.array([np.nan])
                 if not np.isnan(abscissa).any():
-                    estimates = np.array([interval(point[:, None]) for point in runs[:, :, 1].T])
-                    panel.plot(abscissa, estimates[:, 0], color=COLOURS[method], label=f"{method} ({len(runs)})")
-                    panel.fill_between(abscissa, estimates[:, 1], estimates[:, 2], color=COLOURS[method], alpha=0.2, lw=0)
+                    middle, low, high = intervals(iqm, runs[:, None, :, 1])
+                    panel.plot(abscissa, middle, color=COLOURS[method], label=f"{method} ({len(runs)})")
+                    panel.fill_between(abscissa, low, high, color=COLOURS[method], alpha=0.2, lw=0)
             panel.set(title=env, xlabel="seconds" if against_seconds else "timesteps", ylabel="training return")
             panel.legend(fontsize="small")
         for panel in panels:
@@ -409,21 +416,23 @@ def main() -> None:
     study, side_by_side = Study(ours + others), Study(read("wall_clock"))
     compared = study.envs(OURS, PEER)
     effort = f"{PROTOCOL} Tuning: {spent(tuning)}, with other seeds; reported here: {spent(ours)}."
+    timed = side_by_side.envs(OURS, PEER)
     sections = {
         "Against what others have published, 1M steps": against(study, MARKS),
         "Against RL Zoo's runs of sb3-contrib's TRPO": rl_zoo_table(study),
         "All tasks together, returns divided by sb3-contrib's mean return": aggregate(study, compared),
         "Final returns": summaries(study, study.envs(OURS)),
-        "Wall-clock time, runs made in turn on one machine": wall_clock(side_by_side, side_by_side.envs(OURS, PEER)),
+        "Wall-clock time, runs made in turn on one machine": wall_clock(side_by_side, timed),
     }
     pictures = {
         "Learning curves, IQM over runs and 95 % interval": "learning_curves.png",
         "Probability that a run of ours ends above one of sb3-contrib's": "improvement.png",
-        "Wall-clock time": "wall_clock.png",
     }
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], FOLDER / "learning_curves.png")
     draw_improvement(study, compared, FOLDER / "improvement.png")
-    draw_curves(side_by_side, side_by_side.envs(OURS, PEER), FOLDER / "wall_clock.png", against_seconds=True)
+    if timed:
+        draw_curves(side_by_side, timed, FOLDER / "wall_clock.png", against_seconds=True)
+        pictures["Learning curves against wall-clock time"] = "wall_clock.png"
     parts = [f"## {title}\n\n{effort}\n\n{body}\n" for title, body in sections.items()]
     parts += [f"## {title}\n\n![{title}]({file})\n" for title, file in pictures.items()]
     (FOLDER / "report.md").write_text("# Learning results, by `python benchmarks/report.py`\n\n" + "\n".join(parts))

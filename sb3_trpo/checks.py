@@ -32,7 +32,9 @@ def count(least: int) -> Callable[[Any], bool]:
 RULES: dict[str, Rule] = {
     "n_steps": Rule(count(1), "an integer >= 1", "The default is 2048."),
     "batch_size": Rule(count(1), "an integer >= 1", "The default is 128."),
-    "gamma": Rule(lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.99; above 1 returns grow without bound."),
+    "gamma": Rule(
+        lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.99; above 1 returns grow without bound."
+    ),
     "gae_lambda": Rule(lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.95."),
     "n_critic_updates": Rule(count(0), "an integer >= 0", "The default is 10."),
     "cg_max_steps": Rule(count(1), "an integer >= 1", "The default is 15."),

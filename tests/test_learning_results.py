@@ -96,10 +96,11 @@ def test_failed_runs_are_counted_and_not_averaged(report):
 
 
 def test_interval_holds_its_estimate_and_the_iqm_ignores_outliers(report):
-    scores = np.array([1.0, 2.0, 3.0, 1000.0])[:, None]
-    value, low, high = report.interval(scores)
-    assert value == 2.5
-    assert low <= value <= high
+    scores = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1000.0, 8.0]])[:, None]
+    values, low, high = report.intervals(report.iqm, scores)
+    assert values.tolist() == [2.5, 0.0]
+    assert (low <= values).all()
+    assert (values <= high).all()
 
 
 def test_probability_of_improvement_counts_pairs(report):

@@ -27,7 +27,8 @@ RL_ZOO = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.y
 PPO_LSTM = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / "ppo_lstm.yml").read_text())
 OURS_LSTM = yaml.safe_load(zoo.config_file("trpo_lstm").read_text())
 CONTRIB_TARGET_KL = 0.01
-MUJOCO_V5 = sorted(name for name, spec in gym.registry.items() if name.endswith("-v5") and "mujoco" in str(spec.entry_point))
+MUJOCO = {name for name, spec in gym.registry.items() if "mujoco" in str(spec.entry_point)}
+MUJOCO_V5 = sorted(name for name in MUJOCO if name.endswith("-v5"))
 
 
 def call_zoo(monkeypatch, folder, *arguments):
@@ -195,8 +196,8 @@ def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, mon
     assert model.batch_size <= model.n_steps * OURS_LSTM[env].get("n_envs", 1)
 
 
-@pytest.mark.parametrize("env", sorted(RL_ZOO))
-def test_settings_are_rl_zoos_but_for_the_radius(env):
+@pytest.mark.parametrize("env", sorted(name for name in RL_ZOO if name not in MUJOCO))
+def test_settings_of_tasks_not_tuned_are_rl_zoos_but_for_the_radius(env):
     ours, theirs = dict(OURS[env]), dict(RL_ZOO[env])
     radius = ours.pop("target_kl", CONTRIB_TARGET_KL) / theirs.pop("target_kl", CONTRIB_TARGET_KL)
     assert radius == pytest.approx(round(radius)), "an integer number of action dimensions"
@@ -206,11 +207,14 @@ def test_settings_are_rl_zoos_but_for_the_radius(env):
     assert ours == theirs
 
 
-@pytest.mark.parametrize("env", MUJOCO_V5)
-def test_the_radius_of_every_mujoco_task_counts_its_action_dimensions(env):
-    (n_actions,) = gym.make(env).action_space.shape
-    per_dimension = RL_ZOO.get(env.replace("-v5", "-v4"), {}).get("target_kl", CONTRIB_TARGET_KL)
-    assert OURS[env]["target_kl"] == pytest.approx(n_actions * per_dimension)
+@pytest.mark.parametrize("env", [*MUJOCO_V5, *sorted(MUJOCO & set(RL_ZOO))])
+def test_mujoco_tasks_share_their_settings_but_for_exceptions_that_are_explained(env):
+    shared, own = OURS["HalfCheetah-v5"], OURS[env]
+    exceptions = {name for name in own if own[name] != shared.get(name)}
+    text = zoo.config_file("trpo").read_text()
+    assert shared.keys() <= own.keys()
+    for name in exceptions:
+        assert re.search(rf"^  {name}: {re.escape(str(own[name]))}  # .{{20}}", text, re.MULTILINE), name
 
 
 def test_mujoco_tasks_are_there():
