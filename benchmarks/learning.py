@@ -19,16 +19,15 @@ import hashlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +55,8 @@ WINDOW = 100
 """Training episodes that a point of it averages, as in ``peer_results.json``."""
 EVALUATION_SEED = 1000
 """Added to the seed of a run, for its evaluation."""
+MEASURING = Lock()
+"""Evaluations share this process and its standard output."""
 SETTINGS, ATTEMPTS, RESULT, OUTPUT = "settings.yml", "attempts.json", "result.json", "output.txt"
 
 
@@ -180,13 +181,25 @@ def train(run: Run, folder: Path) -> None:
         "--device": "cpu",
     }
     command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
-    start = time.perf_counter()
+    before, start = attempts_in(folder), time.perf_counter()
+    note = partial(note_attempt, folder, before)
+    note(seconds=0.0, exit=None)  # which stays if this process is killed
     with (folder / OUTPUT).open("a") as output:
         done = subprocess.run(
             command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
         )
-    attempt = {"seconds": round(time.perf_counter() - start, 1), "exit": done.returncode}
-    (folder / ATTEMPTS).write_text(json.dumps([*attempts_in(folder), attempt]))
+    note(seconds=round(time.perf_counter() - start, 1), exit=done.returncode)
+
+
+def note_attempt(folder: Path, before: list[dict[str, Any]], **attempt: Any) -> None:
+    """
+    Store that a run has been started.
+
+    :param folder: of the run
+    :param before: earlier attempts
+    :param attempt: seconds and exit status
+    """
+    (folder / ATTEMPTS).write_text(json.dumps([*before, attempt]))
 
 
 def attempts_in(folder: Path) -> list[dict[str, Any]]:
@@ -266,12 +279,12 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     :param folder: of all runs
     :return: what is stored of it
     """
-    th.set_num_threads(1)
     folder = folder / run.name
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RESULT).is_file():
         train(run, folder)
-        result = measure(run, folder)
+        with MEASURING:
+            result = measure(run, folder)
         if "failure" in result:  # to be tried again
             return result
         (folder / RESULT).write_text(json.dumps(result))
@@ -324,16 +337,15 @@ def execute(runs: list[Run], folder: Path, jobs: int) -> None:
     :param folder: of all runs
     :param jobs: how many at a time
     """
-    ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the trainings get it too, and save
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=ignore) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(carry_out, run, folder) for run in runs]
         try:
             for future in tqdm(as_completed(futures), total=len(runs), unit="run"):
                 result = future.result()
                 outcome = result.get("failure") or f"{result['mean']:.1f} +/- {result['std']:.1f}"
                 spent = f"{result['seconds']:.0f} s"
-                tqdm.write(f"{result['label']} {result['env']} seed {result['seed']}: {outcome} ({spent})")
-        except KeyboardInterrupt:
+                tqdm.write(f"{result['label']} {result['env']} seed {result['seed']}: {outcome} ({spent})", sys.stderr)
+        except KeyboardInterrupt:  # the trainings get it too
             print("Interrupted: what runs saves itself first, and goes on when the same command is run again.")
             pool.shutdown(cancel_futures=True)
             raise SystemExit(130) from None
@@ -348,6 +360,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for logs and checkpoints")
     parser.add_argument("--collect", action="store_true", help="run nothing, gather what is there")
     args = parser.parse_args()
+    th.set_num_threads(1)
     plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
     runs, folder = list(runs_of(plan)), args.folder.resolve()
     if not args.collect:
