@@ -250,7 +250,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "settings": run.settings,
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "attempts": attempts,
-        "made_with": environment(),
+        "made_with": {key: value for key, value in environment().items() if key != "command"},
     }
     algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
     last_line = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1]
