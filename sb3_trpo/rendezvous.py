@@ -40,6 +40,7 @@ class Group:
             )
         if cls.has_ended:
             raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
+        import torch.distributed.nn  # noqa: F401  # its functions' defaults keep the group that they meet, and with it gloo's threads
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 

@@ -1,4 +1,7 @@
 import hashlib
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -6,10 +9,11 @@ from fractions import Fraction
 import gymnasium as gym
 import numpy as np
 import pytest
+import ranks
 import torch as th
 import torch.distributed as dist
 from hypothesis import given, strategies as st
-from ranks import RankFailedError, in_ranks
+from ranks import RankFailedError, free_port, in_ranks
 
 from sb3_trpo.distributed import (
     ALONE,
@@ -449,3 +453,27 @@ def test_ranks_meet_anew_in_a_store_that_still_knows_the_dead():
             (word,) = {*pool.map(lambda rank: _meet(store, rank, 3), range(3))}
         words.append(word)
     assert len({*words}) == 3
+
+
+PART = """
+import weakref
+import torch.distributed as dist
+from sb3_trpo import TRPO
+from sb3_trpo.rendezvous import Group
+
+TRPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, distributed=True).learn(8)
+group = weakref.ref(dist.group.WORLD)
+assert group() is not None
+Group.leave()
+assert group() is None, "something keeps the process group"
+"""
+
+
+def test_nothing_keeps_the_process_group_after_the_end():
+    """Else gloo's threads outlive the interpreter, and now and then abort the process."""
+    # a process of its own: whether the group is kept depends on what is imported before it is made
+    variables = os.environ | ranks.launched(0, 1, free_port())
+    result = subprocess.run(
+        [sys.executable, "-c", PART], env=variables, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
