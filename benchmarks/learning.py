@@ -213,14 +213,15 @@ def attempts_in(folder: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text()) if file.is_file() else []
 
 
-def learning_curve(folder: str, n_timesteps: int) -> list[list[float]]:
+def learning_curve(folder: str, n_timesteps: int, is_whole: bool) -> list[list[float]]:
     """
     Summarise the training episodes.
 
     :param folder: with files of Monitor
     :param n_timesteps: of the whole run
-    :return: timesteps, mean return of the last 100 episodes (fewer at first) and seconds since the start; points before the
-        end of the first episode are left out
+    :param is_whole: whether the run was never interrupted; if it was, Monitor's times count the pause
+    :return: timesteps, mean return of the last 100 episodes (fewer at first) and, of a whole run, seconds since the start;
+        points before the end of the first episode are left out
     """
     episodes = load_results(folder)
     ends, returns, seconds = episodes["l"].cumsum().to_numpy(), episodes["r"].to_numpy(), episodes["t"].to_numpy()
@@ -229,7 +230,7 @@ def learning_curve(folder: str, n_timesteps: int) -> list[list[float]]:
         until = int(np.searchsorted(ends, step, side="right"))
         if until:
             mean = float(returns[max(0, until - WINDOW) : until].mean())
-            points.append([int(step), round(mean, 3), round(float(seconds[until - 1]), 1)])
+            points.append([int(step), round(mean, 3), *([round(float(seconds[until - 1]), 1)] if is_whole else [])])
     return points
 
 
@@ -267,7 +268,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns)),
         "returns": [round(each, 3) for each in returns],
-        "curve": learning_curve(logs, run.settings["n_timesteps"]),
+        "curve": learning_curve(logs, run.settings["n_timesteps"], is_whole=len(attempts) == 1),
     }
 
 
@@ -363,9 +364,11 @@ def main() -> None:
     th.set_num_threads(1)
     plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
     runs, folder = list(runs_of(plan)), args.folder.resolve()
-    if not args.collect:
-        execute([run for run in runs if not args.only or {run.env, run.label} & set(args.only)], folder, args.jobs)
-    write(args.plan, plan, results_of(runs, folder))
+    try:
+        if not args.collect:
+            execute([run for run in runs if not args.only or {run.env, run.label} & set(args.only)], folder, args.jobs)
+    finally:  # after an interrupt too
+        write(args.plan, plan, results_of(runs, folder))
 
 
 if __name__ == "__main__":

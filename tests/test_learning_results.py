@@ -79,12 +79,14 @@ def test_curve_averages_the_last_hundred_episodes_of_all_envs(learning, tmp_path
     for env in range(2):  # episodes of 10 steps, in turn
         lines = [f"{returns[2 * i + env]},10,{2 * i + env + 1}" for i in range(150)]
         (tmp_path / f"{env}.monitor.csv").write_text(MONITOR + "\n".join(lines) + "\n")
-    curve = learning.learning_curve(str(tmp_path), 3000)
+    curve = learning.learning_curve(str(tmp_path), 3000, is_whole=True)
     assert [point[0] for point in curve] == [75 * i for i in range(1, 41)]
     for steps, mean, seconds in curve:
         finished = steps // 10
         assert mean == pytest.approx(returns[max(0, finished - 100) : finished].mean(), abs=1e-3)
         assert seconds == finished
+    resumed = learning.learning_curve(str(tmp_path), 3000, is_whole=False)  # its clock has counted the pause
+    assert resumed == [point[:2] for point in curve]
 
 
 def test_failed_runs_are_counted_and_not_averaged(report):
