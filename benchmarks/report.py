@@ -406,8 +406,8 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> str:
 
 PROTOCOL = (
     "The final policy plays 20 deterministic episodes for the raw rewards, in an environment seeded with 1000 + the run's "
-    "seed (sb3-contrib's in 5 environments, seeded from there on). Every run that was started counts; seeds are not those that "
-    "the settings were tuned with."
+    "seed (sb3-contrib's in 5 environments, seeded from there on). Every run that was started counts; its seed is none that "
+    "settings were tuned with."
 )
 
 
