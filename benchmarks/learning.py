@@ -15,39 +15,33 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import rl_zoo3
-import sb3_contrib
 import torch as th
 import yaml
 from environment import RESULTS, environment
 from huggingface_sb3 import EnvironmentName
+from plans import ALGORITHMS, PLANS, Run, runs_of
 from rl_zoo3.utils import get_model_path
-from stable_baselines3 import A2C, DDPG, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import load_results
 from tqdm import tqdm
 
-import sb3_trpo
-from sb3_trpo.zoo import config_file, final_returns
+from sb3_trpo.zoo import final_returns
 
 ROOT = Path(__file__).parent.parent
-PLANS = Path(__file__).parent / "plans"
 EPISODES = 20
 POINTS = 40
 """Of a training curve."""
@@ -58,104 +52,6 @@ EVALUATION_SEED = 1000
 MEASURING = Lock()
 """Evaluations share this process and its standard output."""
 SETTINGS, ATTEMPTS, RESULT, OUTPUT = "settings.yml", "attempts.json", "result.json", "output.txt"
-
-
-def rl_zoo_file(name: str) -> Path:
-    """
-    Find settings that come with RL Zoo.
-
-    :param name: of an algorithm
-    :return: the YAML file
-    """
-    return Path(rl_zoo3.__file__).parent / "hyperparams" / f"{name}.yml"
-
-
-class Algorithm(NamedTuple):
-    """
-    What trains.
-
-    :param command: a module and its first arguments
-    :param name: that RL Zoo knows it by
-    :param model: its class
-    :param settings: file with its settings by environment
-    :param resumes: whether a killed run can go on; otherwise it starts again
-    """
-
-    command: tuple[str, ...]
-    name: str
-    model: type[BaseAlgorithm]
-    settings: Path
-    resumes: bool
-
-
-ALGORITHMS = {
-    "trpo": Algorithm(("sb3_trpo.zoo", "train"), "trpo", sb3_trpo.TRPO, config_file("trpo"), True),
-    "sb3-contrib": Algorithm(("rl_zoo3.train",), "trpo", sb3_contrib.TRPO, rl_zoo_file("trpo"), False),
-    "ppo": Algorithm(("sb3_trpo.zoo", "train"), "ppo", PPO, rl_zoo_file("ppo"), True),
-    "a2c": Algorithm(("sb3_trpo.zoo", "train"), "a2c", A2C, rl_zoo_file("a2c"), True),
-    "ddpg": Algorithm(("sb3_trpo.zoo", "train"), "ddpg", DDPG, rl_zoo_file("ddpg"), False),
-}
-
-
-class Run(NamedTuple):
-    """
-    One training.
-
-    :param algorithm: key of ``ALGORITHMS``
-    :param label: what tells its settings from others in the plan
-    :param env: ID of the task
-    :param seed: of the training
-    :param settings: as in RL Zoo's files, ``n_timesteps`` among them
-    """
-
-    algorithm: str
-    label: str
-    env: str
-    seed: int
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Its folder: runs with other settings have another."""
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.algorithm}/{self.env}-seed{self.seed}-{digest}"
-
-
-def settings_for(algorithm: str, env: str) -> dict[str, Any]:
-    """
-    Look settings up. RL Zoo's end with MuJoCo's -v4, which the -v5 then share, and some tasks have none but the defaults.
-
-    :param algorithm: key of ``ALGORITHMS``
-    :param env: ID of the task
-    :return: as in the file
-    :raises KeyError: if the file has none for the task
-    """
-    known = yaml.safe_load(ALGORITHMS[algorithm].settings.read_text())
-    for name in (env, env.replace("-v5", "-v4")):
-        if name in known:
-            return known[name]
-    raise KeyError(
-        f"{ALGORITHMS[algorithm].settings.name} has no settings for {env}: add them there, or `settings` to the plan, "
-        "with at least `policy` and `n_timesteps`."
-    )
-
-
-def runs_of(plan: dict[str, Any]) -> Iterator[Run]:
-    """
-    Read a plan.
-
-    :param plan: of ``benchmarks/plans``: ``seeds``, and ``runs`` with ``algorithm``, ``envs`` and optionally ``label``,
-        ``seeds`` of their own and ``settings``, which replace single ones of the file or, with ``alone``, all
-    :return: the runs, all tasks with the first seed first
-    """
-    runs = []
-    for entry in plan["runs"]:
-        algorithm, given = entry["algorithm"], plan.get("settings", {}) | entry.get("settings", {})
-        for env in entry["envs"]:
-            found = {} if entry.get("alone") else settings_for(algorithm, env)
-            seeds = entry.get("seeds", plan.get("seeds"))
-            runs += [Run(algorithm, entry.get("label", algorithm), env, seed, found | given) for seed in seeds]
-    return iter(sorted(runs, key=lambda run: run.seed))
 
 
 def train(run: Run, folder: Path) -> None:

@@ -3,14 +3,13 @@ Tables and figures from the learning runs in ``results/learning``; trains nothin
 
     python benchmarks/report.py
 
-Tables go to ``results/learning/report.md``, figures beside it. Intervals are 95 % percentile intervals of a bootstrap with
-10,000 resamples, stratified by task, by rliable (Agarwal et al. 2021); IQM is the mean of the middle half of the runs.
+Tables go to ``results/learning/report.md``, figures beside it; ``study.py`` says what their intervals are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +17,20 @@ import matplotlib as mpl
 import numpy as np
 from environment import RESULTS
 from matplotlib.figure import Figure
-from rliable import library as rly, metrics
-from scipy.stats import trim_mean
+from study import (
+    OURS,
+    PEER,
+    Study,
+    aggregates,
+    curves,
+    intervals,
+    iqm,
+    normalised,
+    probability_of_improvement,
+    seconds_to_reach,
+)
 
 FOLDER = RESULTS / "learning"
-RESAMPLES = 10_000
-OURS, PEER = "sb3_trpo", "sb3-contrib"
-NAMES = {"trpo": OURS, "ppo": "PPO", "a2c": "A2C", "ddpg": "DDPG"}
 COLOURS = {OURS: "C0", PEER: "C1", "PPO": "C2", "A2C": "C3", "DDPG": "C4"}
 
 
@@ -69,63 +75,6 @@ RL_ZOO = {
     "ReacherBulletEnv-v0": 14.7,
 }
 """RL Zoo's benchmark.md, algorithm trpo: one run each, LunarLander as -v2."""
-
-
-class Study:
-    """
-    Results of runs, by task and method.
-
-    :param rows: from ``results/learning/*.json``; failed runs have no ``mean``
-    """
-
-    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        self._rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for row in rows:
-            self._rows.setdefault((row["env"], NAMES.get(row["label"], row["label"])), []).append(row)
-
-    def runs(self, env: str, method: str) -> list[Mapping[str, Any]]:
-        """Give the runs that have finished."""
-        return [row for row in self._rows.get((env, method), []) if "mean" in row]
-
-    def failures(self, env: str, method: str) -> int:
-        """Count the runs that have not."""
-        return len(self._rows.get((env, method), [])) - len(self.runs(env, method))
-
-    def scores(self, env: str, method: str) -> np.ndarray:
-        """Give the final mean return of each run."""
-        return np.array([row["mean"] for row in self.runs(env, method)])
-
-    def envs(self, *methods: str) -> list[str]:
-        """Give the tasks that all these methods have been tried on, in the order of the results."""
-        return list(dict.fromkeys(env for env, _ in self._rows if all(self.runs(env, method) for method in methods)))
-
-    def methods(self, env: str) -> list[str]:
-        """Give the methods that a task has been tried with."""
-        return [method for tried, method in self._rows if tried == env and self.runs(env, method)]
-
-
-def iqm(scores: np.ndarray) -> np.ndarray:
-    """
-    Average the middle half of all runs on all tasks.
-
-    :param scores: (runs, tasks, points)
-    :return: (points,)
-    """
-    return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25, axis=0)
-
-
-def intervals(of: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
-    """
-    Estimate statistics.
-
-    :param of: gives them for arrays like ``scores``
-    :param scores: (runs, tasks, ...) of each method that they compare
-    :return: (3, statistics): values, lower and upper ends of the 95 % intervals
-    """
-    points, ends = rly.get_interval_estimates(
-        {"": scores if len(scores) > 1 else scores[0]}, of, reps=RESAMPLES, random_state=np.random.RandomState(0)
-    )
-    return np.vstack([points[""], ends[""]])
 
 
 def number(value: float) -> str:
@@ -233,29 +182,6 @@ def rl_zoo_table(study: Study) -> str:
     return table(("task", "ours (runs)", "RL Zoo (one run)", ""), rows)
 
 
-def normalised(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
-    """
-    Divide returns by the mean of sb3-contrib's, task by task.
-
-    :param study: the results
-    :param envs: tasks on which sb3-contrib's mean is positive, and as many runs on each
-    :param method: the method
-    :return: (runs, tasks)
-    """
-    columns = [study.scores(env, method) / study.scores(env, PEER).mean() for env in envs]
-    return np.stack([column[: min(map(len, columns))] for column in columns], axis=1)
-
-
-def aggregates(scores: np.ndarray) -> np.ndarray:
-    """
-    Give the statistics that rliable recommends.
-
-    :param scores: (runs, tasks)
-    :return: IQM, median, mean
-    """
-    return np.array([of(scores) for of in (metrics.aggregate_iqm, metrics.aggregate_median, metrics.aggregate_mean)])
-
-
 def aggregate(study: Study, envs: list[str]) -> str:
     """
     Compare with sb3-contrib over all tasks.
@@ -271,33 +197,6 @@ def aggregate(study: Study, envs: list[str]) -> str:
         for row, name in enumerate(("IQM", "median of the tasks' means", "mean"))
     ]
     return table((f"of {len(envs)} tasks", f"{OURS}, {len(ours)} runs each", f"{PEER}, {len(peer)} runs each"), rows)
-
-
-def probability_of_improvement(study: Study, env: str) -> np.ndarray:
-    """
-    Estimate how likely a run of ours ends above one of sb3-contrib's (Agarwal et al. 2021, section 4).
-
-    :param study: the results
-    :param env: the task
-    :return: (3,): the probability and its 95 % interval
-    """
-    pair = (study.scores(env, method)[:, None] for method in (OURS, PEER))
-    return intervals(lambda ours, peer: np.array([metrics.probability_of_improvement(ours, peer)]), *pair)[:, 0]
-
-
-def curves(study: Study, env: str, method: str) -> np.ndarray:
-    """
-    Give learning curves on a common grid.
-
-    :param study: the results
-    :param env: the task
-    :param method: the method
-    :return: (runs, points, 3): timesteps, mean return of the last 100 training episodes, seconds where they have been stored;
-        only the points that all runs have
-    """
-    rows = [np.array([(*point, np.nan)[:3] for point in row["curve"]]) for row in study.runs(env, method) if row["curve"]]
-    shared = set.intersection(*(set(row[:, 0]) for row in rows)) if rows else set()
-    return np.array([row[np.isin(row[:, 0], list(shared))] for row in rows])
 
 
 def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool = False) -> None:
@@ -349,17 +248,6 @@ def draw_improvement(study: Study, envs: list[str], file: Path) -> None:
             yticks=range(len(envs)), yticklabels=envs[::-1], xlim=(-0.02, 1.02), xlabel=f"P(a run of {OURS} > one of {PEER})"
         )
         figure.savefig(file, dpi=110)
-
-
-def seconds_to_reach(run: Mapping[str, Any], level: float) -> float | None:
-    """
-    Say when a run's training return first was at a level.
-
-    :param run: its result
-    :param level: a return
-    :return: seconds since its start, ``None`` if never
-    """
-    return next((seconds for _, value, seconds in run["curve"] if value >= level), None)
 
 
 def wall_clock(study: Study, envs: Iterable[str]) -> str:

@@ -17,9 +17,21 @@ def learning(monkeypatch):
 
 
 @pytest.fixture
+def plans(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("plans")
+
+
+@pytest.fixture
 def report(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module("report")
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("study")
 
 
 def row(env, label, seed, mean=None, curve=()):
@@ -27,21 +39,19 @@ def row(env, label, seed, mean=None, curve=()):
     return {"env": env, "label": label, "seed": seed, "seconds": 60.0, **finished}
 
 
-def test_every_plan_has_settings_for_its_runs(learning):
-    for file in learning.PLANS.glob("*.yml"):
-        for run in learning.runs_of(yaml.safe_load(file.read_text())):
+def test_every_plan_has_settings_for_its_runs(plans):
+    for file in plans.PLANS.glob("*.yml"):
+        for run in plans.runs_of(yaml.safe_load(file.read_text())):
             assert run.settings["n_timesteps"] > 0, (file, run)
 
 
-def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning):
+def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning, plans):
     tuning = {row["seed"] for row in json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]}
     for name in ("mujoco", "rl_zoo"):
-        assert not tuning & {
-            run.seed for run in learning.runs_of(yaml.safe_load((learning.PLANS / f"{name}.yml").read_text()))
-        }
+        assert not tuning & {run.seed for run in plans.runs_of(yaml.safe_load((plans.PLANS / f"{name}.yml").read_text()))}
 
 
-def test_a_plan_replaces_settings_and_shares_those_of_another_version(learning):
+def test_a_plan_replaces_settings_and_shares_those_of_another_version(plans):
     plan = {
         "seeds": [1, 0],
         "settings": {"n_timesteps": 64},
@@ -50,27 +60,27 @@ def test_a_plan_replaces_settings_and_shares_those_of_another_version(learning):
             {"algorithm": "trpo", "label": "wide", "envs": ["Swimmer-v5"], "settings": {"n_timesteps": 32}, "seeds": [7]},
         ],
     }
-    runs = list(learning.runs_of(plan))
+    runs = list(plans.runs_of(plan))
     assert [(run.label, run.env, run.seed) for run in runs] == [
         ("ppo", "HalfCheetah-v5", 0),
         ("ppo", "HalfCheetah-v5", 1),
         ("wide", "Swimmer-v5", 7),
     ]
-    theirs = yaml.safe_load(learning.rl_zoo_file("ppo").read_text())["HalfCheetah-v4"]
+    theirs = yaml.safe_load(plans.rl_zoo_file("ppo").read_text())["HalfCheetah-v4"]
     assert runs[0].settings == theirs | {"n_timesteps": 64}
     assert runs[2].settings["n_timesteps"] == 32
 
 
-def test_runs_with_other_settings_have_another_folder(learning):
-    run = learning.Run("trpo", "trpo", "Hopper-v5", 0, {"gamma": 0.99})
+def test_runs_with_other_settings_have_another_folder(plans):
+    run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"gamma": 0.99})
     names = {run.name, run._replace(seed=1).name, run._replace(settings={"gamma": 0.9}).name}
     assert len(names) == 3
     assert run._replace(label="other").name == run.name
 
 
-def test_settings_that_are_nowhere_are_named(learning):
+def test_settings_that_are_nowhere_are_named(plans):
     with pytest.raises(KeyError, match=r"ppo.yml has no settings for Nowhere-v5.*policy"):
-        learning.settings_for("ppo", "Nowhere-v5")
+        plans.settings_for("ppo", "Nowhere-v5")
 
 
 def test_curve_averages_the_last_hundred_episodes_of_all_envs(learning, tmp_path):
@@ -89,45 +99,45 @@ def test_curve_averages_the_last_hundred_episodes_of_all_envs(learning, tmp_path
     assert resumed == [point[:2] for point in curve]
 
 
-def test_failed_runs_are_counted_and_not_averaged(report):
-    study = report.Study([row("Hopper-v5", "trpo", seed, 1000.0 * seed) for seed in range(4)] + [row("Hopper-v5", "trpo", 4)])
-    assert study.failures("Hopper-v5", report.OURS) == 1
-    cells = report.summary(study, "Hopper-v5", report.OURS)
+def test_failed_runs_are_counted_and_not_averaged(report, study):
+    results = study.Study([row("Hopper-v5", "trpo", seed, 1000.0 * seed) for seed in range(4)] + [row("Hopper-v5", "trpo", 4)])
+    assert results.failures("Hopper-v5", study.OURS) == 1
+    cells = report.summary(results, "Hopper-v5", study.OURS)
     assert cells[2:6] == ["4", "1", "1,500 +/- 1,291", "1,500"]
     assert cells[7] == "0.0 to 3,000"
 
 
-def test_interval_holds_its_estimate_and_the_iqm_ignores_outliers(report):
+def test_interval_holds_its_estimate_and_the_iqm_ignores_outliers(study):
     scores = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1000.0, 8.0]])[:, None]
-    values, low, high = report.intervals(report.iqm, scores)
+    values, low, high = study.intervals(study.iqm, scores)
     assert values.tolist() == [2.5, 0.0]
     assert (low <= values).all()
     assert (values <= high).all()
 
 
-def test_probability_of_improvement_counts_pairs(report):
+def test_probability_of_improvement_counts_pairs(study):
     rows = [row("Hopper-v5", "trpo", seed, float(mean)) for seed, mean in enumerate((1, 3, 5))]
     rows += [row("Hopper-v5", "sb3-contrib", seed, float(mean)) for seed, mean in enumerate((2, 4))]
-    probability, low, high = report.probability_of_improvement(report.Study(rows), "Hopper-v5")
+    probability, low, high = study.probability_of_improvement(study.Study(rows), "Hopper-v5")
     assert probability == pytest.approx(3 / 6)  # (3, 2), (5, 2) and (5, 4) of six pairs
     assert low <= probability <= high
 
 
-def test_targets_are_missed_as_well_as_met(report):
-    study = report.Study([row("Hopper-v5", "trpo", 0, 3500.0), row("Walker2d-v5", "trpo", 0, 3500.0)])
-    hopper, walker = report.against(study, report.MARKS).splitlines()[2:]
+def test_targets_are_missed_as_well_as_met(report, study):
+    results = study.Study([row("Hopper-v5", "trpo", 0, 3500.0), row("Walker2d-v5", "trpo", 0, 3500.0)])
+    hopper, walker = report.against(results, report.MARKS).splitlines()[2:]
     assert hopper.endswith("| met |")
     assert walker.endswith("| missed |")
 
 
-def test_time_to_a_level_is_that_of_the_first_point_there(report):
+def test_time_to_a_level_is_that_of_the_first_point_there(study):
     curve = [[100, 1.0, 10.0], [200, 5.0, 20.0], [300, 4.0, 30.0]]
-    assert report.seconds_to_reach({"curve": curve}, 4.5) == 20.0
-    assert report.seconds_to_reach({"curve": curve}, 6.0) is None
+    assert study.seconds_to_reach({"curve": curve}, 4.5) == 20.0
+    assert study.seconds_to_reach({"curve": curve}, 6.0) is None
 
 
-def test_returns_are_divided_by_the_mean_of_the_peer(report):
+def test_returns_are_divided_by_the_mean_of_the_peer(study):
     rows = [row("A-v0", "trpo", seed, 10.0 + seed) for seed in range(3)] + [
         row("A-v0", "sb3-contrib", seed, 4.0 + 2 * seed) for seed in (0, 1)
     ]
-    np.testing.assert_allclose(report.normalised(report.Study(rows), ["A-v0"], report.OURS)[:, 0], [2.0, 2.2, 2.4])
+    np.testing.assert_allclose(study.normalised(study.Study(rows), ["A-v0"], study.OURS)[:, 0], [2.0, 2.2, 2.4])
