@@ -39,6 +39,10 @@ def row(env, label, seed, mean=None, curve=()):
     return {"env": env, "label": label, "seed": seed, "seconds": 60.0, **finished}
 
 
+def runs_of(plans, name):
+    return plans.runs_of(yaml.safe_load((plans.PLANS / f"{name}.yml").read_text()))
+
+
 def test_every_plan_has_settings_for_its_runs(plans):
     for file in plans.PLANS.glob("*.yml"):
         for run in plans.runs_of(yaml.safe_load(file.read_text())):
@@ -46,9 +50,10 @@ def test_every_plan_has_settings_for_its_runs(plans):
 
 
 def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning, plans):
-    tuning = {row["seed"] for row in json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]}
-    for name in ("mujoco", "rl_zoo"):
-        assert not tuning & {run.seed for run in plans.runs_of(yaml.safe_load((plans.PLANS / f"{name}.yml").read_text()))}
+    tuned = json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]
+    seen = {(row["env"], row["seed"]) for row in tuned} | {(run.env, run.seed) for run in runs_of(plans, "superseded")}
+    for name in ("mujoco", "rl_zoo", "pybullet"):
+        assert not seen & {(run.env, run.seed) for run in runs_of(plans, name)}
 
 
 def test_a_plan_replaces_settings_and_shares_those_of_another_version(plans):

@@ -61,7 +61,7 @@ def test_training_uses_our_class_and_our_settings(trained):
     model = TRPO.load(trained / "CartPole-v1.zip")
     settings = OURS["CartPole-v1"]
     assert model.policy_class.__module__ == "sb3_trpo.policies"
-    assert (model.n_steps, model.cg_damping, model.n_envs) == (settings["n_steps"], settings["cg_damping"], settings["n_envs"])
+    assert (model.n_steps, model.batch_size, model.n_envs) == (settings["n_steps"], settings["batch_size"], settings["n_envs"])
     assert model.n_critic_updates == 2
     assert {path.name for path in trained.iterdir()} >= {"best_model.zip", "rl_model_1000_steps.zip", "evaluations.npz"}
 
@@ -196,7 +196,7 @@ def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, mon
     assert model.batch_size <= model.n_steps * OURS_LSTM[env].get("n_envs", 1)
 
 
-TUNED = {"MountainCar-v0", "MountainCarContinuous-v0", "LunarLander-v3", "BipedalWalker-v3"}
+TUNED = {"CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "LunarLander-v3", "BipedalWalker-v3"}
 
 
 @pytest.mark.parametrize("env", sorted(RL_ZOO.keys() - MUJOCO - TUNED))
