@@ -229,7 +229,7 @@ def checkpointed(folder) -> str:
 
 
 def test_a_training_that_was_stopped_goes_on_in_its_folder_with_its_seed(run_zoo, tmp_path, monkeypatch):
-    common = ("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 4096, "--eval-freq", 1000)
+    common = ("train", "--algo", "trpo", "--env", "CartPole-v1", "-n", 8192, "--eval-freq", 1000)
     run_zoo(*common, "--seed", 5, "-f", tmp_path / "whole")
     pieces = (*common, "-f", tmp_path / "pieces", "-params", checkpointed(tmp_path / "runs" / "{env}"))
     train, updates = TRPO.train, []
