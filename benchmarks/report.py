@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from environment import RESULTS
-from matplotlib.figure import Figure
+from learning_pictures import draw_curves, draw_improvement
 from study import (
     OURS,
     PEER,
     Study,
     aggregates,
-    curves,
     intervals,
     iqm,
     normalised,
-    probability_of_improvement,
     seconds_to_reach,
 )
 
 FOLDER = RESULTS / "learning"
-COLOURS = {OURS: "C0", PEER: "C1", "PPO": "C2", "A2C": "C3", "DDPG": "C4"}
 
 
 class Mark(NamedTuple):
@@ -199,57 +194,6 @@ def aggregate(study: Study, envs: list[str]) -> str:
     return table((f"of {len(envs)} tasks", f"{OURS}, {len(ours)} runs each", f"{PEER}, {len(peer)} runs each"), rows)
 
 
-def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool = False) -> None:
-    """
-    Draw training returns of all methods, with the IQM over runs and its 95 % interval, a panel for each task.
-
-    :param study: the results
-    :param envs: the tasks
-    :param file: the picture
-    :param against_seconds: whether the abscissa is the mean wall-clock time instead of timesteps
-    """
-    columns = min(3, len(envs))
-    lines = -(-len(envs) // columns)
-    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False).flat
-        for panel, env in zip(panels, envs, strict=False):
-            for method in study.methods(env):
-                runs = curves(study, env, method)
-                abscissa = runs[:, :, 2 if against_seconds else 0].mean(0) if runs.size else np.array([np.nan])
-                if not np.isnan(abscissa).any():
-                    middle, low, high = intervals(iqm, runs[:, None, :, 1])
-                    panel.plot(abscissa, middle, color=COLOURS[method], label=f"{method} ({len(runs)})")
-                    panel.fill_between(abscissa, low, high, color=COLOURS[method], alpha=0.2, lw=0)
-            panel.set(title=env, xlabel="seconds" if against_seconds else "timesteps", ylabel="training return")
-            panel.legend(fontsize="small")
-        for panel in panels:
-            panel.remove()
-        figure.savefig(file, dpi=110)
-
-
-def draw_improvement(study: Study, envs: list[str], file: Path) -> None:
-    """
-    Draw the probability of improvement over sb3-contrib.
-
-    :param study: the results
-    :param envs: the tasks
-    :param file: the picture
-    """
-    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(6, 0.5 + 0.45 * len(envs)), layout="constrained")
-        axes = figure.subplots()
-        for row, env in enumerate(reversed(envs)):
-            point, low, high = probability_of_improvement(study, env)
-            axes.plot([low, high], [row, row], color="C0", lw=6, alpha=0.4, solid_capstyle="butt")
-            axes.plot(point, row, "o", color="C0")
-        axes.axvline(0.5, color="black", lw=1)
-        axes.set(
-            yticks=range(len(envs)), yticklabels=envs[::-1], xlim=(-0.02, 1.02), xlabel=f"P(a run of {OURS} > one of {PEER})"
-        )
-        figure.savefig(file, dpi=110)
-
-
 def wall_clock(study: Study, envs: Iterable[str]) -> str:
     """
     Compare the time to the training return that sb3-contrib ends with, of runs made side by side.
@@ -268,6 +212,19 @@ def wall_clock(study: Study, envs: Iterable[str]) -> str:
         shown = ", ".join("never" if each is None else f"{each:.0f}" for each in reached)
         rows.append([env, number(level), f"{whole:.0f}", shown, share])
     return table(("task", f"{PEER}'s final training return", "its seconds", f"seconds of {OURS} to reach it", "ratio"), rows)
+
+
+def choices(study: Study) -> str:
+    """
+    Compare general choices for the constructor.
+
+    :param study: the results, with a method for each choice
+    :return: Markdown
+    """
+    envs = study.envs()
+    labels = list(dict.fromkeys(label for env in envs for label in study.methods(env)))
+    means = [[number(scores.mean()) if len(scores := study.scores(env, label)) else "" for label in labels] for env in envs]
+    return table(("task", *labels), ([env, *row] for env, row in zip(envs, means, strict=True)))
 
 
 def read(*names: str) -> list[dict[str, Any]]:
@@ -306,11 +263,14 @@ def main() -> None:
     compared = study.envs(OURS, PEER)
     effort = f"{PROTOCOL} Tuning: {spent(tuning)}, with other seeds; reported here: {spent(ours)}."
     timed = side_by_side.envs(OURS, PEER)
+    superseded, general = Study(read("superseded")), Study(read("defaults"))
     sections = {
         "Against what others have published, 1M steps": against(study, MARKS),
         "Against RL Zoo's runs of sb3-contrib's TRPO": rl_zoo_table(study),
         "All tasks together, returns divided by sb3-contrib's mean return": aggregate(study, compared),
         "Final returns": summaries(study, study.envs(OURS)),
+        "Final returns of settings that these runs have had changed": summaries(superseded, superseded.envs(OURS)),
+        "The constructor's defaults and other general choices, without normalisation, 2 runs each": choices(general),
         "Wall-clock time, runs made in turn on one machine": wall_clock(side_by_side, timed),
     }
     pictures = {
