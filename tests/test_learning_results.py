@@ -10,28 +10,21 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MONITOR = '#{"t_start": 0.0, "env_id": "X"}\nr,l,t\n'
 
 
-@pytest.fixture
-def learning(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("learning")
+def module(name):
+    @pytest.fixture(name=name)
+    def imported(monkeypatch):
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        return importlib.import_module(name)
+
+    return imported
 
 
-@pytest.fixture
-def plans(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("plans")
+learning, plans, report, study = map(module, ("learning", "plans", "report", "study"))
 
 
-@pytest.fixture
-def report(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("report")
-
-
-@pytest.fixture
-def study(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("study")
+@pytest.fixture(autouse=True)
+def few_resamples(study, monkeypatch):
+    monkeypatch.setattr(study, "RESAMPLES", 500)
 
 
 def row(env, label, seed, mean=None, curve=()):
