@@ -37,6 +37,7 @@ from huggingface_sb3 import EnvironmentName
 from plans import ALGORITHMS, PLANS, Run, runs_of
 from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.save_util import load_from_zip_file
 from tqdm import tqdm
 
 from sb3_trpo.zoo import final_returns
@@ -157,9 +158,10 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
             _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
         except (AssertionError, ValueError):  # RL Zoo's ways to say that there is no model
             return known | {"failure": f"exit status {exit_status}: {last_line}"}
-        returns, n_timesteps = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
-    if n_timesteps < run.settings["n_timesteps"]:
-        return known | {"failure": f"stopped at {n_timesteps} timesteps"}
+        n_timesteps = load_from_zip_file(model_file, device="cpu")[0]["num_timesteps"]
+        if n_timesteps < run.settings["n_timesteps"]:
+            return known | {"failure": f"stopped at {n_timesteps} timesteps"}
+        returns = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
     return known | {
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns)),

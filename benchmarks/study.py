@@ -126,6 +126,16 @@ def curves(study: Study, env: str, method: str) -> np.ndarray:
     return np.array([row[np.isin(row[:, 0], list(shared))] for row in rows])
 
 
+def uninterrupted(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """
+    Leave out runs whose curve has no clock.
+
+    :param rows: results
+    :return: those of runs that went through in one go
+    """
+    return [row for row in rows if row.get("curve") and len(row["curve"][-1]) == 3]
+
+
 def seconds_to_reach(run: Mapping[str, Any], level: float) -> float | None:
     """
     Say when a run's training return first was at a level.

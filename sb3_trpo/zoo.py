@@ -309,7 +309,7 @@ def install() -> None:
 
 def final_returns(
     algorithm: type[BaseAlgorithm], model_file: str, env: EnvironmentName, episodes: int, seed: int
-) -> tuple[list[float], int]:
+) -> list[float]:
     """
     Let the final policy of a run play, deterministically and for the raw rewards.
 
@@ -318,7 +318,7 @@ def final_returns(
     :param env: the environment's name
     :param episodes: how many to play
     :param seed: of the environment
-    :return: the return of each episode, and for how many timesteps the model had been trained
+    :return: the return of each episode
     """
     hyperparams, stats_path = get_saved_hyperparams(str(Path(model_file).parent / env), test_mode=True)
     test_env = create_test_env(
@@ -332,7 +332,7 @@ def final_returns(
     model = algorithm.load(model_file, device="cpu")
     returns, _ = evaluate(model, test_env, n_eval_episodes=episodes, return_episode_rewards=True)
     test_env.close()
-    return returns, model.num_timesteps
+    return list(returns)
 
 
 def report(arguments: Sequence[str] | None = None) -> None:
@@ -351,7 +351,7 @@ def report(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
-    returns, _ = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
+    returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
     picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
 
     run_id = run_folder.rsplit("_", 1)[-1]

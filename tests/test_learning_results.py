@@ -134,6 +134,11 @@ def test_time_to_a_level_is_that_of_the_first_point_there(study):
     assert study.seconds_to_reach({"curve": curve}, 6.0) is None
 
 
+def test_runs_without_a_clock_are_left_out_where_it_matters(study):
+    timed, resumed = row("A-v0", "trpo", 0, 1.0, [[100, 1.0, 10.0]]), row("A-v0", "trpo", 1, 1.0, [[100, 1.0]])
+    assert study.uninterrupted([timed, resumed, row("A-v0", "trpo", 2)]) == [timed]
+
+
 def test_returns_are_divided_by_the_mean_of_the_peer(study):
     rows = [row("A-v0", "trpo", seed, 10.0 + seed) for seed in range(3)] + [
         row("A-v0", "sb3-contrib", seed, 4.0 + 2 * seed) for seed in (0, 1)
