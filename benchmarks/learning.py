@@ -4,11 +4,13 @@ Learning: trains what a plan lists as a user would, several runs at a time on on
     python benchmarks/learning.py mujoco                             # benchmarks/plans/mujoco.yml, a run on each core
     python benchmarks/learning.py mujoco --jobs 2 --only Hopper-v5   # a part of it
     python benchmarks/learning.py mujoco --collect                   # no runs, only the results
+    python benchmarks/learning.py mujoco --afresh                    # those whose results are stored, too
 
-Finished runs are not repeated, interrupted ones go on: start the same command again. A run whose settings have changed is
-another run. Training is ``python -m sb3_trpo.zoo train`` with the settings of the plan, ``python -m rl_zoo3.train`` for
-sb3-contrib's TRPO. The final policy plays 20 deterministic episodes in an environment seeded with 1000 + the run's seed, for
-the raw rewards. Results go to ``results/learning``, as JSON and CSV; ``report.py`` tabulates and draws them.
+Finished runs are not repeated, interrupted ones go on: start the same command again. A run is finished if its result is in its
+folder or in ``results/learning``, whatever became of the folder. A run whose settings have changed is another run. Training is
+``python -m sb3_trpo.zoo train`` with the settings of the plan, ``python -m rl_zoo3.train`` for sb3-contrib's TRPO. The final
+policy plays 20 deterministic episodes in an environment seeded with 1000 + the run's seed, for the raw rewards. Results go to
+``results/learning``, as JSON and CSV; ``report.py`` tabulates and draws them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from functools import partial
@@ -190,21 +192,39 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULT).read_text()) | {"label": run.label}
 
 
-def results_of(runs: Iterable[Run], folder: Path) -> list[dict[str, Any]]:
+def stored(name: str) -> dict[str, dict[str, Any]]:
+    """
+    Read the results that a plan has so far.
+
+    :param name: of the plan
+    :return: by :attr:`Run.name`
+    """
+    file = RESULTS / "learning" / f"{name}.json"
+    results = json.loads(file.read_text())["results"] if file.is_file() else []
+    return {Run(*(result[field] for field in Run._fields)).name: result for result in results}
+
+
+def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Gather results.
 
     :param runs: of the plan
     :param folder: of all runs
+    :param before: results that have been stored, by :attr:`Run.name`, for runs without a folder
     :return: of those that have been started
     """
     results = []
     for run in runs:
         file = folder / run.name / RESULT
         if file.is_file():
-            results.append(json.loads(file.read_text()) | {"label": run.label})
+            result = json.loads(file.read_text())
         elif attempts_in(file.parent):
-            results.append(measure(run, file.parent))
+            result = measure(run, file.parent)
+        elif run.name in before:
+            result = before[run.name]
+        else:
+            continue
+        results.append(result | {"label": run.label})
     return results
 
 
@@ -258,15 +278,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="labels or environments, if not all are wanted now")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for logs and checkpoints")
     parser.add_argument("--collect", action="store_true", help="run nothing, gather what is there")
+    parser.add_argument(
+        "--afresh", action="store_true", help="repeat runs whose results are stored, unless their folder has one"
+    )
     args = parser.parse_args()
     th.set_num_threads(1)
     plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
-    runs, folder = list(runs_of(plan)), args.folder.resolve()
+    runs, folder, before = list(runs_of(plan)), args.folder.resolve(), stored(args.plan)
+    finished = set() if args.afresh else {name for name, result in before.items() if "failure" not in result}
+    wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
     try:
         if not args.collect:
-            execute([run for run in runs if not args.only or {run.env, run.label} & set(args.only)], folder, args.jobs)
+            execute([run for run in wanted if run.name not in finished], folder, args.jobs)
     finally:  # after an interrupt too
-        write(args.plan, plan, results_of(runs, folder))
+        write(args.plan, plan, results_of(runs, folder, before))
 
 
 if __name__ == "__main__":
