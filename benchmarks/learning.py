@@ -153,7 +153,7 @@ def measure(run: Run, folder: Path) -> dict[str, Any]:
         "made_with": {key: value for key, value in environment().items() if key != "command"},
     }
     algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
-    last_line = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1]
+    last_line = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1].replace(f"{folder}", ".")
     exit_status = attempts[-1]["exit"] if attempts else "none yet"
     with redirect_stdout(io.StringIO()):  # RL Zoo says which files it reads
         try:
