@@ -142,6 +142,11 @@ def test_targets_are_missed_as_well_as_met(report, study):
     assert walker.endswith("| missed |")
 
 
+def test_readme_shows_the_reports_table(report, study):
+    shown = report.against(study.Study(report.read("mujoco", "sb3_contrib")), report.MARKS)
+    assert shown in (BENCHMARKS.parent / "README.md").read_text()
+
+
 def test_time_to_a_level_is_that_of_the_first_point_there(study):
     curve = [[100, 1.0, 10.0], [200, 5.0, 20.0], [300, 4.0, 30.0]]
     assert study.seconds_to_reach({"curve": curve}, 4.5) == 20.0
