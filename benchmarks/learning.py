@@ -192,15 +192,14 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULT).read_text()) | {"label": run.label}
 
 
-def stored(name: str) -> dict[str, dict[str, Any]]:
+def stored() -> dict[str, dict[str, Any]]:
     """
-    Read the results that a plan has so far.
+    Read the results that there are, of all plans: a run may have moved from one to another.
 
-    :param name: of the plan
     :return: by :attr:`Run.name`
     """
-    file = RESULTS / "learning" / f"{name}.json"
-    results = json.loads(file.read_text())["results"] if file.is_file() else []
+    files = [RESULTS / "learning" / f"{plan.stem}.json" for plan in sorted(PLANS.glob("*.yml"))]
+    results = [result for file in files if file.is_file() for result in json.loads(file.read_text())["results"]]
     return {Run(*(result[field] for field in Run._fields)).name: result for result in results}
 
 
@@ -284,7 +283,7 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
-    runs, folder, before = list(runs_of(plan)), args.folder.resolve(), stored(args.plan)
+    runs, folder, before = list(runs_of(plan)), args.folder.resolve(), stored()
     finished = set() if args.afresh else {name for name, result in before.items() if "failure" not in result}
     wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
     try:

@@ -101,11 +101,12 @@ def test_results_outlive_the_folders_of_their_runs(learning, plans, tmp_path, mo
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
     runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in range(3)]
     first, second = ({**run._asdict(), "mean": 7.0 + run.seed, "std": 0.0, "seconds": 1.0} for run in runs[:2])
-    learning.write("some", {}, [first, second])
+    learning.write("mujoco", {}, [first])
+    learning.write("superseded", {}, [second])
     remade = tmp_path / "runs" / runs[1].name / learning.RESULT
     remade.parent.mkdir(parents=True)
     remade.write_text(json.dumps(second | {"mean": 9.0}))
-    known = learning.stored("some")
+    known = learning.stored()
     results = learning.results_of(runs, tmp_path / "runs", known)
     assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
