@@ -186,7 +186,7 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
         train(run, folder)
         with MEASURING:
             result = measure(run, folder)
-        if "failure" in result:  # to be tried again
+        if not is_finished(result):  # to be tried again
             return result
         (folder / RESULT).write_text(json.dumps(result))
     return json.loads((folder / RESULT).read_text()) | {"label": run.label}
@@ -203,27 +203,34 @@ def stored() -> dict[str, dict[str, Any]]:
     return {Run(*(result[field] for field in Run._fields)).name: result for result in results}
 
 
+def is_finished(result: Mapping[str, Any] | None) -> bool:
+    """
+    Tell whether a run is done.
+
+    :param result: what is stored of it, if anything
+    :return: whether its final policy has been evaluated
+    """
+    return result is not None and "failure" not in result
+
+
 def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """
     Gather results.
 
     :param runs: of the plan
     :param folder: of all runs
-    :param before: results that have been stored, by :attr:`Run.name`, for runs without a folder
+    :param before: results that have been stored, by :attr:`Run.name`; a finished one gives way to another finished one only
     :return: of those that have been started
     """
     results = []
     for run in runs:
-        file = folder / run.name / RESULT
+        file, result = folder / run.name / RESULT, before.get(run.name)
         if file.is_file():
             result = json.loads(file.read_text())
-        elif attempts_in(file.parent):
+        elif attempts_in(file.parent) and not is_finished(result):
             result = measure(run, file.parent)
-        elif run.name in before:
-            result = before[run.name]
-        else:
-            continue
-        results.append(result | {"label": run.label})
+        if result is not None:
+            results.append(result | {"label": run.label})
     return results
 
 
@@ -284,11 +291,11 @@ def main() -> None:
     th.set_num_threads(1)
     plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
     runs, folder, before = list(runs_of(plan)), args.folder.resolve(), stored()
-    finished = set() if args.afresh else {name for name, result in before.items() if "failure" not in result}
     wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
     try:
         if not args.collect:
-            execute([run for run in wanted if run.name not in finished], folder, args.jobs)
+            due = [run for run in wanted if args.afresh or not is_finished(before.get(run.name))]
+            execute(due, folder, args.jobs)
     finally:  # after an interrupt too
         write(args.plan, plan, results_of(runs, folder, before))
 

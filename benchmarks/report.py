@@ -262,7 +262,10 @@ def main() -> None:
     study, side_by_side = Study(ours + others), Study(uninterrupted(read("wall_clock")))
     superseded, general = Study(read("superseded")), Study(read("defaults"))
     compared, timed = study.envs(OURS, PEER), side_by_side.envs(OURS, PEER)
-    effort = f"Tuning: {spent(tuning)}, on other seeds. Reported: {spent(ours)}."
+    effort = (
+        f"Tuning, on other seeds: {spent(tuning)}, and about one core hour of runs whose results are lost. "
+        f"Reported: {spent(ours)}."
+    )
     sections = {
         "Against what others have published, 1M steps": (effort, against(study, MARKS)),
         "Against RL Zoo's runs of sb3-contrib's TRPO": (effort, rl_zoo_table(study)),

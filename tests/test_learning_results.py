@@ -42,6 +42,13 @@ def test_every_plan_has_settings_for_its_runs(plans):
             assert run.settings["n_timesteps"] > 0, (file, run)
 
 
+def test_no_run_is_in_two_plans(plans):
+    names = [
+        run.name for file in plans.PLANS.glob("*.yml") for run in {run.name: run for run in runs_of(plans, file.stem)}.values()
+    ]
+    assert len(names) == len(set(names))
+
+
 def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning, plans):
     tuned = json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]
     seen = {(row["env"], row["seed"]) for row in tuned} | {(run.env, run.seed) for run in runs_of(plans, "superseded")}
@@ -97,19 +104,37 @@ def test_curve_averages_the_last_hundred_episodes_of_all_envs(learning, tmp_path
     assert resumed == [point[:2] for point in curve]
 
 
+def result_of(run, **outcome):
+    return {**run._asdict(), "std": 0.0, "seconds": 1.0, **outcome}
+
+
 def test_results_outlive_the_folders_of_their_runs(learning, plans, tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
-    runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in range(3)]
-    first, second = ({**run._asdict(), "mean": 7.0 + run.seed, "std": 0.0, "seconds": 1.0} for run in runs[:2])
-    learning.write("mujoco", {}, [first])
-    learning.write("superseded", {}, [second])
-    remade = tmp_path / "runs" / runs[1].name / learning.RESULT
-    remade.parent.mkdir(parents=True)
-    remade.write_text(json.dumps(second | {"mean": 9.0}))
+    runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in range(4)]
+    learning.write("mujoco", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], mean=7.0)])
+    learning.write("superseded", {}, [result_of(runs[2], mean=7.0)])
+    remade, interrupted = (tmp_path / "runs" / run.name for run in runs[1:3])
+    remade.mkdir(parents=True)
+    (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
+    interrupted.mkdir()
+    learning.note_attempt(interrupted, [], seconds=0.0, exit=None)
     known = learning.stored()
     results = learning.results_of(runs, tmp_path / "runs", known)
-    assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0)]
+    assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
+
+
+@pytest.mark.parametrize(("options", "due"), [([], [1, 2]), (["--afresh"], [0, 1, 2]), (["--collect"], None)])
+def test_finished_runs_are_not_repeated_unless_asked_for(learning, plans, tmp_path, monkeypatch, options, due):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    runs = list(runs_of(plans, "pybullet"))[:3]
+    monkeypatch.setattr(learning, "runs_of", lambda plan: iter(runs))
+    learning.write("pybullet", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], failure="stopped at 64 timesteps")])
+    started = []
+    monkeypatch.setattr(learning, "execute", lambda runs, folder, jobs: started.append(runs))
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs"), *options])
+    learning.main()
+    assert started == ([[runs[each] for each in due]] if due is not None else [])
 
 
 def test_failed_runs_are_counted_and_not_averaged(report, study):
