@@ -258,7 +258,7 @@ PROTOCOL = (
 
 def main() -> None:
     """Write the report."""
-    ours, others, tuning = read("mujoco", "rl_zoo"), read("sb3_contrib", "baselines"), read("tuning", "superseded")
+    ours, others, tuning = read("mujoco", "rl_zoo"), read("sb3_contrib", "baselines"), read("tuning", "superseded", "defaults")
     study, side_by_side = Study(ours + others), Study(uninterrupted(read("wall_clock")))
     superseded, general = Study(read("superseded")), Study(read("defaults"))
     compared, timed = study.envs(OURS, PEER), side_by_side.envs(OURS, PEER)

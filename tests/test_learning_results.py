@@ -51,7 +51,8 @@ def test_no_run_is_in_two_plans(plans):
 
 def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning, plans):
     tuned = json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]
-    seen = {(row["env"], row["seed"]) for row in tuned} | {(run.env, run.seed) for run in runs_of(plans, "superseded")}
+    seen = {(row["env"], row["seed"]) for row in tuned}
+    seen |= {(run.env, run.seed) for name in ("superseded", "defaults") for run in runs_of(plans, name)}
     for name in ("mujoco", "rl_zoo", "pybullet"):
         assert not seen & {(run.env, run.seed) for run in runs_of(plans, name)}
 
