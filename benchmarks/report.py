@@ -224,8 +224,9 @@ def choices(study: Study) -> str:
     """
     envs = study.envs()
     labels = list(dict.fromkeys(label for env in envs for label in study.methods(env)))
-    means = [[number(scores.mean()) if len(scores := study.scores(env, label)) else "" for label in labels] for env in envs]
-    return table(("task", *labels), ([env, *row] for env, row in zip(envs, means, strict=True)))
+    scores = [[study.scores(env, label) for label in labels] for env in envs]
+    cells = [[f"{number(each.mean())} ({len(each)})" if len(each) else "" for each in row] for row in scores]
+    return table(("task", *labels), ([env, *row] for env, row in zip(envs, cells, strict=True)))
 
 
 def read(*names: str) -> list[dict[str, Any]]:
@@ -275,8 +276,8 @@ def main() -> None:
             "What these runs showed counts as tuning.",
             summaries(superseded, superseded.envs(OURS)),
         ),
-        "The constructor's defaults and other general choices, without normalisation, mean return": (
-            "Two runs each, with seeds of tuning.",
+        "General choices for the constructor's defaults, without normalisation, mean return (runs)": (
+            "Seeds of tuning. All else is as by default; the first column has sb3-contrib's defaults, the second ours.",
             choices(general) if general.envs() else "Not run yet.",
         ),
         "Wall-clock time, runs made in turn on one machine": (

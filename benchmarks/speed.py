@@ -136,7 +136,7 @@ def measure_train() -> dict[str, Any]:
 
 def measure_cnn() -> dict[str, Any]:
     """
-    Time ``train()`` on 512 frames with default settings, each run in a process of its own.
+    Time ``train()`` on 512 frames with sb3-contrib's default settings, each run in a process of its own.
 
     :return: ratios of time and of peak memory
     """

@@ -111,10 +111,11 @@ def settings_of(name: str, package: str) -> dict[str, Any]:
     :param package: whose algorithm; sb3-contrib averages the KL over action dimensions, ours sums it
     :return: keywords of the constructor
     """
-    if name.startswith("batched"):
-        return {"n_steps": 16}
-    if not name.endswith("+zoo") or package == "PPO":
-        return {}
+    shared = {"n_steps": 16} if name.startswith("batched") else {}
+    if package == "PPO":
+        return shared
+    if not name.endswith("+zoo"):
+        return shared | {"n_critic_updates": 10}
     settings = yaml.safe_load(RL_ZOO.read_text())[name.removesuffix("-v5+zoo") + "-v4"]
     for key in ("policy", "n_timesteps", "n_envs", "normalize"):
         settings.pop(key, None)

@@ -81,7 +81,8 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
     :return: keywords of the class, with RL Zoo's ``policy``, ``n_envs`` and ``normalize`` among them
     """
     if callable(TASKS[name].env):
-        return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY}
+        own = {"n_critic_updates": 10} if algorithm == "MaskableTRPO" else {}
+        return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY, **own}
     settings = file_settings(name, algorithm)
     for key in ("learning_rate", "clip_range", "target_kl"):
         value = settings.get(key)

@@ -36,7 +36,7 @@ RULES: dict[str, Rule] = {
         lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.99; above 1 returns grow without bound."
     ),
     "gae_lambda": Rule(lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.95."),
-    "n_critic_updates": Rule(count(0), "an integer >= 0", "The default is 10."),
+    "n_critic_updates": Rule(count(0), "an integer >= 0", "The default is 20."),
     "cg_max_steps": Rule(count(1), "an integer >= 1", "The default is 15."),
     "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 0.1."),
     "cg_residual_tol": Rule(

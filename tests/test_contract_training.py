@@ -49,7 +49,7 @@ def test_the_constructor_takes_what_sb3_contrib_takes():
     ours = inspect.signature(TRPO.__init__).parameters
     assert list(ours)[: len(theirs)] == list(theirs)
     for name, parameter in theirs.items():
-        assert ours[name].default == parameter.default, name
+        assert ours[name].default == {"n_critic_updates": 20}.get(name, parameter.default), name
         assert ours[name].kind == parameter.kind, name
     new = [ours[name] for name in list(ours)[len(theirs) :]]
     assert {"fisher_subsampling", "cg_residual_tol", "ent_coef", "max_grad_norm"} < {parameter.name for parameter in new}

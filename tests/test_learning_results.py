@@ -196,4 +196,4 @@ def test_general_choices_are_columns_of_means(report, study):
     rows = [row("A-v0", "defaults", seed, 1.0 + seed) for seed in range(2)] + [row("A-v0", "wide", 0, 7.0)]
     rows += [row("B-v0", "wide", 0, 9.0), row("B-v0", "defaults", 0)]
     head, _, first, second = report.choices(study.Study(rows)).splitlines()
-    assert [head, first, second] == ["| task | defaults | wide |", "| A-v0 | 1.5 | 7.0 |", "| B-v0 |  | 9.0 |"]
+    assert [head, first, second] == ["| task | defaults | wide |", "| A-v0 | 1.5 (2) | 7.0 (1) |", "| B-v0 |  | 9.0 (1) |"]
