@@ -70,8 +70,8 @@ class TRPO(OnPolicyAlgorithm):
     :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
     :param line_search_shrinking_factor: ratio of successive steps tried, in (0, 1); sb3-contrib's value
     :param line_search_max_iter: number of steps tried; sb3-contrib's value
-    :param n_critic_updates: passes over the rollout to fit the critic; sb3-contrib makes 10, 20 learned more on five of seven
-        tasks (``benchmarks/plans/defaults.yml``)
+    :param n_critic_updates: passes over the rollout to fit the critic; sb3-contrib makes 10, 20 learned more on four of seven
+        tasks and less on Hopper (``benchmarks/plans/defaults.yml``)
     :param gae_lambda: bias-variance trade-off of generalised advantage estimation (arXiv:1506.02438)
     :param use_sde: explore by generalised state-dependent noise (gSDE, arXiv:2005.05719), for Box actions
     :param sde_sample_freq: steps between draws of the gSDE noise matrix; -1 draws once per rollout
