@@ -115,7 +115,7 @@ def settings_of(name: str, package: str) -> dict[str, Any]:
     if package == "PPO":
         return shared
     if not name.endswith("+zoo"):
-        return shared | {"n_critic_updates": 10}
+        return shared | {"n_critic_updates": 10}  # sb3-contrib's default, which is not ours
     settings = yaml.safe_load(RL_ZOO.read_text())[name.removesuffix("-v5+zoo") + "-v4"]
     for key in ("policy", "n_timesteps", "n_envs", "normalize"):
         settings.pop(key, None)

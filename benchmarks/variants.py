@@ -81,8 +81,7 @@ def settings_for(name: str, algorithm: str) -> dict[str, Any]:
     :return: keywords of the class, with RL Zoo's ``policy``, ``n_envs`` and ``normalize`` among them
     """
     if callable(TASKS[name].env):
-        own = {"n_critic_updates": 10} if algorithm == "MaskableTRPO" else {}
-        return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY, **own}
+        return {"policy": "MlpPolicy", "n_envs": 1, **IDENTITY}
     settings = file_settings(name, algorithm)
     for key in ("learning_rate", "clip_range", "target_kl"):
         value = settings.get(key)

@@ -1,5 +1,6 @@
 """Bad settings: an error of the right type that names the setting, what was given and what is allowed, and costs no work."""
 
+import inspect
 import io
 import math
 import re
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo.checks import RULES
 
 INF, NAN = math.inf, math.nan
 COUNTS = ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "fisher_subsampling")
@@ -99,6 +101,14 @@ def test_a_bad_setting_is_refused_when_loading(name, value):
 def test_settings_at_the_edge_of_what_is_allowed_train(settings):
     n_steps = settings.get("n_steps", 16)
     small(env=RandomEnv(), **settings).learn(2 * int(n_steps))
+
+
+def test_the_default_that_an_error_advises_is_the_constructors():
+    parameters = inspect.signature(TRPO.__init__).parameters
+    advised = {name: re.match(r"The default is ([^;]+?)[;.]?(?: |$)", rule.advice) for name, rule in RULES.items()}
+    told = {name: float(match[1]) for name, match in advised.items() if match}
+    assert len(told) >= 10
+    assert told == {name: parameters[name].default for name in told}
 
 
 @pytest.mark.parametrize(
