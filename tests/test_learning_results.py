@@ -169,6 +169,14 @@ def test_targets_are_missed_as_well_as_met(report, study):
     assert walker.endswith("| missed |")
 
 
+def test_rl_zoos_run_stands_beside_runs_of_the_same_settings(report, study):
+    rows = [row("CartPole-v1", "trpo", seed, mean) for seed, mean in enumerate((500.0, 498.0))]
+    rows += [row("CartPole-v1", "sb3-contrib", 0, 490.0), row("Acrobot-v1", "trpo", 0, -83.1)]
+    cartpole, acrobot = report.rl_zoo_table(study.Study(rows)).splitlines()[2:]
+    assert cartpole == "| CartPole-v1 | 499.0 (2) | 490.0 (1) | 500.0 | missed |"
+    assert acrobot == "| Acrobot-v1 | -83.1 (1) |  | -83.1 | met |"
+
+
 def test_readme_shows_the_reports_table(report, study):
     shown = report.against(study.Study(report.read("mujoco", "sb3_contrib")), report.MARKS)
     assert shown in (BENCHMARKS.parent / "README.md").read_text()
