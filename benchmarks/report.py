@@ -220,7 +220,7 @@ def spent(rows: Iterable[Mapping[str, Any]]) -> str:
 
 PROTOCOL = (
     "The final policy plays 20 deterministic episodes for the raw rewards, in an environment seeded with 1000 + the run's "
-    "seed (sb3-contrib's in 5 environments, seeded from there on). Every run that was started counts."
+    "seed (sb3-contrib's of MuJoCo in 5 environments, seeded from there on). Every run that was started counts."
 )
 
 

@@ -192,13 +192,14 @@ def test_a_run_that_never_reaches_the_peers_return_counts_as_endless(report, stu
     def timed(label, seed, *curve):
         return row("A-v0", label, seed, 1.0, [list(point) for point in curve])
 
+    def cells(rows):
+        return [cell.strip() for cell in report.wall_clock(study.Study(rows), ["A-v0"]).splitlines()[2].split("|")[1:-1]]
+
     rows = [timed("sb3-contrib", seed, (100, 1.0, 50.0), (200, level, 100.0)) for seed, level in enumerate((4.0, 6.0))]
     rows += [timed("trpo", seed, (100, 5.0, time), (200, 9.0, 40.0)) for seed, time in enumerate((10.0, 12.0))]
-    cells = [cell.strip() for cell in report.wall_clock(study.Study(rows), ["A-v0"]).splitlines()[2].split("|")[1:-1]]
-    assert cells == ["A-v0", "5.0", "100", "10, 12", "0.11", "met"]
+    assert cells(rows) == ["A-v0", "5.0", "100", "10, 12", "0.11", "met"]
     rows += [timed("trpo", seed, (100, 1.0, 10.0), (200, 2.0, 20.0)) for seed in (2, 3, 4)]
-    cells = [cell.strip() for cell in report.wall_clock(study.Study(rows), ["A-v0"]).splitlines()[2].split("|")[1:-1]]
-    assert cells[3:] == ["10, 12, never, never, never", "inf", "missed"]
+    assert cells(rows)[3:] == ["10, 12, never, never, never", "inf", "missed"]
 
 
 def test_runs_without_a_clock_are_left_out_where_it_matters(study):
