@@ -36,7 +36,7 @@ import torch as th
 import yaml
 from environment import RESULTS, environment
 from huggingface_sb3 import EnvironmentName
-from plans import ALGORITHMS, PLANS, Run, runs_of
+from plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
 from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -192,15 +192,27 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULT).read_text()) | {"label": run.label}
 
 
-def stored() -> dict[str, dict[str, Any]]:
+def stored(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """
-    Read the results that there are, of all plans: a run may have moved from one to another.
+    Read the results that there are.
 
+    :param names: of plans; all, if runs may have moved from one to another
     :return: by :attr:`Run.name`
     """
-    files = [RESULTS / "learning" / f"{plan.stem}.json" for plan in sorted(PLANS.glob("*.yml"))]
+    files = [RESULTS / "learning" / f"{name}.json" for name in names]
     results = [result for file in files if file.is_file() for result in json.loads(file.read_text())["results"]]
     return {Run(*(result[field] for field in Run._fields)).name: result for result in results}
+
+
+def to_write(name: str) -> list[str]:
+    """
+    List the plans whose results are to be written with one's: results of runs that have moved to another would be lost.
+
+    :param name: of the plan
+    :return: it, and the plans that its file has results of
+    """
+    held = stored([name])
+    return [each for each in NAMES if each == name or any(run.name in held for run in runs_of(read_plan(each)))]
 
 
 def is_finished(result: Mapping[str, Any] | None) -> bool:
@@ -279,7 +291,7 @@ def execute(runs: list[Run], folder: Path, jobs: int) -> None:
 def main() -> None:
     """Carry a plan out and store its results."""
     parser = argparse.ArgumentParser(description="Train what a plan lists, and measure the final policies.")
-    parser.add_argument("plan", choices=sorted(file.stem for file in PLANS.glob("*.yml")), help="of benchmarks/plans")
+    parser.add_argument("plan", choices=NAMES, help="of benchmarks/plans")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--only", nargs="+", default=[], help="labels or environments, if not all are wanted now")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for logs and checkpoints")
@@ -289,15 +301,16 @@ def main() -> None:
     )
     args = parser.parse_args()
     th.set_num_threads(1)
-    plan = yaml.safe_load((PLANS / f"{args.plan}.yml").read_text())
-    runs, folder, before = list(runs_of(plan)), args.folder.resolve(), stored()
+    runs, folder, before = list(runs_of(read_plan(args.plan))), args.folder.resolve(), stored(NAMES)
     wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
     try:
         if not args.collect:
             due = [run for run in wanted if args.afresh or not is_finished(before.get(run.name))]
             execute(due, folder, args.jobs)
     finally:  # after an interrupt too
-        write(args.plan, plan, results_of(runs, folder, before))
+        for name in to_write(args.plan):
+            plan = read_plan(name)
+            write(name, plan, results_of(runs_of(plan), folder, before))
 
 
 if __name__ == "__main__":

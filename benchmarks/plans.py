@@ -18,6 +18,8 @@ import sb3_trpo
 from sb3_trpo.zoo import config_file
 
 PLANS = Path(__file__).parent / "plans"
+NAMES = sorted(file.stem for file in PLANS.glob("*.yml"))
+"""Of the plans."""
 
 
 def rl_zoo_file(name: str) -> Path:
@@ -98,6 +100,16 @@ def settings_for(algorithm: str, env: str) -> dict[str, Any]:
         f"{ALGORITHMS[algorithm].settings.name} has no settings for {env}: add them there, or `settings` to the plan, "
         "with at least `policy` and `n_timesteps`."
     )
+
+
+def read_plan(name: str) -> dict[str, Any]:
+    """
+    Read a plan.
+
+    :param name: of it
+    :return: as in its file
+    """
+    return yaml.safe_load((PLANS / f"{name}.yml").read_text())
 
 
 def runs_of(plan: dict[str, Any]) -> Iterator[Run]:

@@ -33,19 +33,17 @@ def row(env, label, seed, mean=None, curve=()):
 
 
 def runs_of(plans, name):
-    return plans.runs_of(yaml.safe_load((plans.PLANS / f"{name}.yml").read_text()))
+    return plans.runs_of(plans.read_plan(name))
 
 
 def test_every_plan_has_settings_for_its_runs(plans):
-    for file in plans.PLANS.glob("*.yml"):
-        for run in plans.runs_of(yaml.safe_load(file.read_text())):
-            assert run.settings["n_timesteps"] > 0, (file, run)
+    for name in plans.NAMES:
+        for run in runs_of(plans, name):
+            assert run.settings["n_timesteps"] > 0, (name, run)
 
 
 def test_no_run_is_in_two_plans(plans):
-    names = [
-        run.name for file in plans.PLANS.glob("*.yml") for run in {run.name: run for run in runs_of(plans, file.stem)}.values()
-    ]
+    names = [name for plan in plans.NAMES for name in {run.name for run in runs_of(plans, plan)}]
     assert len(names) == len(set(names))
 
 
@@ -119,7 +117,7 @@ def test_results_outlive_the_folders_of_their_runs(learning, plans, tmp_path, mo
     (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
     interrupted.mkdir()
     learning.note_attempt(interrupted, [], seconds=0.0, exit=None)
-    known = learning.stored()
+    known = learning.stored(["mujoco", "superseded"])
     results = learning.results_of(runs, tmp_path / "runs", known)
     assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
@@ -130,12 +128,32 @@ def test_finished_runs_are_not_repeated_unless_asked_for(learning, plans, tmp_pa
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
     runs = list(runs_of(plans, "pybullet"))[:3]
     monkeypatch.setattr(learning, "runs_of", lambda plan: iter(runs))
+    monkeypatch.setattr(learning, "NAMES", ["pybullet"])
     learning.write("pybullet", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], failure="stopped at 64 timesteps")])
     started = []
     monkeypatch.setattr(learning, "execute", lambda runs, folder, jobs: started.append(runs))
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs"), *options])
     learning.main()
     assert started == ([[runs[each] for each in due]] if due is not None else [])
+
+
+def test_results_move_with_their_runs_to_another_plan(learning, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    seeds = {"mujoco": [2], "superseded": [0, 1], "tuning": [100]}
+
+    def plan_of(name):
+        entry = {"algorithm": "trpo", "alone": True, "envs": ["Hopper-v5"], "seeds": seeds[name]}
+        return {"runs": [entry | {"settings": {"n_timesteps": 64}}]}
+
+    monkeypatch.setattr(learning, "NAMES", list(seeds))
+    monkeypatch.setattr(learning, "read_plan", plan_of)
+    before = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"n_timesteps": 64}) for seed in range(2)]
+    learning.write("mujoco", {}, [result_of(run, mean=7.0) for run in before])  # made when it was their plan
+    monkeypatch.setattr("sys.argv", ["learning.py", "mujoco", "--collect", "--folder", str(tmp_path / "runs")])
+    learning.main()
+    assert learning.stored(["superseded"]).keys() == {run.name for run in before}
+    assert not learning.stored(["mujoco"])
+    assert not (tmp_path / "learning" / "tuning.json").exists()
 
 
 def test_failed_runs_are_counted_and_not_averaged(report, study):
