@@ -301,16 +301,17 @@ def main() -> None:
     )
     args = parser.parse_args()
     th.set_num_threads(1)
-    runs, folder, before = list(runs_of(read_plan(args.plan))), args.folder.resolve(), stored(NAMES)
-    wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
+    folder, known = args.folder.resolve(), stored(NAMES)
+    wanted = [run for run in runs_of(read_plan(args.plan)) if not args.only or {run.env, run.label} & set(args.only)]
     try:
         if not args.collect:
-            due = [run for run in wanted if args.afresh or not is_finished(before.get(run.name))]
+            due = [run for run in wanted if args.afresh or not is_finished(known.get(run.name))]
             execute(due, folder, args.jobs)
     finally:  # after an interrupt too
+        known = stored(NAMES)  # with what others have stored since
         for name in to_write(args.plan):
             plan = read_plan(name)
-            write(name, plan, results_of(runs_of(plan), folder, before))
+            write(name, plan, results_of(runs_of(plan), folder, known))
 
 
 if __name__ == "__main__":

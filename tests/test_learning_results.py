@@ -156,6 +156,21 @@ def test_results_move_with_their_runs_to_another_plan(learning, plans, tmp_path,
     assert not (tmp_path / "learning" / "tuning.json").exists()
 
 
+def test_results_that_another_process_stores_meanwhile_stay(learning, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    runs = list(runs_of(plans, "pybullet"))[:2]
+    monkeypatch.setattr(learning, "runs_of", lambda plan: iter(runs))
+    monkeypatch.setattr(learning, "NAMES", ["pybullet"])
+
+    def meanwhile(runs, folder, jobs):
+        learning.write("pybullet", {}, [result_of(runs[1], mean=7.0)])
+
+    monkeypatch.setattr(learning, "execute", meanwhile)
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
+    learning.main()
+    assert learning.stored(["pybullet"]).keys() == {runs[1].name}
+
+
 def test_failed_runs_are_counted_and_not_averaged(report, study):
     results = study.Study([row("Hopper-v5", "trpo", seed, 1000.0 * seed) for seed in range(4)] + [row("Hopper-v5", "trpo", 4)])
     assert results.failures("Hopper-v5", study.OURS) == 1
