@@ -226,14 +226,15 @@ PROTOCOL = (
 
 def main() -> None:
     """Write the report."""
-    ours, others, tuning = read("mujoco", "rl_zoo"), read("sb3_contrib", "baselines"), read("tuning", "superseded", "defaults")
+    ours, others = read("mujoco", "rl_zoo", "pybullet"), read("sb3_contrib", "baselines")
+    tuning = read("tuning", "superseded", "defaults")
     study, side_by_side = Study(ours + others), Study(uninterrupted(read("wall_clock")))
     superseded, general = Study(read("superseded")), Study(read("defaults"))
     compared = [env for env in study.envs(OURS, PEER) if env in MARKS]
     timed = side_by_side.envs(OURS, PEER)
     effort = (
         f"Tuning, on other seeds: {spent(tuning)}, and about one core hour of runs whose results are lost. "
-        f"Reported: {spent(ours)}."
+        f"Reported: {spent(ours)}. Of other algorithms: {spent(others)}."
     )
     sections = {
         "Against what others have published, 1M steps": (effort, against(study, MARKS)),
