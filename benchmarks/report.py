@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from environment import RESULTS
 from learning_pictures import draw_curves, draw_improvement
-from published import MARKS, RL_ZOO, SHARE, Mark
+from published import DDPG, MARKS, RL_ZOO, SHARE, Mark
 from study import (
     OURS,
     PEER,
@@ -196,6 +196,16 @@ def choices(study: Study) -> str:
     return table(("task", *labels), ([env, *(mean_of(study.scores(env, label)) for label in labels)] for env in envs))
 
 
+def published_of_ddpg() -> str:
+    """
+    Give DDPG's published returns, for orientation: a run of our own takes hours, and starts over when it is interrupted.
+
+    :return: a sentence
+    """
+    returns = ", ".join(f"{task} {number(value)}" for task, value in DDPG.items())
+    return f"DDPG's as published by Tianshou, on -v3, best evaluations within 1M steps, 10 seeds: {returns}."
+
+
 def read(*names: str) -> list[dict[str, Any]]:
     """
     Read results.
@@ -240,7 +250,7 @@ def main() -> None:
         "Against what others have published, 1M steps": (effort, against(study, MARKS)),
         "Against RL Zoo's runs of sb3-contrib's TRPO": (effort, rl_zoo_table(study)),
         "All tasks together, returns divided by sb3-contrib's mean return": (effort, aggregate(study, compared)),
-        "Final returns": (effort, summaries(study, study.envs(OURS))),
+        "Final returns": (f"{effort} {published_of_ddpg()}", summaries(study, study.envs(OURS))),
         "Final returns of settings that were to be reported, and were then changed": (
             "What these runs showed counts as tuning.",
             summaries(superseded, superseded.envs(OURS)),
