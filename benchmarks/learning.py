@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -50,6 +50,8 @@ POINTS = 40
 """Of a training curve."""
 WINDOW = 100
 """Training episodes that a point of it averages, as in ``peer_results.json``."""
+MINUTE = 60.0
+"""In seconds: how often the time that a run has taken is noted."""
 EVALUATION_SEED = 1000
 """Added to the seed of a run, for its evaluation."""
 MEASURING = Lock()
@@ -80,24 +82,29 @@ def train(run: Run, folder: Path) -> None:
         "--device": "cpu",
     }
     command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
-    before, start = attempts_in(folder), time.perf_counter()
-    note = partial(note_attempt, folder, before)
-    note(seconds=0.0, exit=None)  # which stays if this process is killed
-    with (folder / OUTPUT).open("a") as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=output, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=folder, check=False
-        )
-    note(seconds=round(time.perf_counter() - start, 1), exit=done.returncode)
+    note = partial(note_attempt, folder, attempts_in(folder), time.perf_counter())
+    own = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (
+        (folder / OUTPUT).open("a") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=own, cwd=folder) as training,
+    ):
+        while training.poll() is None:
+            note(status=None)  # which stays if this process is killed
+            with suppress(subprocess.TimeoutExpired):
+                training.wait(MINUTE)
+    note(status=training.returncode)
 
 
-def note_attempt(folder: Path, before: list[dict[str, Any]], **attempt: Any) -> None:
+def note_attempt(folder: Path, before: list[dict[str, Any]], start: float, status: int | None) -> None:
     """
     Store that a run has been started.
 
     :param folder: of the run
     :param before: earlier attempts
-    :param attempt: seconds and exit status
+    :param start: on the clock of :func:`time.perf_counter`
+    :param status: with which it has ended, if it has
     """
+    attempt = {"seconds": round(time.perf_counter() - start, 1), "exit": status}
     (folder / ATTEMPTS).write_text(json.dumps([*before, attempt]))
 
 

@@ -116,11 +116,25 @@ def test_results_outlive_the_folders_of_their_runs(learning, plans, tmp_path, mo
     remade.mkdir(parents=True)
     (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
     interrupted.mkdir()
-    learning.note_attempt(interrupted, [], seconds=0.0, exit=None)
+    learning.note_attempt(interrupted, [], start=0.0, status=None)
     known = learning.stored(["mujoco", "superseded"])
     results = learning.results_of(runs, tmp_path / "runs", known)
     assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
+
+
+def test_time_of_a_run_is_noted_before_its_end(learning, plans, tmp_path, monkeypatch):
+    training = "import shutil, time\ntime.sleep(1)\nshutil.copy('attempts.json', 'killed.json')"
+    (tmp_path / "training.py").write_text(training)
+    quick = learning.ALGORITHMS["trpo"]._replace(command=("training",))
+    monkeypatch.setitem(learning.ALGORITHMS, "trpo", quick)
+    monkeypatch.setattr(learning, "MINUTE", 0.1)
+    learning.train(plans.Run("trpo", "trpo", "Hopper-v5", 0, {}), tmp_path)
+    (killed,) = json.loads((tmp_path / "killed.json").read_text())
+    (ended,) = learning.attempts_in(tmp_path)
+    assert killed["exit"] is None
+    assert ended["exit"] == 0
+    assert 0.0 < killed["seconds"] <= ended["seconds"]
 
 
 @pytest.mark.parametrize(("options", "due"), [([], [1, 2]), (["--afresh"], [0, 1, 2]), (["--collect"], None)])
