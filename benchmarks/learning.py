@@ -16,10 +16,10 @@ policy plays 20 deterministic episodes in an environment seeded with 1000 + the 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,17 +29,20 @@ from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch as th
 import yaml
-from environment import RESULTS, environment
+from environment import environment
+from filelock import FileLock, Timeout
 from huggingface_sb3 import EnvironmentName
 from plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
 from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
+from store import is_finished, replace, stored, to_write, write
 from tqdm import tqdm
 
 from sb3_trpo.zoo import final_returns
@@ -56,7 +59,9 @@ EVALUATION_SEED = 1000
 """Added to the seed of a run, for its evaluation."""
 MEASURING = Lock()
 """Evaluations share this process and its standard output."""
-SETTINGS, ATTEMPTS, RESULT, OUTPUT = "settings.yml", "attempts.json", "result.json", "output.txt"
+TRAININGS: set[subprocess.Popen[bytes]] = set()
+"""Under way."""
+SETTINGS, ATTEMPTS, RESULT, OUTPUT, LOCK = "settings.yml", "attempts.json", "result.json", "output.txt", "lock"
 
 
 def train(run: Run, folder: Path) -> None:
@@ -88,10 +93,12 @@ def train(run: Run, folder: Path) -> None:
         (folder / OUTPUT).open("a") as output,
         subprocess.Popen(command, stdout=output, stderr=output, env=own, cwd=folder) as training,
     ):
+        TRAININGS.add(training)
         while training.poll() is None:
             note(status=None)  # which stays if this process is killed
             with suppress(subprocess.TimeoutExpired):
                 training.wait(MINUTE)
+        TRAININGS.remove(training)
     note(status=training.returncode)
 
 
@@ -105,7 +112,7 @@ def note_attempt(folder: Path, before: list[dict[str, Any]], start: float, statu
     :param status: with which it has ended, if it has
     """
     attempt = {"seconds": round(time.perf_counter() - start, 1), "exit": status}
-    (folder / ATTEMPTS).write_text(json.dumps([*before, attempt]))
+    replace(folder / ATTEMPTS, json.dumps([*before, attempt]))
 
 
 def attempts_in(folder: Path) -> list[dict[str, Any]]:
@@ -189,47 +196,18 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     """
     folder = folder / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / RESULT).is_file():
-        train(run, folder)
-        with MEASURING:
-            result = measure(run, folder)
-        if not is_finished(result):  # to be tried again
-            return result
-        (folder / RESULT).write_text(json.dumps(result))
-    return json.loads((folder / RESULT).read_text()) | {"label": run.label}
-
-
-def stored(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """
-    Read the results that there are.
-
-    :param names: of plans; all, if runs may have moved from one to another
-    :return: by :attr:`Run.name`
-    """
-    files = [RESULTS / "learning" / f"{name}.json" for name in names]
-    results = [result for file in files if file.is_file() for result in json.loads(file.read_text())["results"]]
-    return {Run(*(result[field] for field in Run._fields)).name: result for result in results}
-
-
-def to_write(name: str) -> list[str]:
-    """
-    List the plans whose results are to be written with one's: results of runs that have moved to another would be lost.
-
-    :param name: of the plan
-    :return: it, and the plans that its file has results of
-    """
-    held = stored([name])
-    return [each for each in NAMES if each == name or any(run.name in held for run in runs_of(read_plan(each)))]
-
-
-def is_finished(result: Mapping[str, Any] | None) -> bool:
-    """
-    Tell whether a run is done.
-
-    :param result: what is stored of it, if anything
-    :return: whether its final policy has been evaluated
-    """
-    return result is not None and "failure" not in result
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            if not (folder / RESULT).is_file():
+                train(run, folder)
+                with MEASURING:
+                    result = measure(run, folder)
+                if not is_finished(result):  # to be tried again
+                    return result
+                replace(folder / RESULT, json.dumps(result))
+            return json.loads((folder / RESULT).read_text()) | {"label": run.label}
+    except Timeout:
+        return run._asdict() | {"seconds": 0.0, "failure": "under way in another process"}
 
 
 def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -247,35 +225,16 @@ def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str,
         if file.is_file():
             result = json.loads(file.read_text())
         elif attempts_in(file.parent) and not is_finished(result):
-            result = measure(run, file.parent)
+            with suppress(Timeout), FileLock(file.with_name(LOCK), timeout=0):  # a run that is under way has not failed
+                result = measure(run, file.parent)
         if result is not None:
             results.append(result | {"label": run.label})
     return results
 
 
-def write(name: str, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """
-    Store results.
-
-    :param name: of the plan
-    :param plan: the plan
-    :param results: of its runs
-    """
-    folder = RESULTS / "learning"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join(json.dumps(result) for result in results)  # a line for each run
-    head = json.dumps({"environment": environment(), "plan": plan}, indent=1)
-    (folder / f"{name}.json").write_text(f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
-    columns = ("algorithm", "label", "env", "seed", "mean", "std", "seconds", "failure")
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
-        table.writerows(results)
-
-
 def execute(runs: list[Run], folder: Path, jobs: int) -> None:
     """
-    Carry runs out, several at a time, and show how it goes. An interrupt lets them save first.
+    Carry runs out, several at a time, and show how it goes. An interrupt (Ctrl-C, SIGTERM) lets them save first.
 
     :param runs: what to do
     :param folder: of all runs
@@ -295,8 +254,25 @@ def execute(runs: list[Run], folder: Path, jobs: int) -> None:
             raise SystemExit(130) from None
 
 
-def main() -> None:
-    """Carry a plan out and store its results."""
+def end(signum: int, frame: FrameType | None) -> None:
+    """
+    Pass a signal on to the trainings, which Ctrl-C reaches by itself, and stop.
+
+    :param signum: SIGTERM
+    :param frame: where it came
+    :raises KeyboardInterrupt: always
+    """
+    for training in tuple(TRAININGS):
+        training.send_signal(signum)
+    raise KeyboardInterrupt
+
+
+def arguments() -> argparse.Namespace:
+    """
+    Read the command line.
+
+    :return: what it says, with ``wanted``, the runs that it is about
+    """
     parser = argparse.ArgumentParser(description="Train what a plan lists, and measure the final policies.")
     parser.add_argument("plan", choices=NAMES, help="of benchmarks/plans")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
@@ -307,18 +283,36 @@ def main() -> None:
         "--afresh", action="store_true", help="repeat runs whose results are stored, unless their folder has one"
     )
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least 1 run at a time, please.")
+    runs = list(runs_of(read_plan(args.plan)))
+    known = {name for run in runs for name in (run.env, run.label)}
+    if unknown := [name for name in args.only if name not in known]:
+        parser.error(f"--only {' '.join(unknown)}: {args.plan}.yml has {', '.join(sorted(known))}.")
+    args.wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
+    return args
+
+
+def main() -> None:
+    """Carry a plan out and store its results."""
+    args = arguments()
     th.set_num_threads(1)
+    signal.signal(signal.SIGTERM, end)
     folder, known = args.folder.resolve(), stored(NAMES)
-    wanted = [run for run in runs_of(read_plan(args.plan)) if not args.only or {run.env, run.label} & set(args.only)]
+    due = [run for run in args.wanted if args.afresh or not is_finished(known.get(run.name))]
+    if not args.collect and not due:
+        print(f"All {len(args.wanted)} runs are finished.")
+        return
     try:
         if not args.collect:
-            due = [run for run in wanted if args.afresh or not is_finished(known.get(run.name))]
             execute(due, folder, args.jobs)
     finally:  # after an interrupt too
-        known = stored(NAMES)  # with what others have stored since
-        for name in to_write(args.plan):
-            plan = read_plan(name)
-            write(name, plan, results_of(runs_of(plan), folder, known))
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK):
+            known = stored(NAMES)  # with what others have stored since
+            for name in to_write(args.plan):
+                plan = read_plan(name)
+                write(name, plan, results_of(runs_of(plan), folder, known))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
-from study import OURS, PEER, Study, curves, intervals, iqm, probability_of_improvement
+from study import OURS, PEER, Study, curves, intervals, iqm
 
 COLOURS = {OURS: "C0", PEER: "C1", "PPO": "C2", "A2C": "C3", "DDPG": "C4"}
 
@@ -26,7 +27,7 @@ def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool
     with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(4.5 * columns, 3.2 * lines), layout="constrained")
         panels = figure.subplots(lines, columns, squeeze=False).flat
-        for panel, env in zip(panels, envs, strict=False):
+        for env, panel in zip(envs, panels, strict=False):  # in this order it takes no panel too many
             for method in study.methods(env):
                 runs = curves(study, env, method)
                 abscissa = runs[:, :, 2 if against_seconds else 0].mean(0) if runs.size else np.array([np.nan])
@@ -41,19 +42,19 @@ def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool
         figure.savefig(file, dpi=110)
 
 
-def draw_improvement(study: Study, envs: list[str], file: Path) -> None:
+def draw_improvement(probabilities: Mapping[str, np.ndarray], file: Path) -> None:
     """
     Draw the probability of improvement over sb3-contrib.
 
-    :param study: the results
-    :param envs: the tasks
+    :param probabilities: by task, with their intervals
     :param file: the picture
     """
+    envs = list(probabilities)
     with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(6, 0.5 + 0.45 * len(envs)), layout="constrained")
         axes = figure.subplots()
         for row, env in enumerate(reversed(envs)):
-            point, low, high = probability_of_improvement(study, env)
+            point, low, high = probabilities[env]
             axes.plot([low, high], [row, row], color="C0", lw=6, alpha=0.4, solid_capstyle="butt")
             axes.plot(point, row, "o", color="C0")
         axes.axvline(0.5, color="black", lw=1)

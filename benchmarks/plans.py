@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,11 @@ class Run(NamedTuple):
     env: str
     seed: int
     settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Run:
+        """Name the run that a stored result is of."""
+        return cls(*(result[field] for field in cls._fields))
 
     @property
     def name(self) -> str:

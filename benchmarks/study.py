@@ -62,6 +62,16 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25, axis=0)
 
 
+def mean(scores: np.ndarray) -> np.ndarray:
+    """
+    Average all runs on all tasks.
+
+    :param scores: (runs, tasks, points)
+    :return: (points,)
+    """
+    return scores.mean((0, 1))
+
+
 def intervals(of: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     """
     Estimate statistics.
@@ -81,12 +91,12 @@ def normalised(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
     Divide returns by the mean of sb3-contrib's, task by task.
 
     :param study: the results
-    :param envs: tasks on which sb3-contrib's mean is positive, and as many runs on each
+    :param envs: tasks on which sb3-contrib's mean is positive
     :param method: the method
     :return: (runs, tasks)
+    :raises ValueError: if there are not as many runs on each
     """
-    columns = [study.scores(env, method) / study.scores(env, PEER).mean() for env in envs]
-    return np.stack([column[: min(map(len, columns))] for column in columns], axis=1)
+    return np.stack([study.scores(env, method) / study.scores(env, PEER).mean() for env in envs], axis=1)
 
 
 def aggregates(scores: np.ndarray) -> np.ndarray:

@@ -1,10 +1,15 @@
 import importlib
 import json
+import os
+import signal
+import time
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MONITOR = '#{"t_start": 0.0, "env_id": "X"}\nr,l,t\n'
@@ -19,7 +24,8 @@ def module(name):
     return imported
 
 
-learning, plans, report, study = map(module, ("learning", "plans", "report", "study"))
+learning, learning_pictures, plans, published = map(module, ("learning", "learning_pictures", "plans", "published"))
+report, store, study, tables = map(module, ("report", "store", "study", "tables"))
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +53,10 @@ def test_no_run_is_in_two_plans(plans):
     assert len(names) == len(set(names))
 
 
-def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(learning, plans):
-    tuned = json.loads((learning.RESULTS / "learning" / "tuning.json").read_text())["results"]
-    seen = {(row["env"], row["seed"]) for row in tuned}
-    seen |= {(run.env, run.seed) for name in ("superseded", "defaults") for run in runs_of(plans, name)}
-    for name in ("mujoco", "rl_zoo", "pybullet"):
+def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with(report, store, plans):
+    seen = {(row["env"], row["seed"]) for row in store.read(*report.TUNING)}
+    seen |= {(run.env, run.seed) for name in report.TUNING for run in runs_of(plans, name)}
+    for name in (*report.REPORTED, "wall_clock"):
         assert not seen & {(run.env, run.seed) for run in runs_of(plans, name)}
 
 
@@ -107,27 +112,37 @@ def result_of(run, **outcome):
     return {**run._asdict(), "std": 0.0, "seconds": 1.0, **outcome}
 
 
-def test_results_outlive_the_folders_of_their_runs(learning, plans, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+def test_results_outlive_the_folders_of_their_runs(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in range(4)]
-    learning.write("mujoco", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], mean=7.0)])
-    learning.write("superseded", {}, [result_of(runs[2], mean=7.0)])
+    store.write("mujoco", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], mean=7.0)])
+    store.write("superseded", {}, [result_of(runs[2], mean=7.0)])
     remade, interrupted = (tmp_path / "runs" / run.name for run in runs[1:3])
     remade.mkdir(parents=True)
     (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
     interrupted.mkdir()
     learning.note_attempt(interrupted, [], start=0.0, status=None)
-    known = learning.stored(["mujoco", "superseded"])
+    known = store.stored(["mujoco", "superseded"])
     results = learning.results_of(runs, tmp_path / "runs", known)
     assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
 
 
+def only_plan(monkeypatch, modules, runs):
+    for each in modules:
+        monkeypatch.setattr(each, "runs_of", lambda plan: iter(runs))
+        monkeypatch.setattr(each, "NAMES", ["pybullet"])
+
+
+def quick_training(learning, monkeypatch, folder, text):
+    (folder / "training.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setitem(learning.ALGORITHMS, "trpo", learning.ALGORITHMS["trpo"]._replace(command=("training",)))
+
+
 def test_time_of_a_run_is_noted_before_its_end(learning, plans, tmp_path, monkeypatch):
     training = "import shutil, time\ntime.sleep(1)\nshutil.copy('attempts.json', 'killed.json')"
-    (tmp_path / "training.py").write_text(training)
-    quick = learning.ALGORITHMS["trpo"]._replace(command=("training",))
-    monkeypatch.setitem(learning.ALGORITHMS, "trpo", quick)
+    quick_training(learning, monkeypatch, tmp_path, training)
     monkeypatch.setattr(learning, "MINUTE", 0.1)
     learning.train(plans.Run("trpo", "trpo", "Hopper-v5", 0, {}), tmp_path)
     (killed,) = json.loads((tmp_path / "killed.json").read_text())
@@ -138,12 +153,11 @@ def test_time_of_a_run_is_noted_before_its_end(learning, plans, tmp_path, monkey
 
 
 @pytest.mark.parametrize(("options", "due"), [([], [1, 2]), (["--afresh"], [0, 1, 2]), (["--collect"], None)])
-def test_finished_runs_are_not_repeated_unless_asked_for(learning, plans, tmp_path, monkeypatch, options, due):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+def test_finished_runs_are_not_repeated_unless_asked_for(learning, store, plans, tmp_path, monkeypatch, options, due):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = list(runs_of(plans, "pybullet"))[:3]
-    monkeypatch.setattr(learning, "runs_of", lambda plan: iter(runs))
-    monkeypatch.setattr(learning, "NAMES", ["pybullet"])
-    learning.write("pybullet", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], failure="stopped at 64 timesteps")])
+    only_plan(monkeypatch, (learning, store), runs)
+    store.write("pybullet", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], failure="stopped at 64 timesteps")])
     started = []
     monkeypatch.setattr(learning, "execute", lambda runs, folder, jobs: started.append(runs))
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs"), *options])
@@ -151,45 +165,124 @@ def test_finished_runs_are_not_repeated_unless_asked_for(learning, plans, tmp_pa
     assert started == ([[runs[each] for each in due]] if due is not None else [])
 
 
-def test_results_move_with_their_runs_to_another_plan(learning, plans, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+def test_results_move_with_their_runs_to_another_plan(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
     seeds = {"mujoco": [2], "superseded": [0, 1], "tuning": [100]}
 
     def plan_of(name):
         entry = {"algorithm": "trpo", "alone": True, "envs": ["Hopper-v5"], "seeds": seeds[name]}
         return {"runs": [entry | {"settings": {"n_timesteps": 64}}]}
 
-    monkeypatch.setattr(learning, "NAMES", list(seeds))
-    monkeypatch.setattr(learning, "read_plan", plan_of)
+    for each in (learning, store):
+        monkeypatch.setattr(each, "NAMES", list(seeds))
+        monkeypatch.setattr(each, "read_plan", plan_of)
     before = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"n_timesteps": 64}) for seed in range(2)]
-    learning.write("mujoco", {}, [result_of(run, mean=7.0) for run in before])  # made when it was their plan
+    store.write("mujoco", {}, [result_of(run, mean=7.0) for run in before])  # made when it was their plan
     monkeypatch.setattr("sys.argv", ["learning.py", "mujoco", "--collect", "--folder", str(tmp_path / "runs")])
     learning.main()
-    assert learning.stored(["superseded"]).keys() == {run.name for run in before}
-    assert not learning.stored(["mujoco"])
-    assert not (tmp_path / "learning" / "tuning.json").exists()
+    assert store.stored(["superseded"]).keys() == {run.name for run in before}
+    assert not store.stored(["mujoco"])
+    assert not (tmp_path / "tuning.json").exists()
 
 
-def test_results_that_another_process_stores_meanwhile_stay(learning, plans, tmp_path, monkeypatch):
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+def test_results_that_another_process_stores_meanwhile_stay(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = list(runs_of(plans, "pybullet"))[:2]
-    monkeypatch.setattr(learning, "runs_of", lambda plan: iter(runs))
-    monkeypatch.setattr(learning, "NAMES", ["pybullet"])
+    only_plan(monkeypatch, (learning, store), runs)
 
     def meanwhile(runs, folder, jobs):
-        learning.write("pybullet", {}, [result_of(runs[1], mean=7.0)])
+        store.write("pybullet", {}, [result_of(runs[1], mean=7.0)])
 
     monkeypatch.setattr(learning, "execute", meanwhile)
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
     learning.main()
-    assert learning.stored(["pybullet"]).keys() == {runs[1].name}
+    assert store.stored(["pybullet"]).keys() == {runs[1].name}
 
 
-def test_failed_runs_are_counted_and_not_averaged(report, study):
+def test_a_run_under_way_elsewhere_is_neither_failed_nor_started_again(learning, plans, tmp_path, monkeypatch):
+    quick_training(learning, monkeypatch, tmp_path, "raise SystemExit(3)")
+    run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"n_timesteps": 64})
+    (tmp_path / run.name).mkdir(parents=True)
+    learning.note_attempt(tmp_path / run.name, [], start=0.0, status=None)
+    (tmp_path / run.name / learning.OUTPUT).touch()
+    with FileLock(tmp_path / run.name / learning.LOCK):
+        assert learning.carry_out(run, tmp_path)["failure"] == "under way in another process"
+        assert learning.results_of([run], tmp_path, {}) == []
+    assert len(learning.attempts_in(tmp_path / run.name)) == 1
+    (left,) = learning.results_of([run], tmp_path, {})
+    assert left["failure"].startswith("exit status None")
+    assert learning.carry_out(run, tmp_path)["failure"].startswith("exit status 3")
+
+
+def test_sigterm_reaches_the_trainings_and_keeps_what_there_is(learning, store, plans, tmp_path, monkeypatch):
+    ended = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nopen('up', 'w')\ntime.sleep(60)"
+    quick_training(learning, monkeypatch, tmp_path, ended)
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    runs = list(runs_of(plans, "pybullet"))[:2]
+    only_plan(monkeypatch, (learning, store), runs)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def kill_when_up():
+        while not (tmp_path / "runs" / runs[0].name / "up").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--jobs", "1", "--folder", str(tmp_path / "runs")])
+    killer = Thread(target=kill_when_up)
+    killer.start()
+    start = time.monotonic()
+    try:
+        with pytest.raises(SystemExit, match="130"):
+            learning.main()
+    finally:
+        killer.join()
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - start < 50
+    (stopped,) = store.stored(["pybullet"]).values()
+    assert stopped["failure"].startswith("exit status 0")
+    assert not learning.TRAININGS
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--jobs", "0"], "--jobs 0: at least 1"),
+        (["--only", "Nowhere-v5"], "--only Nowhere-v5: pybullet.yml has AntBulletEnv-v0"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(learning, monkeypatch, capsys, options, said):
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", *options])
+    with pytest.raises(SystemExit, match="2"):
+        learning.main()
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_that_is_finished_leaves_its_file_alone(learning, store, plans, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    runs = list(runs_of(plans, "pybullet"))[:1]
+    only_plan(monkeypatch, (learning, store), runs)
+    store.write("pybullet", {"made": "before"}, [result_of(runs[0], mean=7.0)])
+    before = (tmp_path / "pybullet.json").read_bytes()
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
+    learning.main()
+    assert "All 1 runs are finished." in capsys.readouterr().out
+    assert (tmp_path / "pybullet.json").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(store, tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    store.replace(file, "before")
+    monkeypatch.setattr(Path, "write_text", lambda self, text: self.write_bytes(text[:3].encode()) and 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.replace(file, "afterwards")
+    assert file.read_text() == "before"
+
+
+def test_failed_runs_are_counted_and_not_averaged(tables, study):
     results = study.Study([row("Hopper-v5", "trpo", seed, 1000.0 * seed) for seed in range(4)] + [row("Hopper-v5", "trpo", 4)])
     assert results.failures("Hopper-v5", study.OURS) == 1
-    cells = report.summary(results, "Hopper-v5", study.OURS)
-    assert cells[2:6] == ["4", "1", "1,500 +/- 1,291", "1,500"]
+    cells = tables.summary(results, "Hopper-v5", study.OURS)
+    assert cells[2:6] == ["0 to 3", "1", "1,500 +/- 1,291", "1,500"]
     assert cells[7] == "0.0 to 3,000"
 
 
@@ -209,24 +302,56 @@ def test_probability_of_improvement_counts_pairs(study):
     assert low <= probability <= high
 
 
-def test_targets_are_missed_as_well_as_met(report, study):
+def test_targets_are_missed_as_well_as_met(tables, published, study):
     results = study.Study([row("Hopper-v5", "trpo", 0, 3500.0), row("Walker2d-v5", "trpo", 0, 3500.0)])
-    hopper, walker = report.against(results, report.MARKS).splitlines()[2:]
+    hopper, walker = tables.against(results, study.Study([]), published.MARKS).splitlines()[2:]
     assert hopper.endswith("| met |")
     assert walker.endswith("| missed |")
 
 
-def test_rl_zoos_run_stands_beside_runs_of_the_same_settings(report, study):
-    rows = [row("CartPole-v1", "trpo", seed, mean) for seed, mean in enumerate((500.0, 498.0))]
+def test_published_returns_stand_beside_means_intervals_and_earlier_settings(tables, published, study, monkeypatch):
+    monkeypatch.setattr(study, "RESAMPLES", 10_000)  # so that three runs' interval is from the least to the largest
+    rows = [row("CartPole-v1", "trpo", seed, mean) for seed, mean in enumerate((500.0, 498.0, 496.0))]
     rows += [row("CartPole-v1", "sb3-contrib", 0, 490.0), row("Acrobot-v1", "trpo", 0, -83.1)]
-    cartpole, acrobot = report.rl_zoo_table(study.Study(rows)).splitlines()[2:]
-    assert cartpole == "| CartPole-v1 | 499.0 (2) | 490.0 (1) | 500.0 | missed |"
-    assert acrobot == "| Acrobot-v1 | -83.1 (1) |  | -83.1 | met |"
+    before = study.Study([row("CartPole-v1", "gamma 0.9", 10, 400.0), row("CartPole-v1", "gamma 0.9", 11)])
+    cartpole, acrobot = tables.against(study.Study(rows), before, published.RL_ZOO).splitlines()[2:]
+    given = "400.0 (1 of 2) | 490.0 (1) | 500.0 (RL Zoo, one run) | 500.0 | missed |"
+    assert cartpole == f"| CartPole-v1 | 498.0 [496.0, 500.0] (3) | {given}"
+    assert acrobot == "| Acrobot-v1 | -83.1 (1) |  |  | -83.1 (RL Zoo, one run) | -83.1 | met |"
 
 
-def test_readme_shows_the_reports_table(report, study):
-    shown = report.against(study.Study(report.read("mujoco", "sb3_contrib")), report.MARKS)
-    assert shown in (BENCHMARKS.parent / "README.md").read_text()
+def test_settings_are_told_apart_whatever_their_order(tables):
+    present = {"gamma": 0.99, "n_envs": 4, "policy": "MlpPolicy"}
+    assert tables.unlike({"n_envs": 8, "target_kl": 0.1, "gamma": 0.99}, present) == "n_envs 8, target_kl 0.1, no policy"
+    assert tables.unlike({"gamma": 0.99, "target_kl": 0.1, "n_envs": 8}, present) == "n_envs 8, target_kl 0.1, no policy"
+
+
+def test_earlier_settings_are_rows_of_their_own_with_all_their_runs(report, store):
+    runs, settings = store.read("superseded"), report.earlier()
+    groups = {(run["env"], json.dumps(run["settings"], sort_keys=True)) for run in runs}
+    listed = [(env, method) for env in settings.envs() for method in settings.methods(env)]
+    assert len(listed) == len(groups)
+    assert sum(len(settings.runs(*each)) + settings.failures(*each) for each in listed) == len(runs)
+
+
+def test_readme_and_report_show_what_the_results_say(report, tables, published, study, store, monkeypatch):
+    monkeypatch.setattr(study, "RESAMPLES", 10_000)  # as the report has them
+    results, superseded = study.Study(store.read(*report.REPORTED, *report.OTHERS)), report.earlier()
+    text = (store.FOLDER / "report.md").read_text()
+    mujoco, rl_zoo = (tables.against(results, superseded, marks) for marks in (published.MARKS, published.RL_ZOO))
+    assert mujoco in (BENCHMARKS.parent / "README.md").read_text()
+    assert mujoco in text
+    assert rl_zoo in text
+    assert report.effort() in text
+    assert tables.choices(study.Study(store.read("defaults"))) in text
+    assert tables.wall_clock(study.Study(study.uninterrupted(store.read("wall_clock")))) in text
+
+
+def test_what_a_run_took_counts_once(report, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    run = plans.Run("trpo", "trpo", "Hopper-v5", 100, {"gamma": 0.99})
+    store.write("tuning", {}, [result_of(run, mean=7.0), result_of(run._replace(label="again"), mean=7.0)])
+    assert "at least 1 runs, 0.0 core hours" in report.effort()
 
 
 def test_time_to_a_level_is_that_of_the_first_point_there(study):
@@ -235,18 +360,19 @@ def test_time_to_a_level_is_that_of_the_first_point_there(study):
     assert study.seconds_to_reach({"curve": curve}, 6.0) is None
 
 
-def test_a_run_that_never_reaches_the_peers_return_counts_as_endless(report, study):
+def test_a_run_that_never_reaches_the_peers_return_counts_as_endless(tables, study):
     def timed(label, seed, *curve):
-        return row("A-v0", label, seed, 1.0, [list(point) for point in curve])
+        return row("A-v0", label, seed, 8.0, [list(point) for point in curve])
 
-    def cells(rows):
-        return [cell.strip() for cell in report.wall_clock(study.Study(rows), ["A-v0"]).splitlines()[2].split("|")[1:-1]]
+    def cells(rows, line=2):
+        return [cell.strip() for cell in tables.wall_clock(study.Study(rows)).splitlines()[line].split("|")[1:-1]]
 
     rows = [timed("sb3-contrib", seed, (100, 1.0, 50.0), (200, level, 100.0)) for seed, level in enumerate((4.0, 6.0))]
     rows += [timed("trpo", seed, (100, 5.0, time), (200, 9.0, 40.0)) for seed, time in enumerate((10.0, 12.0))]
-    assert cells(rows) == ["A-v0", "5.0", "100", "10, 12", "0.11", "met"]
+    assert cells(rows) == ["A-v0", "last training return: 5.0", "100", "10, 12", "never, 100", "0.110", "met"]
+    assert cells(rows, 3) == ["A-v0", "final evaluation: 8.0", "100", "40, 40", "never, never", "0.400", "missed"]
     rows += [timed("trpo", seed, (100, 1.0, 10.0), (200, 2.0, 20.0)) for seed in (2, 3, 4)]
-    assert cells(rows)[3:] == ["10, 12, never, never, never", "inf", "missed"]
+    assert cells(rows)[3:] == ["10, 12, never, never, never", "never, 100", "inf", "missed"]
 
 
 def test_runs_without_a_clock_are_left_out_where_it_matters(study):
@@ -261,8 +387,27 @@ def test_returns_are_divided_by_the_mean_of_the_peer(study):
     np.testing.assert_allclose(study.normalised(study.Study(rows), ["A-v0"], study.OURS)[:, 0], [2.0, 2.2, 2.4])
 
 
-def test_general_choices_are_columns_of_means(report, study):
+def test_runs_are_not_dropped_to_make_the_tasks_even(study):
+    rows = [row(env, label, 0, 1.0) for env in ("A-v0", "B-v0") for label in ("trpo", "sb3-contrib")]
+    with pytest.raises(ValueError, match="same shape"):
+        study.normalised(study.Study([*rows, row("B-v0", "trpo", 1, 1.0)]), ["A-v0", "B-v0"], study.OURS)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 4, 9])
+def test_learning_curves_have_a_panel_for_each_task(learning_pictures, study, tmp_path, monkeypatch, tasks):
+    envs, drawn = [f"Task{each}-v0" for each in range(tasks)], []
+    monkeypatch.setattr(learning_pictures.Figure, "savefig", lambda figure, file, dpi: drawn.append(figure))
+    rows = [row(env, "trpo", seed, 1.0, [[100, float(seed)], [200, 2.0]]) for env in envs for seed in range(3)]
+    learning_pictures.draw_curves(study.Study(rows), envs, tmp_path / "curves.png")
+    assert [axes.get_title() for axes in drawn[0].axes] == envs
+
+
+def test_general_choices_are_columns_of_means(tables, study):
     rows = [row("A-v0", "defaults", seed, 1.0 + seed) for seed in range(2)] + [row("A-v0", "wide", 0, 7.0)]
     rows += [row("B-v0", "wide", 0, 9.0), row("B-v0", "defaults", 0)]
-    head, _, first, second = report.choices(study.Study(rows)).splitlines()
-    assert [head, first, second] == ["| task | defaults | wide |", "| A-v0 | 1.5 (2) | 7.0 (1) |", "| B-v0 |  | 9.0 (1) |"]
+    head, _, first, second = tables.choices(study.Study(rows)).splitlines()
+    assert [head, first, second] == [
+        "| task | defaults | wide |",
+        "| A-v0 | 1.5 +/- 0.7 (2) | 7.0 (1) |",
+        "| B-v0 |  | 9.0 (1) |",
+    ]

@@ -215,10 +215,19 @@ def test_settings_of_tasks_not_tuned_are_rl_zoos_but_for_the_radius(env):
 def test_mujoco_tasks_share_their_settings_but_for_exceptions_that_are_explained(env):
     shared, own = OURS["HalfCheetah-v5"], OURS[env]
     exceptions = {name for name in own if own[name] != shared.get(name)}
-    text = zoo.config_file("trpo").read_text()
+    text = block_of(env, zoo.config_file("trpo").read_text())
     assert shared.keys() <= own.keys()
     for name in exceptions:
         assert re.search(rf"^  {name}: {re.escape(str(own[name]))}  # .{{20}}", text, re.MULTILINE | re.IGNORECASE), name
+
+
+def block_of(env: str, text: str) -> str:
+    """Give the lines of a task, and of the one that it shares settings with, up to those that all of MuJoCo share."""
+    own = re.search(rf"^{env}:.*\n((?:  .*\n)+)", text, re.MULTILINE)[1]
+    shared = re.search(r"<<: \*(\w+)", own)
+    if not shared or shared[1] == "mujoco":
+        return own
+    return own + block_of(re.search(rf"^(\S+): &{shared[1]}$", text, re.MULTILINE)[1], text)
 
 
 def test_mujoco_tasks_are_there():

@@ -1,0 +1,277 @@
+"""Tables of learning runs in Markdown, for ``report.py``; ``study.py`` says what their intervals are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from published import SHARE, Mark
+from study import OURS, PEER, Study, aggregates, intervals, iqm, mean, normalised, seconds_to_reach
+
+LEVELS = {"last training return": lambda run: run["curve"][-1][1], "final evaluation": lambda run: run["mean"]}
+"""Of a run: what counts as the return that it ends with."""
+
+
+def number(value: float) -> str:
+    """
+    Write a return.
+
+    :param value: the return
+    :return: whole, or with a decimal if it is small
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
+
+
+def between(estimate: Iterable[float]) -> str:
+    """
+    Write an estimate.
+
+    :param estimate: value and interval
+    :return: such as ``3,512 [3,401, 3,590]``
+    """
+    value, low, high = map(number, estimate)
+    return f"{value} [{low}, {high}]"
+
+
+def mean_of(scores: np.ndarray) -> str:
+    """
+    Write a mean.
+
+    :param scores: (runs,)
+    :return: mean, its interval if there are enough runs for one, and their number; nothing if there are none
+    """
+    if not len(scores):
+        return ""
+    estimate = between(intervals(mean, scores[:, None, None])[:, 0]) if len(scores) > 2 else number(scores.mean())
+    return f"{estimate} ({len(scores)})"
+
+
+def spread_of(scores: np.ndarray) -> str:
+    """
+    Write a mean with the standard deviation over the runs.
+
+    :param scores: (runs,)
+    :return: both, or the mean of a single run
+    """
+    return f"{number(scores.mean())} +/- {number(scores.std(ddof=1))}" if len(scores) > 1 else number(scores.mean())
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """
+    Write a Markdown table.
+
+    :param head: its columns
+    :param rows: its cells
+    :return: Markdown
+    """
+    head = list(head)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def seeds_of(runs: Iterable[Mapping[str, Any]]) -> str:
+    """
+    Name seeds.
+
+    :param runs: results
+    :return: such as ``0 to 9`` or ``0, 2``
+    """
+    seeds = sorted(run["seed"] for run in runs)
+    in_a_row = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+
+
+def summary(study: Study, env: str, method: str) -> list[str]:
+    """
+    Describe the runs of a method on a task.
+
+    :param study: the results
+    :param env: the task
+    :param method: the method
+    :return: cells: task, method, seeds, failures, mean and standard deviation over the runs, median, IQM, least and largest
+    """
+    scores = study.scores(env, method)
+    return [
+        env,
+        method,
+        seeds_of(study.runs(env, method)),
+        str(study.failures(env, method)),
+        spread_of(scores),
+        number(np.median(scores)),
+        between(intervals(iqm, scores[:, None, None])[:, 0]) if len(scores) > 2 else "",
+        f"{number(scores.min())} to {number(scores.max())}",
+    ]
+
+
+def summaries(study: Study, method: str = "method") -> str:
+    """
+    Tabulate final returns.
+
+    :param study: the results
+    :param method: what tells its runs apart
+    :return: Markdown
+    """
+    head = ("task", method, "seeds", "not finished", "mean +/- std over runs", "median", "IQM [95 %]", "least to largest")
+    return table(head, (summary(study, env, each) for env in study.envs() for each in study.methods(env)))
+
+
+def unlike(settings: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """
+    Tell settings from others.
+
+    :param settings: of one run
+    :param present: of another
+    :return: what the first has and the second has not, and what it lacks
+    """
+    other = [f"{name} {value}" for name, value in sorted(settings.items()) if present.get(name) != value]
+    return ", ".join(other + [f"no {name}" for name in sorted(present) if name not in settings])
+
+
+def reported_before(superseded: Study, env: str) -> str:
+    """
+    Give the means of settings that were to be reported, and were then changed.
+
+    :param superseded: their results, with a method for each
+    :param env: the task
+    :return: the means, with the numbers of runs
+    """
+    means = []
+    for method in superseded.methods(env):
+        scores, failures = superseded.scores(env, method), superseded.failures(env, method)
+        means.append(f"{number(scores.mean())} ({len(scores)}{f' of {len(scores) + failures}' if failures else ''})")
+    return ", ".join(means)
+
+
+def against(study: Study, superseded: Study, marks: Mapping[str, Mark]) -> str:
+    """
+    Compare with what others have published.
+
+    :param study: the results
+    :param superseded: results of settings that were then changed
+    :param marks: by task
+    :return: Markdown
+    """
+    rows = []
+    for env, mark in marks.items():
+        scores = study.scores(env, OURS)
+        if len(scores):
+            outcome = "met" if scores.mean() >= mark.target else "missed"
+            published = f"{number(mark.best)} ({mark.source})" if mark.best is not None else ""
+            before, measured = reported_before(superseded, env), mean_of(study.scores(env, PEER))
+            rows.append([env, mean_of(scores), before, measured, published, number(mark.target), outcome])
+    ours = ("ours: mean [95 %] (runs)", "earlier settings, other seeds (runs)")
+    return table(("task", *ours, "sb3-contrib, measured (runs)", "best published", "target", ""), rows)
+
+
+def aggregate(study: Study, envs: list[str]) -> str:
+    """
+    Compare with sb3-contrib over all tasks.
+
+    :param study: the results
+    :param envs: the tasks
+    :return: Markdown
+    """
+    ours, peer = (normalised(study, envs, method) for method in (OURS, PEER))
+    estimates = np.stack([intervals(aggregates, each) for each in (ours, peer)])
+    rows = []
+    for name, (value, low, high) in zip(("IQM", "median of the tasks' means", "mean"), estimates.T, strict=True):
+        cells = [f"{value[each]:.2f} [{low[each]:.2f}, {high[each]:.2f}]" for each in (0, 1)]
+        rows.append([name, *cells, "met" if low[0] > high[1] else "missed"])
+    head = (f"of {len(envs)} tasks", f"{OURS}, {len(ours)} runs each", f"{PEER}, {len(peer)} runs each", "intervals apart")
+    return table(head, rows)
+
+
+def improvements(probabilities: Mapping[str, np.ndarray]) -> str:
+    """
+    Tabulate probabilities of improvement.
+
+    :param probabilities: by task, with their intervals
+    :return: Markdown
+    """
+    rows = ([env, "{:.2f} [{:.2f}, {:.2f}]".format(*estimate)] for env, estimate in probabilities.items())
+    return table(("task", f"P(a run of {OURS} > one of {PEER}) [95 %]"), rows)
+
+
+def seconds(run: Mapping[str, Any], level: float) -> str:
+    """
+    Write when a run was at a level.
+
+    :param run: its result
+    :param level: a training return
+    :return: seconds, or that it never was
+    """
+    reached = seconds_to_reach(run, level)
+    return "never" if reached is None else f"{reached:.0f}"
+
+
+def wall_clock(study: Study) -> str:
+    """
+    Compare the time to the return that sb3-contrib ends with, of runs made side by side.
+
+    :param study: the results of runs made in turn on one machine, whose curves have seconds
+    :return: Markdown
+    """
+    rows = []
+    for env in study.envs(OURS, PEER):
+        ours, peers = study.runs(env, OURS), study.runs(env, PEER)
+        whole = float(np.mean([run["curve"][-1][2] for run in peers]))
+        for name, of in LEVELS.items():
+            level = float(np.mean([of(run) for run in peers]))
+            times = [seconds_to_reach(run, level) for run in ours]
+            share = np.median([np.inf if each is None else each for each in times]) / whole
+            first = (", ".join(seconds(run, level) for run in runs) for runs in (ours, peers))
+            rows.append([env, f"{name}: {number(level)}", f"{whole:.0f}", *first, f"{share:.3f}"])
+            rows[-1].append("met" if share <= SHARE else "missed")
+    head = ("task", f"{PEER}'s", "its seconds", f"seconds of {OURS} to reach it", f"of {PEER}'s runs", "median / its", "")
+    return table(head, rows)
+
+
+def choices(study: Study) -> str:
+    """
+    Compare general choices for the constructor.
+
+    :param study: the results, with a method for each choice
+    :return: Markdown
+    """
+    envs = study.envs()
+    labels = list(dict.fromkeys(label for env in envs for label in study.methods(env)))
+    return table(
+        ("task", *labels), ([env, *(spread_with_number(study.scores(env, label)) for label in labels)] for env in envs)
+    )
+
+
+def spread_with_number(scores: np.ndarray) -> str:
+    """
+    Write what a choice has given.
+
+    :param scores: (runs,)
+    :return: mean, standard deviation and number of runs, nothing if there are none
+    """
+    return f"{spread_of(scores)} ({len(scores)})" if len(scores) else ""
+
+
+def spent(rows: Iterable[Mapping[str, Any]]) -> str:
+    """
+    Sum runs up.
+
+    :param rows: their results
+    :return: how many, and the time that they took on a core
+    """
+    times = [row["seconds"] for row in rows]
+    return f"{len(times)} runs, {sum(times) / 3600:.1f} core hours"
+
+
+def efforts(tuning: Iterable[Mapping[str, Any]], reported: Iterable[Mapping[str, Any]]) -> str:
+    """
+    Tabulate what each task took.
+
+    :param tuning: results of tuning
+    :param reported: results that are reported
+    :return: Markdown
+    """
+    kinds = [list(tuning), list(reported)]
+    rows = []
+    for env in dict.fromkeys(row["env"] for row in kinds[1]):
+        times = [[row["seconds"] for row in kind if row["env"] == env] for kind in kinds]
+        rows.append([env, *(cell for each in times for cell in (str(len(each)), f"{sum(each) / 3600:.2f}"))])
+    return table(("task", "runs of tuning", "core hours", "reported runs", "core hours"), rows)
