@@ -294,6 +294,16 @@ def test_interval_holds_its_estimate_and_the_iqm_ignores_outliers(study):
     assert (values <= high).all()
 
 
+def test_intervals_are_the_same_each_time(study):
+    ours, peer = np.random.default_rng(0).normal(size=(2, 8, 1))
+
+    def improvement(ours, peer):
+        return np.array([ours.mean() - peer.mean()])
+
+    for of, scores in ((study.iqm, [ours[:, None]]), (improvement, [ours, peer])):
+        np.testing.assert_array_equal(study.intervals(of, *scores), study.intervals(of, *scores))
+
+
 def test_probability_of_improvement_counts_pairs(study):
     rows = [row("Hopper-v5", "trpo", seed, float(mean)) for seed, mean in enumerate((1, 3, 5))]
     rows += [row("Hopper-v5", "sb3-contrib", seed, float(mean)) for seed, mean in enumerate((2, 4))]
