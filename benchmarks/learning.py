@@ -16,7 +16,6 @@ policy plays 20 deterministic episodes in an environment seeded with 1000 + the 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import signal
@@ -25,43 +24,33 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch as th
 import yaml
 from environment import environment
 from filelock import FileLock, Timeout
-from huggingface_sb3 import EnvironmentName
+from measuring import OUTPUT, attempts_in, measure, note_attempt
 from plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
-from rl_zoo3.utils import get_model_path
-from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.save_util import load_from_zip_file
-from store import is_finished, replace, stored, to_write, write
+from store import is_finished, locked, replace, stored, to_write, unplanned, write
 from tqdm import tqdm
 
-from sb3_trpo.zoo import final_returns
-
 ROOT = Path(__file__).parent.parent
-EPISODES = 20
-POINTS = 40
-"""Of a training curve."""
-WINDOW = 100
-"""Training episodes that a point of it averages, as in ``peer_results.json``."""
 MINUTE = 60.0
 """In seconds: how often the time that a run has taken is noted."""
-EVALUATION_SEED = 1000
-"""Added to the seed of a run, for its evaluation."""
 MEASURING = Lock()
 """Evaluations share this process and its standard output."""
 TRAININGS: set[subprocess.Popen[bytes]] = set()
 """Under way."""
-SETTINGS, ATTEMPTS, RESULT, OUTPUT, LOCK = "settings.yml", "attempts.json", "result.json", "output.txt", "lock"
+ENDING = Event()
+"""No more of them are to be started."""
+SETTINGS, RESULT, LOCK = "settings.yml", "result.json", "lock"
+"""Of a run's folder."""
 
 
 def train(run: Run, folder: Path) -> None:
@@ -87,103 +76,22 @@ def train(run: Run, folder: Path) -> None:
         "--device": "cpu",
     }
     command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
-    note = partial(note_attempt, folder, attempts_in(folder), time.perf_counter())
+    made_with = {key: value for key, value in environment().items() if key != "command"}
+    note = partial(note_attempt, folder, attempts_in(folder), time.perf_counter(), made_with)
     own = os.environ | {"OMP_NUM_THREADS": "1"}
     with (
         (folder / OUTPUT).open("a") as output,
         subprocess.Popen(command, stdout=output, stderr=output, env=own, cwd=folder) as training,
     ):
         TRAININGS.add(training)
+        if ENDING.is_set():  # since it was started
+            training.terminate()
         while training.poll() is None:
             note(status=None)  # which stays if this process is killed
             with suppress(subprocess.TimeoutExpired):
                 training.wait(MINUTE)
         TRAININGS.remove(training)
     note(status=training.returncode)
-
-
-def note_attempt(folder: Path, before: list[dict[str, Any]], start: float, status: int | None) -> None:
-    """
-    Store that a run has been started.
-
-    :param folder: of the run
-    :param before: earlier attempts
-    :param start: on the clock of :func:`time.perf_counter`
-    :param status: with which it has ended, if it has
-    """
-    attempt = {"seconds": round(time.perf_counter() - start, 1), "exit": status}
-    replace(folder / ATTEMPTS, json.dumps([*before, attempt]))
-
-
-def attempts_in(folder: Path) -> list[dict[str, Any]]:
-    """
-    Say how often a run has been started.
-
-    :param folder: of the run
-    :return: seconds and exit status of each
-    """
-    file = folder / ATTEMPTS
-    return json.loads(file.read_text()) if file.is_file() else []
-
-
-def learning_curve(folder: str, n_timesteps: int, is_whole: bool) -> list[list[float]]:
-    """
-    Summarise the training episodes.
-
-    :param folder: with files of Monitor
-    :param n_timesteps: of the whole run
-    :param is_whole: whether the run was never interrupted; if it was, Monitor's times count the pause
-    :return: timesteps, mean return of the last 100 episodes (fewer at first) and, of a whole run, seconds since the start;
-        points before the end of the first episode are left out
-    """
-    episodes = load_results(folder)
-    ends, returns, seconds = episodes["l"].cumsum().to_numpy(), episodes["r"].to_numpy(), episodes["t"].to_numpy()
-    points = []
-    for step in np.linspace(0, n_timesteps, POINTS + 1)[1:]:
-        until = int(np.searchsorted(ends, step, side="right"))
-        if until:
-            mean = float(returns[max(0, until - WINDOW) : until].mean())
-            points.append([int(step), round(mean, 3), *([round(float(seconds[until - 1]), 1)] if is_whole else [])])
-    return points
-
-
-def measure(run: Run, folder: Path) -> dict[str, Any]:
-    """
-    Evaluate the final policy of a run.
-
-    :param run: that has been trained
-    :param folder: of it
-    :return: what is stored of it; ``failure`` says why there is nothing to evaluate
-    """
-    attempts = attempts_in(folder)
-    known = {
-        "env": run.env,
-        "algorithm": run.algorithm,
-        "label": run.label,
-        "seed": run.seed,
-        "settings": run.settings,
-        "seconds": sum(attempt["seconds"] for attempt in attempts),
-        "attempts": attempts,
-        "made_with": {key: value for key, value in environment().items() if key != "command"},
-    }
-    algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
-    last_line = (folder / OUTPUT).read_text().strip().rsplit("\n", 1)[-1].replace(f"{folder}", ".")
-    exit_status = attempts[-1]["exit"] if attempts else "none yet"
-    with redirect_stdout(io.StringIO()):  # RL Zoo says which files it reads
-        try:
-            _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
-        except (AssertionError, ValueError):  # RL Zoo's ways to say that there is no model
-            return known | {"failure": f"exit status {exit_status}: {last_line}"}
-        n_timesteps = load_from_zip_file(model_file, device="cpu")[0]["num_timesteps"]
-        if n_timesteps < run.settings["n_timesteps"]:
-            return known | {"failure": f"stopped at {n_timesteps} timesteps"}
-        returns = final_returns(algorithm.model, model_file, env, EPISODES, EVALUATION_SEED + run.seed)
-    return known | {
-        "mean": float(np.mean(returns)),
-        "std": float(np.std(returns)),
-        "returns": [round(each, 3) for each in returns],
-        "curve": learning_curve(logs, run.settings["n_timesteps"], is_whole=len(attempts) == 1),
-    }
 
 
 def carry_out(run: Run, folder: Path) -> dict[str, Any]:
@@ -194,6 +102,8 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     :param folder: of all runs
     :return: what is stored of it
     """
+    if ENDING.is_set():
+        return run._asdict() | {"seconds": 0.0, "failure": "not started"}
     folder = folder / run.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -240,6 +150,7 @@ def execute(runs: list[Run], folder: Path, jobs: int) -> None:
     :param folder: of all runs
     :param jobs: how many at a time
     """
+    ENDING.clear()
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(carry_out, run, folder) for run in runs]
         try:
@@ -250,8 +161,10 @@ def execute(runs: list[Run], folder: Path, jobs: int) -> None:
                 tqdm.write(f"{result['label']} {result['env']} seed {result['seed']}: {outcome} ({spent})", sys.stderr)
         except KeyboardInterrupt:  # the trainings get it too
             print("Interrupted: what runs saves itself first, and goes on when the same command is run again.")
-            pool.shutdown(cancel_futures=True)
             raise SystemExit(130) from None
+        finally:
+            ENDING.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def end(signum: int, frame: FrameType | None) -> None:
@@ -262,6 +175,7 @@ def end(signum: int, frame: FrameType | None) -> None:
     :param frame: where it came
     :raises KeyboardInterrupt: always
     """
+    ENDING.set()
     for training in tuple(TRAININGS):
         training.send_signal(signum)
     raise KeyboardInterrupt
@@ -299,6 +213,11 @@ def main() -> None:
     th.set_num_threads(1)
     signal.signal(signal.SIGTERM, end)
     folder, known = args.folder.resolve(), stored(NAMES)
+    if homeless := unplanned(args.plan):
+        raise SystemExit(
+            f"{args.plan}.json has results that no plan lists, and that would be lost: {', '.join(homeless)}. Their settings "
+            "have changed: put them into superseded.yml or tuning.yml as they were."
+        )
     due = [run for run in args.wanted if args.afresh or not is_finished(known.get(run.name))]
     if not args.collect and not due:
         print(f"All {len(args.wanted)} runs are finished.")
@@ -307,8 +226,7 @@ def main() -> None:
         if not args.collect:
             execute(due, folder, args.jobs)
     finally:  # after an interrupt too
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK):
+        with locked():
             known = stored(NAMES)  # with what others have stored since
             for name in to_write(args.plan):
                 plan = read_plan(name)

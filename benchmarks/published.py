@@ -7,33 +7,35 @@ from typing import NamedTuple
 
 class Mark(NamedTuple):
     """
-    What others have published of a task, at 1M steps.
+    What others have published of a task.
 
-    :param best: mean return over several seeds
-    :param source: who
     :param target: what we mean to reach, at least
+    :param single: RL Zoo's run of sb3-contrib's TRPO, one
+    :param best: the best mean over several seeds at 1M steps
+    :param source: who has it
     """
 
-    best: float | None
-    source: str
     target: float
+    single: float | None = None
+    best: float | None = None
+    source: str = ""
 
 
 MARKS = {
-    "HalfCheetah-v5": Mark(4471, "Tianshou, -v3, 10 seeds", 5000),
-    "Hopper-v5": Mark(3372, "sb3-contrib, -v3, 3 seeds", 3400),
-    "Walker2d-v5": Mark(4502, "sb3-contrib, -v3, 3 seeds", 4600),
-    "Ant-v5": Mark(None, "", 2000),
-    "Ant-v4": Mark(3554, "sb3-contrib, -v3, 3 seeds", 3600),
-    "Swimmer-v5": Mark(359, "sb3-contrib, -v3, 3 seeds", 355),
-    "Humanoid-v5": Mark(1030, "Engstrom et al. 2020, TRPO+, -v2", 1100),
-    "Reacher-v5": Mark(-4.5, "not traced; -4.8 by baselines", -4.5),
-    "InvertedDoublePendulum-v5": Mark(9243, "not traced; 8,435 by Tianshou, -v2, 10 seeds", 9250),
+    "HalfCheetah-v5": Mark(5000, 1785, 4471, "Tianshou, -v3, 10 seeds"),
+    "Hopper-v5": Mark(3400, 3618, 3372, "sb3-contrib, -v3, 3 seeds"),
+    "Walker2d-v5": Mark(4600, 4933, 4502, "sb3-contrib, -v3, 3 seeds"),
+    "Ant-v5": Mark(2000),
+    "Ant-v4": Mark(3600, 4982, 3554, "sb3-contrib, -v3, 3 seeds"),
+    "Swimmer-v5": Mark(355, 366, 359, "sb3-contrib, -v3, 3 seeds"),
+    "Humanoid-v5": Mark(1100, None, 1030, "Engstrom et al. 2020, TRPO+, -v2"),
+    "Reacher-v5": Mark(-4.5, None, -4.5, "not traced; -4.8 by baselines"),
+    "InvertedDoublePendulum-v5": Mark(9250, None, 9243, "not traced; 8,435 by Tianshou, -v2, 10 seeds"),
 }
 SHARE = 0.2
 """The part of sb3-contrib's time in which we mean to reach its final return."""
 RL_ZOO = {
-    env: Mark(value, "RL Zoo, one run", value)
+    env: Mark(value, value)
     for env, value in {
         "CartPole-v1": 500.0,
         "Pendulum-v1": -174.6,
@@ -50,6 +52,6 @@ RL_ZOO = {
         "ReacherBulletEnv-v0": 14.7,
     }.items()
 }
-"""RL Zoo's benchmark.md, algorithm trpo: one run each, LunarLander as -v2."""
+"""RL Zoo's benchmark.md, algorithm trpo, one run each, which we mean to reach. LunarLander is -v2 there, MuJoCo -v3."""
 DDPG = {"HalfCheetah": 11718.7, "Hopper": 2197.0, "Walker2d": 1400.6, "Ant": 990.4, "Swimmer": 144.1}
 """Tianshou's examples/mujoco, -v3, 10 seeds: the best evaluation within 1M steps."""

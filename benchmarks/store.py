@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from environment import RESULTS, environment
+from filelock import FileLock
 from plans import NAMES, Run, read_plan, runs_of
 
 FOLDER = RESULTS / "learning"
@@ -22,9 +23,10 @@ def stored(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     Read the results that there are.
 
     :param names: of plans; all, if runs may have moved from one to another
-    :return: by :attr:`Run.name`, so a run that has been made twice counts once
+    :return: by :attr:`Run.name`, so a run that has been made twice counts once, and as finished if it was
     """
-    return {Run.of(result).name: result for name in names for result in read(name)}
+    results = sorted((result for name in names for result in read(name)), key=is_finished)
+    return {Run.of(result).name: result for result in results}
 
 
 def read(*names: str) -> list[dict[str, Any]]:
@@ -47,6 +49,27 @@ def to_write(name: str) -> list[str]:
     """
     held = stored([name])
     return [each for each in NAMES if each == name or any(run.name in held for run in runs_of(read_plan(each)))]
+
+
+def unplanned(name: str) -> list[str]:
+    """
+    List results that writing would lose, for no plan has their runs any more.
+
+    :param name: of the plan in whose file they are
+    :return: names of the runs
+    """
+    planned = {run.name for each in NAMES for run in runs_of(read_plan(each))}
+    return sorted(stored([name]).keys() - planned)
+
+
+def locked() -> FileLock:
+    """
+    Keep other processes from changing results.
+
+    :return: to be entered
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    return FileLock(FOLDER / ".lock")
 
 
 def is_finished(result: Mapping[str, Any] | None) -> bool:

@@ -1,8 +1,9 @@
 """
 Statistics of learning runs (Agarwal et al. 2021): what ``report.py`` tabulates and draws.
 
-Intervals are 95 % percentile intervals of a bootstrap with 10,000 resamples, stratified by task, by rliable; IQM is the mean
-of the middle half of the runs.
+Intervals are 95 % percentile intervals of a bootstrap with 2,000 resamples, stratified by task, by rliable: of few runs they
+are too narrow. IQM is the mean of what is left when a quarter of the runs, rounded down, is cut at each end: of ten runs six,
+of six four, of three all.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from rliable import library as rly, metrics
-from scipy.stats import trim_mean
 
-RESAMPLES = 10_000
+RESAMPLES = 2_000
 OURS, PEER = "sb3_trpo", "sb3-contrib"
 NAMES = {"trpo": OURS, "ppo": "PPO", "a2c": "A2C", "ddpg": "DDPG"}
 
@@ -48,18 +48,20 @@ class Study:
         return list(dict.fromkeys(env for env, _ in self._rows if all(self.runs(env, method) for method in methods)))
 
     def methods(self, env: str) -> list[str]:
-        """Give the methods that a task has been tried with."""
-        return [method for tried, method in self._rows if tried == env and self.runs(env, method)]
+        """Give the methods that a task has been tried with, though none of their runs may have finished."""
+        return [method for tried, method in self._rows if tried == env]
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:
     """
-    Average the middle half of all runs on all tasks.
+    Average all runs on all tasks but the best and the worst quarter, rounded down.
 
     :param scores: (runs, tasks, points)
     :return: (points,)
     """
-    return trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25, axis=0)
+    runs = np.sort(scores.reshape(-1, scores.shape[-1]), axis=0)
+    cut = len(runs) // 4
+    return runs[cut : len(runs) - cut].mean(0)  # scipy's trim_mean takes 50 times as long, at each of the resamples
 
 
 def mean(scores: np.ndarray) -> np.ndarray:

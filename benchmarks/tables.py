@@ -34,17 +34,35 @@ def between(estimate: Iterable[float]) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def mean_of(scores: np.ndarray) -> str:
+def runs_in(study: Study, env: str, method: str) -> str:
+    """
+    Count the runs of a method on a task.
+
+    :param study: the results
+    :param env: the task
+    :param method: the method
+    :return: such as ``10``, or ``9 of 10`` if one has not finished
+    """
+    finished, failed = len(study.runs(env, method)), study.failures(env, method)
+    return f"{finished} of {finished + failed}" if failed else f"{finished}"
+
+
+def mean_of(study: Study, env: str, method: str, interval: bool = True) -> str:
     """
     Write a mean.
 
-    :param scores: (runs,)
-    :return: mean, its interval if there are enough runs for one, and their number; nothing if there are none
+    :param study: the results
+    :param env: the task
+    :param method: the method
+    :param interval: whether its interval follows, if there are enough runs for one
+    :return: mean and number of runs, nothing if there are none
     """
+    scores = study.scores(env, method)
     if not len(scores):
-        return ""
-    estimate = between(intervals(mean, scores[:, None, None])[:, 0]) if len(scores) > 2 else number(scores.mean())
-    return f"{estimate} ({len(scores)})"
+        return f"none ({runs_in(study, env, method)})" if study.failures(env, method) else ""
+    has_interval = interval and len(scores) > 2
+    estimate = between(intervals(mean, scores[:, None, None])[:, 0]) if has_interval else number(scores.mean())
+    return f"{estimate} ({runs_in(study, env, method)})"
 
 
 def spread_of(scores: np.ndarray) -> str:
@@ -54,7 +72,9 @@ def spread_of(scores: np.ndarray) -> str:
     :param scores: (runs,)
     :return: both, or the mean of a single run
     """
-    return f"{number(scores.mean())} +/- {number(scores.std(ddof=1))}" if len(scores) > 1 else number(scores.mean())
+    if not len(scores):
+        return "none"
+    return f"{number(scores.mean())} +/- {number(scores.std(ddof=1))}" if len(scores) > 1 else number(scores[0])
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -77,8 +97,9 @@ def seeds_of(runs: Iterable[Mapping[str, Any]]) -> str:
     :return: such as ``0 to 9`` or ``0, 2``
     """
     seeds = sorted(run["seed"] for run in runs)
-    in_a_row = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
-    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def summary(study: Study, env: str, method: str) -> list[str]:
@@ -97,9 +118,9 @@ def summary(study: Study, env: str, method: str) -> list[str]:
         seeds_of(study.runs(env, method)),
         str(study.failures(env, method)),
         spread_of(scores),
-        number(np.median(scores)),
+        number(np.median(scores)) if len(scores) else "",
         between(intervals(iqm, scores[:, None, None])[:, 0]) if len(scores) > 2 else "",
-        f"{number(scores.min())} to {number(scores.max())}",
+        f"{number(scores.min())} to {number(scores.max())}" if len(scores) else "",
     ]
 
 
@@ -135,11 +156,7 @@ def reported_before(superseded: Study, env: str) -> str:
     :param env: the task
     :return: the means, with the numbers of runs
     """
-    means = []
-    for method in superseded.methods(env):
-        scores, failures = superseded.scores(env, method), superseded.failures(env, method)
-        means.append(f"{number(scores.mean())} ({len(scores)}{f' of {len(scores) + failures}' if failures else ''})")
-    return ", ".join(means)
+    return ", ".join(mean_of(superseded, env, method, interval=False) for method in superseded.methods(env))
 
 
 def against(study: Study, superseded: Study, marks: Mapping[str, Mark]) -> str:
@@ -149,18 +166,19 @@ def against(study: Study, superseded: Study, marks: Mapping[str, Mark]) -> str:
     :param study: the results
     :param superseded: results of settings that were then changed
     :param marks: by task
-    :return: Markdown
+    :return: Markdown; a target is met by the mean, if all runs have finished
     """
     rows = []
     for env, mark in marks.items():
-        scores = study.scores(env, OURS)
-        if len(scores):
-            outcome = "met" if scores.mean() >= mark.target else "missed"
-            published = f"{number(mark.best)} ({mark.source})" if mark.best is not None else ""
-            before, measured = reported_before(superseded, env), mean_of(study.scores(env, PEER))
-            rows.append([env, mean_of(scores), before, measured, published, number(mark.target), outcome])
-    ours = ("ours: mean [95 %] (runs)", "earlier settings, other seeds (runs)")
-    return table(("task", *ours, "sb3-contrib, measured (runs)", "best published", "target", ""), rows)
+        scores, failures = study.scores(env, OURS), study.failures(env, OURS)
+        if len(scores) or failures:
+            outcome = "met" if not failures and scores.mean() >= mark.target else "missed"
+            measured = (mean_of(study, env, OURS), reported_before(superseded, env), mean_of(study, env, PEER))
+            best = f"{number(mark.best)} ({mark.source})" if mark.best is not None else ""
+            single = number(mark.single) if mark.single is not None else ""
+            rows.append([env, *measured, best, single, number(mark.target), outcome])
+    measured = ("ours: mean [95 %] (runs)", "earlier settings, other seeds (runs)", "sb3-contrib, measured (runs)")
+    return table(("task", *measured, "best mean published", "RL Zoo's one run", "target", ""), rows)
 
 
 def aggregate(study: Study, envs: list[str]) -> str:
@@ -235,19 +253,19 @@ def choices(study: Study) -> str:
     """
     envs = study.envs()
     labels = list(dict.fromkeys(label for env in envs for label in study.methods(env)))
-    return table(
-        ("task", *labels), ([env, *(spread_with_number(study.scores(env, label)) for label in labels)] for env in envs)
-    )
+    return table(("task", *labels), ([env, *(choice(study, env, label) for label in labels)] for env in envs))
 
 
-def spread_with_number(scores: np.ndarray) -> str:
+def choice(study: Study, env: str, label: str) -> str:
     """
-    Write what a choice has given.
+    Write what a choice has given on a task.
 
-    :param scores: (runs,)
+    :param study: the results
+    :param env: the task
+    :param label: of the choice
     :return: mean, standard deviation and number of runs, nothing if there are none
     """
-    return f"{spread_of(scores)} ({len(scores)})" if len(scores) else ""
+    return f"{spread_of(study.scores(env, label))} ({runs_in(study, env, label)})" if label in study.methods(env) else ""
 
 
 def spent(rows: Iterable[Mapping[str, Any]]) -> str:

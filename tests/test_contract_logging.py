@@ -127,6 +127,12 @@ def test_advice_is_printed_once_per_kind(capsys):
     assert Outcome.ACCEPTED.advice not in printed
 
 
+def test_a_radius_that_falls_to_zero_by_the_end_wants_no_advice(capsys):
+    model = TRPO("MlpPolicy", RandomEnv(), target_kl=lambda remaining: 0.01 * remaining, verbose=1, **SMALL).learn(128)
+    assert model.logger.name_to_value["train/outcome"] == Outcome.EMPTY_REGION.value
+    assert Outcome.EMPTY_REGION.advice not in capsys.readouterr().out
+
+
 def test_nothing_is_printed_unless_asked(capsys):
     TRPO("MlpPolicy", RandomEnv(), target_kl=vanishing, **SMALL).learn(192)
     assert capsys.readouterr() == ("", "")

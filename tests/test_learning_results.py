@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from scipy.stats import trim_mean
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 MONITOR = '#{"t_start": 0.0, "env_id": "X"}\nr,l,t\n'
@@ -24,8 +26,8 @@ def module(name):
     return imported
 
 
-learning, learning_pictures, plans, published = map(module, ("learning", "learning_pictures", "plans", "published"))
-report, store, study, tables = map(module, ("report", "store", "study", "tables"))
+learning, learning_pictures, measuring, plans = map(module, ("learning", "learning_pictures", "measuring", "plans"))
+published, report, store, study, tables = map(module, ("published", "report", "store", "study", "tables"))
 
 
 @pytest.fixture(autouse=True)
@@ -92,19 +94,69 @@ def test_settings_that_are_nowhere_are_named(plans):
         plans.settings_for("ppo", "Nowhere-v5")
 
 
-def test_curve_averages_the_last_hundred_episodes_of_all_envs(learning, tmp_path):
+def test_a_run_is_trained_and_played_as_its_plan_says(learning, measuring, plans, tmp_path, monkeypatch):
+    played, play = [], measuring.final_returns
+    monkeypatch.setattr(measuring, "final_returns", lambda *given: played.append(given) or play(*given))
+    settings = {"policy": "MlpPolicy", "n_envs": 2, "n_steps": 64, "n_timesteps": 256}
+    run = plans.Run("trpo", "small", "CartPole-v1", 7, settings)
+    result = learning.carry_out(run, tmp_path)
+    (folder,) = (tmp_path / run.name / "trpo").glob("CartPole-v1_1/CartPole-v1")
+    arguments, used = (dict(yaml.load((folder / file).read_text(), yaml.UnsafeLoader)) for file in ("args.yml", "config.yml"))
+    assert {name: arguments[name] for name in ("seed", "num_threads", "eval_freq", "device")} == {
+        "seed": 7,
+        "num_threads": 1,
+        "eval_freq": -1,
+        "device": "cpu",
+    }
+    (keeper,) = used.pop("callback")
+    assert used == settings
+    assert [*keeper] == ["sb3_trpo.checkpoint.ResumableCheckpoint"]
+    assert list((tmp_path / run.name / "checkpoints").iterdir())
+    ((_, model, _, episodes, seed),) = played
+    assert (model, episodes, seed) == (str(folder.parent / "CartPole-v1.zip"), 20, 1007)
+    assert {field: result[field] for field in run._fields} == run._asdict()
+    assert len(result["returns"]) == 20
+    assert result["mean"] == pytest.approx(np.mean(result["returns"]))
+    assert result["std"] == pytest.approx(np.std(result["returns"]))
+    (attempt,) = result["attempts"]
+    assert attempt["exit"] == 0
+    assert attempt["made_with"].keys() >= {"commit", "packages", "cpu"}
+    assert result["curve"][-1][0] == 256
+    assert len(result["curve"][-1]) == 3
+    assert learning.carry_out(run, tmp_path) == result  # from its folder
+    assert len(played) == 1
+
+
+def test_an_unfinished_run_and_a_damaged_model_are_failures(learning, measuring, plans, tmp_path, monkeypatch):
+    folder = tmp_path / "trpo" / "CartPole-v1_1"
+    folder.mkdir(parents=True)
+    (tmp_path / measuring.OUTPUT).write_text("the end\n")
+    run = plans.Run("trpo", "trpo", "CartPole-v1", 0, {"n_timesteps": 256})
+
+    def failure():
+        return measuring.measure(run, tmp_path)["failure"]
+
+    assert failure().startswith("exit status none yet: the end (ValueError: No model found")
+    assert str(tmp_path) not in failure()
+    (folder / "CartPole-v1.zip").write_bytes(b"PK")
+    assert failure().startswith("exit status none yet: the end (ValueError: ")
+    monkeypatch.setattr(measuring, "load_from_zip_file", lambda file, device: [{"num_timesteps": 255}])
+    assert failure() == "exit status none yet: the end (ValueError: stopped at 255 timesteps)"
+
+
+def test_curve_averages_the_last_hundred_episodes_of_all_envs(measuring, tmp_path):
     rng = np.random.default_rng(0)
     returns = rng.normal(size=300).round(3)
     for env in range(2):  # episodes of 10 steps, in turn
         lines = [f"{returns[2 * i + env]},10,{2 * i + env + 1}" for i in range(150)]
         (tmp_path / f"{env}.monitor.csv").write_text(MONITOR + "\n".join(lines) + "\n")
-    curve = learning.learning_curve(str(tmp_path), 3000, is_whole=True)
+    curve = measuring.learning_curve(str(tmp_path), 3000, is_whole=True)
     assert [point[0] for point in curve] == [75 * i for i in range(1, 41)]
     for steps, mean, seconds in curve:
         finished = steps // 10
         assert mean == pytest.approx(returns[max(0, finished - 100) : finished].mean(), abs=1e-3)
         assert seconds == finished
-    resumed = learning.learning_curve(str(tmp_path), 3000, is_whole=False)  # its clock has counted the pause
+    resumed = measuring.learning_curve(str(tmp_path), 3000, is_whole=False)  # its clock has counted the pause
     assert resumed == [point[:2] for point in curve]
 
 
@@ -121,11 +173,19 @@ def test_results_outlive_the_folders_of_their_runs(learning, store, plans, tmp_p
     remade.mkdir(parents=True)
     (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
     interrupted.mkdir()
-    learning.note_attempt(interrupted, [], start=0.0, status=None)
+    learning.note_attempt(interrupted, [], start=0.0, made_with={}, status=None)
     known = store.stored(["mujoco", "superseded"])
     results = learning.results_of(runs, tmp_path / "runs", known)
     assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
     assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
+
+
+def test_a_run_that_has_finished_counts_though_another_file_has_it_as_failed(store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"gamma": 0.99})
+    store.write("mujoco", {}, [result_of(run, mean=7.0)])
+    store.write("tuning", {}, [result_of(run, failure="stopped at 64 timesteps")])
+    assert [row["mean"] for row in store.stored(["mujoco", "tuning"]).values()] == [7.0]
 
 
 def only_plan(monkeypatch, modules, runs):
@@ -185,6 +245,37 @@ def test_results_move_with_their_runs_to_another_plan(learning, store, plans, tm
     assert not (tmp_path / "tuning.json").exists()
 
 
+def test_results_that_no_plan_lists_any_more_are_not_written_away(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    run = next(runs_of(plans, "pybullet"))
+    before = run._replace(settings={"n_timesteps": 64})
+    only_plan(monkeypatch, (learning, store), [run])
+    store.write("pybullet", {}, [result_of(before, mean=7.0)])
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--collect", "--folder", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match=rf"pybullet.json has results that no plan lists.*{before.name}.*superseded.yml"):
+        learning.main()
+    assert store.stored(["pybullet"]).keys() == {before.name}
+
+
+def test_results_are_written_when_no_other_process_does(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    runs = list(runs_of(plans, "pybullet"))[:2]
+    only_plan(monkeypatch, (learning, store), runs)
+    store.write("pybullet", {}, [result_of(runs[0], mean=7.0)])
+    (tmp_path / "runs" / runs[1].name).mkdir(parents=True)
+    (tmp_path / "runs" / runs[1].name / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=8.0)))
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--collect", "--folder", str(tmp_path / "runs")])
+    monkeypatch.setattr(signal, "signal", lambda *given: None)  # which only a main thread may call
+    collecting = Thread(target=learning.main)
+    with store.locked():
+        collecting.start()
+        collecting.join(0.5)
+        assert collecting.is_alive()
+        assert store.stored(["pybullet"]).keys() == {runs[0].name}
+    collecting.join()
+    assert store.stored(["pybullet"]).keys() == {run.name for run in runs}
+
+
 def test_results_that_another_process_stores_meanwhile_stay(learning, store, plans, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = list(runs_of(plans, "pybullet"))[:2]
@@ -203,7 +294,7 @@ def test_a_run_under_way_elsewhere_is_neither_failed_nor_started_again(learning,
     quick_training(learning, monkeypatch, tmp_path, "raise SystemExit(3)")
     run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"n_timesteps": 64})
     (tmp_path / run.name).mkdir(parents=True)
-    learning.note_attempt(tmp_path / run.name, [], start=0.0, status=None)
+    learning.note_attempt(tmp_path / run.name, [], start=0.0, made_with={}, status=None)
     (tmp_path / run.name / learning.OUTPUT).touch()
     with FileLock(tmp_path / run.name / learning.LOCK):
         assert learning.carry_out(run, tmp_path)["failure"] == "under way in another process"
@@ -241,6 +332,20 @@ def test_sigterm_reaches_the_trainings_and_keeps_what_there_is(learning, store, 
     (stopped,) = store.stored(["pybullet"]).values()
     assert stopped["failure"].startswith("exit status 0")
     assert not learning.TRAININGS
+
+
+def test_a_training_that_the_end_overtakes_is_ended_too(learning, plans, tmp_path, monkeypatch):
+    quick_training(learning, monkeypatch, tmp_path, "import time\ntime.sleep(60)")
+    run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {})
+    learning.ENDING.set()
+    try:
+        learning.train(run, tmp_path)  # as if it had begun before
+        assert learning.carry_out(run, tmp_path / "runs")["failure"] == "not started"
+    finally:
+        learning.ENDING.clear()
+    (attempt,) = learning.attempts_in(tmp_path)
+    assert attempt["exit"] == -signal.SIGTERM
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +395,10 @@ def test_interval_holds_its_estimate_and_the_iqm_ignores_outliers(study):
     scores = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1000.0, 8.0]])[:, None]
     values, low, high = study.intervals(study.iqm, scores)
     assert values.tolist() == [2.5, 0.0]
+    for runs in (3, 6, 10):  # of 2 tasks, at 4 points
+        scores_of_runs = np.random.default_rng(runs).normal(size=(runs, 2, 4))
+        expected = trim_mean(scores_of_runs.reshape(-1, 4), 0.25)
+        np.testing.assert_allclose(study.iqm(scores_of_runs), expected, rtol=1e-12)
     assert (low <= values).all()
     assert (values <= high).all()
 
@@ -309,7 +418,9 @@ def test_probability_of_improvement_counts_pairs(study):
     rows += [row("Hopper-v5", "sb3-contrib", seed, float(mean)) for seed, mean in enumerate((2, 4))]
     probability, low, high = study.probability_of_improvement(study.Study(rows), "Hopper-v5")
     assert probability == pytest.approx(3 / 6)  # (3, 2), (5, 2) and (5, 4) of six pairs
-    assert low <= probability <= high
+    assert 0.0 == low <= probability <= high == 1.0
+    apart = [row("A-v0", label, seed, mean + seed) for label, mean in (("trpo", 9.0), ("sb3-contrib", 1.0)) for seed in (0, 1)]
+    assert study.probability_of_improvement(study.Study(apart), "A-v0").tolist() == [1.0, 1.0, 1.0]
 
 
 def test_targets_are_missed_as_well_as_met(tables, published, study):
@@ -319,15 +430,57 @@ def test_targets_are_missed_as_well_as_met(tables, published, study):
     assert walker.endswith("| missed |")
 
 
+def test_no_target_is_met_with_a_run_that_failed(tables, published, study):
+    rows = [row("Hopper-v5", "trpo", 0, 3500.0), row("Hopper-v5", "trpo", 1), row("Walker2d-v5", "trpo", 0)]
+    results = study.Study(rows)
+    hopper, walker = tables.against(results, study.Study([]), published.MARKS).splitlines()[2:]
+    assert hopper.startswith("| Hopper-v5 | 3,500 (1 of 2) |")
+    assert walker.startswith("| Walker2d-v5 | none (0 of 1) |")
+    assert hopper.endswith("| missed |")
+    assert walker.endswith("| missed |")
+    assert tables.summaries(results).splitlines()[-1] == "| Walker2d-v5 | sb3_trpo |  | 1 | none |  |  |  |"
+
+
+def test_aggregates_are_those_of_all_tasks_and_their_intervals_decide(tables, study):
+    def of(ours):
+        scales = {"A-v0": 1.0, "B-v0": 2.0, "C-v0": 6.0}
+        rows = [row(env, "trpo", seed, scales[env] * mean) for env in scales for seed, mean in enumerate(ours)]
+        rows += [row(env, "sb3-contrib", seed, 1.0) for env in scales for seed in range(3)]
+        return tables.aggregate(study.Study(rows), [*scales]).splitlines()
+
+    head, _, *lines = of((1.0, 2.0, 4.0, 13.0))
+    assert head == "| of 3 tasks | sb3_trpo, 4 runs each | sb3-contrib, 3 runs each | intervals apart |"
+    iqm, median, mean = (float(line.split("|")[2].split("[")[0]) for line in lines)
+    assert iqm == 7.83  # of 4, 4, 6, 8, 12 and 13, which lie between 1, 2, 2 and 24, 26, 78
+    assert (median, mean) == (10.0, 15.0)
+    assert all(line.endswith("| missed |") for line in lines)  # a run of ours is as good as theirs
+    assert all(line.endswith("| met |") for line in of((3.0, 3.0, 3.0, 3.0))[2:])
+
+
+def test_effort_is_told_by_task(tables):
+    tuning = [row("A-v0", "wide", 100, 1.0), row("A-v0", "wide", 101), row("B-v0", "wide", 100, 1.0)]
+    reported = [row("A-v0", "trpo", 0, 1.0) | {"seconds": 3600.0}]
+    assert tables.efforts(tuning, reported).splitlines()[2:] == ["| A-v0 | 2 | 0.03 | 1 | 1.00 |"]
+
+
+def test_curves_are_compared_where_all_runs_have_points(study):
+    rows = [row("A-v0", "trpo", 0, 1.0, [[100, 1.0, 5.0], [200, 2.0, 9.0], [300, 3.0, 12.0]])]
+    rows += [row("A-v0", "trpo", 1, 1.0, [[200, 4.0], [300, 5.0]]), row("A-v0", "trpo", 2, 1.0), row("A-v0", "trpo", 3)]
+    expected = [[[200, 2.0, 9.0], [300, 3.0, 12.0]], [[200, 4.0, np.nan], [300, 5.0, np.nan]]]
+    np.testing.assert_array_equal(study.curves(study.Study(rows), "A-v0", study.OURS), expected)
+
+
 def test_published_returns_stand_beside_means_intervals_and_earlier_settings(tables, published, study, monkeypatch):
-    monkeypatch.setattr(study, "RESAMPLES", 10_000)  # so that three runs' interval is from the least to the largest
+    monkeypatch.setattr(study, "RESAMPLES", 2_000)  # so that three runs' interval is from the least to the largest
     rows = [row("CartPole-v1", "trpo", seed, mean) for seed, mean in enumerate((500.0, 498.0, 496.0))]
     rows += [row("CartPole-v1", "sb3-contrib", 0, 490.0), row("Acrobot-v1", "trpo", 0, -83.1)]
     before = study.Study([row("CartPole-v1", "gamma 0.9", 10, 400.0), row("CartPole-v1", "gamma 0.9", 11)])
     cartpole, acrobot = tables.against(study.Study(rows), before, published.RL_ZOO).splitlines()[2:]
-    given = "400.0 (1 of 2) | 490.0 (1) | 500.0 (RL Zoo, one run) | 500.0 | missed |"
+    given = "400.0 (1 of 2) | 490.0 (1) |  | 500.0 | 500.0 | missed |"
     assert cartpole == f"| CartPole-v1 | 498.0 [496.0, 500.0] (3) | {given}"
-    assert acrobot == "| Acrobot-v1 | -83.1 (1) |  |  | -83.1 (RL Zoo, one run) | -83.1 | met |"
+    assert acrobot == "| Acrobot-v1 | -83.1 (1) |  |  |  | -83.1 | -83.1 | met |"
+    (hopper,) = tables.against(study.Study([row("Hopper-v5", "trpo", 0, 1.0)]), before, published.MARKS).splitlines()[2:]
+    assert hopper == "| Hopper-v5 | 1.0 (1) |  |  | 3,372 (sb3-contrib, -v3, 3 seeds) | 3,618 | 3,400 | missed |"
 
 
 def test_settings_are_told_apart_whatever_their_order(tables):
@@ -345,23 +498,31 @@ def test_earlier_settings_are_rows_of_their_own_with_all_their_runs(report, stor
 
 
 def test_readme_and_report_show_what_the_results_say(report, tables, published, study, store, monkeypatch):
-    monkeypatch.setattr(study, "RESAMPLES", 10_000)  # as the report has them
-    results, superseded = study.Study(store.read(*report.REPORTED, *report.OTHERS)), report.earlier()
-    text = (store.FOLDER / "report.md").read_text()
-    mujoco, rl_zoo = (tables.against(results, superseded, marks) for marks in (published.MARKS, published.RL_ZOO))
-    assert mujoco in (BENCHMARKS.parent / "README.md").read_text()
-    assert mujoco in text
-    assert rl_zoo in text
-    assert report.effort() in text
-    assert tables.choices(study.Study(store.read("defaults"))) in text
-    assert tables.wall_clock(study.Study(study.uninterrupted(store.read("wall_clock")))) in text
+    monkeypatch.setattr(study, "RESAMPLES", 2_000)  # as the report has them
+    assert (store.FOLDER / "report.md").read_text() == report.text()
+    readme = (BENCHMARKS.parent / "README.md").read_text()
+    assert tables.against(report.latest(), report.earlier(), published.MARKS) in readme
+    assert report.effort() in readme
+
+
+def test_probabilities_of_the_report_are_those_of_its_tasks(report, study, published):
+    results = report.latest()
+    probabilities = report.probabilities(results)
+    assert probabilities.keys() == {env for env in published.MARKS if len(results.scores(env, study.PEER))}
+    for env, (probability, *_) in probabilities.items():
+        ours, peers = (results.scores(env, method) for method in (study.OURS, study.PEER))
+        assert len(peers) == 6  # of two files
+        assert probability == pytest.approx(np.mean(ours[:, None] > peers))
 
 
 def test_what_a_run_took_counts_once(report, store, plans, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     run = plans.Run("trpo", "trpo", "Hopper-v5", 100, {"gamma": 0.99})
     store.write("tuning", {}, [result_of(run, mean=7.0), result_of(run._replace(label="again"), mean=7.0)])
-    assert "at least 1 runs, 0.0 core hours" in report.effort()
+    others = [run._replace(seed=1)] * 2 + [run._replace(algorithm="sb3-contrib", seed=2)]
+    store.write("wall_clock", {}, [result_of(each, mean=7.0) | {"seconds": 7200.0} for each in others])
+    told = "at least 1 runs, 0.0 core hours.*Reported: 1 runs, 2.0 core hours. Of other algorithms: 1 runs, 2.0 core hours."
+    assert re.search(told, report.effort())
 
 
 def test_time_to_a_level_is_that_of_the_first_point_there(study):
@@ -410,6 +571,9 @@ def test_learning_curves_have_a_panel_for_each_task(learning_pictures, study, tm
     rows = [row(env, "trpo", seed, 1.0, [[100, float(seed)], [200, 2.0]]) for env in envs for seed in range(3)]
     learning_pictures.draw_curves(study.Study(rows), envs, tmp_path / "curves.png")
     assert [axes.get_title() for axes in drawn[0].axes] == envs
+    (line,), (band,) = drawn[0].axes[0].lines, drawn[0].axes[0].collections
+    np.testing.assert_array_equal(line.get_xydata(), [[100.0, 1.0], [200.0, 2.0]])
+    assert (band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()) == (0.0, 2.0)
 
 
 def test_general_choices_are_columns_of_means(tables, study):
@@ -419,5 +583,5 @@ def test_general_choices_are_columns_of_means(tables, study):
     assert [head, first, second] == [
         "| task | defaults | wide |",
         "| A-v0 | 1.5 +/- 0.7 (2) | 7.0 (1) |",
-        "| B-v0 |  | 9.0 (1) |",
+        "| B-v0 | none (0 of 1) | 9.0 (1) |",
     ]
