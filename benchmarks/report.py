@@ -108,15 +108,15 @@ def earlier() -> Study:
 
 def of_others() -> str:
     """
-    Say what other algorithms were run on, and give DDPG's published returns: a run of our own takes hours, and starts over when
-    it is interrupted.
+    Say what others were run on, and give DDPG's published returns: a run of it takes hours, and does not go on after a kill.
 
     :return: two sentences
     """
     returns = ", ".join(f"{task} {number(value)}" for task, value in DDPG.items())
     return (
-        "For orientation PPO and A2C, on five of MuJoCo's tasks; sb3-contrib's TRPO on these, and on RL Zoo's where its one run "
-        f"was above ours. DDPG's as published by Tianshou, on -v3, best evaluations within 1M steps, 10 seeds: {returns}."
+        "For orientation PPO and A2C, on five of MuJoCo's tasks; sb3-contrib's TRPO on these, and on RL Zoo's where its one "
+        "run was above ours. DDPG's as published by Tianshou, on -v3, best evaluations within 1M steps, 10 seeds: "
+        f"{returns}."
     )
 
 
