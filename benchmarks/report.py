@@ -134,7 +134,7 @@ def tables() -> dict[str, tuple[str, str]]:
         "Probability of improvement": ("", improvements(probabilities(study))),
         "Final returns": (of_others(), summaries(study)),
         "Final returns of the runs for the wall-clock table": (
-            "Other seeds of the same settings; sb3-contrib's are in the tables above, too.",
+            "Other seeds of the same settings, but for Swimmer-v5, where noise lasted 4 steps; sb3-contrib's are above, too.",
             summaries(Study(read("wall_clock"))),
         ),
         "Final returns of settings that were to be reported, and were then changed": (
