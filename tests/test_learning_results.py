@@ -519,9 +519,9 @@ def test_what_a_run_took_counts_once(report, store, plans, tmp_path, monkeypatch
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     run = plans.Run("trpo", "trpo", "Hopper-v5", 100, {"gamma": 0.99})
     store.write("tuning", {}, [result_of(run, mean=7.0), result_of(run._replace(label="again"), mean=7.0)])
-    others = [run._replace(seed=1)] * 2 + [run._replace(algorithm="sb3-contrib", seed=2)]
+    others = [run._replace(seed=1)] * 2 + [run._replace(algorithm="sb3-contrib", seed=seed) for seed in (2, 3)]
     store.write("wall_clock", {}, [result_of(each, mean=7.0) | {"seconds": 7200.0} for each in others])
-    told = "at least 1 runs, 0.0 core hours.*Reported: 1 runs, 2.0 core hours. Of other algorithms: 1 runs, 2.0 core hours."
+    told = "at least 1 runs, 0.0 core hours.*Reported: 1 runs, 2.0 core hours. Of other algorithms: 2 runs, 4.0 core hours."
     assert re.search(told, report.effort())
 
 
