@@ -118,6 +118,8 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
             return json.loads((folder / RESULT).read_text()) | {"label": run.label}
     except Timeout:
         return run._asdict() | {"seconds": 0.0, "failure": "under way in another process"}
+    except Exception as fault:  # a full disk, say, which may be better when the next run is begun
+        return run._asdict() | {"seconds": 0.0, "failure": f"{type(fault).__name__}: {fault}"}
 
 
 def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,11 +183,26 @@ def end(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def lose_nothing(plan: str) -> None:
+    """
+    Refuse to write over results that no plan lists.
+
+    :param plan: whose results are to be written
+    :raises SystemExit: if there are such results; new ones stay in the folders of their runs
+    """
+    for name in to_write(plan):
+        if homeless := unplanned(name):
+            raise SystemExit(
+                f"{name}.json has results that no plan lists, and that would be lost: {', '.join(homeless)}. Their settings "
+                f"have changed: put them into superseded.yml or tuning.yml as they were, then run {plan} with --collect."
+            )
+
+
 def arguments() -> argparse.Namespace:
     """
     Read the command line.
 
-    :return: what it says, with ``wanted``, the runs that it is about
+    :return: what it says, with ``wanted``, the runs that it is about, by :attr:`Run.name`
     """
     parser = argparse.ArgumentParser(description="Train what a plan lists, and measure the final policies.")
     parser.add_argument("plan", choices=NAMES, help="of benchmarks/plans")
@@ -203,7 +220,7 @@ def arguments() -> argparse.Namespace:
     known = {name for run in runs for name in (run.env, run.label)}
     if unknown := [name for name in args.only if name not in known]:
         parser.error(f"--only {' '.join(unknown)}: {args.plan}.yml has {', '.join(sorted(known))}.")
-    args.wanted = [run for run in runs if not args.only or {run.env, run.label} & set(args.only)]
+    args.wanted = {run.name: run for run in runs if not args.only or {run.env, run.label} & set(args.only)}
     return args
 
 
@@ -213,12 +230,8 @@ def main() -> None:
     th.set_num_threads(1)
     signal.signal(signal.SIGTERM, end)
     folder, known = args.folder.resolve(), stored(NAMES)
-    if homeless := unplanned(args.plan):
-        raise SystemExit(
-            f"{args.plan}.json has results that no plan lists, and that would be lost: {', '.join(homeless)}. Their settings "
-            "have changed: put them into superseded.yml or tuning.yml as they were."
-        )
-    due = [run for run in args.wanted if args.afresh or not is_finished(known.get(run.name))]
+    lose_nothing(args.plan)
+    due = [run for name, run in args.wanted.items() if args.afresh or not is_finished(known.get(name))]
     if not args.collect and not due:
         print(f"All {len(args.wanted)} runs are finished.")
         return
@@ -227,6 +240,7 @@ def main() -> None:
             execute(due, folder, args.jobs)
     finally:  # after an interrupt too
         with locked():
+            lose_nothing(args.plan)  # plans may have changed meanwhile
             known = stored(NAMES)  # with what others have stored since
             for name in to_write(args.plan):
                 plan = read_plan(name)

@@ -70,7 +70,7 @@ class TRPO(OnPolicyAlgorithm):
     :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
     :param line_search_shrinking_factor: ratio of successive steps tried, in (0, 1); sb3-contrib's value
     :param line_search_max_iter: number of steps tried; sb3-contrib's value
-    :param n_critic_updates: passes over the rollout to fit the critic; sb3-contrib makes 10, 20 were better on four of seven
+    :param n_critic_updates: passes over the rollout to fit the critic; sb3-contrib makes 10, 20 were better on five of seven
         tasks and worse on Hopper, in the mean of four seeds (``benchmarks/plans/defaults.yml``)
     :param gae_lambda: bias-variance trade-off of generalised advantage estimation (arXiv:1506.02438)
     :param use_sde: explore by generalised state-dependent noise (gSDE, arXiv:2005.05719), for Box actions
@@ -291,8 +291,8 @@ class TRPO(OnPolicyAlgorithm):
         """Print what to do about an unwanted outcome, the first time it comes up."""
         if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED) or outcome.value in self._advised:
             return
-        if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0:
-            return  # a schedule of target_kl that ends at 0 has nothing to mend
+        if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
+            return  # a schedule of target_kl that ends at 0 has nothing to mend, unless its end is all there was
         self._advised.add(outcome.value)
         if self.verbose >= 1 and self._ranks.is_first:
             print(f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")

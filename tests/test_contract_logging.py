@@ -131,6 +131,8 @@ def test_a_radius_that_falls_to_zero_by_the_end_wants_no_advice(capsys):
     model = TRPO("MlpPolicy", RandomEnv(), target_kl=lambda remaining: 0.01 * remaining, verbose=1, **SMALL).learn(128)
     assert model.logger.name_to_value["train/outcome"] == Outcome.EMPTY_REGION.value
     assert Outcome.EMPTY_REGION.advice not in capsys.readouterr().out
+    model.learn(64)  # a single update, at the end of the schedule
+    assert Outcome.EMPTY_REGION.advice in capsys.readouterr().out
 
 
 def test_nothing_is_printed_unless_asked(capsys):

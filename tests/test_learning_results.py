@@ -245,16 +245,38 @@ def test_results_move_with_their_runs_to_another_plan(learning, store, plans, tm
     assert not (tmp_path / "tuning.json").exists()
 
 
-def test_results_that_no_plan_lists_any_more_are_not_written_away(learning, store, plans, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_results_that_no_plan_lists_any_more_are_not_written_away(learning, store, plans, tmp_path, monkeypatch, when):
     monkeypatch.setattr(store, "FOLDER", tmp_path)
     run = next(runs_of(plans, "pybullet"))
-    before = run._replace(settings={"n_timesteps": 64})
-    only_plan(monkeypatch, (learning, store), [run])
-    store.write("pybullet", {}, [result_of(before, mean=7.0)])
-    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--collect", "--folder", str(tmp_path / "runs")])
-    with pytest.raises(SystemExit, match=rf"pybullet.json has results that no plan lists.*{before.name}.*superseded.yml"):
+    stored, changed = run._replace(seed=8), run._replace(seed=8, settings={"n_timesteps": 64})
+    store.write("pybullet", {}, [result_of(stored, mean=7.0)])
+    executed = []
+
+    def execute(due, folder, jobs):
+        executed.extend(due)
+        only_plan(monkeypatch, (learning, store), [run, changed])
+
+    only_plan(monkeypatch, (learning, store), [run, changed if when == "before" else stored])
+    monkeypatch.setattr(learning, "execute", execute)
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit, match=rf"pybullet.json has results that no plan lists.*{stored.name}.*superseded.yml"):
         learning.main()
-    assert store.stored(["pybullet"]).keys() == {before.name}
+    assert store.stored(["pybullet"]).keys() == {stored.name}
+    assert executed == ([] if when == "before" else [run])
+
+
+def test_results_of_other_plans_that_are_written_too_are_not_written_away(learning, store, plans, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    moved, kept = list(runs_of(plans, "pybullet"))[:2]
+    for each in (learning, store):
+        monkeypatch.setattr(each, "NAMES", ["pybullet", "tuning"])
+        monkeypatch.setattr(each, "read_plan", lambda name: name)
+        monkeypatch.setattr(each, "runs_of", {"pybullet": [], "tuning": [moved]}.__getitem__)
+    store.write("pybullet", {}, [result_of(moved, mean=7.0)])
+    store.write("tuning", {}, [result_of(kept, mean=8.0)])
+    with pytest.raises(SystemExit, match=rf"tuning.json has results that no plan lists.*{kept.name}"):
+        learning.lose_nothing("pybullet")
 
 
 def test_results_are_written_when_no_other_process_does(learning, store, plans, tmp_path, monkeypatch):
@@ -303,6 +325,20 @@ def test_a_run_under_way_elsewhere_is_neither_failed_nor_started_again(learning,
     (left,) = learning.results_of([run], tmp_path, {})
     assert left["failure"].startswith("exit status None")
     assert learning.carry_out(run, tmp_path)["failure"].startswith("exit status 3")
+
+
+def test_what_befalls_one_run_befalls_no_other(learning, plans, tmp_path, monkeypatch, capsys):
+    def train(run, folder):
+        if run.seed == 0:
+            raise OSError("No space left on device")
+        (folder / learning.RESULT).write_text(json.dumps(result_of(run, mean=7.0)))
+
+    monkeypatch.setattr(learning, "train", train)
+    monkeypatch.setattr(learning, "measure", lambda run, folder: json.loads((folder / learning.RESULT).read_text()))
+    learning.execute([plans.Run("trpo", "trpo", "Hopper-v5", seed, {}) for seed in (0, 1)], tmp_path, jobs=1)
+    told = capsys.readouterr().err
+    assert "seed 0: OSError: No space left on device" in told
+    assert "seed 1: 7.0 +/- 0.0" in told
 
 
 def test_sigterm_reaches_the_trainings_and_keeps_what_there_is(learning, store, plans, tmp_path, monkeypatch):
