@@ -190,12 +190,12 @@ def lose_nothing(plan: str) -> None:
     :param plan: whose results are to be written
     :raises SystemExit: if there are such results; new ones stay in the folders of their runs
     """
-    for name in to_write(plan):
-        if homeless := unplanned(name):
-            raise SystemExit(
-                f"{name}.json has results that no plan lists, and that would be lost: {', '.join(homeless)}. Their settings "
-                f"have changed: put them into superseded.yml or tuning.yml as they were, then run {plan} with --collect."
-            )
+    names = to_write(plan)
+    if homeless := unplanned(names):
+        raise SystemExit(
+            f"Results of {', '.join(names)} that no plan lists any more would be lost: {', '.join(homeless)}. Put their "
+            f"settings, as they were, into superseded.yml or tuning.yml, then run {plan} with --collect."
+        )
 
 
 def arguments() -> argparse.Namespace:

@@ -8,6 +8,7 @@ Tables go to ``results/learning/report.md``, figures beside it; ``study.py`` say
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def latest() -> Study:
 
 def compared(study: Study) -> list[str]:
     """
-    List the tasks on which sb3-contrib is compared with.
+    List the tasks on which we compare with sb3-contrib.
 
     :param study: the results
     :return: MuJoCo's that both have been tried on
@@ -121,18 +122,20 @@ def of_others() -> str:
     )
 
 
-def tables() -> dict[str, tuple[str, str]]:
+def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, tuple[str, str]]:
     """
     Make the tables of the report.
 
+    :param study: the results
+    :param chances: of a run of ours to be the better one, by task
     :return: by title, each with what is to be known of it
     """
-    study, superseded = latest(), earlier()
+    superseded = earlier()
     return {
         "Against what others have published, 1M steps": (BESIDE, against(study, superseded, MARKS)),
         "Against RL Zoo's runs of sb3-contrib's TRPO": (BESIDE, against(study, superseded, RL_ZOO)),
         "All tasks together, returns divided by sb3-contrib's mean return": (NORMALISED, aggregate(study, compared(study))),
-        "Probability of improvement": ("", improvements(probabilities(study))),
+        "Probability of improvement": ("", improvements(chances)),
         "Final returns": (of_others(), summaries(study)),
         "Final returns of the runs for the wall-clock table": (
             "Other seeds of the same settings; sb3-contrib's are in the tables above, too.",
@@ -177,34 +180,43 @@ PICTURES = {
 }
 
 
-def text() -> str:
+def text(study: Study, chances: Mapping[str, np.ndarray]) -> str:
     """
     Write the report.
 
+    :param study: the results
+    :param chances: of a run of ours to be the better one, by task
     :return: Markdown
     """
     cost = effort()
     parts = [
         f"## {title}\n\n{' '.join(filter(None, (PROTOCOL, cost, note)))}\n\n{body}\n"
-        for title, (note, body) in tables().items()
+        for title, (note, body) in sections(study, chances).items()
     ]
     parts += [f"## {title}\n\n{note}\n\n![{title}]({file})\n" for title, (file, note) in PICTURES.items()]
     return "# Learning results, by `python benchmarks/report.py`\n\n" + "\n".join(parts)
 
 
-def draw() -> None:
-    """Draw the pictures of the report."""
-    study, side_by_side = latest(), timed()
+def draw(study: Study, chances: Mapping[str, np.ndarray]) -> None:
+    """
+    Draw the pictures of the report.
+
+    :param study: the results
+    :param chances: of a run of ours to be the better one, by task
+    """
+    side_by_side = timed()
     curves, improvement, clock = (FOLDER / file for file, _ in PICTURES.values())
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], curves)
-    draw_improvement(probabilities(study), improvement)
+    draw_improvement(chances, improvement)
     draw_curves(side_by_side, side_by_side.envs(OURS, PEER), clock, against_seconds=True)
 
 
 def main() -> None:
     """Write the report, with its pictures."""
-    draw()
-    (FOLDER / "report.md").write_text(text())
+    study = latest()
+    chances = probabilities(study)
+    draw(study, chances)
+    (FOLDER / "report.md").write_text(text(study, chances))
     print(FOLDER / "report.md")
 
 

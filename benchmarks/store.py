@@ -51,15 +51,15 @@ def to_write(name: str) -> list[str]:
     return [each for each in NAMES if each == name or any(run.name in held for run in runs_of(read_plan(each)))]
 
 
-def unplanned(name: str) -> list[str]:
+def unplanned(names: Iterable[str]) -> list[str]:
     """
     List results that writing would lose, for no plan has their runs any more.
 
-    :param name: of the plan in whose file they are
+    :param names: of the plans in whose files they are
     :return: names of the runs
     """
-    planned = {run.name for each in NAMES for run in runs_of(read_plan(each))}
-    return sorted(stored([name]).keys() - planned)
+    planned = {run.name for name in NAMES for run in runs_of(read_plan(name))}
+    return sorted(stored(names).keys() - planned)
 
 
 def locked() -> FileLock:

@@ -260,7 +260,7 @@ def test_results_that_no_plan_lists_any_more_are_not_written_away(learning, stor
     only_plan(monkeypatch, (learning, store), [run, changed if when == "before" else stored])
     monkeypatch.setattr(learning, "execute", execute)
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
-    with pytest.raises(SystemExit, match=rf"pybullet.json has results that no plan lists.*{stored.name}.*superseded.yml"):
+    with pytest.raises(SystemExit, match=rf"Results of pybullet that no plan lists.*{stored.name}.*superseded.yml"):
         learning.main()
     assert store.stored(["pybullet"]).keys() == {stored.name}
     assert executed == ([] if when == "before" else [run])
@@ -275,7 +275,9 @@ def test_results_of_other_plans_that_are_written_too_are_not_written_away(learni
         monkeypatch.setattr(each, "runs_of", {"pybullet": [], "tuning": [moved]}.__getitem__)
     store.write("pybullet", {}, [result_of(moved, mean=7.0)])
     store.write("tuning", {}, [result_of(kept, mean=8.0)])
-    with pytest.raises(SystemExit, match=rf"tuning.json has results that no plan lists.*{kept.name}"):
+    with pytest.raises(
+        SystemExit, match=rf"Results of pybullet, tuning that no plan lists any more would be lost: {kept.name}"
+    ):
         learning.lose_nothing("pybullet")
 
 
@@ -535,9 +537,10 @@ def test_earlier_settings_are_rows_of_their_own_with_all_their_runs(report, stor
 
 def test_readme_and_report_show_what_the_results_say(report, tables, published, study, store, monkeypatch):
     monkeypatch.setattr(study, "RESAMPLES", 2_000)  # as the report has them
-    assert (store.FOLDER / "report.md").read_text() == report.text()
+    results = report.latest()
+    assert (store.FOLDER / "report.md").read_text() == report.text(results, report.probabilities(results))
     readme = (BENCHMARKS.parent / "README.md").read_text()
-    assert tables.against(report.latest(), report.earlier(), published.MARKS) in readme
+    assert tables.against(results, report.earlier(), published.MARKS) in readme
     assert report.effort() in " ".join(readme.split())
 
 
