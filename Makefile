@@ -26,10 +26,11 @@ help:  ## show this list
 
 install: $(STAMP)  ## create .venv and install everything, pinned
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt constraints-imitation.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m $(INSTALL) $(TORCH)
 	$(BIN)/python -m $(INSTALL) --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m $(INSTALL) --no-deps --requirement constraints-imitation.txt
 	touch $@
 
 train: install  ## train TRPO through RL Zoo; ENV=HalfCheetah-v5 STEPS=200000 SEED=0

@@ -17,7 +17,8 @@ from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.rollout import pooled
 
-Value = float | str | None
+Value = float | None
+"""A number, or nothing to log: loggers that average what they are given, as imitation's do, cannot take text."""
 
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
@@ -41,7 +42,6 @@ def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, 
         "train/policy_objective": step.surrogate,
         "train/kl_divergence_loss": step.kl,
         "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
-        "train/outcome": step.outcome.value,
         "train/target_kl": target_kl,
         "train/entropy": entropy,
         "train/gradient_norm": step.gradient_norm,
@@ -70,7 +70,7 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     :param fit: the record
     :return: values by logger key
     """
-    return {"train/value_loss": fit.loss, "train/critic_outcome": fit.outcome.value}
+    return {"train/value_loss": fit.loss}
 
 
 def state_diagnostics(

@@ -189,6 +189,11 @@ class TRPO(OnPolicyAlgorithm):
         self.distributed = distributed
         self._n_iterations = 0
         self._n_rejected_steps = 0
+        self.policy_outcome: Outcome | None = None
+        """How the last policy step ended."""
+        self.critic_outcome: FitOutcome | None = None
+        """How the last critic fit ended."""
+        self._outcome_counts: dict[str, int] = {}
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
@@ -222,6 +227,7 @@ class TRPO(OnPolicyAlgorithm):
 
         self._n_updates += 1
         record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._ranks))
+        record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _improve_policy(
@@ -241,7 +247,8 @@ class TRPO(OnPolicyAlgorithm):
             model, entropy = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
-        self._advise(step.outcome)
+        self.policy_outcome = step.outcome
+        self._count(step.outcome, step.outcome.name.lower())
         record(self.logger, step_diagnostics(step, target_kl, entropy))
 
     def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
@@ -254,7 +261,8 @@ class TRPO(OnPolicyAlgorithm):
                 fit = fit_stack(regression, *how)
             else:
                 fit = fit_critic(self.policy, parameters, partial(minibatches_of, buffer, share.batch_size), *how)
-        self._advise(fit.outcome)
+        self.critic_outcome = fit.outcome
+        self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))
 
     def _follow_statistics(self) -> None:
@@ -287,8 +295,9 @@ class TRPO(OnPolicyAlgorithm):
             line_search_max_iter=self.line_search_max_iter,
         )
 
-    def _advise(self, outcome: Outcome | FitOutcome) -> None:
-        """Print what to do about an unwanted outcome, the first time it comes up."""
+    def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
+        """Count an outcome under a name for the log, and print what to do about an unwanted one the first time it comes up."""
+        self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
         if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED) or outcome.value in self._advised:
             return
         if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
@@ -473,7 +482,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # Whoever loads the model has not read the advice, and may be another process among others.
-        return [*super()._excluded_save_params(), "_advised", "distributed", "_ranks"]
+        return [*super()._excluded_save_params(), "_advised", "policy_outcome", "critic_outcome", "distributed", "_ranks"]
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may overshoot the total; schedules end at 0 all the same.

@@ -15,9 +15,14 @@ ROUNDING = 2e-6
 
 
 class Update(NamedTuple):
-    """One update: its log, the joint KL(old || new) over its rollout measured anew, the names of the parameters it moved."""
+    """
+    One update: its log, how step and fit ended, the joint KL(old || new) over its rollout measured again, and the names of the
+    parameters it moved.
+    """
 
     log: dict[str, Any]
+    outcome: str
+    critic_outcome: str
     kl: float
     moved: set[str]
 
@@ -26,7 +31,13 @@ def one_update(model: TRPO) -> Update:
     """Collect one rollout and update once. Any schedule is at its end then, for no progress remains."""
     old = parameters(model.policy)
     model.learn(model.n_steps * model.n_envs)
-    return Update(dict(model.logger.name_to_value), joint_kl(model, old), moved_since(old, model.policy))
+    return Update(
+        dict(model.logger.name_to_value),
+        model.policy_outcome.value,
+        model.critic_outcome.value,
+        joint_kl(model, old),
+        moved_since(old, model.policy),
+    )
 
 
 def policy_step(model: TRPO) -> Update:
@@ -34,7 +45,7 @@ def policy_step(model: TRPO) -> Update:
     model.n_critic_updates, passes = 0, model.n_critic_updates
     update = one_update(model)
     model.n_critic_updates = passes
-    assert update.log["train/outcome"] == "accepted"
+    assert update.outcome == "accepted"
     return update
 
 
@@ -43,7 +54,7 @@ def critic_fit(model: TRPO) -> Update:
     model.target_kl, target_kl = (lambda progress_remaining: 0.01 * progress_remaining), model.target_kl
     update = one_update(model)
     model.target_kl = target_kl
-    assert update.log["train/outcome"] == "empty trust region"
+    assert update.outcome == "empty trust region"
     return update
 
 

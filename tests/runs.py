@@ -39,6 +39,11 @@ class CrashAt(BaseCallback):
         return True
 
 
+def parameters_of(model: TRPO) -> dict[str, bytes]:
+    """Give parameters and buffers of the policy, for comparison bit for bit."""
+    return {name: tensor.cpu().numpy().tobytes() for name, tensor in model.policy.state_dict().items()}
+
+
 def outcome(model: TRPO, root: Any, log_folder: Path | None = None) -> dict[str, Any]:
     """Give all of a finished run that must not depend on how often it was interrupted."""
     seen: dict[str, Any] = {f"policy {name}": tensor.numpy().tobytes() for name, tensor in model.policy.state_dict().items()}

@@ -2,12 +2,13 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
 import sb3_contrib
 from envs import BOX_ACTION, RandomEnv
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.monitor import Monitor
 from torch.nn.init import zeros_
 
@@ -17,7 +18,8 @@ from sb3_trpo.numerics.trust_region import Outcome
 SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 
 NEW_KEYS = {
-    "train/outcome",
+    "outcomes/accepted",
+    "outcomes/critic_fitted",
     "train/line_search_steps",
     "train/step_fraction",
     "train/cg_iterations",
@@ -29,7 +31,6 @@ NEW_KEYS = {
     "train/entropy",
     "train/gradient_norm",
     "train/n_rejected_steps",
-    "train/critic_outcome",
     "train/explained_variance",
     "time/collect_seconds",
     "time/policy_step_seconds",
@@ -47,7 +48,7 @@ def rows(model, folder: Path, total_timesteps: int = 192) -> list[dict[str, str]
 
 
 def numbers(row: dict[str, str]) -> dict[str, float]:
-    return {key: float(value) for key, value in row.items() if key.startswith("train/") and not key.endswith("outcome")}
+    return {key: float(value) for key, value in row.items() if key.startswith("train/")}
 
 
 @pytest.mark.parametrize("make_env", [RandomEnv, lambda: RandomEnv(action_space=BOX_ACTION)], ids=["Discrete", "Box"])
@@ -65,8 +66,7 @@ def test_logged_values_agree_with_one_another(tmp_path):
     assert len(updates) == 2
     for n_updates, row in enumerate(updates, start=1):
         log = numbers(row)
-        assert row["train/outcome"] == "accepted"
-        assert row["train/critic_outcome"] == "fitted"
+        assert row["outcomes/accepted"] == row["outcomes/critic_fitted"] == str(n_updates)
         assert all(map(math.isfinite, log.values()))
         assert 0.0 < log["train/kl_divergence_loss"] <= log["train/target_kl"] == 0.02
         assert log["train/is_line_search_success"] == 1.0
@@ -82,6 +82,43 @@ def test_logged_values_agree_with_one_another(tmp_path):
     assert first["train/entropy"] == pytest.approx(2 * 0.5 * math.log(2 * math.pi * math.e), abs=1e-4)  # joint, std 1
 
 
+class Averaging(Logger):
+    """Averages what it is given, as imitation's logger does."""
+
+    def record(self, key, value, exclude=None):
+        self.record_mean(key, value, exclude)
+
+
+def test_a_logger_may_average_all_that_is_recorded(tmp_path):
+    model = TRPO("MlpPolicy", Monitor(RandomEnv(action_space=BOX_ACTION)), **SMALL)
+    model.set_logger(Averaging(str(tmp_path), []))
+    model.learn(192, log_interval=100)
+    log = model.logger.name_to_value
+    assert model.logger.name_to_count["train/n_updates"] == 3
+    assert log["train/n_updates"] == log["outcomes/critic_fitted"] == (1 + 2 + 3) / 3
+    assert {"train/kl_divergence_loss", "outcomes/accepted"} <= log.keys()
+    assert all(isinstance(float(value), float) for value in log.values())
+
+
+def test_the_table_names_the_outcomes(tmp_path):
+    model = TRPO("MlpPolicy", RandomEnv(), target_kl=vanishing, **SMALL)
+    model.set_logger(configure(str(tmp_path), ["log"]))
+    model.learn(192)
+    model.logger.dump(192)
+    table = (tmp_path / "log.txt").read_text().rpartition("outcomes/")[2]
+    rows = dict(re.findall(r"\|\s+(\w+)\s+\|\s+(\S+)\s+\|", table))
+    assert (rows["accepted"], rows["empty_region"], rows["critic_fitted"]) == ("1", "2", "3")
+
+
+def test_outcomes_are_counted_on_after_loading(tmp_path):
+    model = TRPO("MlpPolicy", RandomEnv(), **SMALL).learn(128)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model", env=RandomEnv())
+    assert loaded.policy_outcome is None
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.logger.name_to_value["outcomes/accepted"] == 3
+
+
 def test_the_std_is_logged_where_there_is_one(tmp_path):
     box = rows(TRPO("MlpPolicy", RandomEnv(action_space=BOX_ACTION), **SMALL), tmp_path / "box")[-1]
     assert float(box["train/std"]) == pytest.approx(1.0, abs=0.3)
@@ -91,7 +128,8 @@ def test_the_std_is_logged_where_there_is_one(tmp_path):
 def test_an_update_without_a_step_logs_no_stale_values(tmp_path):
     model = TRPO("MlpPolicy", RandomEnv(), target_kl=lambda progress: 0.01 if progress > 0.5 else 0.0, **SMALL)
     (_, taken, empty) = rows(model, tmp_path, 192)
-    assert (taken["train/outcome"], empty["train/outcome"]) == ("accepted", "empty trust region")
+    assert (taken["outcomes/accepted"], taken["outcomes/empty_region"]) == ("1", "")
+    assert (empty["outcomes/accepted"], empty["outcomes/empty_region"]) == ("1", "1")
     assert taken["train/step_fraction"]
     assert not empty["train/step_fraction"]
     assert not empty["train/cg_iterations"]
@@ -129,7 +167,7 @@ def test_advice_is_printed_once_per_kind(capsys):
 
 def test_a_radius_that_falls_to_zero_by_the_end_wants_no_advice(capsys):
     model = TRPO("MlpPolicy", RandomEnv(), target_kl=lambda remaining: 0.01 * remaining, verbose=1, **SMALL).learn(128)
-    assert model.logger.name_to_value["train/outcome"] == Outcome.EMPTY_REGION.value
+    assert model.policy_outcome.value == Outcome.EMPTY_REGION.value
     assert Outcome.EMPTY_REGION.advice not in capsys.readouterr().out
     model.learn(64)  # a single update, at the end of the schedule
     assert Outcome.EMPTY_REGION.advice in capsys.readouterr().out
@@ -149,6 +187,5 @@ def test_tensorboard_gets_a_run_named_after_the_algorithm(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"TRPO_1", "other_1"}
     (event_file,) = (tmp_path / "TRPO_1").glob("events.out.tfevents.*")
     events = EventAccumulator(str(event_file)).Reload()
-    numeric = {key for key in NEW_KEYS if not key.endswith("outcome")}
-    assert numeric | {"train/kl_divergence_loss", "train/policy_objective"} <= set(events.Tags()["scalars"])
+    assert NEW_KEYS | {"train/kl_divergence_loss", "train/policy_objective"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/entropy")] == [128, 192]

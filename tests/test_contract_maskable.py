@@ -204,7 +204,7 @@ def test_every_step_stays_within_the_trust_region(name):
         kl = sum(th.where(p.isfinite(), p.exp() * (p - q), 0.0).sum(1).mean().item() for p, q in pairs)
         assert kl <= 0.01 + ROUNDING
         assert kl == pytest.approx(log["train/kl_divergence_loss"], abs=ROUNDING)
-        n_accepted += log["train/outcome"] == "accepted"
+        n_accepted += model.policy_outcome.value == "accepted"
     assert n_accepted
 
 
@@ -215,7 +215,7 @@ def test_nothing_to_choose_is_no_error():
     model.learn(64)
     assert not moved(model, old)
     assert set(model.rollout_buffer.actions.flatten()) == {1.0}
-    assert model.logger.name_to_value["train/outcome"] == "zero gradient"
+    assert model.policy_outcome.value == "zero gradient"
     assert model.logger.name_to_value["train/entropy"] == 0.0
 
 

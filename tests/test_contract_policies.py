@@ -255,7 +255,7 @@ def test_frozen_parameters_stay_and_all_others_train(frozen):
     assert stay
     for _ in range(2):
         update = one_update(model)
-        assert update.log["train/outcome"] == "accepted"
+        assert update.outcome == "accepted"
         assert update.moved == names - stay
 
 
@@ -322,14 +322,14 @@ def test_batch_norm_statistics_follow_the_data_once_per_update(make):
     assert norms
     for n_updates in (1, 2, 3):
         means = [norm.running_mean.clone() for norm in norms]
-        assert one_update(model).log["train/outcome"] == "accepted"
+        assert one_update(model).outcome == "accepted"
         assert [int(norm.num_batches_tracked) for norm in norms] == [n_updates] * len(norms)
         assert not any(th.equal(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True))
 
 
 def test_batch_norm_works_with_chunks_of_one():
     make = mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.BatchNorm1d})
-    assert one_update(make(chunk_size=1)).log["train/outcome"] == "accepted"
+    assert one_update(make(chunk_size=1)).outcome == "accepted"
 
 
 def test_other_statistics_of_shared_layers_follow_once_per_update_too():

@@ -70,7 +70,7 @@ def test_policies_are_learnt_saved_and_loaded_with_their_memory(name, tmp_path):
     model = made(name)
     before = parameters(model.policy)
     model.learn(24)
-    assert log_of(model)["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     assert moved_since(before, model.policy) == {*before}
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", env=vec_env(**RUNS[name][2]))
@@ -182,7 +182,7 @@ def test_a_callback_may_stop_in_mid_rollout(algorithm):
     assert {"actions", "obs_tensor", "lstm_states", "dones", "infos"} <= seen[-1]
     assert ("action_masks" in seen[-1]) == (algorithm is MaskableRecurrentTRPO)
     assert model.learn(24, reset_num_timesteps=False).num_timesteps == 14 + 24
-    assert log_of(model)["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
 
 
 def test_the_log_has_the_keys_of_trpo(tmp_path):
@@ -236,7 +236,7 @@ def test_normalised_environments_in_workers_are_learnt_from(algorithm):
     env = VecNormalize(vec_env(vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"}))
     try:
         model = small_model(algorithm, env).learn(48)
-        assert log_of(model)["train/outcome"] == "accepted"
+        assert model.policy_outcome.value == "accepted"
         assert env.obs_rms.count > 48
     finally:
         env.close()

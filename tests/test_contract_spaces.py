@@ -50,7 +50,7 @@ def policy_for(space: spaces.Space) -> str:
 def assert_sound(update: Update, target_kl: float = 0.01) -> None:
     """Check an accepted step on standardised advantages, whose surrogate is 0 at the old policy."""
     log = update.log
-    assert log["train/outcome"] == "accepted"
+    assert update.outcome == "accepted"
     assert 0.0 < update.kl <= target_kl + ROUNDING
     assert log["train/kl_divergence_loss"] == pytest.approx(update.kl, abs=ROUNDING)
     assert log["train/policy_objective"] > 0.0
@@ -129,8 +129,8 @@ def test_dict_observations_work_with_every_option(options, n_envs):
     env = make_vec_env(partial(dict_env, BOX_ACTION if "use_sde" in options else None), n_envs=n_envs)
     model = TRPO("MultiInputPolicy", env, **SMALL | {"n_steps": 66 // n_envs, "batch_size": 22}, **options)
     update = one_update(model)
-    assert update.log["train/outcome"] == "accepted"
-    assert update.log["train/critic_outcome"] == "fitted"
+    assert update.outcome == "accepted"
+    assert update.critic_outcome == "fitted"
     assert update.log["train/improvement"] > 0.0
     if "sub_sampling_factor" not in options:  # the update saw all that is measured here
         assert 0.0 < update.kl <= 0.01 + ROUNDING

@@ -172,8 +172,8 @@ def test_a_huge_learning_rate_is_undone_and_named(n_critic_updates, optimizer_cl
 
 def test_an_update_whose_critic_diverges_keeps_the_policy_step_and_says_so(capsys):
     model = trained(verbose=1, learning_rate=1e30)
-    assert model.logger.name_to_value["train/critic_outcome"] == "diverged"
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.critic_outcome.value == "diverged"
+    assert model.policy_outcome.value == "accepted"
     model.learn(N_STEPS, reset_num_timesteps=False)
     assert capsys.readouterr().out.count(FitOutcome.DIVERGED.advice) == 1
     fresh = trained(n_critic_updates=0)

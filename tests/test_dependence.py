@@ -240,7 +240,7 @@ def test_the_critic_leaves_what_acts_in_some_states_only(chunk_size):
     )
     before = snapshot(model.policy)
     model.learn(32)
-    assert model.logger.name_to_value["train/outcome"] == "empty trust region"
+    assert model.policy_outcome.value == "empty trust region"
     state = model.policy.state_dict()
     moved = {name for name in before if not th.equal(before[name], state[name])}
     assert moved == {name for name in before if "value_net" in name}
@@ -253,7 +253,7 @@ def test_the_policy_step_moves_what_acts_in_some_states_only(chunk_size):
     model = TRPO("MlpPolicy", RandomEnv(), policy_kwargs=routed, **settings)
     before = snapshot(model.policy)
     model.learn(32)
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     for layer in model.policy.pi_features_extractor.layers:
         (name,) = (name for name, value in model.policy.named_parameters() if value is layer.weight)
         assert not th.equal(layer.weight, before[name])

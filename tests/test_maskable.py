@@ -644,9 +644,9 @@ def test_every_step_stays_within_the_trust_region_over_allowed_options(space, lo
         old = theta_of(model)
         model.learn(2 * model.n_steps, reset_num_timesteps=False)
         log, kl = model.logger.name_to_value, kl_since(model, old)
-        n_accepted += log["train/outcome"] == "accepted"
+        n_accepted += model.policy_outcome.value == "accepted"
         assert kl <= model.target_kl + ROUNDING
-        assert kl == pytest.approx(log["train/kl_divergence_loss"] * (log["train/outcome"] == "accepted"), abs=ROUNDING)
+        assert kl == pytest.approx(log["train/kl_divergence_loss"] * (model.policy_outcome.value == "accepted"), abs=ROUNDING)
     assert n_accepted > 1
 
 
@@ -674,7 +674,7 @@ def test_every_second_transition_may_make_the_update(space):
     model = model_of(several(2, space), sub_sampling_factor=2)
     old = theta_of(model)
     model.learn(64)
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     assert kl_since(model, old, every=2) == pytest.approx(model.logger.name_to_value["train/kl_divergence_loss"], abs=ROUNDING)
     assert kl_since(model, old, every=2) <= 0.01 + ROUNDING
     assert kl_since(model, old) != pytest.approx(kl_since(model, old, every=2), rel=1e-3)
@@ -687,7 +687,7 @@ def test_every_second_state_may_make_the_fisher_matrix(space):
         models.append(model := model_of(several(2, space), fisher_subsampling=k))
         old = theta_of(model)
         model.learn(64)
-        assert model.logger.name_to_value["train/outcome"] == "accepted"
+        assert model.policy_outcome.value == "accepted"
         assert 0.0 < kl_since(model, old) <= 0.01 + ROUNDING
     exact, subsampled = models
     assert not th.allclose(theta_of(exact), theta_of(subsampled), atol=1e-5)

@@ -165,7 +165,7 @@ def test_the_policy_step_is_in_evaluation_mode(share):
     model._follow_statistics = lambda: (marks.append(statistics(model.policy)), follow())
     model.learn(N_STEPS)
     random_state, *old_statistics, at_the_end = marks
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     assert th.equal(th.get_rng_state(), random_state)
     assert all(map(th.equal, old_statistics, at_the_end))
 

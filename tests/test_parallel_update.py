@@ -24,7 +24,7 @@ from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
 N_STEPS = 24
 KEYS = ("policy_objective", "kl_divergence_loss", "entropy", "gradient_norm", "expected_improvement", "improvement")
-KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps", "outcome", "critic_outcome")
+KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps")
 
 
 class Bent(FlattenExtractor):
@@ -94,7 +94,8 @@ def envs_of(rank: int, n_envs: tuple[int, ...]) -> slice:
 
 def seen_after(model: TRPO) -> dict[str, Any]:
     state = {name: tensor.double().numpy() for name, tensor in model.policy.state_dict().items()}
-    return {"state": state, "log": {key: model.logger.name_to_value.get(f"train/{key}") for key in KEYS}}
+    log = {key: model.logger.name_to_value.get(f"train/{key}") for key in KEYS}
+    return {"state": state, "log": log | {"outcome": model.policy_outcome.value, "critic_outcome": model.critic_outcome.value}}
 
 
 def update_both(rank: int, case: str, n_envs: tuple[int, ...], **settings: Any) -> tuple[Any, Any]:

@@ -276,9 +276,9 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
         model.train()
 
         log, target_kl, ent_coef = model.logger.name_to_value, case.settings["target_kl"], case.settings["ent_coef"]
-        outcomes[log["train/outcome"]] += 1
-        assert log["train/n_rejected_steps"] == (log["train/outcome"] != "accepted")
-        accepted = log["train/outcome"] == "accepted"
+        outcomes[model.policy_outcome.value] += 1
+        assert log["train/n_rejected_steps"] == (model.policy_outcome.value != "accepted")
+        accepted = model.policy_outcome.value == "accepted"
         kl = mean_kl(old, model.policy, batch)
         (old_surrogate, _), (new_surrogate, size) = (surrogate(policy, batch, ent_coef) for policy in (old, model.policy))
         assert log["train/is_line_search_success"] == accepted
@@ -316,7 +316,7 @@ def test_the_critic_moves_itself_and_nothing_that_the_policy_depends_on(case, ma
     model.rollout_buffer.advantages[:] = 0.0  # no signal: the policy stays, but the returns are still there to be learnt
     for _ in range(2):
         model.train()
-        assert model.logger.name_to_value["train/outcome"] == "zero gradient"
+        assert model.policy_outcome.value == "zero gradient"
     moved = changed(before, parameters(model))
     assert not moved & names
     assert moved
@@ -446,10 +446,10 @@ def test_a_candidate_with_nan_is_never_taken():
         model.train()
 
         log = model.logger.name_to_value
-        outcomes[log["train/outcome"]] += 1
+        outcomes[model.policy_outcome.value] += 1
         if n_poisoned >= n_candidates:
-            assert log["train/outcome"] == "non-finite surrogate or KL"
-        if log["train/outcome"] == "accepted":
+            assert model.policy_outcome.value == "non-finite surrogate or KL"
+        if model.policy_outcome.value == "accepted":
             assert log["train/line_search_steps"] > n_poisoned
             assert log["train/step_fraction"] <= factor**n_poisoned * (1 + 1e-9)
             assert all(value.isfinite().all() for value in model.policy.parameters())
@@ -493,8 +493,8 @@ def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
     )
     assert step.dtype is th.float64
     assert (step - other).norm() <= 1e-6 * step.norm()
-    for key in ("train/outcome", "train/line_search_steps"):
-        assert whole.logger.name_to_value[key] == chunked.logger.name_to_value[key]
+    assert whole.policy_outcome is chunked.policy_outcome
+    assert whole.logger.name_to_value["train/line_search_steps"] == chunked.logger.name_to_value["train/line_search_steps"]
 
 
 def test_the_fast_update_is_the_slow_one_beyond_rounding():
@@ -511,7 +511,8 @@ def test_the_fast_update_is_the_slow_one_beyond_rounding():
         slow = build(case)  # not before: it seeds the generator of the minibatches
         with mock.patch.object(sb3_trpo.trpo, "read_networks", return_value=None):
             slow.train()
-        for key in ("train/outcome", "train/line_search_steps", "train/cg_iterations", "train/critic_outcome"):
+        assert (fast.policy_outcome, fast.critic_outcome) == (slow.policy_outcome, slow.critic_outcome)
+        for key in ("train/line_search_steps", "train/cg_iterations"):
             assert fast.logger.name_to_value[key] == slow.logger.name_to_value[key]
         for side, tolerance in ((names, 1e-3), (before.keys() - names, 1e-3)):
             step, other = (

@@ -286,7 +286,7 @@ def test_an_environment_that_always_pays_the_same_moves_no_policy():
             parameter.zero_()
     before = [value.detach().clone() for value in model.policy.action_net.parameters()]
     model.learn(N_STEPS * N_ENVS)
-    assert model.logger.name_to_value["train/outcome"] == "zero gradient"
+    assert model.policy_outcome.value == "zero gradient"
     assert all(map(th.equal, before, model.policy.action_net.parameters()))
 
 

@@ -26,7 +26,7 @@ KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
 """Where classes that settings name are looked for; nothing is imported for a checkpoint's sake."""
 LARGEST_UNSEEN, LONGEST_ROLLOUT = 4096, 10**7
 """Up to where integers in a policy's settings, and steps per rollout, are believed without evidence."""
-COUNTERS = ("num_timesteps", "_n_updates", "_n_iterations", "_n_rejected_steps")
+COUNTERS = ("num_timesteps", "_n_updates", "_n_iterations", "_n_rejected_steps", "_outcome_counts")
 
 
 def settings(model: OnPolicyAlgorithm) -> dict[str, Node]:
