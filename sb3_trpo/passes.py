@@ -118,7 +118,7 @@ def _bound_activation(activation: Activation, a: th.Tensor, h: th.Tensor, exact:
     if activation is IDENTITY:
         return []
     if activation.quick is not None and not exact and a.device.type == "cpu":
-        return [partial(activation.quick, a.numpy(), out=h.numpy())]
+        return [partial(activation.quick, a.numpy(), h.numpy())]
     return [partial(activation.function, a)] if h is a else [lambda: h.copy_(activation.function(a))]
 
 

@@ -24,6 +24,7 @@ from torch import nn
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.storage import newest
+from sb3_trpo.numerics.cudnn import without_cudnn
 from sb3_trpo.numerics.fisher import twice_differentiable
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
@@ -100,12 +101,12 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
         dense, before, old = oracle_of(model), parameters(model), oracle.parameters_of(model.policy)
         model.train()
         log, new = model.logger.name_to_value, oracle.parameters_of(model.policy)
-        outcomes[log["train/outcome"]] += 1
+        outcomes[model.policy_outcome.value] += 1
         kl = dense.kl(old, new)
         assert kl >= -1e-15
         assert log["train/kl_divergence_loss"] == pytest.approx(kl, rel=1e-3, abs=1e-7)
         assert log["train/entropy"] == pytest.approx(dense.entropy(old), rel=1e-4) or case["use_sde"]
-        if log["train/outcome"] == "accepted":
+        if model.policy_outcome.value == "accepted":
             assert kl <= case["target_kl"] * (1 + 1e-4) + 1e-7
             assert dense.surrogate(new, case["ent_coef"]) > dense.surrogate(old, case["ent_coef"]) - 1e-6
         else:
@@ -122,7 +123,7 @@ def test_the_critic_moves_itself_and_no_memory_of_the_policys(algorithm, critic)
     before = parameters(model)
     model.rollout_buffer.advantages[:] = 0.0
     model.train()
-    assert model.logger.name_to_value["train/outcome"] == "zero gradient"
+    assert model.policy_outcome.value == "zero gradient"
     moved = changed(before, parameters(model))
     assert moved == {name for name in before if not is_of_policy(name)}
     assert any(name.startswith("lstm_critic") for name in moved) == (critic == "own LSTM")
@@ -133,7 +134,7 @@ def test_the_policys_step_moves_all_of_the_policy_and_nothing_else(critic):
     model = collected(small_model(policy_kwargs=CRITICS[critic] | {"n_lstm_layers": 2}, n_critic_updates=0))
     before = parameters(model)
     model.train()
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     assert changed(before, parameters(model)) == {name for name in before if is_of_policy(name)}
 
 
@@ -180,7 +181,7 @@ def test_an_interrupted_update_is_whole_or_undone(algorithm, name, when, fault):
     assert not [each for each in changed(parameters(finished), parameters(model)) if is_of_policy(each) and each in moved]
     assert str(model.policy.optimizer.state_dict()) == str(optimizer)
     assert th.backends.cudnn.enabled
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.policy.modules())
+    assert not any("forward" in vars(layer) for layer in model.policy.modules())
 
 
 LAYERS = {
@@ -203,6 +204,14 @@ def noting(layer, seen):
     return layer
 
 
+@pytest.fixture
+def _as_on_cuda(monkeypatch):
+    """Have layers on the CPU take cuDNN for something that they could use."""
+    for module in ("fisher", "lstm"):
+        monkeypatch.setattr(f"sb3_trpo.numerics.{module}.without_cudnn", lambda device: without_cudnn(th.device("cuda")))
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
 def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
@@ -219,6 +228,7 @@ def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
     assert seen[1] is th.backends.cudnn.enabled is enabled
 
 
+@pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("breaks", ["layer", "block"])
 def test_cudnn_is_as_before_when_something_raised(breaks, enabled, monkeypatch):
@@ -228,10 +238,10 @@ def test_cudnn_is_as_before_when_something_raised(breaks, enabled, monkeypatch):
     with pytest.raises(RuntimeError), twice_differentiable(layer):
         forward(th.zeros(4, 1, 3))  # it wants 2
     assert th.backends.cudnn.enabled is enabled
-    assert not layer._forward_hooks
-    assert not layer._forward_pre_hooks
+    assert "forward" not in vars(layer)
 
 
+@pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("inner", [False, True])
 def test_it_may_be_entered_twice(inner):
     layer, seen = nn.GRU(2, 3), []
@@ -241,6 +251,24 @@ def test_it_may_be_entered_twice(inner):
             layer(th.zeros(1, 1, 2))
         layer(th.zeros(1, 1, 2))
     assert seen == [False, False]
+    assert th.backends.cudnn.enabled
+
+
+def test_on_a_cpu_cudnn_is_not_touched():
+    seen = []
+    layer = noting(nn.GRU(2, 3), seen)
+    with twice_differentiable(layer):
+        layer(th.zeros(1, 1, 2))
+    assert seen == [True]
+
+
+def test_cudnn_stays_off_until_the_last_thread_that_needs_it_has_left():
+    first, second = without_cudnn(th.device("cuda")), without_cudnn(th.device("cuda"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # before the second one, as only threads do it
+    assert not th.backends.cudnn.enabled
+    second.__exit__(None, None, None)
     assert th.backends.cudnn.enabled
 
 
@@ -273,12 +301,13 @@ class Remembering(BaseFeaturesExtractor):
         return self.gru(observations.unsqueeze(2))[0][:, -1]
 
 
+@pytest.mark.usefixtures("_as_on_cuda")
 def test_plain_policies_may_have_recurrent_extractors():
     kwargs = {"features_extractor_class": Remembering, "net_arch": [4]}
     model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
     before = parameters(model)
     model.learn(32)
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     moved = changed(before, parameters(model))
     assert {name for name in before if name.startswith("pi_features_extractor.gru")} <= moved
     assert set(model.policy.pi_features_extractor.noted) == {True}
@@ -419,7 +448,7 @@ OF_ANY_TYPE = ACTIONS | {"Box of float64": spaces.Box(-1.0, 1.0, (2,), np.float6
 def test_actions_of_any_type_are_learnt_from(space):
     model = collected(small_model(env=vec_env(action_space=space)))
     model.train()
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
 
 
 EDGES = {
@@ -439,7 +468,7 @@ def test_edge_cases_are_learnt_from(of_env, of_model):
     model = collected(small_model(MaskableRecurrentTRPO, vec_env(**of_env), **of_model))
     before = parameters(model)
     model.train()
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     idle = {name for name in before if "weight_hh" in name and of_env.get("p_end") == 1.0}  # memory is always zero
     assert changed(before, parameters(model)) == before.keys() - idle
 
@@ -459,7 +488,7 @@ def test_batch_norm_in_an_extractor_follows_the_rollout_and_not_what_fills_up():
     model = collected(small_model(policy_kwargs={"features_extractor_class": Normalising}))
     mean = oracle.read(model.rollout_buffer).observations.mean((0, 1))
     model.train()
-    assert model.logger.name_to_value["train/outcome"] == "accepted"
+    assert model.policy_outcome.value == "accepted"
     th.testing.assert_close(model.policy.pi_features_extractor.norm.running_mean.double(), mean, rtol=1e-4, atol=1e-6)
 
 

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
-from unittest import mock
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch as th
 from torch import nn
 
+from sb3_trpo.numerics.cudnn import without_cudnn
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.lstm import forward_of, has_formula
 
@@ -110,20 +111,32 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
     :param module: whatever is run inside
     """
-    enabled = th.backends.cudnn.enabled
-
-    def switch(on: bool) -> None:
-        th.backends.cudnn.enabled = on
-
     with ExitStack() as stack:
-        stack.callback(switch, enabled)  # for a layer that raised
         for layer in module.modules():
             if has_formula(layer):
-                stack.enter_context(mock.patch.object(layer, "forward", forward_of(layer)))
+                stack.enter_context(_computed_by(layer, forward_of(layer)))
             elif isinstance(layer, nn.RNNBase):
-                stack.callback(layer.register_forward_pre_hook(lambda *_: switch(False)).remove)
-                stack.callback(layer.register_forward_hook(lambda *_: switch(enabled)).remove)
+                stack.enter_context(_computed_by(layer, partial(_without_cudnn, layer, layer.forward)))
         yield
+
+
+def _without_cudnn(layer: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    with without_cudnn(next(layer.parameters()).device):
+        return forward(*inputs, **named)
+
+
+@contextmanager
+def _computed_by(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Put something in the place of a layer's ``forward`` for a while."""
+    before = vars(layer).get("forward")
+    vars(layer)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(layer)["forward"]
+        else:
+            vars(layer)["forward"] = before
 
 
 def fisher_operator(curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> Operator:

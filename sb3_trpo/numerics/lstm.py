@@ -24,6 +24,8 @@ from typing import Any, NamedTuple, TypeGuard
 import torch as th
 from torch import nn
 
+from sb3_trpo.numerics.cudnn import without_cudnn
+
 States = tuple[th.Tensor, th.Tensor]
 Tangents = tuple[th.Tensor | None, ...]
 
@@ -191,7 +193,7 @@ def forward_of(layer: nn.LSTM) -> Callable[..., Any]:
         if not th.is_grad_enabled():
             return own(x, states)
         if not isinstance(x, th.Tensor) or x.dim() != 3:
-            with th.backends.cudnn.flags(enabled=False):
+            with without_cudnn(next(layer.parameters()).device):
                 return own(x, states)
         zeros = x.new_zeros(layer.num_layers, x.shape[1], layer.hidden_size)
         return linearisable(layer, x, (zeros, zeros) if states is None else states)
