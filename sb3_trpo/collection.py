@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
@@ -175,23 +175,32 @@ class RolloutPolicy:
         self._log_stds = np.empty((buffer.buffer_size, self._outputs.shape[2]), np.float32)
         self._n_settled = 0
         self._n_optimizer_steps = 0
+        self._hook: RemovableHandle | None = None
         self._cut_off: list[tuple[int, int, Any]] = []
         self._remember()
 
     def __enter__(self) -> RolloutPolicy:
-        """Count optimizer steps: fused ones write without a mark."""
-        self._hook = register_optimizer_step_post_hook(self._count_optimizer_step)
+        """Collect."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop counting."""
-        self._hook.remove()
+        """Stop counting the optimizer's steps."""
+        if self._hook is not None:
+            self._hook.remove()
 
     def _count_optimizer_step(self, *_: object) -> None:
         self._n_optimizer_steps += 1
 
+    def _watch_optimizer(self) -> None:
+        """Count the steps of the policy's optimizer: a fused one writes without a mark."""
+        if self._hook is not None:
+            self._hook.remove()
+        self._optimizer = self._algorithm.policy.optimizer
+        self._hook = self._optimizer.register_step_post_hook(self._count_optimizer_step)
+
     def _remember(self) -> None:
         """Copy the weights to the CPU; act on the policy's own where it lives there."""
+        self._watch_optimizer()
         self._marks = self._mark()
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._tensors[0].device == CPU else self._copy
@@ -200,9 +209,11 @@ class RolloutPolicy:
         self._draw = DRAWS[type(self._action_dist)](self._action_dist, self._actor.output, acting.log_std)
         self._log_std = None if acting.log_std is None else acting.log_std.detach().numpy()
 
-    def _mark(self) -> tuple[int, list[int], list[int]]:
+    def _mark(self) -> tuple[int, bool, list[int], list[int]]:
         """Give what changes with the weights: torch counts writes, and a tensor replaced lies elsewhere."""
-        return self._n_optimizer_steps, [*map(_VERSION, self._tensors)], [*map(th.Tensor.data_ptr, self._tensors)]
+        is_watched = self._algorithm.policy.optimizer is self._optimizer
+        places = [*map(th.Tensor.data_ptr, self._tensors)]
+        return self._n_optimizer_steps, is_watched, [*map(_VERSION, self._tensors)], places
 
     def _follow_changes(self) -> None:
         """Settle by the old weights what belongs to them; SB3 bootstraps the last step after the callback, by the new ones."""

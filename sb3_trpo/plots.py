@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy
@@ -25,22 +25,22 @@ def learning_curve(run_folder: str | Path, title: str) -> Path:
     """
     folder = Path(run_folder)
     steps, returns = ts2xy(load_results(str(folder)), "timesteps")
-    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(steps, returns, ".", markersize=3, alpha=0.3, label="training episode")
-        if len(returns) >= WINDOW:
-            average = np.convolve(returns, np.full(WINDOW, 1 / WINDOW), mode="valid")
-            axes.plot(steps[WINDOW - 1 :], average, label=f"mean of {WINDOW} episodes")
-        _plot_evaluations(axes, folder / "evaluations.npz")
-        axes.set(xlabel="environment steps", ylabel="return", title=title)
-        axes.legend()
-        picture = folder / "learning_curve.png"
-        figure.savefig(picture, dpi=120)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(visible=True, alpha=0.3)
+    axes.plot(steps, returns, ".", markersize=3, alpha=0.3, label="training episode")
+    if len(returns) >= WINDOW:
+        average = np.convolve(returns, np.full(WINDOW, 1 / WINDOW), mode="valid")
+        axes.plot(steps[WINDOW - 1 :], average, label=f"mean of {WINDOW} episodes")
+    _plot_evaluations(axes, folder / "evaluations.npz")
+    axes.set(xlabel="environment steps", ylabel="return", title=title)
+    axes.legend()
+    picture = folder / "learning_curve.png"
+    figure.savefig(picture, dpi=120)
     return picture
 
 
-def _plot_evaluations(axes: mpl.axes.Axes, file: Path) -> None:
+def _plot_evaluations(axes: Axes, file: Path) -> None:
     if file.is_file():
         evaluations = np.load(file)
         results = evaluations["results"]
