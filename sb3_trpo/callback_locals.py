@@ -77,22 +77,22 @@ class StartedCallback:
 
 class OwnLocals:
     """
-    A callback for a loop that is run in an algorithm's name: ``self`` is the algorithm among its variables all the same.
+    A callback for a loop that is given something in the place of an algorithm or its environments.
 
     :param callback: the callback
-    :param algorithm: the algorithm
+    :param own: what it finds among its variables instead, by name
     """
 
-    def __init__(self, callback: BaseCallback, algorithm: object) -> None:
+    def __init__(self, callback: BaseCallback, /, **own: object) -> None:
         self._callback = callback
-        self._algorithm = algorithm
+        self._own = {**own, "callback": callback}
         self.on_rollout_start = callback.on_rollout_start
         self.on_step = callback.on_step
         self.on_rollout_end = callback.on_rollout_end
 
     def update_locals(self, known: dict[str, Any]) -> None:
         """Pass the loop's variables on."""
-        self._callback.update_locals({**known, "self": self._algorithm, "callback": self._callback})
+        self._callback.update_locals({**known, **self._own})
 
 
 def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:

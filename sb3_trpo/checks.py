@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
 
@@ -111,6 +113,82 @@ def scheduled(name: str, schedule: float | Schedule, progress_remaining: float) 
         value = schedule
         require(name, value, CONSTANT_RULES[name])
     return float(value)
+
+
+def timesteps_to_take(total: Any) -> float:
+    """
+    Read ``total_timesteps``.
+
+    :param total: an integer or another real number, infinity included
+    :return: the least integer that is not below it, or infinity
+    :raises ValueError: if it is not a number
+    """
+    if isinstance(total, Integral):
+        return int(total)
+    try:
+        number = math.nan if isinstance(total, (str, bytes, bytearray)) else float(total)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(
+            f"total_timesteps is {total!r}, but must be a number of environment steps, such as 1_000_000 or 1e6. With "
+            "math.inf, a callback has to end the training."
+        )
+    return number if math.isinf(number) else math.ceil(number)
+
+
+def check_policy(policy: Any) -> None:
+    """
+    Check that a policy is given by name or as a class.
+
+    :param policy: what the constructor was given
+    :raises TypeError: if it is something else
+    """
+    if isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, BasePolicy)):
+        return
+    if isinstance(policy, BasePolicy):
+        name = type(policy).__name__
+        raise TypeError(
+            f"policy is an instance of {name}, but must be a name or a class, of which the model makes its own. To begin with "
+            f"the weights of this one: model = TRPO({name}, env, policy_kwargs=...), then "
+            "model.policy.load_state_dict(policy.state_dict())."
+        )
+    raise TypeError(
+        f'policy is {policy!r}, but must be a name, such as "MlpPolicy", or a subclass of SB3\'s ActorCriticPolicy.'
+    )
+
+
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Refuse spaces that no policy can be made for; SB3 itself compares the action space with those of the algorithm.
+
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :raises ValueError: if there is nothing in them, or something that is not supported
+    """
+    is_dict = isinstance(observation_space, spaces.Dict)
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    known = "Box, Discrete, MultiDiscrete and MultiBinary"
+    if not parts:
+        raise ValueError(f"The observation space is an empty Dict, but must hold at least one part, of {known}.")
+    for key, part in parts.items():
+        name = f"observation space's part {key!r}" if is_dict else "observation space"
+        if not isinstance(part, SUPPORTED_SPACES):
+            raise ValueError(
+                f"The {name} is {part}, but policies see {known}, or a Dict of these that holds no other Dict. Make numbers "
+                "of the rest in a wrapper of the environment, such as gymnasium.wrappers.FlattenObservation."
+            )
+        _check_size(name, part)
+    if isinstance(action_space, SUPPORTED_SPACES):
+        _check_size("action space", action_space)
+
+
+def _check_size(name: str, space: spaces.Space[Any]) -> None:
+    if 0 in (space.shape or ()):
+        raise ValueError(f"The {name} is {space}, which has no entries, but must have at least one.")
 
 
 def check_batch(n_transitions: int, sub_sampling_factor: int, fisher_subsampling: int, normalize_advantage: bool) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from operator import attrgetter, itemgetter
+from functools import partial
+from operator import attrgetter, itemgetter, methodcaller
 from typing import Any, cast
 
 import numpy as np
@@ -20,50 +21,55 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
 from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
+from sb3_trpo.floats import as_float32, quietly
 from sb3_trpo.networks import Networks, is_patched, read_networks
 from sb3_trpo.passes import BoundPass
-from sb3_trpo.rollout import PASS_LIMITS, Observation, compute_advantages, default_chunk_size, map_parts
+from sb3_trpo.plain_spaces import Observation
+from sb3_trpo.rollout import PASS_LIMITS, compute_advantages, default_chunk_size, map_parts
+from sb3_trpo.rollout_env import RolloutEnv, holds
 
 CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
 """What callbacks find in their ``locals`` in SB3's loop, and seldom look at."""
 _VERSION = attrgetter("_version")
+REPORTS_EPISODE = methodcaller("__contains__", "episode")
+"""Looks for an episode's statistics in an info; mapped over those of many environments, it takes no Python code for each."""
 
 
-def can_collect(algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+def can_collect(
+    observations: Observation, action_space: spaces.Space[Any], networks: Networks, buffer: RolloutBuffer, n_rollout_steps: int
+) -> bool:
     """
     Tell whether :func:`collect` fills the buffer as SB3's loop would.
 
-    :param algorithm: about to collect
-    :param networks: of its policy
+    :param observations: the last ones, of the plain space
+    :param action_space: of the policy
+    :param networks: of the policy
     :param buffer: to be filled
     :param n_rollout_steps: steps per environment
     :return: whether buffer, action space and observations are of the kinds that it knows
     """
-    assert algorithm._last_obs is not None, "SB3 resets the environments before it collects"
-    rounds_actions = isinstance(algorithm.action_space, spaces.Box) and not np.can_cast(np.float32, buffer.actions.dtype)
+    rounds_actions = isinstance(action_space, spaces.Box) and not np.can_cast(np.float32, buffer.actions.dtype)
     return (
         type(buffer) in ROLLOUT_POLICIES
         and n_rollout_steps == buffer.buffer_size
         and not rounds_actions  # log-probabilities are those of the actions as they were drawn
         and not networks.of_images
         and not is_patched(buffer)
-        and all(_holds(kept.dtype, seen.dtype) for seen, kept in _pairs(algorithm._last_obs, buffer))
+        and all(holds(kept.dtype, seen.dtype) for seen, kept in _pairs(observations, buffer))
     )
 
 
-def _holds(kept: np.dtype[Any], seen: np.dtype[Any]) -> bool:
-    """Check that a buffer keeps as much of an observation as the policy sees, which is float32."""
-    return np.can_cast(seen, kept, "safe") or kept in (np.float32, np.float64)
-
-
 def collect(
-    algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, general_loop: Callable[..., bool]
+    algorithm: OnPolicyAlgorithm,
+    env: RolloutEnv,
+    callback: BaseCallback,
+    buffer: RolloutBuffer,
+    general_loop: Callable[..., bool],
 ) -> bool:
     """
     Fill the buffer, where :func:`can_collect` allows it.
@@ -80,14 +86,15 @@ def collect(
     buffer.reset()
     share_locals(callback, SharedLocals(callback.locals))
     callback.on_rollout_start()
-    networks = read_networks(algorithm.policy)
-    if networks is None or not can_collect(algorithm, networks, buffer, buffer.buffer_size):
+    networks, action_space = read_networks(algorithm.policy), algorithm.policy.action_space
+    observations = env.plain.encode(algorithm._last_obs)
+    if networks is None or not can_collect(observations, action_space, networks, buffer, buffer.buffer_size):
         return general_loop(env, StartedCallback(callback), buffer, buffer.buffer_size)
     with ROLLOUT_POLICIES[type(buffer)](algorithm, networks, buffer, env) as policy:
         is_complete = _fill(algorithm, env, callback, buffer, policy)
         policy.settle()
         if is_complete:
-            last_values = policy.values_at(cast("Observation", algorithm._last_obs))
+            last_values = policy.values_at(env.plain.encode(algorithm._last_obs))
             last_dones = cast("np.ndarray", algorithm._last_episode_starts)
             compute_advantages(buffer, last_values.numpy().flatten(), last_dones)
             callback.update_locals({"values": last_values.to(algorithm.device), "n_steps": buffer.pos})
@@ -96,15 +103,14 @@ def collect(
 
 
 def _fill(
-    algorithm: OnPolicyAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, policy: RolloutPolicy
+    algorithm: OnPolicyAlgorithm, env: RolloutEnv, callback: BaseCallback, buffer: RolloutBuffer, policy: RolloutPolicy
 ) -> bool:
     """Step until the buffer is full, or the callback ends it."""
-    known = SharedLocals({"self": algorithm, "env": env, "callback": callback, "rollout_buffer": buffer})
+    known = SharedLocals({"self": algorithm, "env": env.venv, "callback": callback, "rollout_buffer": buffer})
     known.update({"n_rollout_steps": buffer.buffer_size, **{name: Deferred(policy.current, name) for name in LATE}})
     while buffer.pos < buffer.buffer_size:
-        observations = cast("Observation", algorithm._last_obs)
-        actions = policy.act(observations)
-        clipped_actions = _clip(actions, algorithm.action_space)
+        actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
+        clipped_actions = _clip(actions, algorithm.policy.action_space)
         new_obs, rewards, dones, infos = env.step(clipped_actions)
         algorithm.num_timesteps += env.num_envs
 
@@ -112,14 +118,15 @@ def _fill(
         known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
         callback.update_locals(known)
         if not callback.on_step():
+            _forget_seen(buffer)
             return False
 
-        if dones.any():
-            ended = np.flatnonzero(dones)
-            algorithm._update_info_buffer([infos[env_index] for env_index in ended], dones[ended])
-            policy.await_bootstrap(ended, infos)
-        _write_step(buffer, observations, actions, rewards, algorithm._last_episode_starts)
-        algorithm._last_obs, algorithm._last_episode_starts = cast("Observation", new_obs), dones
+        if dones.any() or any(map(REPORTS_EPISODE, infos)):
+            telling = np.flatnonzero(np.logical_or(dones, [*map(REPORTS_EPISODE, infos)]))
+            algorithm._update_info_buffer([infos[env_index] for env_index in telling], dones[telling])
+            policy.await_bootstrap(np.flatnonzero(dones), infos)
+        _write_step(buffer, actions, rewards)
+        algorithm._last_obs, algorithm._last_episode_starts = new_obs, dones
     return True
 
 
@@ -128,15 +135,24 @@ def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
     return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
 
 
-def _write_step(
-    buffer: RolloutBuffer, observations: Observation, actions: np.ndarray, rewards: np.ndarray, starts: np.ndarray | None
-) -> None:
-    """Write what is known of one step into the buffer."""
+def _write_seen(buffer: RolloutBuffer, observations: Observation, starts: np.ndarray | None) -> None:
+    """Write what the policy sees into the buffer, before the environments may overwrite it."""
     for seen, kept in _pairs(observations, buffer):
-        kept[buffer.pos] = seen.reshape(kept.shape[1:])
-    buffer.actions[buffer.pos] = actions.reshape(buffer.actions.shape[1:])
-    buffer.rewards[buffer.pos] = rewards
+        quietly(partial(np.copyto, kept[buffer.pos], seen.reshape(kept.shape[1:]), casting="unsafe"))
     buffer.episode_starts[buffer.pos] = starts
+
+
+def _forget_seen(buffer: RolloutBuffer) -> None:
+    """Leave a step that a callback ended out of the buffer, as SB3's loop does."""
+    for kept in [*buffer.observations.values()] if isinstance(buffer.observations, dict) else [buffer.observations]:
+        kept[buffer.pos] = 0
+    buffer.episode_starts[buffer.pos] = 0.0
+
+
+def _write_step(buffer: RolloutBuffer, actions: np.ndarray, rewards: np.ndarray) -> None:
+    """Write what came of a step into the buffer."""
+    buffer.actions[buffer.pos] = actions.reshape(buffer.actions.shape[1:])
+    buffer.rewards[buffer.pos] = as_float32(np.asarray(rewards))
     buffer.pos += 1
     buffer.full = buffer.pos == buffer.buffer_size
 
@@ -162,10 +178,10 @@ class RolloutPolicy:
     :param env: the training environments
     """
 
-    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: VecEnv) -> None:
+    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: RolloutEnv) -> None:
         self._algorithm = algorithm
         self._action_dist = algorithm.policy.action_dist
-        self._action_shape = (buffer.n_envs, *algorithm.action_space.shape)  # type: ignore[misc]  # never a Dict
+        self._action_shape = (buffer.n_envs, *algorithm.policy.action_space.shape)  # type: ignore[misc]  # never a Dict
         self._networks = networks
         self._tensors = [*networks.policy_tensors, *networks.critic.tensors]
         self._buffer = buffer
@@ -224,11 +240,12 @@ class RolloutPolicy:
             self._remember()
             self._cut_off = last
 
-    def act(self, observations: Observation) -> np.ndarray:
+    def act(self, observations: Observation, starts: np.ndarray | None) -> np.ndarray:
         """
-        Draw an action for each environment, as SB3's distributions do from the same generator.
+        Draw an action for each environment, as SB3's distributions do from the same generator; keep what it was drawn for.
 
         :param observations: one per environment
+        :param starts: whether each is the first one of an episode
         :return: the actions
         :raises ValueError: if the policy gives NaN
         """
@@ -237,7 +254,7 @@ class RolloutPolicy:
             vectors = cast("np.ndarray", observations)
             if vectors.shape != self._input.shape:  # copying might stretch it
                 raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
-            np.copyto(self._input, vectors, casting="same_kind")
+            quietly(partial(np.copyto, self._input, vectors, casting="same_kind"))
         else:
             self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
         self._actor.run()
@@ -248,6 +265,7 @@ class RolloutPolicy:
         self._outputs[self._step] = self._output
         if self._log_std is not None:
             self._log_stds[self._step] = self._log_std
+        _write_seen(self._buffer, observations, starts)
         return self._actions.reshape(self._action_shape)
 
     def _restrict(self, output: np.ndarray) -> dict[str, Any]:
@@ -265,7 +283,7 @@ class RolloutPolicy:
             info = infos[env_index]
             if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
                 last = copy.deepcopy(info["terminal_observation"])  # which the environment may overwrite
-                self._cut_off.append((self._buffer.pos, env_index, last))
+                self._cut_off.append((self._buffer.pos, env_index, self._env.plain.encode(last)))
 
     @th.no_grad()
     def values_at(self, observations: Observation) -> th.Tensor:
@@ -285,10 +303,17 @@ class RolloutPolicy:
         :return: as SB3's loop has it
         """
         if name == "obs_tensor":
-            return cast("th.Tensor", obs_as_tensor(self._observations, self._algorithm.device))
+            return cast("th.Tensor", obs_as_tensor(self._seen(), self._algorithm.device))
         if name == "values":
-            return self.values_at(self._observations).to(self._algorithm.device)
+            return self.values_at(self._seen()).to(self._algorithm.device)
         return self._log_probs(slice(self._step, self._step + 1), self._actions).to(self._algorithm.device)
+
+    def _seen(self) -> Observation:
+        """Give the present observations as they were when the policy acted: the environments may have overwritten them."""
+        seen, kept = self._observations, self._buffer.observations
+        if isinstance(seen, dict):
+            return {key: _as_laid_out(kept[key][self._step], part) for key, part in seen.items()}
+        return _as_laid_out(kept[self._step], seen)
 
     def settle(self) -> None:
         """Fill in values, log-probabilities and bootstrapped rewards of all steps written since the last time."""
@@ -308,7 +333,8 @@ class RolloutPolicy:
         if self._cut_off:
             steps_cut, envs_cut, last = zip(*self._cut_off, strict=True)
             values = self.values_at(_stacked(last, buffer))
-            buffer.rewards[list(steps_cut), list(envs_cut)] += self._algorithm.gamma * values.numpy().flatten()
+            expected = self._algorithm.gamma * values.flatten()
+            buffer.rewards[list(steps_cut), list(envs_cut)] += expected.numpy()
             self._cut_off.clear()
 
     @th.no_grad()
@@ -320,7 +346,7 @@ class RolloutPolicy:
         else:
             log_std = th.from_numpy(self._log_stds[steps]).repeat_interleave(self._buffer.n_envs, dim=0)
             self._action_dist.proba_distribution(output, log_std)
-        single = isinstance(self._algorithm.action_space, spaces.Discrete)
+        single = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return self._action_dist.log_prob(actions.flatten() if single else actions.float())
 
 
@@ -329,6 +355,11 @@ ROLLOUT_POLICIES: dict[type[RolloutBuffer], type[RolloutPolicy]] = {
     DictRolloutBuffer: RolloutPolicy,
 }
 """By exact type of buffer: a subclass may keep anything."""
+
+
+def _as_laid_out(row: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Copy a buffer's row in the shape and type of what was written into it."""
+    return row.reshape(like.shape).astype(like.dtype)
 
 
 def _joined(rows: np.ndarray) -> np.ndarray:

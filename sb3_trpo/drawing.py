@@ -15,6 +15,8 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 
+from sb3_trpo.floats import quietly
+
 NAN_ADVICE = (
     "The policy gave NaN where it was to act. If what it saw is finite, its weights are not: load the last good ones, and "
     "lower target_kl or learning_rate."
@@ -28,6 +30,10 @@ def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
     noise_array, mean, live = noise.numpy(), output.numpy(), log_std.numpy()
     seen, std = live.copy(), log_std.exp().numpy()
 
+    def move() -> np.ndarray:
+        actions: np.ndarray = mean + noise_array * std
+        return actions
+
     def draw() -> np.ndarray:
         nonlocal seen, std
         if not (live == seen).all():
@@ -35,8 +41,7 @@ def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
             if np.isnan(std).any():
                 raise ValueError(NAN_ADVICE)
         noise.normal_()
-        actions: np.ndarray = mean + noise_array * std
-        return actions
+        return quietly(move)
 
     return draw
 
@@ -76,11 +81,14 @@ def _race(logits: th.Tensor) -> Draw:
     clocks = th.empty_like(logits, memory_format=th.contiguous_format)
     times, scores = clocks.numpy(), logits.numpy()
 
-    def draw() -> np.ndarray:
-        clocks.exponential_()
+    def first() -> np.ndarray:
         shifted = scores - scores.max(axis=-1, keepdims=True)  # lest a common offset take digits
         choices: np.ndarray = (shifted - np.log(times)).argmax(axis=-1)
         return choices
+
+    def draw() -> np.ndarray:
+        clocks.exponential_()
+        return quietly(first)
 
     return draw
 

@@ -124,7 +124,7 @@ class MaskableTRPO(Variant):
                 stacklevel=2,
             )
         else:
-            tensors, _ = self.policy.obs_to_tensor(observation)
+            tensors, _ = self.policy.obs_to_tensor(self._plain.encode(observation))
             n_observations = number_in(tensors)
             rows: Any = [action_masks] if n_observations == 1 and np.ndim(action_masks[0]) == 0 else action_masks
             if len(rows) != n_observations:
@@ -132,12 +132,14 @@ class MaskableTRPO(Variant):
                     f"action_masks has {len(rows)} rows, but must have one for each of {n_observations} observations."
                 )
             action_masks = checked_masks(rows, self.action_space, "given to predict()")
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # which SB3's have not
+        plain = self._plain.encode(observation)
+        actions, state = self.policy.predict(plain, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # which SB3's have not
+        return self._plain.decode(actions), state
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
         acting = Acting(self, MaskedPolicy(self, env, rollout_buffer, callback))
-        return bool(loop.__func__(acting, env, OwnLocals(callback, self), rollout_buffer, n_rollout_steps))
+        return bool(loop.__func__(acting, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:
         return self.policy_kwargs  # no use_sde
@@ -148,7 +150,7 @@ class MaskedRolloutPolicy(RolloutPolicy):
 
     def _restrict(self, output: np.ndarray) -> dict[str, Any]:
         buffer: Any = self._buffer
-        masks = masks_from(self._env, buffer.action_space, buffer.pos)
+        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
         buffer.action_masks[buffer.pos] = masks
         output[~masks] = IMPOSSIBLE
         return {"action_masks": masks}

@@ -17,9 +17,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.floats import as_float32
 from sb3_trpo.inputs import Inputs, inputs_in
-
-Observation = np.ndarray | dict[str, np.ndarray]
+from sb3_trpo.plain_spaces import Observation
 
 
 class ChunkLimits(NamedTuple):
@@ -286,17 +286,18 @@ def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_done
     :param last_values: values after the last step, shape ``(n_envs,)``
     :param last_dones: which episodes ended with it, shape ``(n_envs,)``
     """
-    alive = 1.0 - np.concatenate((buffer.episode_starts[1:], last_dones[None]), dtype=np.float64)
-    next_values = np.concatenate((buffer.values[1:], last_values[None]))
-    advantages = buffer.rewards + buffer.gamma * alive * next_values - buffer.values
-    decay = buffer.gamma * buffer.gae_lambda * alive
-    span = 1
-    while span < len(advantages):
-        advantages[:-span] += decay[:-span] * advantages[span:]
-        decay[:-span] *= decay[span:]
-        span *= 2
-    buffer.advantages = advantages.astype(np.float32)
-    buffer.returns = buffer.advantages + buffer.values
+    with np.errstate(all="ignore"):  # far decay is 0 by intent, and what is not finite is named by require_finite()
+        alive = 1.0 - np.concatenate((buffer.episode_starts[1:], last_dones[None]), dtype=np.float64)
+        next_values = np.concatenate((buffer.values[1:], last_values[None]))
+        advantages = buffer.rewards + buffer.gamma * alive * next_values - buffer.values
+        decay = buffer.gamma * buffer.gae_lambda * alive
+        span = 1
+        while span < len(advantages):
+            advantages[:-span] += decay[:-span] * advantages[span:]
+            decay[:-span] *= decay[span:]
+            span *= 2
+        buffer.advantages = advantages.astype(np.float32)
+        buffer.returns = buffer.advantages + buffer.values
 
 
 def require_finite(buffer: RolloutBuffer, last_observation: Observation | None = None) -> None:
@@ -316,7 +317,7 @@ def require_finite(buffer: RolloutBuffer, last_observation: Observation | None =
         if place is not None:
             joined = buffer.generator_ready and name != "rewards"  # SB3 joins (step, env) of the others
             env, step = divmod(place[0], buffer.buffer_size) if joined else (place[1], place[0])
-            raise _non_finite_error(name, array[place], env, step)
+            raise _non_finite_error(name, array[place], env, step, place[1 if joined else 2 :])
 
 
 def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, step: int) -> ValueError | None:
@@ -352,7 +353,7 @@ def non_finite_observation(observation: Observation, step: int) -> ValueError | 
     for name, array in _named(observation).items():
         place = _first_non_finite(array)
         if place is not None:
-            return _non_finite_error(name, array[place], place[0], step)
+            return _non_finite_error(name, array[place], place[0], step, place[1:])
     return None
 
 
@@ -363,15 +364,19 @@ def _named(observation: Observation) -> dict[str, np.ndarray]:
 
 
 def _first_non_finite(array: np.ndarray) -> tuple[int, ...] | None:
-    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+    """Find a number that is not finite for the policy, which sees float32 whatever the type of the space."""
+    if not np.issubdtype(array.dtype, np.floating):
         return None
-    return tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
+    are_finite = np.isfinite(as_float32(array))
+    return None if are_finite.all() else tuple(int(index) for index in np.argwhere(~are_finite)[0])
 
 
-def _non_finite_error(name: str, value: float, env: int, step: int) -> ValueError:
+def _non_finite_error(name: str, value: float, env: int, step: int, entry: tuple[int, ...]) -> ValueError:
+    shown = f"{value}" if not math.isfinite(value) else f"{value}, too large for the float32 that policies see,"
+    where = f", in entry {[*entry]}" if entry else ""
     return ValueError(
-        f"The rollout holds non-finite {name}: {value} in environment {env} at step {step} of the rollout. The update was not "
-        "begun: the policy is unchanged and can be saved. Mend the environment, or wrap it in "
+        f"The rollout holds non-finite {name}: {shown} in environment {env} at step {step} of the rollout{where}. The update "
+        "was not begun: the policy is unchanged and can be saved. Mend the environment, or wrap it in "
         "stable_baselines3.common.vec_env.VecCheckNan to see where such a number first appears. A reward at a time limit "
         "includes the value of the episode's last observation."
     )

@@ -119,7 +119,8 @@ def fresh_states(policy: RecurrentActorCriticPolicy, n_envs: int) -> RNNStates:
     :return: zeros
     """
     n_layers, _, n_hidden = policy.lstm_hidden_state_shape
-    zeros = [th.zeros(n_layers, n_envs, n_hidden, device=policy.device) for _ in range(4)]
+    like = next(policy.parameters())
+    zeros = [like.new_zeros(n_layers, n_envs, n_hidden) for _ in range(4)]
     return RNNStates((zeros[0], zeros[1]), (zeros[2], zeros[3]))
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -21,7 +22,15 @@ from torch import nn
 
 from sb3_trpo.actors import make_actor
 from sb3_trpo.callback_tree import keeper_of
-from sb3_trpo.checks import check_batch, check_settings, scheduled, warn_about_batch_size
+from sb3_trpo.checks import (
+    check_batch,
+    check_policy,
+    check_settings,
+    check_spaces,
+    scheduled,
+    timesteps_to_take,
+    warn_about_batch_size,
+)
 from sb3_trpo.collection import can_collect, collect
 from sb3_trpo.crew import Solo, crew_of, shapes_of
 from sb3_trpo.critic import FitOutcome, fit_critic
@@ -34,7 +43,8 @@ from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.plain_spaces import PlainSpaces
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, see_float32
 from sb3_trpo.regression import fit_stack, plain_regression
 from sb3_trpo.rendezvous import join
 from sb3_trpo.rollout import (
@@ -49,6 +59,7 @@ from sb3_trpo.rollout import (
     standardisation,
     unfit_observation,
 )
+from sb3_trpo.rollout_env import RolloutEnv, collect_by, keep_as_seen
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -151,6 +162,12 @@ class TRPO(OnPolicyAlgorithm):
         chunk_size: int | None = None,
         distributed: bool | None = None,
     ) -> None:
+        check_policy(policy)
+        if env is None and _init_setup_model:
+            raise ValueError(
+                "env is None, but a new model needs an environment: give one, or its registered name. To use a saved model "
+                "without any, TRPO.load(path)."
+            )
         super().__init__(
             policy,
             env,
@@ -319,17 +336,40 @@ class TRPO(OnPolicyAlgorithm):
         :return: whether the rollout is complete, rather than ended by the callback
         :raises ValueError: if the policy could not act because an observation was not finite or of another shape
         """
+        assert self._last_obs is not None, "SB3 resets the environments before it collects"
+        inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                networks = read_networks(self.policy)
-                if networks is not None and can_collect(self, networks, rollout_buffer, n_rollout_steps):
-                    return collect(self, env, callback, rollout_buffer, self._general_loop)
-                return self._general_loop(env, callback, rollout_buffer, n_rollout_steps)
+                observations, networks = self._plain.encode(self._last_obs), read_networks(self.policy)
+                keep_as_seen(rollout_buffer, observations)
+                knows = partial(can_collect, observations, self.policy.action_space)
+                if networks is not None and knows(networks, rollout_buffer, n_rollout_steps):
+                    return collect(self, inner, callback, rollout_buffer, general)
+                return general(inner, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
             if fault is None:
                 raise
             raise fault from None
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions.
+
+        :param observation: one, or one per environment
+        :param state: of a policy with memory, what the last call returned
+        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
+        :param deterministic: whether to take the likeliest action rather than to draw
+        :return: the actions, and the state of a policy with memory
+        """
+        actions, state = super().predict(self._plain.encode(observation), state, episode_start, deterministic)
+        return self._plain.decode(actions), state
 
     def learn(
         self: SelfTRPO,
@@ -343,21 +383,24 @@ class TRPO(OnPolicyAlgorithm):
         """
         Train.
 
-        :param total_timesteps: environment steps to take, of all ranks together; a float such as ``1e6`` is fine
+        :param total_timesteps: environment steps to take, of all ranks together; a float such as ``1e6`` is fine. With
+            ``math.inf`` a callback has to end the training, and schedules stay at their beginning
         :param callback: one callback or a list of them
         :param log_interval: updates between two dumps of the log
         :param tb_log_name: name of the run in TensorBoard
         :param reset_num_timesteps: whether to start counting anew, rather than to continue
         :param progress_bar: whether to show one
         :return: the model itself
+        :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
+        total_timesteps = timesteps_to_take(total_timesteps)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
         keeper, crew = keeper_of(callback), crew_of(self, self._ranks)
         with crew.at_work(keeper), keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
-                int(total_timesteps),
+                total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
                 crew.callbacks(callback),
                 reset_num_timesteps,
                 tb_log_name,
@@ -433,11 +476,14 @@ class TRPO(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_settings()
         self._ranks = join(self.distributed, self.device)
-        n_steps, self.n_steps = self.n_steps, self._ranks.part_of(self.n_steps, "n_steps")
+        self._plain = PlainSpaces(self.observation_space, self.action_space)
+        given = self.n_steps, self.observation_space, self.action_space
         try:
+            self.n_steps = self._ranks.part_of(self.n_steps, "n_steps")
+            self.observation_space, self.action_space = self._plain.observation_space, self._plain.action_space
             self._build()
         finally:
-            self.n_steps = n_steps
+            self.n_steps, self.observation_space, self.action_space = given
         detached = self._split_parameters(read_networks(self.policy)).detached
         if detached:
             warnings.warn(
@@ -450,6 +496,7 @@ class TRPO(OnPolicyAlgorithm):
     def _build(self) -> None:
         """Make policy and buffer."""
         super()._setup_model()
+        see_float32(self.policy)
 
     def _check_settings(self) -> None:
         check_settings(vars(self))
@@ -472,6 +519,11 @@ class TRPO(OnPolicyAlgorithm):
             )
         return split
 
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_spaces(env.observation_space, env.action_space)  # first, for SB3's wrappers stumble over some
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(
@@ -482,7 +534,15 @@ class TRPO(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # Whoever loads the model has not read the advice, and may be another process among others.
-        return [*super()._excluded_save_params(), "_advised", "policy_outcome", "critic_outcome", "distributed", "_ranks"]
+        return [
+            *super()._excluded_save_params(),
+            "_advised",
+            "policy_outcome",
+            "critic_outcome",
+            "distributed",
+            "_ranks",
+            "_plain",
+        ]
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout may overshoot the total; schedules end at 0 all the same.

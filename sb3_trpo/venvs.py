@@ -90,9 +90,10 @@ def added(before: Moments, after: Moments) -> Moments | None:
     n = after.n - before.n
     if n <= 0:
         return None
-    mean = (after.mean * after.n - before.mean * before.n) / n
-    squares = after.var * after.n - before.var * before.n - np.square(mean - before.mean) * (before.n * n / after.n)
-    return Moments(mean, np.maximum(squares / n, 0.0), n)
+    with np.errstate(under="ignore"):  # the square of a small difference
+        mean = (after.mean * after.n - before.mean * before.n) / n
+        squares = after.var * after.n - before.var * before.n - np.square(mean - before.mean) * (before.n * n / after.n)
+        return Moments(mean, np.maximum(squares / n, 0.0), n)
 
 
 def merge(statistics: RunningMeanStd, before: Moments, parts: Iterable[Moments | None]) -> None:

@@ -254,11 +254,10 @@ class OtherBuffer(RolloutBuffer):
         lambda: model_of(several(2, DICT)),
         lambda: model_of(several(2, IMAGE), policy="CnnPolicy", n_steps=4),
         lambda: model_of(several(2, action_space=BOX_ACTION), use_sde=True, sde_sample_freq=4),
-        lambda: model_of(several(2, action_space=spaces.Box(-5, 5, (2,), np.int64))),
         lambda: model_of(several(2), rollout_buffer_class=OtherBuffer),
         lambda: model_of(several(2), policy_kwargs={"activation_fn": nn.Softplus}),
     ],
-    ids=["image and vector", "cnn", "gSDE", "integer actions", "buffer", "activation"],
+    ids=["image and vector", "cnn", "gSDE", "buffer", "activation"],
 )
 def test_what_our_loop_does_not_know_is_left_to_sb3s(make):
     assert_same(*both(make, quick=False))
@@ -267,21 +266,29 @@ def test_what_our_loop_does_not_know_is_left_to_sb3s(make):
 def test_a_rollout_shorter_than_the_buffer_is_left_to_sb3():
     model = model_of(several(2))
     model._setup_learn(100)
+    assert [knows(model, n) for n in (N_STEPS, N_STEPS - 1)] == [True, False]
+
+
+def knows(model: TRPO, n_steps: int) -> bool:
     networks = sb3_trpo.trpo.read_networks(model.policy)
-    answers = [sb3_trpo.collection.can_collect(model, networks, model.rollout_buffer, n) for n in (N_STEPS, N_STEPS - 1)]
-    assert answers == [True, False]
+    return sb3_trpo.collection.can_collect(model._last_obs, model.action_space, networks, model.rollout_buffer, n_steps)
 
 
 def test_observations_that_the_buffer_would_round_are_left_to_sb3():
     model = model_of(several(2, OBSERVATIONS["integers"]))
     model._setup_learn(100)
     model._last_obs = model._last_obs + 0.5
-    networks = sb3_trpo.trpo.read_networks(model.policy)
-    assert not sb3_trpo.collection.can_collect(model, networks, model.rollout_buffer, N_STEPS)
+    assert not knows(model, N_STEPS)
 
 
-def test_actions_that_the_buffer_rounds_keep_their_probabilities():
-    assert_same(*both(lambda: model_of(several(2, action_space=spaces.Box(-1.0, 1.0, (2,), np.float16))), quick=False))
+@pytest.mark.parametrize("dtype", [np.float16, np.int64, np.uint8])
+def test_actions_are_kept_as_they_were_drawn(dtype):
+    ours, theirs = both(lambda: model_of(several(2, action_space=spaces.Box(0, 5, (2,), dtype))), n_rollouts=2)
+    assert_same(ours, theirs)
+    drawn = ours.buffers[0].actions
+    assert drawn.dtype == np.float32
+    assert (drawn < 0.0).any()  # not clipped
+    assert (drawn % 1.0 != 0.0).all()
 
 
 class Reader(BaseCallback):
@@ -729,7 +736,6 @@ def test_only_environments_whose_episode_ended_are_asked_for_its_statistics(monk
     assert all(ended for _, ended in given)
 
 
-@wrong("_update_info_buffer is not given environments whose episode goes on")
 def test_an_episode_that_is_reported_before_the_end_is_counted():
     class Endless(gym.Wrapper):
         """Goes on with the next episode by itself, as meta-learning has it."""
@@ -842,13 +848,15 @@ def test_a_patched_buffer_is_filled_by_sb3(name):
     assert len(calls) == (N_STEPS if name == "add" else 1)
 
 
-def test_observations_rounded_by_the_buffer_go_to_sb3s_loop():
+def test_observations_are_kept_as_the_policy_saw_them():
     class Batch(Batched):
         def __init__(self) -> None:
             super().__init__()
             self.observation_space = spaces.Box(-1.0, 1.0, self.observation_space.shape, np.float16)
 
-    assert_same(*both(lambda: model_of(Batch()), quick=False))
+    ours, theirs = both(lambda: model_of(Batch()))
+    assert_same(ours, theirs)
+    assert ours.buffers[0].observations.dtype == np.float32
 
 
 @pytest.mark.parametrize("end", ["complete", "stopped", "error"])
@@ -859,10 +867,11 @@ def test_the_count_of_optimizer_steps_ends_with_the_rollout(end):
                 raise RuntimeError
             return end == "complete"
 
-    before = len(optimizer._global_optimizer_post_hooks)
+    models = []
     with suppress(RuntimeError):
-        Trace(lambda: model_of(several(2)), by_sb3=False, callback=Ending())
-    assert len(optimizer._global_optimizer_post_hooks) == before
+        Trace(lambda: models.append(model_of(several(2))) or models[0], by_sb3=False, callback=Ending())
+    assert not models[0].policy.optimizer._optimizer_step_post_hooks
+    assert not optimizer._global_optimizer_post_hooks
 
 
 def test_a_standard_deviation_that_becomes_nan_amid_a_rollout_is_refused():
