@@ -7,6 +7,7 @@ is accumulated over chunks, so that memory is bounded by one chunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,13 +19,15 @@ from sb3_trpo.actors import Actor, LocalPolicy
 from sb3_trpo.distributed import ALONE
 from sb3_trpo.distributions import family
 from sb3_trpo.numerics.fisher import Curvature, Mean, Outputs, fisher_operator, weighted
-from sb3_trpo.numerics.flat import flatten
+from sb3_trpo.numerics.flat import assign, flatten
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.rollout import Chunk, Transitions
 
 KEPT_BYTES = 2**27
 """What the derivatives of all chunks may hold together between Fisher products."""
+MISMATCH = 0.01
+"""Root mean square, in nats, beyond which log-probabilities are not those of the policy that acted; rounding gives 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class PolicyObjective:
     :param ent_coef: weight of the entropy in the surrogate
     :param mean: the one reduction, over the ranks
     :param are_few: whether all chunks together are no more than may be differentiated at a time
+    :param tolerance: root mean square by which log-probabilities may differ from those of the policy that acted, in nats
     """
 
     actor: Actor
@@ -48,6 +52,7 @@ class PolicyObjective:
     ent_coef: float = 0.0
     mean: Mean = ALONE.mean
     are_few: bool = False
+    tolerance: float = MISMATCH
 
     def local_model(self) -> PolicyModel:
         """
@@ -56,7 +61,7 @@ class PolicyObjective:
         :return: the model, with the policy's entropy beside it
         """
         gradient = th.zeros_like(flatten(self.parameters))
-        sums, weight = gradient.new_zeros(2), 0.0
+        sums, weight = gradient.new_zeros(3), 0.0
         snapshots: list[Outputs] = []
         of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
         curvatures = CurvatureStore(self.actor, of_fisher, self.are_few)
@@ -67,24 +72,52 @@ class PolicyObjective:
             sums = sums + chunk_sums
             gradient += chunk_gradient
             weight += chunk.weight
-        mean_surrogate, mean_entropy = self.mean(sums, weight).tolist()
+        mean_surrogate, mean_entropy, squared_error = self.mean(sums, weight).tolist()
+        error = math.sqrt(squared_error)
+        is_rounding = error > self.tolerance and self._rounding_error(snapshots) > error / 4.0  # of the same order
         model = LocalModel(
             self.parameters,
             mean_surrogate,
             self.mean(gradient, weight),
             fisher_operator(curvatures, self.mean),
             lambda: self.evaluate(snapshots),
+            squared_error if is_rounding else 0.0,
         )
-        return PolicyModel(model, mean_entropy)
+        return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)
+
+    @th.no_grad()
+    def _rounding_error(self, snapshots: Sequence[Outputs]) -> float:
+        """
+        Estimate by how much rounding may change log-probabilities: let every parameter round the other way.
+
+        Rounding errors of a sum are like changes of its terms in their last digit (Higham 2002, Accuracy and Stability of
+        Numerical Algorithms, section 3.1). ``KL = E[(d log p)^2] / 2`` for small changes turns a divergence into their size.
+
+        :param snapshots: z at the present parameters, a tuple for each chunk
+        :return: root mean square, in nats
+        """
+        old = [parameter.detach().clone() for parameter in self.parameters]
+        places = [parameter.data for parameter in self.parameters]  # autograd counts no writes there: its graphs stay valid
+        try:
+            assign(places, [th.nextafter(value, th.full_like(value, math.inf)) for value in old])
+            return math.sqrt(2.0 * max(0.0, self.evaluate(snapshots).kl))
+        finally:
+            assign(places, old)
 
     def _differentiate(self, chunk: Transitions, curvatures: CurvatureStore) -> tuple[Outputs, th.Tensor, th.Tensor]:
-        """Give z, the sums of surrogate and entropy, and the surrogate's gradient; let go of all else that is not kept."""
+        """
+        Give z, three sums and the surrogate's gradient; let go of all else that is not kept.
+
+        The sums are those of the surrogate, of the entropy and of the squared errors of the log-probabilities.
+        """
         local = self.actor.local(chunk.inputs)
         z = _snapshot(local.distribution)
         is_kept = self.fisher_chunks is None and curvatures.offer(local, z, chunk)
-        surrogate = chunk.total(surrogate_terms(local.distribution, chunk, self.ent_coef))
+        log_ratio = log_ratios(local.distribution, chunk)
+        surrogate = chunk.total(surrogate_terms(log_ratio, local.distribution, chunk, self.ent_coef))
         with th.no_grad():
-            sums = th.stack((surrogate, chunk.total(entropy_terms(local.distribution, chunk))))
+            entropy, errors = entropy_terms(local.distribution, chunk), log_ratio.square()
+            sums = th.stack((surrogate, chunk.total(entropy), chunk.total(errors)))
         return z, sums, local.gradient(surrogate, is_kept)
 
     @th.no_grad()
@@ -101,7 +134,8 @@ class PolicyObjective:
             distribution = self.actor.distribution(chunk.inputs)
             kind = family(distribution)
             kl = kind.kl(old, kind.parameters(distribution))
-            sums = sums + th.stack((chunk.total(surrogate_terms(distribution, chunk, self.ent_coef)), chunk.total(kl)))
+            surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
+            sums = sums + th.stack((chunk.total(surrogate), chunk.total(kl)))
             weight += chunk.weight
         return Candidate(*self.mean(sums, weight).tolist())
 
@@ -164,23 +198,42 @@ def _snapshot(distribution: Distribution) -> Outputs:
 
 
 class PolicyModel(NamedTuple):
-    """The local model of a policy's objective, and the policy's mean joint entropy in nats."""
+    """
+    The local model of a policy's objective, and what else is seen on the way.
+
+    :param model: the local model
+    :param entropy: mean joint entropy of the policy, in nats
+    :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
+        differ from those stored when the policy acted; 0 if rounding is the reason
+    """
 
     model: LocalModel
     entropy: float
+    log_prob_error: float
 
 
-def surrogate_terms(distribution: Distribution, chunk: Transitions, ent_coef: float) -> th.Tensor:
+def log_ratios(distribution: Distribution, chunk: Transitions) -> th.Tensor:
+    """
+    Compute ``log pi(a|s) - log pi_old(a|s)`` at each state.
+
+    :param distribution: of the policy at the chunk's inputs
+    :param chunk: the transitions
+    :return: shape ``(n,)``, in nats, with its graph
+    """
+    return distribution.log_prob(chunk.actions) - chunk.old_log_prob
+
+
+def surrogate_terms(log_ratio: th.Tensor, distribution: Distribution, chunk: Transitions, ent_coef: float) -> th.Tensor:
     """
     Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, at each state.
 
+    :param log_ratio: logarithm of the quotient, shape ``(n,)``
     :param distribution: of the policy at the chunk's inputs
     :param chunk: the transitions
     :param ent_coef: weight of the entropy
     :return: shape ``(n,)``, with its graph
     """
-    ratio = (distribution.log_prob(chunk.actions) - chunk.old_log_prob).exp()
-    terms = ratio * chunk.advantages
+    terms = log_ratio.exp() * chunk.advantages
     return terms + ent_coef * entropy_terms(distribution, chunk) if ent_coef else terms
 
 

@@ -95,9 +95,9 @@ class CopyingEnv(RolloutEnv):
 
     def _with_plain_end(self, info: dict[str, Any]) -> dict[str, Any]:
         """Bring the last observation of an episode into the plain space."""
-        last = info.get("terminal_observation")
-        plain = self.plain.encode(last)
-        return info if plain is last else {**info, "terminal_observation": plain}
+        if info.get("terminal_observation") is None:
+            return info
+        return {**info, "terminal_observation": self.plain.encode(info["terminal_observation"])}
 
 
 def collect_by(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -41,8 +42,8 @@ from sb3_trpo.distributions import unvalidated
 from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.networks import Networks, read_networks
-from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
-from sb3_trpo.objective import PolicyObjective
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
+from sb3_trpo.objective import MISMATCH, PolicyObjective
 from sb3_trpo.plain_spaces import PlainSpaces
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, see_float32
 from sb3_trpo.regression import fit_stack, plain_regression
@@ -260,10 +261,14 @@ class TRPO(OnPolicyAlgorithm):
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
                 fisher_chunks = split_rollout(self.rollout_buffer, every, size)
-            objective = PolicyObjective(actor, parameters, chunks, fisher_chunks, ent_coef, self._ranks.mean, are_few)
-            model, entropy = objective.local_model()
+            tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
+            objective = PolicyObjective(
+                actor, parameters, chunks, fisher_chunks, ent_coef, self._ranks.mean, are_few, tolerance
+            )
+            model, entropy, log_prob_error = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
+        self._warn_of_mismatch(log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower())
         record(self.logger, step_diagnostics(step, target_kl, entropy))
@@ -300,7 +305,7 @@ class TRPO(OnPolicyAlgorithm):
         return int(self.rollout_buffer.buffer_size * self.n_envs)
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
-        return self.chunk_size or default_chunk_size(self.observation_space, limits)
+        return self.chunk_size or default_chunk_size(self._plain.observation_space, limits)
 
     def _step_settings(self, target_kl: float) -> Settings:
         return Settings(
@@ -313,15 +318,37 @@ class TRPO(OnPolicyAlgorithm):
         )
 
     def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
-        """Count an outcome under a name for the log, and print what to do about an unwanted one the first time it comes up."""
+        """Count an outcome under a name for the log, and tell what to do about an unwanted one the first time it comes up."""
         self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
-        if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED) or outcome.value in self._advised:
+        if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED):
             return
         if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
             return  # a schedule of target_kl that ends at 0 has nothing to mend, unless its end is all there was
-        self._advised.add(outcome.value)
-        if self.verbose >= 1 and self._ranks.is_first:
-            print(f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}")
+        if self._is_first_time(outcome.value):
+            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}"
+            if outcome is Outcome.LOST_IN_ROUNDING:  # nothing will be learned, whatever verbose is
+                warnings.warn(advice, UserWarning, stacklevel=2)
+            elif self.verbose >= 1:
+                print(advice)
+
+    def _warn_of_mismatch(self, log_prob_error: float) -> None:
+        """Warn if the rollout is not what the policy saw and did."""
+        if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
+            warnings.warn(
+                f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
+                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: "
+                "an environment or wrapper that writes into arrays it has returned; weights that a callback changed during the "
+                "rollout; a rollout buffer or policy of your own that changes observations or actions on the way, or that "
+                "draws random numbers; squashed actions at their bounds.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _is_first_time(self, what: str) -> bool:
+        """Tell whether something is to be said that has not been said before, by the rank that speaks."""
+        is_new = what not in self._advised
+        self._advised.add(what)
+        return is_new and self._ranks.is_first
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -204,7 +204,7 @@ def test_the_fisher_matrix_is_the_hessian_of_the_kl_over_allowed_options(space, 
 def test_surrogate_gradient_and_entropy_are_those_over_allowed_options(space, kind, ent_coef):
     given = problem(space)
     theta = given.theta()
-    model, entropy = given.objective(kind, 3, ent_coef).local_model()
+    model, entropy, _ = given.objective(kind, 3, ent_coef).local_model()
     assert model.surrogate == pytest.approx(given.surrogate(theta, ent_coef).item(), rel=1e-9)
     assert entropy == pytest.approx(dense_entropy(given.dense(theta)).item(), rel=1e-9)
     th.testing.assert_close(model.gradient, jacobian(partial(given.surrogate, ent_coef=ent_coef), theta), **CLOSE)
@@ -274,7 +274,7 @@ def test_nothing_depends_on_the_logits_of_masked_options(space, seed, kind, by, 
     for change in (0.0, by):
         given = problem(space, seed, n=4, masks=masks)
         change_masked_option(given, option, change)
-        model, entropy = given.objective(kind, ent_coef=0.2).local_model()
+        model, entropy, _ = given.objective(kind, ent_coef=0.2).local_model()
         vector = given.random_vector(1.0)
         numbers = [model.gradient, model.fisher(vector), th.tensor([model.surrogate, entropy])]
         for flat in numbers[:2]:
@@ -298,7 +298,7 @@ def test_huge_logits_give_no_nan(space, kind, scale, is_single):
                 module._forward_pre_hooks.clear()
             singles = [part.float() for part in (given.observations, given.old_log_prob, given.advantages)]
             given = given._replace(observations=singles[0], old_log_prob=singles[1], advantages=singles[2])
-        model, entropy = given.objective(kind).local_model()
+        model, entropy, _ = given.objective(kind).local_model()
         vector = given.random_vector(1.0).to(given.theta().dtype)
         for numbers in (model.gradient, model.fisher(vector), th.tensor([model.surrogate, entropy])):
             assert numbers.isfinite().all()
@@ -314,7 +314,7 @@ def test_one_option_left_gives_no_entropy_and_no_kl(space, kind):
     sizes = sizes_of(space)
     given = problem(space, masks=random_masks(np.random.default_rng(1), sizes, 7, share=0.0))
     assert given.masks.sum() == 7 * len(sizes)
-    model, entropy = given.objective(kind).local_model()
+    model, entropy, _ = given.objective(kind).local_model()
     assert entropy == 0.0
     assert not model.gradient.any()
     assert not model.fisher(given.random_vector(1.0)).any()

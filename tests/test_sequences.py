@@ -192,7 +192,7 @@ def mean_error(minibatch, policy):
 
 def results_of(model, size):
     """Give all that an update is told, and the critic's losses."""
-    problem, entropy = objective_of(model, size, ent_coef=0.1).local_model()
+    problem, entropy, _ = objective_of(model, size, ent_coef=0.1).local_model()
     np.random.seed(0)
     parts = [*minibatches_of(model.rollout_buffer, 9)]
     losses = [mean_error(part, model.policy) for part in parts]

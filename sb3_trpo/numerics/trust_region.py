@@ -27,6 +27,9 @@ from sb3_trpo.numerics.fisher import Operator, damped
 from sb3_trpo.numerics.flat import assign, unflatten
 from sb3_trpo.numerics.line_search import Candidate, Judgement, LineSearch, backtrack
 
+ROUNDING_SHARE = 0.01
+"""Part of the trust region's radius that rounding may take away."""
+
 
 class Outcome(Enum):
     """How a trust-region step ended; ``advice`` says what to do about it."""
@@ -34,6 +37,7 @@ class Outcome(Enum):
     ACCEPTED = "accepted"
     EMPTY_REGION = "empty trust region"
     ZERO_GRADIENT = "zero gradient"
+    LOST_IN_ROUNDING = "lost in rounding"
     NON_FINITE_GRADIENT = "non-finite gradient"
     NON_POSITIVE_CURVATURE = "non-positive curvature"
     NON_FINITE_CURVATURE = "non-finite curvature"
@@ -51,6 +55,8 @@ _ADVICE = {
     Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
     Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
     Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
+    Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalise the "
+    "observations, with VecNormalize for instance, or raise target_kl.",
     Outcome.NON_FINITE_GRADIENT: "The policy was left alone; look for infinite log-probabilities (a std near 0, saturated "
     "logits) and for observations or rewards of huge size, which VecNormalize would scale.",
     Outcome.NON_POSITIVE_CURVATURE: "The Fisher matrix is singular along the gradient to rounding; raise cg_damping.",
@@ -101,6 +107,7 @@ class LocalModel:
     :param gradient: g, shape ``(n_parameters,)``
     :param fisher: ``v -> F v`` at the old parameters
     :param evaluate: measures L and the mean KL(old || current) at whatever the parameters are when it is called
+    :param kl_error: by how much rounding may have the KL wrong, in nats
     """
 
     parameters: Sequence[th.Tensor]
@@ -108,6 +115,7 @@ class LocalModel:
     gradient: th.Tensor
     fisher: Operator
     evaluate: Callable[[], Candidate]
+    kl_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def trust_region_step(model: LocalModel, settings: Settings) -> Step:
 def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) -> Step:
     """Take the step of :func:`trust_region_step`; unless accepted, the parameters are left at the last candidate."""
     gradient_norm = math.sqrt(float(model.gradient.dot(model.gradient)))
-    hindrance = _hindrance(model.surrogate, gradient_norm, settings.target_kl)
+    hindrance = _hindrance(model, gradient_norm, settings.target_kl)
     if hindrance is not None:
         return Step(hindrance, model.surrogate, gradient_norm=gradient_norm)
 
@@ -207,13 +215,15 @@ def step_to_boundary(solution: Solution, gradient: th.Tensor, target_kl: float) 
     return (2.0 * target_kl / curvature).sqrt() * solution.x
 
 
-def _hindrance(surrogate: float, gradient_norm: float, target_kl: float) -> Outcome | None:
+def _hindrance(model: LocalModel, gradient_norm: float, target_kl: float) -> Outcome | None:
     """Name what makes a step pointless before it is begun, if anything."""
-    if not (math.isfinite(surrogate) and math.isfinite(gradient_norm)):
+    if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
         return Outcome.NON_FINITE_GRADIENT
     if gradient_norm == 0.0:
         return Outcome.ZERO_GRADIENT
-    return Outcome.EMPTY_REGION if target_kl == 0.0 else None
+    if target_kl == 0.0:
+        return Outcome.EMPTY_REGION
+    return Outcome.LOST_IN_ROUNDING if model.kl_error > ROUNDING_SHARE * target_kl else None
 
 
 def _breakdown(solution: Solution) -> Outcome | None:
