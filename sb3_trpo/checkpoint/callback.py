@@ -16,10 +16,12 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.identity import describe_settings, differences, identity, versions
+from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
+from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
 from sb3_trpo.checkpoint.loading import settings
 from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import Marks, continue_run, lost_parts, mark, record_run, restore_run
+from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restore_run
+from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
 from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
 from sb3_trpo.checkpoint.signals import StopRequest
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
@@ -69,9 +71,10 @@ class ResumableCheckpoint(RunKeeper):
         self._ranks = ALONE
         self._last_saved = 0
         self._is_failing = False
-        self._has_told_lost = False
-        self._marks: Marks = {}
+        self._has_told_lost = self._has_told_beyond = False
+        self._marks = Marks()
         self._identity: dict[str, Any] = {}
+        self._schedules: dict[str, str] = {}
 
     @contextmanager
     def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
@@ -91,7 +94,10 @@ class ResumableCheckpoint(RunKeeper):
         with ExitStack() as stack:
             for owned in {folder, self.path} if self._ranks.is_first else {self.path}:
                 stack.enter_context(sole_owner(owned))
-            self._identity, self._found = identity(model), find(folder, self._ranks)  # a callback may change settings later
+            settings = present_settings(model)  # a callback may change them later
+            self._marks = Marks(settings=mark_settings(settings))
+            self._identity, self._schedules = identity(model), schedule_digests(settings)
+            self._found = find(folder, self._ranks)
             if self._found is not None:
                 self._ranks.agree(partial(self._refuse_another_run, self._found.checkpoint))
             if self.on_signal:
@@ -116,7 +122,9 @@ class ResumableCheckpoint(RunKeeper):
         return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
     def _refuse_another_run(self, found: Checkpoint) -> None:
-        differing = differences(found.state["identity"], self._identity)
+        texts = schedule_differences(found.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values alone
+        texts += differences(found.state["identity"], self._identity)
+        differing = {text.partition(":")[0]: text for text in texts}.values()  # once each
         if differing:
             raise ValueError(
                 f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
@@ -134,7 +142,7 @@ class ResumableCheckpoint(RunKeeper):
 
         :param root: all callbacks
         """
-        self._root, self._marks = root, mark(root)
+        self._root, self._marks.callbacks = root, mark_callbacks(root)
         if self._found is not None:
             self.model.num_timesteps = self._found.checkpoint.n_timesteps
 
@@ -148,7 +156,8 @@ class ResumableCheckpoint(RunKeeper):
         if run["left_out"]:
             warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
         found, self._found = self._found, None
-        self._has_told_lost, self._last_saved = False, 0
+        self._marks.places.follow(found.checkpoint.state["run"].get("changed_places", ()) if found is not None else ())
+        self._has_told_lost, self._has_told_beyond, self._last_saved = False, False, 0
         if found is None:
             self._tell_lost(run["lost"])
             return
@@ -181,6 +190,18 @@ class ResumableCheckpoint(RunKeeper):
                 f"The simulator's state cannot be saved: {lost_parts(lost)} is beyond reach. After a restart the episodes "
                 "under way begin anew, from a recorded seed; everything else continues exactly. An env with get_state() and "
                 "set_state(state) of its own can be restored.",
+                stacklevel=2,
+            )
+
+    def _tell_beyond(self) -> None:
+        """Say once that the run has changed a path that no checkpoint restores."""
+        beyond = self._marks.places.beyond()
+        if beyond and not self._has_told_beyond:
+            self._has_told_beyond = True
+            warnings.warn(
+                f"The run has changed an absolute path, {', '.join(beyond[:3])}, and a checkpoint does not choose where files "
+                "are: after a restart it is what the script makes it. If it is no path, or matters for training, keep it in a "
+                "list, or let its owner have get_state() and set_state(state).",
                 stacklevel=2,
             )
 
@@ -237,6 +258,7 @@ class ResumableCheckpoint(RunKeeper):
     def _write(self) -> None:
         state, arrays = self._record()
         self._tell_lost(state["run"]["lost"])
+        self._tell_beyond()
         write(self.path, self.model.num_timesteps, versions(), state, arrays)
 
     def _remove_older(self) -> None:
@@ -244,9 +266,8 @@ class ResumableCheckpoint(RunKeeper):
 
     def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
         """Record the run, and what it takes to tell it from others and to make its model again."""
-        changed = [name for name, value in describe_settings(self.model).items() if value != self._identity[name]]
-        run, arrays = record_run(self.model, self._root, self._marks, changed)
-        state = {"identity": self._identity, "settings": settings(self.model), "run": run}
+        run, arrays = record_run(self.model, self._root, self._marks)
+        state = {"identity": self._identity, "schedules": self._schedules, "settings": settings(self.model), "run": run}
         return {**state, "total_timesteps": self.model._total_timesteps}, arrays
 
     def _tell(self, level: int, message: str) -> None:

@@ -4,10 +4,12 @@ import builtins
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,7 +20,7 @@ import torch as th
 from contract_tools import parameters, same_parameters
 from envs import BOX_ACTION, VECTOR, RandomEnv
 from gymnasium import spaces
-from runs import CrashAt, CrashError, outcome
+from runs import CrashAt, CrashError, outcome, run_until_done
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -26,6 +28,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
+from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
+from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
@@ -152,6 +156,68 @@ def test_only_the_seed_differs_and_only_it_is_listed(tmp_path):
     with pytest.raises(ValueError, match="seed") as raised:
         trained(tmp_path, seed=5)
     assert len(str(raised.value).splitlines()) == 3
+
+
+def stepped(at):
+    return lambda progress: 0.01 if progress > at else 0.005
+
+
+def test_a_schedule_that_differs_between_quarters_is_another_run_and_told_once(tmp_path):
+    trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3)
+    with pytest.raises(ValueError, match=r"target_kl: .* in between") as raised:
+        trained(tmp_path, total=64, target_kl=stepped(0.65), learning_rate=lambda p: 2e-3)
+    assert len(str(raised.value).splitlines()) == 4, "a head, one line for each schedule, and what to do"
+    assert trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3).num_timesteps == 64
+
+
+def test_a_checkpoint_of_the_first_version_is_still_accepted(tmp_path):
+    """It has five values of each schedule, and says nothing of paths that were changed."""
+    settings = {"target_kl": stepped(0.6), "learning_rate": lambda p: 1e-3 * p}
+    whole = trained(tmp_path / "whole", **settings)
+    trained(tmp_path / "old", **settings, callbacks=[At(160, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    newest, before = checkpoints_in(tmp_path / "old")
+    checkpoint = read(newest)
+    for path in (newest, before):
+        shutil.rmtree(path)
+    del checkpoint.state["schedules"], checkpoint.state["run"]["changed_places"]
+    assert checkpoint.state["identity"]["target_kl"] == [0.01, 0.01, 0.005, 0.005, 0.005]
+    write(tmp_path / "old", checkpoint.n_timesteps, checkpoint.versions, checkpoint.state, checkpoint.arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished = trained(tmp_path / "old", **settings, callbacks=[At(TOTAL + 1, pytest.fail)])
+    assert outcome(finished, None) == outcome(whole, None)
+
+
+class Decaying:
+    """A schedule that falls with each call."""
+
+    calls = 0
+
+    def __call__(self, progress):
+        self.calls += 1
+        return 0.02 * 0.97**self.calls
+
+
+def test_a_schedule_that_counts_its_calls_goes_on_where_it_was_and_checkpoints_do_not_count(tmp_path):
+    def script(folder, crash):
+        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=Decaying(), learning_rate=Decaying())
+        resumable = [] if folder is None else [ResumableCheckpoint(folder, every=32, verbose=0)]
+        model.learn(TOTAL, callback=[*resumable, crash])
+        return outcome(model, None), model.target_kl.calls, model.learning_rate.calls
+
+    bare, _ = run_until_done(partial(script, None))
+    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 70, 140, 150)
+    assert starts == 4
+    assert bare == whole == pieces
+
+
+def test_a_function_that_replaces_another_as_a_setting_is_noticed(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=stepped(0.6))
+    marks = Marks(settings=mark_settings(present_settings(model)))
+    assert changed_settings(present_settings(model), marks) == []
+    model.target_kl, model.gamma = stepped(0.6), 0.5
+    assert sorted(changed_settings(present_settings(model), marks)) == ["gamma", "target_kl"]
 
 
 def test_another_library_version_is_told(tmp_path, monkeypatch):
