@@ -20,7 +20,8 @@ from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.run import restore_policy, restore_statistics
 from sb3_trpo.checkpoint.schedules import present_value
 from sb3_trpo.checkpoint.shared import newest_in
-from sb3_trpo.checkpoint.storage import MANIFEST, Checkpoint, read
+from sb3_trpo.checkpoint.sizes import MANIFEST
+from sb3_trpo.checkpoint.storage import Checkpoint, read
 
 Model = TypeVar("Model", bound=OnPolicyAlgorithm)
 KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import math
 import os
 import pickle
 import shutil
@@ -30,6 +31,7 @@ from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
 from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
 from sb3_trpo.checkpoint.identity import present_settings
+from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST
 from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
@@ -333,6 +335,119 @@ def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
         model = trained(tmp_path)
     assert sum("No checkpoint" in str(each.message) for each in caught) == 1
     assert model.num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("how", ["rename", "rmtree"])
+def test_an_older_one_that_cannot_be_removed_is_told_once_and_the_run_saves_as_before(how, tmp_path, monkeypatch):
+    """Eleven folders once came of this, for a checkpoint was made after each iteration."""
+    rename, rmtree = Path.rename, shutil.rmtree
+
+    def fail(path):
+        if "checkpoint-000000000064" in path.name and "writing" not in path.name:
+            raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if how == "rename":
+            patched.setattr(Path, "rename", lambda path, target: fail(path) or rename(path, target))
+        else:
+            patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
+        model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    (told,) = [str(each.message) for each in caught]
+    assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in told
+    assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in told
+    assert "by hand" in told
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == ([352, 320, 64] if how == "rename" else [352, 320])
+    assert model.num_timesteps == 352
+    trained(tmp_path, total=416, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert sorted(path.name[-12:] for path in tmp_path.iterdir()) == ["000000000352", "000000000416", "lock"]
+
+
+def test_any_other_fault_of_removing_is_told_and_the_checkpoint_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module, "keep_newest", lambda *_: (_ for _ in ()).throw(RuntimeError("surprise")))
+    with pytest.warns(UserWarning, match=r"is written, but .*RuntimeError: surprise") as caught:
+        trained(tmp_path, total=160, resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    assert len(caught) == 1
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [160, 128, 64]
+
+
+class Hoarding(BaseCallback):
+    """Keeps all that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffer = np.zeros((0, 1000))
+
+    def _on_step(self) -> bool:
+        self.buffer = np.concatenate([self.buffer, np.ones((1, 1000))])
+        return True
+
+
+def test_a_checkpoint_too_large_to_be_read_is_told_once_tried_again_in_time_and_the_last_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setitem(LARGEST, ARRAYS, 10**6)  # reached at 125 timesteps
+    tried, real = [], callback_module.write
+    monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
+    with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
+        trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    (told,) = [str(each.message) for each in caught]
+    assert (
+        "at most 1,000,000 are read at a restart. Most are in callbacks/test_resumable_checkpoint.Hoarding#0/buffer." in told
+    )
+    assert "tried again after 64 more" in told
+    assert tried == [64, 128, 192, 256, 320, 352]
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]
+
+
+def test_a_finished_run_says_that_it_is(tmp_path, capsys):
+    trained(tmp_path, total=50)
+    model = trained(tmp_path, total=50, resumable=ResumableCheckpoint(tmp_path))
+    assert (
+        capsys.readouterr().out == f"Already finished: 64 of 50 timesteps, checkpoint {tmp_path / 'checkpoint-000000000064'}\n"
+    )
+    assert model.num_timesteps == 64
+
+
+class Endless(TRPO):
+    """Learns until something ends it."""
+
+    def _setup_learn(self, total_timesteps, *args, **kwargs):
+        return super()._setup_learn(math.inf, *args, **kwargs)
+
+
+def endless(folder, stop, verbose=1):
+    """Train until a signal comes, here at a number of timesteps."""
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    terminate = At(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return model.learn(1, callback=[terminate, ResumableCheckpoint(folder, every=32, verbose=verbose)])
+
+
+def test_a_run_without_end_goes_on_without_end(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        endless(tmp_path / "pieces", 70)
+        newest = checkpoints_in(tmp_path / "pieces")[0]
+        text = (newest / "state.json").read_text()
+        strict = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert strict["total_timesteps"] is None
+        assert "Stopped by SIGTERM at 96 timesteps" in capsys.readouterr().out
+        pieces = endless(tmp_path / "pieces", 200)
+        assert f"Continuing from {newest}, 96 timesteps of a run without end\n" in capsys.readouterr().out
+        assert outcome(pieces, None) == outcome(endless(tmp_path / "whole", 200), None)
+    assert pieces._current_progress_remaining == 1.0
+
+
+def test_an_end_that_comes_or_goes_is_told(tmp_path):
+    endless(tmp_path, 70, verbose=0)
+    with pytest.warns(UserWarning, match="on the way to no end, and this run goes to 128 timesteps: schedules follow"):
+        finite(tmp_path, 128)
+    with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to no end: schedules follow"):
+        assert endless(tmp_path, 170, verbose=0).num_timesteps == 192
+
+
+def finite(folder, total):
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    model._setup_learn = partial(TRPO._setup_learn, model)  # so that it is the same run but for its end
+    return model.learn(total, callback=ResumableCheckpoint(folder, every=32, verbose=0))
 
 
 class RaisingEnv(RandomEnv):
