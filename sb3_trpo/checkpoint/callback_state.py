@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, qualified_name
+from sb3_trpo.checkpoint.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
 from sb3_trpo.checkpoint.places import Places
 from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
@@ -76,7 +76,8 @@ def changed_settings(settings: dict[str, Any], marks: Marks) -> list[str]:
 
 
 def _is_same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    return one[0] == other[0] and one[1] is other[1]
+    is_same_function = one[1] is other[1] or (isinstance(one[1], FUNCTIONS) and one[1] == other[1])  # methods are bound anew
+    return one[0] == other[0] and is_same_function
 
 
 def mark_callbacks(root: BaseCallback) -> dict[str, dict[str, str]]:

@@ -340,7 +340,8 @@ def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["rename", "rmtree"])
 def test_an_older_one_that_cannot_be_removed_is_told_once_and_the_run_saves_as_before(how, tmp_path, monkeypatch):
     """Eleven folders once came of this, for a checkpoint was made after each iteration."""
-    rename, rmtree = Path.rename, shutil.rmtree
+    rename, rmtree, write_one, written = Path.rename, shutil.rmtree, callback_module.write, []
+    monkeypatch.setattr(callback_module, "write", lambda *args: (written.append(args[1]), write_one(*args)))
 
     def fail(path):
         if "checkpoint-000000000064" in path.name and "writing" not in path.name:
@@ -353,6 +354,7 @@ def test_an_older_one_that_cannot_be_removed_is_told_once_and_the_run_saves_as_b
         else:
             patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
         model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert written == [64, 128, 192, 256, 320, 352]
     (told,) = [str(each.message) for each in caught]
     assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in told
     assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in told
