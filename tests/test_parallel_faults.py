@@ -20,7 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, storage as checkpoint_storage
 from sb3_trpo.objective import PolicyObjective
 from sb3_trpo.regression import FlatAdam
 
@@ -273,6 +273,33 @@ def test_older_checkpoints_stay_until_every_rank_has_written(tmp_path):
     assert in_ranks(2, run_short_of_disk, tmp_path) == [True, True]
     first, second = ({path.name for path in (tmp_path / f"rank-{rank}-of-2").glob("checkpoint-*")} for rank in range(2))
     assert first & second
+
+
+def run_with_a_folder_that_stays(rank: int, folder: Path) -> list[str]:
+    """Train with checkpoints, the removal of which fails on one rank."""
+    if rank == 1:
+        replaced = checkpoint_storage.remove
+
+        def refuse(path: Path) -> None:
+            if path.name.endswith(f"-{2 * ITERATION:012d}"):
+                raise PermissionError(13, "Permission denied")
+            replaced(path)
+
+        checkpoint_storage.remove = refuse
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make().learn(5 * ITERATION, callback=ResumableCheckpoint(folder, every=2 * ITERATION, keep=1, verbose=0))
+    return [str(each.message) for each in caught if "removed" in str(each.message)]
+
+
+def test_a_removal_that_fails_on_one_rank_is_no_matter_for_the_others(tmp_path):
+    first, second = in_ranks(2, run_with_a_folder_that_stays, tmp_path)
+    assert first == []
+    assert len(second) == 1
+    assert "Permission denied" in second[0]
+    there = [{int(path.name[-12:]) for path in tmp_path.glob(f"rank-{rank}-of-2/checkpoint-*")} for rank in range(2)]
+    assert there[0] == {5 * ITERATION}
+    assert there[1] == {2 * ITERATION, 5 * ITERATION}
 
 
 def torchrun(folder: Path, update_of_death: int, *options: str) -> str:

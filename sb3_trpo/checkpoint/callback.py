@@ -16,13 +16,17 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callback_tree import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.identity import describe_settings, differences, identity, versions
+from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
+from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
 from sb3_trpo.checkpoint.loading import settings
 from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import Marks, continue_run, lost_parts, mark, record_run, restore_run
+from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restore_run
+from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
 from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
 from sb3_trpo.checkpoint.signals import StopRequest
+from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
+from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
 from sb3_trpo.checks import Rule, count, require
 from sb3_trpo.distributed import ALONE
 
@@ -67,11 +71,12 @@ class ResumableCheckpoint(RunKeeper):
         self._stop: StopRequest | None = None
         self._found: Found | None = None
         self._ranks = ALONE
-        self._last_saved = 0
-        self._is_failing = False
-        self._has_told_lost = False
-        self._marks: Marks = {}
+        self._last_saved = self._due = 0
+        self._is_failing = self._is_cluttered = False
+        self._has_told_lost = self._has_told_beyond = False
+        self._marks = Marks()
         self._identity: dict[str, Any] = {}
+        self._schedules: dict[str, str] = {}
 
     @contextmanager
     def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
@@ -91,7 +96,10 @@ class ResumableCheckpoint(RunKeeper):
         with ExitStack() as stack:
             for owned in {folder, self.path} if self._ranks.is_first else {self.path}:
                 stack.enter_context(sole_owner(owned))
-            self._identity, self._found = identity(model), find(folder, self._ranks)  # a callback may change settings later
+            settings = present_settings(model)  # a callback may change them later
+            self._marks = Marks(settings=mark_settings(settings))
+            self._identity, self._schedules = identity(model), schedule_digests(settings)
+            self._found = find(folder, self._ranks)
             if self._found is not None:
                 self._ranks.agree(partial(self._refuse_another_run, self._found.checkpoint))
             if self.on_signal:
@@ -116,7 +124,9 @@ class ResumableCheckpoint(RunKeeper):
         return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
     def _refuse_another_run(self, found: Checkpoint) -> None:
-        differing = differences(found.state["identity"], self._identity)
+        texts = schedule_differences(found.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values alone
+        texts += differences(found.state["identity"], self._identity)
+        differing = {text.partition(":")[0]: text for text in texts}.values()  # once each
         if differing:
             raise ValueError(
                 f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
@@ -134,7 +144,7 @@ class ResumableCheckpoint(RunKeeper):
 
         :param root: all callbacks
         """
-        self._root, self._marks = root, mark(root)
+        self._root, self._marks.callbacks = root, mark_callbacks(root)
         if self._found is not None:
             self.model.num_timesteps = self._found.checkpoint.n_timesteps
 
@@ -148,21 +158,26 @@ class ResumableCheckpoint(RunKeeper):
         if run["left_out"]:
             warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
         found, self._found = self._found, None
-        self._has_told_lost, self._last_saved = False, 0
+        self._marks.places.follow(found.checkpoint.state["run"].get("changed_places", ()) if found is not None else ())
+        self._has_told_lost, self._has_told_beyond, self._last_saved = False, False, 0
+        self._is_failing, self._is_cluttered, self._due = False, False, self.every
         if found is None:
             self._tell_lost(run["lost"])
             return
         checkpoint, n_ranks = found
         self._tell_lost(run["lost"] or checkpoint.state["run"]["lost"])
-        self._last_saved = checkpoint.n_timesteps
+        self._last_saved, self._due = checkpoint.n_timesteps, checkpoint.n_timesteps + self.every
         if n_ranks == self._ranks.size:
             restore_run(self.model, root, checkpoint.state["run"], checkpoint.arrays)
         else:
             self._tell_inexact(found)
             continue_run(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._ranks)
         self._compare_totals(checkpoint)
-        total = self.model._total_timesteps
-        self._tell(1, f"Continuing from {checkpoint.path}, {checkpoint.n_timesteps:,} of {total:,} timesteps")
+        reached = describe_progress(checkpoint.n_timesteps, self.model._total_timesteps)
+        if checkpoint.n_timesteps >= self.model._total_timesteps:
+            self._tell(1, f"Already finished: {reached}, checkpoint {checkpoint.path}")
+        else:
+            self._tell(1, f"Continuing from {checkpoint.path}, {reached}")
 
     def _tell_inexact(self, found: Found) -> None:
         if self._ranks.is_first:
@@ -184,12 +199,24 @@ class ResumableCheckpoint(RunKeeper):
                 stacklevel=2,
             )
 
+    def _tell_beyond(self) -> None:
+        """Say once that the run has changed a path that no checkpoint restores."""
+        beyond = self._marks.places.beyond()
+        if beyond and not self._has_told_beyond:
+            self._has_told_beyond = True
+            warnings.warn(
+                f"The run has changed an absolute path, {', '.join(beyond[:3])}, and a checkpoint does not choose where files "
+                "are: after a restart it is what the script makes it. If it is no path, or matters for training, keep it in a "
+                "list, or let its owner have get_state() and set_state(state).",
+                stacklevel=2,
+            )
+
     def _compare_totals(self, found: Checkpoint) -> None:
-        before, now = found.state["total_timesteps"], self.model._total_timesteps
+        before, now = found.state["total_timesteps"], plain_total(self.model._total_timesteps)
         if before != now:
             warnings.warn(
-                f"The checkpoint {found.path} was made on the way to {before:,} timesteps, and this run goes to {now:,}: "
-                "schedules follow the new total. Each call of learn() wants a folder of its own.",
+                f"The checkpoint {found.path} was made on the way to {describe_total(before)}, and this run goes to "
+                f"{describe_total(now)}: schedules follow the new total. Each call of learn() wants a folder of its own.",
                 stacklevel=2,
             )
 
@@ -201,9 +228,9 @@ class ResumableCheckpoint(RunKeeper):
         """
         heard = self._ranks.gather(self._stop.received if self._stop is not None else None)
         stopped_by = next(filter(None, heard), None)  # one rank's signal stops all
-        progress = self.model.num_timesteps - self._last_saved
-        is_last = stopped_by is not None or self.model.num_timesteps >= self.model._total_timesteps
-        if progress >= self.every or (progress > 0 and (is_last or self._is_failing)):
+        n_timesteps = self.model.num_timesteps
+        is_last = stopped_by is not None or n_timesteps >= self.model._total_timesteps
+        if n_timesteps >= self._due or (is_last and n_timesteps > self._last_saved):
             self._save()
         if stopped_by is not None:
             self.stopped_by = stopped_by
@@ -215,39 +242,54 @@ class ResumableCheckpoint(RunKeeper):
         return f"run the same script to continue from {saved:,}" if saved else "there is no checkpoint to continue from"
 
     def _save(self) -> None:
-        """Write a checkpoint; if that fails, the run goes on, and tries again after the next iteration."""
+        """Write a checkpoint; if that fails, the run goes on, and tries again."""
         n_timesteps = self.model.num_timesteps
-        faults: list[str | None] = []
-        for act in (self._write, self._remove_older):  # the older ones stay until every rank has written
-            faults = self._ranks.gather(_fault_of(act))
-            if any(faults):
-                break
-        told = next(filter(None, faults), None)
+        told = next(filter(None, self._ranks.gather(_fault_of(self._write))), None)
         if told is None:
-            self._last_saved = n_timesteps
+            self._last_saved, self._due = n_timesteps, n_timesteps + self.every
             self._tell(2, f"Saved {self.path / name_of(n_timesteps)}")
-        elif not self._is_failing:
-            warnings.warn(
-                f"No checkpoint could be written at {n_timesteps:,} timesteps: {told}. Training goes on, the last checkpoint "
-                f"stays, and each iteration tries again. Look at {self.path}.",
-                stacklevel=2,
-            )
+            self._remove_older()  # not before every rank has written
+        else:
+            is_too_large = told.startswith(CheckpointTooLargeError.__name__)  # then it will be next time, too
+            self._due = n_timesteps + self.every if is_too_large else 0
+            self._tell_failure(told, f"after {self.every:,} more" if is_too_large else "after each iteration")
         self._is_failing = told is not None
 
     def _write(self) -> None:
         state, arrays = self._record()
         self._tell_lost(state["run"]["lost"])
+        self._tell_beyond()
         write(self.path, self.model.num_timesteps, versions(), state, arrays)
 
+    def _tell_failure(self, told: str, when: str) -> None:
+        """Say once that a checkpoint could not be written."""
+        if not self._is_failing:
+            warnings.warn(
+                f"No checkpoint could be written at {self.model.num_timesteps:,} timesteps: {told}. Training goes on, the "
+                f"last one stays, and writing is tried again {when}. Look at {self.path}.",
+                stacklevel=2,
+            )
+
     def _remove_older(self) -> None:
-        keep_newest(self.path / name_of(self.model.num_timesteps), self.keep)
+        """Remove older checkpoints; say once that one cannot be removed. That is no matter for other ranks."""
+        faults: dict[Path, OSError] = {}
+        told = _fault_of(lambda: faults.update(keep_newest(self.path / name_of(self.model.num_timesteps), self.keep)))
+        for path, error in faults.items():
+            told = told or f"{path} ({type(error).__name__}: {error})"
+        if told is not None and not self._is_cluttered:
+            warnings.warn(
+                f"The checkpoint at {self.model.num_timesteps:,} timesteps is written, but an older one could not be removed: "
+                f"{told}. Training goes on, and each checkpoint tries again. Look at who may write there and at what has "
+                "files of it open, or remove it by hand.",
+                stacklevel=2,
+            )
+        self._is_cluttered = told is not None
 
     def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
         """Record the run, and what it takes to tell it from others and to make its model again."""
-        changed = [name for name, value in describe_settings(self.model).items() if value != self._identity[name]]
-        run, arrays = record_run(self.model, self._root, self._marks, changed)
-        state = {"identity": self._identity, "settings": settings(self.model), "run": run}
-        return {**state, "total_timesteps": self.model._total_timesteps}, arrays
+        run, arrays = record_run(self.model, self._root, self._marks)
+        state = {"identity": self._identity, "schedules": self._schedules, "settings": settings(self.model), "run": run}
+        return {**state, "total_timesteps": plain_total(self.model._total_timesteps)}, arrays
 
     def _tell(self, level: int, message: str) -> None:
         if self.verbose >= level and self._ranks.is_first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,6 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_trpo.checkpoint.nodes import qualified_name
+from sb3_trpo.checkpoint.schedules import quarters
 from sb3_trpo.checkpoint.simulators import ask, describe
 from sb3_trpo.venvs import layers_of
 
@@ -24,8 +26,6 @@ NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose",
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
 """Beginnings of the aspects that a model for evaluation must share."""
-PROGRESS = (1.0, 0.75, 0.5, 0.25, 0.0)
-"""Where a schedule is looked at, to tell it from another."""
 LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco")
 
 
@@ -71,9 +71,19 @@ def describe_settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
     :param model: with the settings as attributes
     :return: plain data by keyword
     """
-    described = {name: _describe(getattr(model, name)) for name in settings_of(type(model)) if hasattr(model, name)}
+    described = {name: _describe(value) for name, value in present_settings(model).items()}
     plain: dict[str, Any] = json.loads(json.dumps(described))
     return plain
+
+
+def present_settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
+    """
+    Give what an algorithm's constructor was given, or what has replaced it.
+
+    :param model: with the settings as attributes
+    :return: settings by keyword
+    """
+    return {name: getattr(model, name) for name in settings_of(type(model)) if hasattr(model, name)}
 
 
 def settings_of(cls: type[Any]) -> list[str]:
@@ -130,15 +140,13 @@ def _describe(value: Any) -> Any:
         return {str(key): _describe(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_describe(each) for each in value]
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    return value.item() if isinstance(value, np.generic) else _describe_thing(value)
+    if isinstance(value, np.generic):
+        return _describe(value.item())
+    if isinstance(value, float) and math.isnan(value):
+        return "nan"  # which equals itself
+    return value if isinstance(value, (bool, int, float, str, type(None))) else _describe_thing(value)
 
 
 def _describe_thing(value: Any) -> Any:
-    if callable(value) and not isinstance(value, type):
-        try:
-            return [float(value(progress)) for progress in PROGRESS]
-        except (TypeError, ValueError):  # not a schedule
-            pass
-    return qualified_name(value if hasattr(value, "__qualname__") else type(value))
+    values = quarters(value)
+    return qualified_name(value if hasattr(value, "__qualname__") else type(value)) if values is None else _describe(values)

@@ -14,12 +14,14 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn, optim
 
-from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, settings_of
+from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, present_settings, settings_of
 from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.run import restore_policy, restore_statistics
+from sb3_trpo.checkpoint.schedules import present_value
 from sb3_trpo.checkpoint.shared import newest_in
-from sb3_trpo.checkpoint.storage import MANIFEST, Checkpoint, read
+from sb3_trpo.checkpoint.sizes import MANIFEST
+from sb3_trpo.checkpoint.storage import Checkpoint, read
 
 Model = TypeVar("Model", bound=OnPolicyAlgorithm)
 KNOWN: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
@@ -37,7 +39,7 @@ def settings(model: OnPolicyAlgorithm) -> dict[str, Node]:
     :return: plain data by keyword; a class by its name, a schedule by its present value
     """
     progress = model._current_progress_remaining
-    named = {name: getattr(model, name) for name in settings_of(type(model)) if hasattr(model, name)}
+    named = present_settings(model)
     aliases = {cls: alias for alias, cls in model.policy_aliases.items()}
     policy = aliases.get(model.policy_class, model.policy_class)
     return {name: _plain(value, progress) for name, value in {"policy": policy, **named}.items()}
@@ -52,11 +54,9 @@ def _plain(value: Any, progress: float) -> Node:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if callable(value) and not isinstance(value, type):
-        try:
-            return {"schedule": float(value(progress))}
-        except (TypeError, ValueError):  # some other function
-            pass
+    scheduled = present_value(value, progress)
+    if scheduled is not None:
+        return {"schedule": scheduled}
     return {"unknown": qualified_name(value if isinstance(value, type) else type(value))}
 
 

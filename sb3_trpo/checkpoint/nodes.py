@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import re
 import types
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, timedelta
@@ -34,8 +33,6 @@ ANSWER = "_answer_to_checkpoint"
 """Attribute with which an env in a worker process answers questions."""
 NOT_STATE = frozenset((ANSWER, "spec", "_cached_spec", "render_mode", "metadata"))
 """Attributes of an env that describe it."""
-OF_A_FILE = re.compile(r"(.*_)?(path|folder|dir|directory|file|filename)s?", re.IGNORECASE)
-A_PLACE = re.compile(r"(~?/|[A-Za-z]:[/\\])\w")
 
 
 class TextLike(NamedTuple):
@@ -69,17 +66,6 @@ TEXT_LIKE = {
 def qualified_name(thing: Any) -> str:
     """Give the full name of a class or function; classes of some extension modules do not know their module."""
     return f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"
-
-
-def is_file_path(name: str, value: Any) -> bool:
-    """
-    Tell whether an attribute is a place in a file system, which the user's script decides.
-
-    :param name: of the attribute
-    :param value: of it
-    :return: whether its name or its value says so
-    """
-    return isinstance(value, str) and bool(A_PLACE.match(value) or OF_A_FILE.fullmatch(name))
 
 
 def brings_own_state(value: Any) -> bool:

@@ -32,9 +32,9 @@ from sb3_trpo.checkpoint.nodes import (
     Node,
     brings_own_state,
     fits,
-    is_file_path,
     qualified_name,
 )
+from sb3_trpo.checkpoint.places import Places, Verdict
 
 PACKED_LENGTH = 8
 """From this length on, a list of numbers of one type is kept as an array."""
@@ -63,10 +63,12 @@ class Recorder:
     Turns live values into nodes.
 
     :param descends: whether to look into objects; if not, they are left to whoever made them
+    :param places: what is known of paths in a file system; if nothing is, they all are the script's
     """
 
-    def __init__(self, descends: bool = True) -> None:
+    def __init__(self, descends: bool = True, places: Places | None = None) -> None:
         self.descends = descends
+        self.places = places or Places()
         self.arrays: dict[str, np.ndarray] = {}
         self.opaque: dict[str, str] = {}
         """Paths of what cannot be recorded, with its type."""
@@ -130,16 +132,29 @@ class Recorder:
 
     def attributes(self, owner: Any, path: str, skip: Container[str] = ()) -> dict[str, Node]:
         """
-        Record an object's attributes, but for what stays as it is, and for paths in a file system.
+        Record an object's attributes, but for what stays as it is, and for paths that are the script's.
 
         :param owner: the object
         :param path: where it is found
         :param skip: names to leave out
         :return: nodes by name
         """
-        kept = {name: value for name, value in vars(owner).items() if name not in skip and not is_file_path(name, value)}
-        nodes = {name: self.node(value, f"{path}/{name}") for name, value in kept.items()}
+        kept = {name: value for name, value in vars(owner).items() if name not in skip}
+        nodes = {name: self.attribute(name, value, f"{path}/{name}") for name, value in kept.items()}
         return {name: node for name, node in nodes.items() if node != LIVE}
+
+    def attribute(self, name: str, value: Any, path: str) -> Node:
+        """
+        Record one attribute of an object.
+
+        :param name: of the attribute
+        :param value: of it
+        :param path: where it is found
+        :return: its node
+        """
+        verdict = self.places.judge(path, name, value)
+        node = LIVE if verdict is Verdict.LEFT else self.node(value, path)
+        return {"changed": node} if verdict is Verdict.CHANGED and node != LIVE else node
 
 
 @singledispatch

@@ -23,9 +23,9 @@ from sb3_trpo.checkpoint.nodes import (
     Node,
     brings_own_state,
     fits,
-    is_file_path,
     qualified_name,
 )
+from sb3_trpo.checkpoint.places import is_file_path, points_away
 from sb3_trpo.checkpoint.recording import is_open
 
 
@@ -109,7 +109,7 @@ class Restorer:
         for name, node in nodes.items():
             live = there.get(name)
             stays = node is None and isinstance(live, ResultsWriter)  # the script has begun to log episodes
-            if name in skip or stays or is_file_path(name, node) or is_file_path(name, live):
+            if name in skip or stays or _is_the_scripts(name, node, live):
                 continue
             hides = callable(getattr(type(owner), name, None)) or isinstance(live, FUNCTIONS)
             stays_function = isinstance(live, FUNCTIONS) and isinstance(node, dict) and "function" in node
@@ -123,6 +123,13 @@ class Restorer:
             packed: list[Any] = self.arrays[content].tolist()
             return packed
         return self.values(content, live, path)
+
+
+def _is_the_scripts(name: str, node: Node, live: Any) -> bool:
+    """Tell whether an attribute is a path to leave alone; one that the run has changed is not, unless it points away."""
+    if isinstance(node, dict) and "changed" in node:
+        return points_away(node["changed"])
+    return is_file_path(name, node) or is_file_path(name, live)
 
 
 def _make_function(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
@@ -194,6 +201,7 @@ def _make_text_like(restorer: Restorer, node: Node, live: Any, path: str) -> Any
 MAKERS: dict[str, Callable[[Restorer, Node, Any, str], Any]] = {
     **dict.fromkeys(TEXT_LIKE, _make_text_like),
     "live": _make_live,
+    "changed": lambda restorer, node, live, path: restorer.value(node["changed"], live, path),
     "float": lambda restorer, node, live, path: float(node["float"]),
     "enum": _make_enum,
     "flag": _make_flag,

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 import warnings
-from collections import Counter
-from collections.abc import Container, Iterator, Sequence
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
-import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trpo.callback_tree import RunKeeper, callback_tree
+from sb3_trpo.checkpoint.callback_state import (
+    Marks,
+    changed_settings,
+    named_callbacks,
+    record_attributes,
+    record_callbacks,
+    restore_attributes,
+    restore_callbacks,
+)
 from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
-from sb3_trpo.checkpoint.identity import settings_of
+from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.checkpoint.logs import record_logger, restore_logger
-from sb3_trpo.checkpoint.nodes import LIVE, Node, brings_own_state, fingerprint, is_file_path, qualified_name
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
+from sb3_trpo.checkpoint.nodes import Node, qualified_name
+from sb3_trpo.checkpoint.recording import Recorder
+from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED
-from sb3_trpo.crew import Crew
 from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.venvs import layers_of
 
@@ -35,13 +34,6 @@ MODEL_SKIPPED = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
 )
 """Attributes of a model that are settings, or belong to one call of ``learn()``."""
-CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))
-"""Attributes of callbacks that are not their own."""
-for known in (BaseAlgorithm, BaseCallback, Logger, KVWriter):
-    record.register(known, lambda value, recorder, path: LIVE)
-
-UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
-"""Attributes of callbacks that may differ from one start of a script to the next without having changed."""
 OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs")
 OF_MASKS = ("action_masks", "mask_dims")
 OF_MEMORY = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
@@ -51,39 +43,34 @@ OF_ENVS = ("_last_", "env", "_vec_normalize_env", "observation_space", "action_s
 STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MASKS, *OF_MEMORY, *OF_READING}
 """What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
 
-Marks = dict[str, dict[str, str]]
-"""Fingerprints of callbacks' attributes when ``learn()`` began: what has changed since is state, the rest is the script's."""
 
-
-def record_run(
-    model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks, changed: Sequence[str] = ()
-) -> tuple[Node, dict[str, np.ndarray]]:
+def record_run(model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks) -> tuple[Node, dict[str, np.ndarray]]:
     """
     Record a run between two iterations.
 
     :param model: that learns
     :param root: all its callbacks
-    :param marks: of the callbacks when they started
-    :param changed: settings of the model that are not what they were then
+    :param marks: of the time when ``learn()`` began
     :return: JSON and arrays
     """
-    settings = frozenset(settings_of(type(model))).difference(changed)
-    recorder, shallow = Recorder(), Recorder(descends=False)
+    settings = present_settings(model)
+    unchanged = settings.keys() - {*changed_settings(settings, marks)}
+    recorder, shallow = Recorder(places=marks.places), Recorder(descends=False, places=marks.places)
     node = {
         "env": recorder.node(model.env, "env"),
         "lost": dict(recorder.opaque),
         "reset_seed": _reset_seed(model),
-        "model": _record_attributes(model, recorder, "model", _skipped_of(model) | settings),
+        "model": record_attributes(model, recorder, "model", _skipped_of(model) | unchanged),
         "left_out": sorted({path.split("/")[1] for path in recorder.opaque if path.startswith("model/")}),
         "buffer": shallow.attributes(model.rollout_buffer, "buffer", skip=_skipped_of_buffer(model)),
         "policy": shallow.node(model.policy, "policy"),
         "optimizer": shallow.node(model.policy.optimizer, "optimizer"),
         "seconds": (time.time_ns() - model.start_time) / 1e9,
         "logger": record_logger(model.logger, recorder, "logger"),
-        "callbacks": _record_callbacks(root, marks, recorder),
+        "callbacks": record_callbacks(root, marks, recorder),
         "generators": record_global_generators(recorder),
     }
-    return node, recorder.arrays | shallow.arrays
+    return {**node, "changed_places": sorted(marks.places.changed)}, recorder.arrays | shallow.arrays
 
 
 def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray]) -> None:
@@ -101,10 +88,10 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays
     restorer.value(node["env"], model.env, "env")
     failed = [*restorer.failed]
     restore_policy(model, node, restorer)
-    _restore_attributes(model, node["model"], restorer, "model", _skipped_of(model))
+    restore_attributes(model, node["model"], restorer, "model", _skipped_of(model))
     restorer.attributes(model.rollout_buffer, node["buffer"], "buffer", skip=_skipped_of_buffer(model))
     model.start_time = time.time_ns() - int(1e9 * node["seconds"])
-    _restore_callbacks(root, node["callbacks"], restorer)
+    restore_callbacks(root, node["callbacks"], restorer)
     for text in restorer.failed[len(failed) :]:
         warnings.warn(f"The state of a callback's environment does not fit, and it goes on as it is: {text}", stacklevel=2)
     if failed:
@@ -135,10 +122,10 @@ def continue_run(
     restore_policy(model, node, restorer)
     restore_statistics(model, node["env"], restorer)
     of_run = {name: value for name, value in node["model"].items() if not name.startswith(OF_ENVS)}
-    _restore_attributes(model, of_run, restorer, "model", _skipped_of(model))
+    restore_attributes(model, of_run, restorer, "model", _skipped_of(model))
     model.start_time = time.time_ns() - int(1e9 * node["seconds"])
-    there = dict(_callbacks(root))
-    _restore_callbacks(root, {key: value for key, value in node["callbacks"].items() if key in there}, restorer)
+    there = dict(named_callbacks(root))
+    restore_callbacks(root, {key: value for key, value in node["callbacks"].items() if key in there}, restorer)
     if ranks.is_first:
         restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
     model.set_random_seed(node["reset_seed"])
@@ -179,19 +166,6 @@ def restore_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Resto
         )
     statistics = {name: env_node["state"][name] for name in ("obs_rms", "ret_rms") if name in env_node["state"]}
     restorer.attributes(live, statistics, "VecNormalize")
-
-
-def mark(root: BaseCallback) -> Marks:
-    """
-    Take the fingerprints of all callbacks' attributes.
-
-    :param root: all callbacks
-    :return: fingerprints by callback and attribute
-    """
-    return {
-        key: {name: fingerprint(node, recorder.arrays) for name, node, recorder in _attributes_of(callback, key)}
-        for key, callback in _callbacks(root)
-    }
 
 
 def lost_parts(lost: dict[str, str]) -> str:
@@ -241,92 +215,3 @@ def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         model._last_original_obs = normalizer.get_original_obs()
-
-
-def _callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
-    """Name callbacks by their class and how many of it came before: lists and progress bars around them do not matter."""
-    met: Counter[str] = Counter()
-    for callback in callback_tree(root):
-        name = qualified_name(type(callback))
-        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback, Crew)):
-            yield f"{name}#{met[name]}", callback
-            met[name] += 1
-
-
-def _attributes_of(callback: BaseCallback, key: str) -> Iterator[tuple[str, Node, Recorder]]:
-    for name, value in vars(callback).items():
-        if name not in CALLBACK_SKIPPED and not is_file_path(name, value):
-            path = f"callbacks/{key}/{name}"
-            recorder, node = _record_deeply(value, path) or (Recorder(descends=False), LIVE)
-            if not recorder.descends:
-                node = recorder.node(value, path)
-            if node != LIVE:
-                yield name, node, recorder
-
-
-def _record_deeply(value: Any, path: str) -> tuple[Recorder, Node] | None:
-    """Record a value with all objects that belong to it, if there are no others."""
-    recorder = Recorder()
-    try:
-        node = recorder.node(value, path)
-    except RecursionError:
-        return None
-    return (recorder, node) if not recorder.opaque or isinstance(value, (VecEnv, gym.Env)) else None
-
-
-def _record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> dict[str, Node]:
-    nodes: dict[str, Node] = {}
-    shared = Recorder()  # callbacks may share objects
-    for key, callback in _callbacks(root):
-        if brings_own_state(callback):
-            nodes[key] = {"own": recorder.node(callback.get_state(), f"callbacks/{key}")}  # type: ignore[attr-defined]  # it is there
-            continue
-        state = {}
-        for name, node, part in _attributes_of(callback, key):
-            mark_of_it = marks.get(key, {}).get(name)  # some callbacks come only when training has begun
-            is_state = isinstance(getattr(callback, name), UNTOLD) or fingerprint(node, part.arrays) != mark_of_it
-            if is_state:
-                state[name] = shared.node(getattr(callback, name), f"callbacks/{key}/{name}") if part.descends else node
-                recorder.absorb(part.arrays if not part.descends else {}, {})
-        nodes[key] = {"state": state}
-    recorder.absorb(shared.arrays, {})
-    return nodes
-
-
-def _restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Restorer) -> None:
-    there = dict(_callbacks(root))
-    for key, node in nodes.items():
-        if key not in there:
-            warnings.warn(f"The checkpoint holds the state of a {key.split('#')[0]}, which this run has not.", stacklevel=2)
-            continue
-        if "own" in node:
-            _restore_own(there[key], restorer, node["own"], f"callbacks/{key}")
-        else:
-            _restore_attributes(there[key], node["state"], restorer, f"callbacks/{key}", CALLBACK_SKIPPED)
-
-
-def _record_attributes(owner: Any, recorder: Recorder, path: str, skip: Container[str]) -> dict[str, Node]:
-    try:
-        return recorder.attributes(owner, path, skip=skip)
-    except RecursionError:
-        recorder.opaque[f"{path}/(a chain of objects)"] = "RecursionError"
-        shallow = Recorder(descends=False)
-        nodes = shallow.attributes(owner, path, skip=skip)
-        recorder.absorb(shallow.arrays, {})
-        return nodes
-
-
-def _restore_own(callback: BaseCallback, restorer: Restorer, node: Node, path: str) -> None:
-    try:
-        callback.set_state(restorer.value(node, None, path))  # type: ignore[attr-defined]  # it has had get_state()
-    except Exception as error:  # which the user has written
-        warnings.warn(f"A callback's state could not be restored, and the run goes on without: {error}", stacklevel=2)
-
-
-def _restore_attributes(owner: Any, nodes: dict[str, Node], restorer: Restorer, path: str, skip: Container[str]) -> None:
-    """Restore attributes one by one: one that cannot be must not keep the run from going on."""
-    for name, node in nodes.items():
-        try:
-            restorer.attributes(owner, {name: node}, path, skip)
-        except MismatchError as error:
-            warnings.warn(f"An attribute could not be restored, and the run goes on with what is there: {error}", stacklevel=2)

@@ -21,6 +21,7 @@ import sb3_trpo.checkpoint.logs
 import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # they tell how to record parts of envs
 from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
 from sb3_trpo.checkpoint.nodes import ANSWER, LIVE, Node, brings_own_state, qualified_name
+from sb3_trpo.checkpoint.places import Places
 from sb3_trpo.checkpoint.recording import Recorder, record
 from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
 
@@ -37,25 +38,28 @@ class EnvState(NamedTuple):
     :param node: JSON
     :param arrays: by path
     :param opaque: types of what cannot be recorded, by path; if there are any, the env cannot be restored
+    :param places: what is known of paths in a file system
     """
 
     node: Node
     arrays: dict[str, np.ndarray]
     opaque: dict[str, str]
+    places: Places = Places()
 
 
-def get_state(env: gym.Env[Any, Any]) -> EnvState:
+def get_state(env: gym.Env[Any, Any], places: Places | None = None) -> EnvState:
     """
     Read the state of an env and of everything it wraps.
 
     :param env: outermost wrapper, or the env itself
+    :param places: what is known of paths in a file system
     :return: its state
     """
-    recorder = Recorder()
+    recorder = Recorder(places=places)
     try:
-        return EnvState(recorder.node(env, "env"), recorder.arrays, recorder.opaque)
+        return EnvState(recorder.node(env, "env"), recorder.arrays, recorder.opaque, recorder.places)
     except RecursionError:
-        return EnvState(LIVE, {}, {"env": "chain of objects that is too long"})
+        return EnvState(LIVE, {}, {"env": "chain of objects that is too long"}, recorder.places)
 
 
 def set_state(env: gym.Env[Any, Any], state: EnvState) -> None:
@@ -69,19 +73,19 @@ def set_state(env: gym.Env[Any, Any], state: EnvState) -> None:
     Restorer(state.arrays).value(state.node, env, "env")
 
 
-def get_state_of_worker(env: gym.Env[Any, Any]) -> EnvState:
+def get_state_of_worker(env: gym.Env[Any, Any], places: Places | None = None) -> EnvState:
     """
     Read the state of an env and of the generators of the process that it has to itself.
 
     :param env: of the worker
+    :param places: what is known of paths in a file system
     :return: both
     """
     recorder = Recorder()
-    state = get_state(env)
+    state = get_state(env, places)
     recorder.absorb(state.arrays, state.opaque)
-    return EnvState(
-        {"env": state.node, **record_global_generators(recorder, with_cuda=False)}, recorder.arrays, recorder.opaque
-    )
+    node = {"env": state.node, **record_global_generators(recorder, with_cuda=False)}
+    return EnvState(node, recorder.arrays, recorder.opaque, state.places)
 
 
 def set_state_of_worker(env: gym.Env[Any, Any], state: EnvState) -> None:
@@ -182,7 +186,8 @@ def _(value: VecEnv, recorder: Recorder, path: str) -> Node:
 def _record_vec_env(venv: VecEnv, recorder: Recorder, path: str) -> Node:
     node: Node = {"vec_env": qualified_name(type(venv))}
     if isinstance(venv, (DummyVecEnv, SubprocVecEnv)):
-        envs = [_record_env(venv, index, recorder, f"{path}/{index}") for index in range(venv.num_envs)]
+        places = recorder.places.parts(path, venv.num_envs)
+        envs = [_record_env(venv, index, recorder, f"{path}/{index}", each) for index, each in enumerate(places)]
         return node | {"state": recorder.attributes(venv, path, skip=VEC_NOT_STATE | SPENT_IN_A_STEP), "envs": envs}
     if brings_own_state(venv):
         inner = {"venv": recorder.node(venv.venv, f"{path}/venv")} if isinstance(venv, VecEnvWrapper) else {}
@@ -191,12 +196,13 @@ def _record_vec_env(venv: VecEnv, recorder: Recorder, path: str) -> Node:
     return node | {"state": recorder.attributes(venv, path, skip=VEC_NOT_STATE)}
 
 
-def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str) -> Node:
-    state = ask(venv, index, get_state_of_worker if isinstance(venv, SubprocVecEnv) else get_state)
+def _record_env(venv: VecEnv, index: int, recorder: Recorder, path: str, places: Places) -> Node:
+    state = ask(venv, index, get_state_of_worker if isinstance(venv, SubprocVecEnv) else get_state, places)
     if state == UNASKED:
         recorder.opaque[path] = UNASKED
         return None
     recorder.absorb(state.arrays, state.opaque, prefix=f"{path}/")
+    recorder.places.absorb(state.places, prefix=f"{path}/")
     return state.node
 
 

@@ -28,11 +28,12 @@ import safetensors
 import safetensors.numpy
 from filelock import FileLock, Timeout
 
+from sb3_trpo.checkpoint.removing import clear, faults_of, free, remove, set_aside
+from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST, MANIFEST, STATE, require_arrays_fit, require_state_fits
+
 FORMAT = 1
 """Rises when an older version of this package could not read what is written."""
-MANIFEST, STATE, ARRAYS, LOCK = "manifest.json", "state.json", "arrays.safetensors", "lock"
-LARGEST = {MANIFEST: 2**20, STATE: 2**30, ARRAYS: 2**34}
-"""Bytes beyond which a file is not even read."""
+LOCK = "lock"
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What tells that a file is not there. Other errors of the system may pass, and say nothing of the checkpoint."""
 NAME = re.compile(r"checkpoint-(\d{1,18})")
@@ -112,21 +113,25 @@ def write(
     :param state: JSON
     :param arrays: by path
     :return: the checkpoint's folder
+    :raises CheckpointTooLargeError: if it would be too large to be read
     :raises OSError: if the disk is full, for instance. Nothing is left of the attempt, unless the folder's list of names is
         all that could not be synced
     """
-    contents = {STATE: _dump(state), ARRAYS: safetensors.numpy.save(arrays)}
+    require_arrays_fit(arrays)
+    contents = {STATE: _dump(state)}
+    require_state_fits(contents[STATE], state)
+    contents[ARRAYS] = safetensors.numpy.save(arrays)
     files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     contents[MANIFEST] = _sealed({"format": FORMAT, "timesteps": n_timesteps, "versions": versions, "files": files})
     target = folder / name_of(n_timesteps)
-    unfinished = folder / f"writing-{target.name}"
+    unfinished = free(folder / f"writing-{target.name}")
     try:
         unfinished.mkdir()
         for name, data in contents.items():
             _write_file(unfinished / name, data)
         _sync_folder(unfinished)
         if target.exists():  # broken: whoever could read it would have gone on from it
-            _remove(target)
+            shutil.rmtree(set_aside(target), ignore_errors=True)  # what stays goes with the older ones
         unfinished.rename(target)
         _sync_folder(folder)
     except BaseException:
@@ -135,17 +140,21 @@ def write(
     return target
 
 
-def keep_newest(newest: Path, keep: int) -> None:
+def keep_newest(newest: Path, keep: int) -> dict[Path, OSError]:
     """
     Remove all but the newest checkpoints. Those beyond the newest are broken: the run would have gone on from them.
 
+    What cannot be removed keeps nothing else from it, and goes with a later call; so does what earlier ones have left.
+
     :param newest: written just now
     :param keep: how many stay
+    :return: what could not be removed, and why
     """
-    found = checkpoints_in(newest.parent)
-    position = found.index(newest)
-    for path in found[:position] + found[position + keep :]:
-        _remove(path)
+    found, n_timesteps = checkpoints_in(newest.parent), timesteps_of(newest)
+    beyond = [path for path in found if timesteps_of(path) > n_timesteps]
+    older = [path for path in found if timesteps_of(path) < n_timesteps]
+    left = [path for path in newest.parent.iterdir() if path.name.startswith(UNFINISHED)]
+    return faults_of(clear, left) | faults_of(remove, beyond + older[keep - 1 :])
 
 
 def name_of(n_timesteps: int) -> str:
@@ -287,10 +296,3 @@ def _sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    """Remove a checkpoint, under another name first: half of one must not look like a whole one."""
-    removing = path.with_name(f"removing-{path.name}")
-    path.rename(removing)
-    shutil.rmtree(removing, ignore_errors=True)

@@ -174,11 +174,11 @@ def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) ->
 
     operator = damped(model.fisher, settings.cg_damping)
     solution = conjugate_gradient(operator, model.gradient, settings.cg_max_steps, settings.cg_residual_tol)
-    breakdown = _breakdown(solution)
+    full_step = step_to_boundary(solution, model.gradient, settings.target_kl)
+    breakdown = _breakdown(solution, full_step)
     if breakdown is not None:
         return Step(breakdown, model.surrogate, gradient_norm=gradient_norm, solution=solution)
 
-    full_step = step_to_boundary(solution, model.gradient, settings.target_kl)
     directions = unflatten(full_step, old)
 
     def evaluate(fraction: float) -> Candidate:
@@ -226,8 +226,9 @@ def _hindrance(model: LocalModel, gradient_norm: float, target_kl: float) -> Out
     return Outcome.LOST_IN_ROUNDING if model.kl_error > ROUNDING_SHARE * target_kl else None
 
 
-def _breakdown(solution: Solution) -> Outcome | None:
-    """Name what makes a solution unusable, if anything: an iterate before negative curvature is still a fine direction."""
-    if solution.termination is Termination.NON_FINITE:
-        return Outcome.NON_FINITE_CURVATURE
-    return Outcome.NON_POSITIVE_CURVATURE if solution.iterations == 0 else None
+def _breakdown(solution: Solution, full_step: th.Tensor) -> Outcome | None:
+    """Name what makes a solution unusable, if anything: the iterate before a breakdown is still a fine direction."""
+    if solution.iterations == 0 and solution.termination is not Termination.NON_FINITE:
+        return Outcome.NON_POSITIVE_CURVATURE
+    is_usable = solution.iterations > 0 and bool(full_step.isfinite().all())  # x^T (F + lambda I) x may underflow to 0
+    return None if is_usable else Outcome.NON_FINITE_CURVATURE

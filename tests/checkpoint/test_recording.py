@@ -21,7 +21,8 @@ import torch as th
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoint.nodes import LIVE, NUMBERS, brings_own_state, fingerprint, is_file_path, qualified_name
+from sb3_trpo.checkpoint.nodes import LIVE, NUMBERS, brings_own_state, fingerprint, qualified_name
+from sb3_trpo.checkpoint.places import is_file_path
 from sb3_trpo.checkpoint.recording import PACKED_LENGTH, Recorder
 from sb3_trpo.checkpoint.restoring import Restorer
 

@@ -2,12 +2,15 @@
 
 import builtins
 import json
+import math
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,7 +21,7 @@ import torch as th
 from contract_tools import parameters, same_parameters
 from envs import BOX_ACTION, VECTOR, RandomEnv
 from gymnasium import spaces
-from runs import CrashAt, CrashError, outcome
+from runs import CrashAt, CrashError, outcome, run_until_done
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -26,6 +29,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
+from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
+from sb3_trpo.checkpoint.identity import present_settings
+from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST
 from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
@@ -154,6 +160,68 @@ def test_only_the_seed_differs_and_only_it_is_listed(tmp_path):
     assert len(str(raised.value).splitlines()) == 3
 
 
+def stepped(at):
+    return lambda progress: 0.01 if progress > at else 0.005
+
+
+def test_a_schedule_that_differs_between_quarters_is_another_run_and_told_once(tmp_path):
+    trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3)
+    with pytest.raises(ValueError, match=r"target_kl: .* in between") as raised:
+        trained(tmp_path, total=64, target_kl=stepped(0.65), learning_rate=lambda p: 2e-3)
+    assert len(str(raised.value).splitlines()) == 4, "a head, one line for each schedule, and what to do"
+    assert trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3).num_timesteps == 64
+
+
+def test_a_checkpoint_of_the_first_version_is_still_accepted(tmp_path):
+    """It has five values of each schedule, and says nothing of paths that were changed."""
+    settings = {"target_kl": stepped(0.6), "learning_rate": lambda p: 1e-3 * p}
+    whole = trained(tmp_path / "whole", **settings)
+    trained(tmp_path / "old", **settings, callbacks=[At(160, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    newest, before = checkpoints_in(tmp_path / "old")
+    checkpoint = read(newest)
+    for path in (newest, before):
+        shutil.rmtree(path)
+    del checkpoint.state["schedules"], checkpoint.state["run"]["changed_places"]
+    assert checkpoint.state["identity"]["target_kl"] == [0.01, 0.01, 0.005, 0.005, 0.005]
+    write(tmp_path / "old", checkpoint.n_timesteps, checkpoint.versions, checkpoint.state, checkpoint.arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished = trained(tmp_path / "old", **settings, callbacks=[At(TOTAL + 1, pytest.fail)])
+    assert outcome(finished, None) == outcome(whole, None)
+
+
+class Decaying:
+    """A schedule that falls with each call."""
+
+    calls = 0
+
+    def __call__(self, progress):
+        self.calls += 1
+        return 0.02 * 0.97**self.calls
+
+
+def test_a_schedule_that_counts_its_calls_goes_on_where_it_was_and_checkpoints_do_not_count(tmp_path):
+    def script(folder, crash):
+        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=Decaying(), learning_rate=Decaying())
+        resumable = [] if folder is None else [ResumableCheckpoint(folder, every=32, verbose=0)]
+        model.learn(TOTAL, callback=[*resumable, crash])
+        return outcome(model, None), model.target_kl.calls, model.learning_rate.calls
+
+    bare, _ = run_until_done(partial(script, None))
+    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 70, 140, 150)
+    assert starts == 4
+    assert bare == whole == pieces
+
+
+def test_a_function_that_replaces_another_as_a_setting_is_noticed(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=stepped(0.6))
+    marks = Marks(settings=mark_settings(present_settings(model)))
+    assert changed_settings(present_settings(model), marks) == []
+    model.target_kl, model.gamma = stepped(0.6), 0.5
+    assert sorted(changed_settings(present_settings(model), marks)) == ["gamma", "target_kl"]
+
+
 def test_another_library_version_is_told(tmp_path, monkeypatch):
     trained(tmp_path, total=32)
     there = callback_module.versions()
@@ -267,6 +335,120 @@ def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
         model = trained(tmp_path)
     assert sum("No checkpoint" in str(each.message) for each in caught) == 1
     assert model.num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("how", ["rename", "rmtree"])
+def test_an_older_one_that_cannot_be_removed_is_told_once_and_the_run_saves_as_before(how, tmp_path, monkeypatch):
+    """Eleven folders once came of this, for a checkpoint was made after each iteration."""
+    rename, rmtree, write_one, written = Path.rename, shutil.rmtree, callback_module.write, []
+    monkeypatch.setattr(callback_module, "write", lambda *args: (written.append(args[1]), write_one(*args)))
+
+    def fail(path):
+        if "checkpoint-000000000064" in path.name and "writing" not in path.name:
+            raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if how == "rename":
+            patched.setattr(Path, "rename", lambda path, target: fail(path) or rename(path, target))
+        else:
+            patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
+        model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert written == [64, 128, 192, 256, 320, 352]
+    (told,) = [str(each.message) for each in caught]
+    assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in told
+    assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in told
+    assert "by hand" in told
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == ([352, 320, 64] if how == "rename" else [352, 320])
+    assert model.num_timesteps == 352
+    trained(tmp_path, total=416, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert sorted(path.name[-12:] for path in tmp_path.iterdir()) == ["000000000352", "000000000416", "lock"]
+
+
+def test_any_other_fault_of_removing_is_told_and_the_checkpoint_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module, "keep_newest", lambda *_: (_ for _ in ()).throw(RuntimeError("surprise")))
+    with pytest.warns(UserWarning, match=r"is written, but .*RuntimeError: surprise") as caught:
+        trained(tmp_path, total=160, resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    assert len(caught) == 1
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [160, 128, 64]
+
+
+class Hoarding(BaseCallback):
+    """Keeps all that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffer = np.zeros((0, 1000))
+
+    def _on_step(self) -> bool:
+        self.buffer = np.concatenate([self.buffer, np.ones((1, 1000))])
+        return True
+
+
+def test_a_checkpoint_too_large_to_be_read_is_told_once_tried_again_in_time_and_the_last_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setitem(LARGEST, ARRAYS, 10**6)  # reached at 125 timesteps
+    tried, real = [], callback_module.write
+    monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
+    with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
+        trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    (told,) = [str(each.message) for each in caught]
+    assert (
+        "at most 1,000,000 are read at a restart. Most are in callbacks/test_resumable_checkpoint.Hoarding#0/buffer." in told
+    )
+    assert "tried again after 64 more" in told
+    assert tried == [64, 128, 192, 256, 320, 352]
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]
+
+
+def test_a_finished_run_says_that_it_is(tmp_path, capsys):
+    trained(tmp_path, total=50)
+    model = trained(tmp_path, total=50, resumable=ResumableCheckpoint(tmp_path))
+    printed = [line for line in capsys.readouterr().out.splitlines() if "timesteps" in line]
+    assert printed == [f"Already finished: 64 of 50 timesteps, checkpoint {tmp_path / 'checkpoint-000000000064'}"]
+    assert model.num_timesteps == 64
+
+
+class Endless(TRPO):
+    """Learns until something ends it."""
+
+    def _setup_learn(self, total_timesteps, *args, **kwargs):
+        return super()._setup_learn(math.inf, *args, **kwargs)
+
+
+def endless(folder, stop, verbose=1):
+    """Train until a signal comes, here at a number of timesteps."""
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    terminate = At(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return model.learn(1, callback=[terminate, ResumableCheckpoint(folder, every=32, verbose=verbose)])
+
+
+def test_a_run_without_end_goes_on_without_end(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        endless(tmp_path / "pieces", 70)
+        newest = checkpoints_in(tmp_path / "pieces")[0]
+        text = (newest / "state.json").read_text()
+        strict = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert strict["total_timesteps"] is None
+        assert "Stopped by SIGTERM at 96 timesteps" in capsys.readouterr().out
+        pieces = endless(tmp_path / "pieces", 200)
+        assert f"Continuing from {newest}, 96 timesteps of a run without end\n" in capsys.readouterr().out
+        assert outcome(pieces, None) == outcome(endless(tmp_path / "whole", 200), None)
+    assert pieces._current_progress_remaining == 1.0
+
+
+def test_an_end_that_comes_or_goes_is_told(tmp_path):
+    endless(tmp_path, 70, verbose=0)
+    with pytest.warns(UserWarning, match="on the way to no end, and this run goes to 128 timesteps: schedules follow"):
+        finite(tmp_path, 128)
+    with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to no end: schedules follow"):
+        assert endless(tmp_path, 170, verbose=0).num_timesteps == 192
+
+
+def finite(folder, total):
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    model._setup_learn = partial(TRPO._setup_learn, model)  # so that it is the same run but for its end
+    return model.learn(total, callback=ResumableCheckpoint(folder, every=32, verbose=0))
 
 
 class RaisingEnv(RandomEnv):

@@ -21,15 +21,12 @@ import safetensors.numpy
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoint import storage
+from sb3_trpo.checkpoint import sizes, storage
 from sb3_trpo.checkpoint.nodes import NUMBERS
+from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST, MANIFEST, STATE, CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import (
-    ARRAYS,
     FORMAT,
-    LARGEST,
     LOCK,
-    MANIFEST,
-    STATE,
     BrokenCheckpointError,
     NewerFormatError,
     checkpoints_in,
@@ -37,6 +34,7 @@ from sb3_trpo.checkpoint.storage import (
     newest,
     read,
     sole_owner,
+    timesteps_of,
     write,
 )
 
@@ -190,6 +188,137 @@ def test_half_of_a_removed_checkpoint_does_not_look_like_a_whole_one(tmp_path, m
     monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: (path / STATE).unlink())
     keep_newest(checkpoints_in(tmp_path)[0], 1)
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000000000002"]
+
+
+class Stuck:
+    """Make the removal of some folders fail, as files that others hold open or own do."""
+
+    def __init__(self, monkeypatch, how, *names):
+        self.names = names
+        self.rename, self.rmtree = Path.rename, shutil.rmtree
+        if how == "rename":
+            monkeypatch.setattr(Path, "rename", lambda path, target: self.fail(path) or self.rename(path, target))
+        else:
+            monkeypatch.setattr(shutil, "rmtree", self.remove)
+
+    def fail(self, path):
+        if any(name in path.name for name in self.names):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def remove(self, path, ignore_errors=False):
+        if not ignore_errors:
+            self.fail(path)
+        if not any(name in path.name for name in self.names):
+            self.rmtree(path)
+
+
+@pytest.mark.parametrize("how", ["rename", "rmtree"])
+def test_one_that_cannot_be_removed_keeps_no_other_and_goes_later(tmp_path, monkeypatch, how):
+    for n_timesteps in range(1, 6):
+        write_one(tmp_path, n_timesteps)
+    with monkeypatch.context() as patched:
+        Stuck(patched, how, "000002")
+        faults = keep_newest(checkpoints_in(tmp_path)[0], 2)
+        assert [type(error) for error in faults.values()] == [PermissionError]
+        there = [timesteps_of(path) for path in checkpoints_in(tmp_path)]
+        assert there == ([5, 4, 2] if how == "rename" else [5, 4])
+        assert leftovers(tmp_path) == ([] if how == "rename" else ["removing-checkpoint-000000000002"])
+        write_one(tmp_path, 6)
+        assert len(keep_newest(checkpoints_in(tmp_path)[0], 2)) == 1
+        assert [timesteps_of(path) for path in checkpoints_in(tmp_path)][:2] == [6, 5]
+    assert keep_newest(checkpoints_in(tmp_path)[0], 2) == {}
+    assert [timesteps_of(path) for path in checkpoints_in(tmp_path)] == [6, 5]
+    assert not leftovers(tmp_path)
+
+
+def test_leftovers_that_stay_do_not_keep_a_checkpoint_of_the_same_name_from_being_written_and_removed(tmp_path, monkeypatch):
+    for name in ("writing-checkpoint-000000000001", "removing-checkpoint-000000000001"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / STATE).write_bytes(b"")
+    Stuck(monkeypatch, "rmtree", "writing-checkpoint-000000000001", "removing-checkpoint-000000000001")
+    with sole_owner(tmp_path):
+        write_one(tmp_path, 1)
+        write_one(tmp_path, 1)  # in place of one that is broken
+        write_one(tmp_path, 2)
+        assert len(keep_newest(tmp_path / "checkpoint-000000000002", 1)) == 4
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [2]
+
+
+def test_what_can_go_of_a_folder_that_cannot_be_removed_goes(tmp_path, monkeypatch):
+    write_one(tmp_path, 1)
+    write_one(tmp_path, 2)
+    unlink = os.unlink
+
+    def refuse(path, *args, **kwargs):
+        if str(path).endswith(MANIFEST):
+            raise PermissionError(13, "Permission denied")
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    (path,) = keep_newest(tmp_path / "checkpoint-000000000002", 1)
+    assert path.name == "checkpoint-000000000001"
+    assert [each.name for each in (tmp_path / "removing-checkpoint-000000000001").iterdir()] == [MANIFEST]
+
+
+def test_a_newest_that_has_vanished_is_no_fault(tmp_path):
+    for n_timesteps in (1, 2, 3):
+        write_one(tmp_path, n_timesteps)
+    shutil.rmtree(tmp_path / "checkpoint-000000000003")
+    assert keep_newest(tmp_path / "checkpoint-000000000003", 2) == {}
+    assert [timesteps_of(path) for path in checkpoints_in(tmp_path)] == [2]
+
+
+def too_large(name):
+    """Give a state and arrays that reach 1,000 bytes in a file, or a header of 1,000 bytes."""
+    if name == STATE:
+        return {"run": {"callbacks": {"Mine#0": {"state": {"history": {"list": [1] * 500}}}}}, "x": 1}, {}
+    if name == ARRAYS:
+        return {}, {"callbacks/Mine#0/buffer/0": np.zeros(120), "policy/a": np.zeros(4)}
+    return {}, {f"callbacks/Mine#0/frames/{index}": np.zeros(1, np.uint8) for index in range(20)}
+
+
+HEAVY = {STATE: "run/callbacks/Mine#0/state/history/list", ARRAYS: "callbacks/Mine#0/buffer/0", "header": "Mine#0/frames"}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_what_would_not_be_read_is_not_written_and_what_takes_the_space_is_named(name, tmp_path, monkeypatch):
+    state, arrays = too_large(name)
+    path = write_one(tmp_path, 1)
+    if name == "header":
+        monkeypatch.setattr(sizes, "LARGEST_HEADER", 999)
+    else:
+        monkeypatch.setitem(LARGEST, name, 999)
+    with pytest.raises(CheckpointTooLargeError, match=rf"{HEAVY[name]}\. Let .*get_state") as raised:
+        write(tmp_path, 2, {}, state, arrays)
+    assert "at most 999 are read" in str(raised.value)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", [STATE, ARRAYS])
+def test_what_is_just_small_enough_is_written_and_read(name, tmp_path, monkeypatch):
+    state, arrays = too_large(name)
+    path = write(tmp_path, 1, {}, state, arrays)
+    size = (path / name).stat().st_size
+    monkeypatch.setitem(LARGEST, name, size if name == STATE else size + 2 * sizes.ENTRY)
+    assert is_written_and_read(tmp_path, state, arrays)
+    monkeypatch.setitem(LARGEST, name, size - 1)
+    with pytest.raises(CheckpointTooLargeError):
+        write(tmp_path, 3, {}, state, arrays)
+    with pytest.raises(BrokenCheckpointError, match="not a file of at most"):
+        read(path)
+
+
+def is_written_and_read(folder, state, arrays):
+    found = read(write(folder, 2, {}, state, arrays))
+    return found.state == state and found.arrays.keys() == arrays.keys()
+
+
+@pytest.mark.parametrize("n", [1, 30, 1000])
+def test_the_header_of_arrays_is_not_underestimated(n):
+    arrays = {f"{'ä' * (index % 7)}{index}": np.zeros((1,) * (index % 5), np.float64) for index in range(n)}
+    actual = int.from_bytes(safetensors.numpy.save(arrays)[:8], "little")
+    estimate = sum(sizes.header_sizes(arrays).values())
+    assert actual <= estimate + 16 < 2 * actual + 200
 
 
 def test_the_newest_intact_one_is_read(tmp_path):

@@ -1,6 +1,7 @@
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings, strategies as st
@@ -114,6 +115,34 @@ def test_negative_curvature_after_the_first_iteration_still_gives_a_step():
     assert problem.visited[0][0] == problem.visited[0][1] > 0.0
 
 
+def krylov_step(fisher, g, n_iterations, target_kl):
+    """Find, in NumPy, the step of the best ``x`` in the span of ``g, F g, ...``, scaled to the boundary."""
+    fisher, g = fisher.numpy(), g.numpy()
+    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(fisher, power) @ g for power in range(n_iterations)], axis=1))
+    x = krylov @ np.linalg.solve(krylov.T @ fisher @ krylov, krylov.T @ g)
+    return np.sqrt(2.0 * target_kl / (x @ fisher @ x)) * x
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_iterate_before_it(k, bad, damping):
+    problem = random_quadratic(6, excess=0.99)  # inside, whatever rounds
+    calls = []
+
+    def overflowing(v):
+        calls.append(v)
+        return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
+
+    model = LocalModel(problem.parameters, 1.0, problem.g, overflowing, problem.evaluate)
+    step = trust_region_step(model, replace(SETTINGS, cg_damping=damping))
+    assert (step.solution.termination, step.solution.iterations, len(calls)) == (Termination.NON_FINITE, k - 1, k)
+    assert step.outcome is Outcome.ACCEPTED
+    expected = krylov_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, k - 1, 0.01)
+    np.testing.assert_allclose(flatten(problem.parameters).detach().numpy(), expected, rtol=1e-9)
+    assert th.equal(flatten(problem.parameters).detach(), problem.visited[-1])
+
+
 def test_record_of_an_accepted_step():
     problem = random_quadratic(4, excess=3.0)
     step = problem.step()
@@ -210,8 +239,11 @@ FAILURES = [
     (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {}),
     (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {"cg_damping": 1.0}),
     (Outcome.NON_FINITE_CURVATURE, {"products": [math.nan]}, {}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [1.0, math.nan]}, {}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [1.0, math.inf]}, {}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [math.inf]}, {}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf]}, {"cg_damping": 1.0}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [1e200], "gradient": 1e-161 * G}, {}),  # a sound x, whose x^T F x underflows
+    (Outcome.NON_FINITE_CANDIDATE, {"products": [1.0, math.nan], "candidates": [NAN_L]}, {}),
+    (Outcome.KL_NEVER_SATISFIED, {"products": [1.0, math.inf], "candidates": [FAR]}, {}),
     (Outcome.NON_FINITE_CANDIDATE, {"candidates": [NAN_L]}, {}),
     (Outcome.NON_FINITE_CANDIDATE, {"candidates": [FAR, WORSE, NAN_KL]}, {}),
     (Outcome.KL_NEVER_SATISFIED, {"candidates": [FAR]}, {}),
