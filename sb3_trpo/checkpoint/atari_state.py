@@ -15,8 +15,9 @@ import numpy as np
 
 from sb3_trpo.checkpoint.replay import Simulator, register
 
+N_WORDS = 624
 TWISTER = re.compile(rb"(\d{1,10} ){623,624}\d{1,10}")
-"""A generator in an emulator's state: its 624 words and, with some compilers, its position among them."""
+"""A generator in an emulator's state: its words and, with some compilers, its position among them."""
 FRAMES, LENGTH, BEGIN, END = slice(8, 16), slice(24, 28), 28, 8
 """Where the numbers of frames are, and the emulator's own part: its length, what comes before and what after."""
 HIDDEN = frozenset(("render_mode",))
@@ -34,8 +35,9 @@ def _state_of(env: Any) -> bytes:
     return state
 
 
-def _before(env: Any) -> Before:
-    return Before(_state_of(env), env.ale.getRAM().copy())
+def _before(env: Any) -> Before | None:
+    """Read a game before its reset; what the sound chip was doing outlives a reset, and is in no state."""
+    return None if env.ale.getBool("sound_obs") else Before(_state_of(env), env.ale.getRAM().copy())
 
 
 def _integer(field: bytes) -> int:
@@ -53,6 +55,8 @@ def _twisters(state: bytes) -> list[slice]:
         if TWISTER.fullmatch(state[place]) is None:
             raise ValueError("this version of ale-py lays out its generators in another way")
         found.append(place)
+    if not found:
+        raise ValueError("this version of ale-py keeps its generators in another way")
     return found
 
 
@@ -74,7 +78,8 @@ def _prepare(env: Any, arrays: dict[str, np.ndarray]) -> None:
     places, frames, memory = _twisters(state), arrays["frames"], arrays["memory"]
     generators = arrays["generators"]
     n_words = [len(state[place].split()) for place in places]
-    if [len(words) for words in generators] != n_words or generators.max() >= 2**32 or frames.shape != (2,):
+    is_fit = [len(words) for words in generators] == n_words and frames.shape == (2,)
+    if not is_fit or generators.max() >= 2**32 or generators[:, N_WORDS:].max(initial=0) > N_WORDS:
         raise ValueError("the generators of a game are not what this version of ale-py has")
     if memory.shape != (env.ale.getRAMSize(),) or memory.dtype != np.uint8:
         raise ValueError(f"a game has {env.ale.getRAMSize()} bytes of memory")

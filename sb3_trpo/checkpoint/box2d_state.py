@@ -29,7 +29,7 @@ for task in TASKS:
     register(
         task,
         Simulator(
-            before=lambda env: None,
+            before=lambda env: (),
             pack=lambda before: {},
             prepare=lambda env, arrays: None,
             evidence=_evidence,

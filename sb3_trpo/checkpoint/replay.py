@@ -33,8 +33,8 @@ class Simulator(NamedTuple):
     """
     What has to be known of a simulator, besides its env's attributes, to play its episodes again.
 
-    :param before: reads, just before a reset, what of the simulator the new episode will depend on
-    :param pack: turns that into arrays, when a checkpoint is made
+    :param before: reads, just before a reset, what of the simulator the new episode will depend on; None if that cannot be
+    :param pack: turns that into arrays, when a checkpoint is made; a ValueError says that it is beyond reach
     :param prepare: brings a simulator to where it was before the reset, given these arrays
     :param evidence: bytes that differ if two simulations do
     :param settings: what must be the same for an episode to come out the same
@@ -89,7 +89,8 @@ class Tape:
         start = Start(generator_of(self.env), self._simulator.before(self.env), seed, options)
         answer = self._reset(seed=seed, options=options)
         self.actions, self.drawn = [], []  # some envs take a step of their own in reset()
-        if isinstance(self.env.np_random.bit_generator, np.random.PCG64):  # as all of Gymnasium's are
+        is_usual = isinstance(self.env.np_random.bit_generator, np.random.PCG64)  # as all of Gymnasium's are
+        if is_usual and start.simulator is not None:
             self.start, self._last = start, generator_of(self.env)
         return answer
 
@@ -209,12 +210,12 @@ def _digest(env: gym.Env[Any, Any]) -> str:
 
 
 def _record_replayed(env: gym.Env[Any, Any], recorder: Recorder, path: str) -> Node:
-    tape = tape_of(env)
-    actions = np.array([] if tape is None else tape.actions)
-    if tape is None or tape.start is None or actions.dtype.kind not in "iuf":
+    tape, name = tape_of(env), qualified_name(type(env))
+    try:
+        start, actions, packed = _beginning(tape, REPLAYED[name])
+    except ValueError:
         return record_object(env, recorder, path)  # which reports the simulator as beyond reach
-    start, name = tape.start, qualified_name(type(env))
-    packed = REPLAYED[name].pack(start.simulator)
+    assert tape is not None, "it has kept the actions"
     return {
         "replayed": name,
         "settings": REPLAYED[name].settings(env),
@@ -226,6 +227,16 @@ def _record_replayed(env: gym.Env[Any, Any], recorder: Recorder, path: str) -> N
         "actions": recorder.array(actions, f"{path}/actions"),
         "digest": _digest(env),
     }
+
+
+def _beginning(tape: Tape | None, simulator: Simulator) -> tuple[Start, np.ndarray, dict[str, np.ndarray]]:
+    """Give what an episode began with and its actions; a ValueError says that they are not known."""
+    if tape is None or tape.start is None:
+        raise ValueError("the beginning of the episode is not known")
+    actions = np.array(tape.actions)
+    if actions.dtype.kind not in "iuf":
+        raise ValueError("the actions are not numbers")
+    return tape.start, actions, simulator.pack(tape.start.simulator)
 
 
 def _make_replayed(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
