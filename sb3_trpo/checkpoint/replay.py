@@ -248,6 +248,7 @@ def _make_replayed(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
     differing = [text for text, key in zip(differing, settings, strict=True) if node["settings"].get(key) != settings[key]]
     if differing:
         raise MismatchError(f"{path}: {'; '.join(differing)}")
+    generator_of(live)  # an env that was never reset makes one now, and notes its seed
     restorer.attributes(live, node["state"], path, skip=APART)
     try:
         _play(restorer, node, live, path)

@@ -88,6 +88,17 @@ def test_what_was_restored_can_be_recorded_and_restored_again() -> None:
     assert assert_alike(one, third, n_steps=200) >= 1
 
 
+@pytest.mark.parametrize("seeded", [False, True])
+def test_an_env_that_was_never_reset_goes_on_from_a_state(seeded: bool) -> None:
+    """Envs of evaluations are restored before their first reset."""
+    one, other = roam(lander(), 130, seed=1), lander()
+    one.reset(seed=7 if seeded else None)
+    set_state(other, sent(get_state(one)))
+    other.action_space.seed(3)
+    one.action_space.seed(3)
+    assert assert_alike(one, other, n_steps=150) >= 1
+
+
 class Drawing(gym.Wrapper):
     """Draws from the generator of the env itself, as SB3's NoopResetEnv does: before and after its steps."""
 
