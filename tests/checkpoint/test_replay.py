@@ -99,6 +99,17 @@ def test_an_env_that_was_never_reset_goes_on_from_a_state(seeded: bool) -> None:
     assert assert_alike(one, other, n_steps=150) >= 1
 
 
+def test_an_array_of_actions_may_be_used_again() -> None:
+    one, other = lander(continuous=True), lander(continuous=True)
+    one.reset(seed=1)
+    action = np.zeros(2, np.float32)
+    for n in range(40):
+        action[:] = np.sin(n), np.cos(n)
+        one.step(action)
+    set_state(other, sent(get_state(one)))
+    assert is_same(one.step(action), other.step(action))
+
+
 class Drawing(gym.Wrapper):
     """Draws from the generator of the env itself, as SB3's NoopResetEnv does: before and after its steps."""
 
