@@ -23,7 +23,7 @@ CHECKPOINTS = {name for name in MODULES if name.startswith("sb3_trpo.checkpoint"
 CORE = sorted(MODULES.keys() - VARIANTS - TOOLS - CHECKPOINTS)
 CORE_DEPENDENCIES = {"torch", "stable_baselines3", "gymnasium", "numpy"}
 EXTRAS = ("sb3_contrib", "rl_zoo3", "optuna", "huggingface_sb3", "matplotlib", "pandas", "seaborn", "scipy", "rliable")
-EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco")
+EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco", "ale_py")
 
 
 def layer(module: str) -> int:
@@ -115,8 +115,8 @@ def test_there_is_no_cycle(module):
 
 @pytest.mark.parametrize("module", sorted(CHECKPOINTS))
 def test_checkpoints_import_their_own_extra_only(module):
-    simulators = {"mujoco"} if module == "sb3_trpo.checkpoint.mujoco_state" else set()
-    assert foreign(module) <= CORE_DEPENDENCIES | {"safetensors", "filelock"} | simulators
+    simulators = {"sb3_trpo.checkpoint.mujoco_state": {"mujoco"}, "sb3_trpo.checkpoint.atari_state": {"ale_py"}}
+    assert foreign(module) <= CORE_DEPENDENCIES | {"safetensors", "filelock"} | simulators.get(module, set())
 
 
 @pytest.mark.parametrize("module", CORE)

@@ -24,6 +24,7 @@ from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restor
 from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
 from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
 from sb3_trpo.checkpoint.signals import StopRequest
+from sb3_trpo.checkpoint.simulators import taped
 from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
 from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
@@ -102,9 +103,11 @@ class ResumableCheckpoint(RunKeeper):
             self._found = find(folder, self._ranks)
             if self._found is not None:
                 self._ranks.agree(partial(self._refuse_another_run, self._found.checkpoint))
+            venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
+            venvs += filter(None, [model.env])
+            stack.enter_context(taped(venvs))
             if self.on_signal:
-                venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
-                self._stop = stack.enter_context(StopRequest([*venvs, *filter(None, [model.env])]))
+                self._stop = stack.enter_context(StopRequest(venvs))
             yield
 
     def _env_name(self) -> str:

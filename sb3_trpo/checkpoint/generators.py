@@ -60,18 +60,25 @@ def _make_generator(restorer: Restorer, node: Node, live: Any, path: str) -> Any
     if not is_fit or id(live) in restorer._filled:
         live = np.random.Generator(getattr(np.random, name)())
     restorer._filled[id(live)] = live
-    live.bit_generator.state = _checked(restorer.value(node["state"], None, f"{path}/state"), path)
+    live.bit_generator.state = checked(restorer.value(node["state"], None, f"{path}/state"), path)
     return live
 
 
 def _make_random_state(restorer: Restorer, node: Node, live: Any, path: str) -> np.random.RandomState:
     made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-    made.set_state(_checked(restorer.value(node["random_state"], None, f"{path}/state"), path))
+    made.set_state(checked(restorer.value(node["random_state"], None, f"{path}/state"), path))
     return made
 
 
-def _checked(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """Check positions in buffers of random numbers, which NumPy uses as they are."""
+def checked(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """
+    Check positions in buffers of random numbers, which NumPy uses as they are.
+
+    :param state: of a bit generator
+    :param path: where it is found
+    :return: the state
+    :raises MismatchError: if it is at a position that it has not
+    """
     twister, philox = state["state"].get("pos", 0), state.get("buffer_pos", 0)
     if not (0 <= twister <= TWISTER_LENGTH and 0 <= philox <= PHILOX_LENGTH):
         raise MismatchError(f"{path} is at position {twister or philox}, beyond its numbers")
@@ -126,7 +133,7 @@ def restore_global_generators(nodes: dict[str, Node], restorer: Restorer) -> Non
     """
     setters: dict[str, Callable[[Any], None]] = {
         "python": random.setstate,
-        "numpy": lambda state: np.random.set_state(_checked(state, "generators/numpy")),
+        "numpy": lambda state: np.random.set_state(checked(state, "generators/numpy")),
         "torch": th.set_rng_state,
     }
     if "cuda" in nodes and th.cuda.is_available():

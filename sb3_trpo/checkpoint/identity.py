@@ -26,7 +26,7 @@ NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose",
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
 """Beginnings of the aspects that a model for evaluation must share."""
-LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco")
+LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "box2d", "box2d-py")
 
 
 def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def record(value: Any, recorder: Recorder, path: str) -> Node:
         return LIVE
     if not is_open(value):
         return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: _record_object(value, recorder, path))
+    return recorder.once(value, path, lambda: record_object(value, recorder, path))
 
 
 def is_open(value: Any) -> bool:
@@ -298,8 +298,15 @@ ALWAYS_OURS = (gym.Env, gym.Space, np.random.Generator)
 """Attributes that are recorded even where the rest of an object's state is its own affair, or beyond reach."""
 
 
-def _record_object(value: Any, recorder: Recorder, path: str) -> Node:
-    """Record an object by its attributes; if one cannot be, by none but generators and what it wraps."""
+def record_object(value: Any, recorder: Recorder, path: str) -> Node:
+    """
+    Record an object by its attributes; if one cannot be, by none but generators and what it wraps.
+
+    :param value: the object
+    :param recorder: keeps arrays, and notes what cannot be recorded
+    :param path: where it is found
+    :return: its node
+    """
     name, ours = qualified_name(type(value)), {each for each, part in vars(value).items() if isinstance(part, ALWAYS_OURS)}
     state = recorder.attributes(value, path, skip=vars(value).keys() - ours)
     arrays, seen, opaque = dict(recorder.arrays), dict(recorder._seen), set(recorder.opaque)

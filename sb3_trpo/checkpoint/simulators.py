@@ -1,7 +1,7 @@
 """
 The state of environments: of one with all its wrappers, and of vectorised ones, in this process or in workers.
 
-An env's state is the plain data among its attributes, its generators, and what its simulator knows.
+An env's state is the plain data among its attributes, its generators, and what its simulator knows or has been told to do.
 
 Where an env (or a wrapper) has methods ``get_state()`` and ``set_state(state)`` of its own, these are asked for its part.
 """
@@ -9,7 +9,8 @@ Where an env (or a wrapper) has methods ``get_state()`` and ``set_state(state)``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,13 +18,17 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
 import sb3_trpo.checkpoint.arrays
+import sb3_trpo.checkpoint.atari_state
+import sb3_trpo.checkpoint.box2d_state
 import sb3_trpo.checkpoint.logs
 import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # they tell how to record parts of envs
 from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
 from sb3_trpo.checkpoint.nodes import ANSWER, LIVE, Node, brings_own_state, qualified_name
 from sb3_trpo.checkpoint.places import Places
 from sb3_trpo.checkpoint.recording import Recorder, record
+from sb3_trpo.checkpoint.replay import start_tape, stop_tape
 from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.venvs import layers_of
 
 UNASKED = "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"
 VEC_NOT_STATE = frozenset(("class_attributes", "num_envs", "render_mode", "metadata", "remotes", "work_remotes", "processes"))
@@ -176,6 +181,33 @@ def ask(venv: VecEnv, index: int, function: Callable[..., Any], *arguments: Any)
     if isinstance(answer, MismatchError):
         raise answer
     return answer
+
+
+@contextmanager
+def taped(venvs: Iterable[VecEnv]) -> Iterator[None]:
+    """
+    Keep the actions of envs whose episodes are restored by playing them again; enter it before their first reset.
+
+    :param venvs: with all their wrappers
+    :return: a context, which leaves the envs as they were
+    """
+    layers = {id(layer): layer for venv in venvs for layer in layers_of(venv)}
+    bases = [each for each in layers.values() if isinstance(each, (DummyVecEnv, SubprocVecEnv))]
+    for base in bases:
+        _ask_all(base, start_tape)
+    try:
+        yield
+    finally:
+        for base in bases:
+            with suppress(OSError, EOFError):  # a worker is gone, and learn() is on its way out because of that
+                _ask_all(base, stop_tape)
+
+
+def _ask_all(base: DummyVecEnv | SubprocVecEnv, function: Callable[..., Any]) -> None:
+    """Call a function with each env, unless workers are closed or in the midst of a step."""
+    if isinstance(base, DummyVecEnv) or not (base.closed or base.waiting):
+        for index in range(base.num_envs):
+            ask(base, index, function)
 
 
 @record.register(VecEnv)

@@ -211,7 +211,7 @@ class Uncooperative(gym.Env):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32), float(action), is_over, False, {}
 
 
-@pytest.mark.parametrize("make_env", [Uncooperative, partial(gym.make, "LunarLander-v3")], ids=["iterator", "Box2D"])
+@pytest.mark.parametrize("make_env", [Uncooperative, partial(gym.make, "BipedalWalker-v3")], ids=["iterator", "Box2D"])
 def test_a_simulator_beyond_reach_begins_its_episodes_anew_from_a_recorded_seed(make_env, tmp_path):
     def script(folder, crash):
         env = VecNormalize(make_vec_env(make_env, 2, seed=3))
