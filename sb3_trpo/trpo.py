@@ -336,10 +336,10 @@ class TRPO(OnPolicyAlgorithm):
         if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
             warnings.warn(
                 f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
-                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: "
-                "an environment or wrapper that writes into arrays it has returned; weights that a callback changed during the "
-                "rollout; a rollout buffer or policy of your own that changes observations or actions on the way, or that "
-                "draws random numbers; squashed actions at their bounds.",
+                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: an "
+                "environment or wrapper that writes into arrays it has returned; weights that a callback changed meanwhile; a "
+                "rollout buffer or policy of your own that changes observations or actions on the way, or that draws random "
+                "numbers; squashed actions at their bounds.",
                 UserWarning,
                 stacklevel=2,
             )
