@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
@@ -156,6 +157,19 @@ def check_policy(policy: Any) -> None:
     raise TypeError(
         f'policy is {policy!r}, but must be a name, such as "MlpPolicy", or a subclass of SB3\'s ActorCriticPolicy.'
     )
+
+
+def check_default_type() -> None:
+    """
+    Check that the layers that are about to be made will fit what they are shown.
+
+    :raises ValueError: if torch makes them of another type than float32
+    """
+    if th.get_default_dtype() != th.float32:
+        raise ValueError(
+            f"torch's default type is {th.get_default_dtype()}, but must be torch.float32 while a model is made: SB3 shows "
+            "observations to policies in that type. Call th.set_default_dtype(th.float32) before, and yours again afterwards."
+        )
 
 
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

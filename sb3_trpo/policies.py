@@ -9,18 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch as th
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-
-
-def see_float32(policy: th.nn.Module) -> None:
-    """
-    Keep a policy in float32 where ``th.set_default_dtype`` would make it another type: SB3 shows it observations in float32.
-
-    :param policy: just made; a type that it has chosen itself stays
-    """
-    if th.get_default_dtype() != th.float32:
-        policy.float()
 
 
 class SeparateExtractors(BasePolicy):

@@ -25,6 +25,7 @@ from sb3_trpo.actors import make_actor
 from sb3_trpo.callback_tree import keeper_of
 from sb3_trpo.checks import (
     check_batch,
+    check_default_type,
     check_policy,
     check_settings,
     check_spaces,
@@ -45,7 +46,7 @@ from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
 from sb3_trpo.objective import MISMATCH, PolicyObjective
 from sb3_trpo.plain_spaces import PlainSpaces
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, see_float32
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.regression import fit_stack, plain_regression
 from sb3_trpo.rendezvous import join
 from sb3_trpo.rollout import (
@@ -336,8 +337,8 @@ class TRPO(OnPolicyAlgorithm):
         if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
             warnings.warn(
                 f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
-                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: an "
-                "environment or wrapper that writes into arrays it has returned; weights that a callback changed meanwhile; a "
+                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: "
+                "an environment or wrapper that writes into arrays it has returned; weights that a callback has changed; a "
                 "rollout buffer or policy of your own that changes observations or actions on the way, or that draws random "
                 "numbers; squashed actions at their bounds.",
                 UserWarning,
@@ -501,6 +502,7 @@ class TRPO(OnPolicyAlgorithm):
         super().set_random_seed(self._ranks.seed_of(seed))
 
     def _setup_model(self) -> None:
+        check_default_type()
         self._check_settings()
         self._ranks = join(self.distributed, self.device)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
@@ -523,7 +525,6 @@ class TRPO(OnPolicyAlgorithm):
     def _build(self) -> None:
         """Make policy and buffer."""
         super()._setup_model()
-        see_float32(self.policy)
 
     def _check_settings(self) -> None:
         check_settings(vars(self))

@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_trpo.policies import see_float32
 from sb3_trpo.trpo import TRPO
 
 
@@ -27,7 +26,6 @@ class Variant(TRPO):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self._policy_settings())
-        see_float32(policy)
         self.policy = policy.to(self.device)  # type: ignore[assignment]  # sb3-contrib's maskable one is no subclass of SB3's
         settings: dict[str, Any] = {"gamma": self.gamma, "gae_lambda": self.gae_lambda, "n_envs": self.n_envs}
         self.rollout_buffer = (self.rollout_buffer_class or kind)(
