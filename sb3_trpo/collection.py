@@ -11,7 +11,8 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import attrgetter, itemgetter, methodcaller
+from itertools import repeat
+from operator import attrgetter, contains, itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -36,8 +37,8 @@ CPU = th.device("cpu")
 LATE = ("obs_tensor", "values", "log_probs")
 """What callbacks find in their ``locals`` in SB3's loop, and seldom look at."""
 _VERSION = attrgetter("_version")
-REPORTS_EPISODE = methodcaller("__contains__", "episode")
-"""Looks for an episode's statistics in an info; mapped over those of many environments, it takes no Python code for each."""
+EPISODES = repeat("episode")
+"""The key of an episode's statistics, as often as there are environments."""
 
 
 def can_collect(
@@ -121,8 +122,8 @@ def _fill(
             _forget_seen(buffer)
             return False
 
-        if dones.any() or any(map(REPORTS_EPISODE, infos)):
-            telling = np.flatnonzero(np.logical_or(dones, [*map(REPORTS_EPISODE, infos)]))
+        if dones.any() or any(map(contains, infos, EPISODES)):  # no Python code for each of many environments
+            telling = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODES)]))
             algorithm._update_info_buffer([infos[env_index] for env_index in telling], dones[telling])
             policy.await_bootstrap(np.flatnonzero(dones), infos)
         _write_step(buffer, actions, rewards)
