@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.results_plotter import ts2xy
+
+from sb3_trpo.extras import needs
+
+with needs("Pictures need", "plots"):
+    import matplotlib as mpl
+    import pandas  # noqa: F401  # for load_results
+    from matplotlib.figure import Figure
+    from stable_baselines3.common.results_plotter import ts2xy
 
 WINDOW = 20
 """Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""

@@ -29,6 +29,7 @@ from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure,
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.distributions import unvalidated
+from sb3_trpo.extras import require_for_learning
 from sb3_trpo.inputs import minibatches_of
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.networks import Networks, read_networks
@@ -342,6 +343,7 @@ class TRPO(OnPolicyAlgorithm):
         :param progress_bar: whether to show one
         :return: the model itself
         """
+        require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
