@@ -1,5 +1,6 @@
 """Settings for every test: one thread, repeatable examples, and helpers beside the tests importable from subfolders too."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -17,3 +18,14 @@ settings.load_profile("default")
 def _torch_validates_distributions():
     """Put back what torch.compile switches off for good."""
     th.distributions.Distribution.set_default_validate_args(__debug__)
+
+
+@pytest.fixture(autouse=True)
+def _signals_have_their_usual_effect():
+    """Undo what the tests may have been started with: a shell lets its background jobs ignore SIGINT."""
+    usual = {"SIGTERM": signal.SIG_DFL, "SIGINT": signal.default_int_handler, "SIGUSR1": signal.SIG_DFL}
+    numbers = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
