@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch as th
 from hypothesis import Phase, settings
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.monitor import ResultsWriter
 
 sys.path.insert(0, str(Path(__file__).parent))
 th.set_num_threads(1)  # small matrices get slower with more, and results may differ
@@ -29,3 +31,19 @@ def _signals_have_their_usual_effect():
     yield
     for number, handler in before.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_closed(monkeypatch):
+    """Close the files that a run leaves open when it breaks off, as most of those in tests do."""
+    opened = []
+    for kind in (Logger, ResultsWriter):
+
+        def build_and_remember(self, *args, build=kind.__init__, **kwargs):
+            build(self, *args, **kwargs)
+            opened.append(self)
+
+        monkeypatch.setattr(kind, "__init__", build_and_remember)
+    yield
+    for each in opened:
+        each.close()

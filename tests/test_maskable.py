@@ -410,6 +410,7 @@ class Meddler(BaseCallback):
         return True
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @each_loop
 @each_space
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -425,6 +426,7 @@ def test_the_buffer_holds_the_masks_and_actions_that_the_environments_saw(space,
     assert len(np.unique(masks, axis=0)) > 10
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @each_loop
 @each_space
 def test_the_update_reads_the_masks_that_the_environments_saw(space, loop):
