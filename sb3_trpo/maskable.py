@@ -12,27 +12,11 @@ acted.
 
 from __future__ import annotations
 
-try:
-    import sb3_contrib  # noqa: F401  # only to tell whether it is there
-except ImportError as error:
-    raise ImportError("MaskableTRPO needs sb3-contrib: pip install 'sb3-trpo[contrib]'") from error
-
 import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-from sb3_contrib.common.maskable.distributions import (
-    MaskableBernoulliDistribution,
-    MaskableCategoricalDistribution,
-    MaskableMultiCategoricalDistribution,
-)
-from sb3_contrib.common.maskable.policies import (
-    MaskableActorCriticCnnPolicy,
-    MaskableActorCriticPolicy,
-    MaskableMultiInputActorCriticPolicy,
-)
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
@@ -41,11 +25,25 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo import drawing, networks
 from sb3_trpo.callback_locals import OwnLocals
 from sb3_trpo.collection import ROLLOUT_POLICIES, RolloutPolicy
+from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.inputs import number_in
 from sb3_trpo.masks import IMPOSSIBLE, Acting, MaskedPolicy, checked_masks, masks_from, require_masks
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.rollout import DIRECT_BUFFERS
 from sb3_trpo.variants import Variant
+
+with needs(*CONTRIB):
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableBernoulliDistribution,
+        MaskableCategoricalDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.policies import (
+        MaskableActorCriticCnnPolicy,
+        MaskableActorCriticPolicy,
+        MaskableMultiInputActorCriticPolicy,
+    )
 
 
 class MlpPolicy(SeparateExtractors, MaskableActorCriticPolicy):

@@ -12,13 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBufferSamples, MaskableRolloutBufferSamples
-from sb3_contrib.common.maskable.distributions import (
-    MaskableCategoricalDistribution,
-    MaskableDistribution,
-    MaskableMultiCategoricalDistribution,
-)
-from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, get_action_masks, is_masking_supported
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -26,8 +19,18 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions import Family, ProductOfCategoricals, family
+from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.inputs import Inputs, action_distribution, inputs_in, observations_in, restrict, state_values
 from sb3_trpo.numerics.fisher import Outputs
+
+with needs(*CONTRIB):
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBufferSamples, MaskableRolloutBufferSamples
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableCategoricalDistribution,
+        MaskableDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, get_action_masks, is_masking_supported
 
 IMPOSSIBLE = -1e8
 """Logit of a masked action, as in sb3-contrib."""

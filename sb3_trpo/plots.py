@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from stable_baselines3.common.monitor import load_results
-from stable_baselines3.common.results_plotter import ts2xy
+
+from sb3_trpo.extras import needs
+
+with needs("Pictures need", "plots"):
+    import pandas  # noqa: F401  # for load_results
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from stable_baselines3.common.results_plotter import ts2xy
 
 WINDOW = 20
 """Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""

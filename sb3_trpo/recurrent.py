@@ -11,11 +11,6 @@ Gradients and Fisher products go through the LSTM over whole episodes, or what o
 
 from __future__ import annotations
 
-try:
-    import sb3_contrib  # noqa: F401  # only to tell whether it is there
-except ImportError as error:
-    raise ImportError("RecurrentTRPO needs sb3-contrib: pip install 'sb3-trpo[contrib]'") from error
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,24 +19,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.maskable.distributions import MaskableDistribution, MaybeMasks, make_masked_proba_distribution
-from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
-from sb3_contrib.common.recurrent.policies import (
-    RecurrentActorCriticCnnPolicy,
-    RecurrentActorCriticPolicy,
-    RecurrentMultiInputActorCriticPolicy,
-)
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.masks import Masked, MaskedBy, options_of, require_masks
 from sb3_trpo.policies import SeparateExtractors
 from sb3_trpo.sequences import fresh_states, inputs_at
 from sb3_trpo.variants import Variant
+
+with needs(*CONTRIB):
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.maskable.distributions import MaskableDistribution, MaybeMasks, make_masked_proba_distribution
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+    from sb3_contrib.common.recurrent.policies import (
+        RecurrentActorCriticCnnPolicy,
+        RecurrentActorCriticPolicy,
+        RecurrentMultiInputActorCriticPolicy,
+    )
 
 
 class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):

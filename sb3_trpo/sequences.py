@@ -17,15 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.critic import SquaredErrors, squared_errors
+from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.inputs import (
     Inputs,
     action_distribution,
@@ -47,6 +45,11 @@ from sb3_trpo.rollout import (
     spread_inputs,
     taken,
 )
+
+with needs(*CONTRIB):
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
 
 
 class Sequences(NamedTuple):

@@ -40,7 +40,9 @@ from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure,
 from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.distributed import ALONE, Ranks
 from sb3_trpo.distributions import unvalidated
+from sb3_trpo.extras import require_for_learning
 from sb3_trpo.inputs import minibatches_of
+from sb3_trpo.keywords import explains_unknown_keywords
 from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
 from sb3_trpo.networks import Networks, read_networks
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
@@ -110,6 +112,7 @@ class TRPO(OnPolicyAlgorithm):
     :param chunk_size: transitions differentiated at a time, which bounds memory; ``None`` chooses by observation size
     :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``; ``None`` does if
         there are any (``WORLD_SIZE > 1``, or a process group is there)
+    :raises TypeError: if a keyword is unknown, with what takes its place
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
     """
@@ -128,6 +131,7 @@ class TRPO(OnPolicyAlgorithm):
     _ranks: Ranks = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
+    @explains_unknown_keywords
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],
@@ -422,6 +426,7 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
         total_timesteps = timesteps_to_take(total_timesteps)
+        require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"

@@ -23,12 +23,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import optuna
-import rl_zoo3
-from huggingface_sb3 import EnvironmentName
-from rl_zoo3 import exp_manager, hyperparams_opt
-from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
-from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -36,16 +30,33 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo import TRPO, memory_tasks  # noqa: F401  # the latter for its environments
-from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.shared import first_ranks_in
-from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+from sb3_trpo import TRPO
 from sb3_trpo.crew import of_every_rank
-from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.masks import MaskedBy
-from sb3_trpo.plots import learning_curve
-from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo.extras import ZOO, MissingExtraError, needs, require
 from sb3_trpo.rendezvous import join
+from sb3_trpo.screens import pictures, prepare, shows_windows
+
+try:
+    with needs(*ZOO):
+        import optuna
+        import rl_zoo3
+        from huggingface_sb3 import EnvironmentName
+        from rl_zoo3 import exp_manager, hyperparams_opt
+        from rl_zoo3.utils import ALGOS, SimpleLinearSchedule, create_test_env, get_model_path, get_saved_hyperparams
+        from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+
+    from sb3_trpo import memory_tasks  # noqa: F401  # for its environments
+    from sb3_trpo.checkpoint import ResumableCheckpoint
+    from sb3_trpo.checkpoint.shared import first_ranks_in
+    from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+    from sb3_trpo.maskable import MaskableTRPO
+    from sb3_trpo.masks import MaskedBy
+    from sb3_trpo.plots import learning_curve
+    from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+except MissingExtraError as error:
+    if __name__ == "__main__":
+        sys.exit(str(error))  # who types a command wants no traceback
+    raise
 
 ALGORITHMS: dict[str, type[TRPO]] = {
     "trpo": TRPO,
@@ -55,6 +66,19 @@ ALGORITHMS: dict[str, type[TRPO]] = {
 }
 SCHEDULES = ("target_kl", "ent_coef")
 """Settings that a configuration may give as ``lin_<initial value>``, besides RL Zoo's own."""
+SCRIPTS = {
+    "train": "train an agent; with -optimize, search for hyperparameters",
+    "report": "evaluate a finished run, draw its learning curve, say where its files are",
+    "enjoy": "watch a trained agent in a window; with --no-render, let it play unseen",
+    "record_video": "record a video of a trained agent",
+    "record_training": "record videos of a run's checkpoints and join them",
+    "plot_train": "plot what runs collected while they trained",
+    "all_plots": "plot the evaluations of several algorithms and environments, and tabulate them",
+    "plot_from_file": "plot again what all_plots has saved",
+    "push_to_hub": "upload a trained agent to the Hugging Face hub",
+    "load_from_hub": "download one from there; unpickling it can run any code",
+}
+"""What each script does; all but ``report`` are RL Zoo's."""
 FUNCTIONS = {
     "train": "rl_zoo3.train",
     "enjoy": "rl_zoo3.enjoy",
@@ -62,11 +86,9 @@ FUNCTIONS = {
     "plot_from_file": "rl_zoo3.plots.plot_from_file",
     "all_plots": "rl_zoo3.plots.all_plots",
 }
-"""RL Zoo's scripts that are functions, named like their module."""
+"""RL Zoo's scripts that are functions, named like their module; it has the others as modules that run."""
 NOTE = "rl_zoo.json"
 """Beside checkpoints: which log folder and seed they go with."""
-MODULES = ("record_video", "record_training", "push_to_hub", "load_from_hub")
-"""RL Zoo's scripts that run as modules."""
 
 
 def config_file(algo: str) -> Path:
@@ -267,9 +289,11 @@ class MaskedTestEnv:
         self._predict = predict
         self._env: VecEnv | None = None
 
-    def __call__(self, *args: Any, **kwargs: Any) -> VecEnv:
-        """Make one by RL Zoo's ``create_test_env``."""
-        self._env = create_test_env(*args, **kwargs)
+    def __call__(self, env_id: str, **kwargs: Any) -> VecEnv:
+        """Make one by RL Zoo's ``create_test_env``, if it can be rendered as it is asked to be."""
+        mode = (kwargs.get("env_kwargs") or {}).get("render_mode", "human")
+        prepare(env_id, mode if kwargs.get("should_render", True) else None)
+        self._env = create_test_env(env_id, **kwargs)
         return self._env
 
     def predict(
@@ -354,21 +378,31 @@ def report(arguments: Sequence[str] | None = None) -> None:
     returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
     picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
 
-    run_id = run_folder.rsplit("_", 1)[-1]
+    run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.rsplit('_', 1)[-1]}"
     print(
         f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
         f"Model:            {model_file}\n"
         f"Learning curve:   {picture}\n"
-        f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo enjoy --algo {args.algo} --env {args.env.gym_id} "
-        f"-f {args.folder} --exp-id {run_id}"
+        f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo {_way_to_watch(args.env.gym_id).format(run=run)}"
     )
 
 
+def _way_to_watch(env_id: str) -> str:
+    """Choose the script, and its arguments, that works on this machine."""
+    if shows_windows():
+        return "enjoy {run}"
+    return "enjoy {run} --no-render" if pictures(env_id) is None else "record_video {run}"
+
+
 def _run_function(verb: str) -> None:
-    getattr(importlib.import_module(FUNCTIONS[verb]), verb)()
+    with needs(*ZOO):
+        module = importlib.import_module(FUNCTIONS[verb])
+    getattr(module, verb)()
 
 
 def _run_module(verb: str) -> None:
+    if verb.startswith("record"):
+        require(*ZOO, "moviepy")
     rl_zoo_call = subprocess.call
 
     def call(command: Sequence[str], **kwargs: Any) -> int:
@@ -383,18 +417,28 @@ def _run_module(verb: str) -> None:
 
 def main() -> None:
     """Run the script that the first argument names, with the others."""
-    scripts: dict[str, Callable[[], None]] = {"report": report}
-    scripts |= {verb: partial(_run_function, verb) for verb in FUNCTIONS}
-    scripts |= {verb: partial(_run_module, verb) for verb in MODULES}
-    verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    if verb not in scripts:
-        known = ", ".join(scripts)
-        sys.exit(f"usage: python -m sb3_trpo.zoo SCRIPT [ARGUMENT ...]\nSCRIPT is {verb!r}, but must be one of {known}.")
+    parser = argparse.ArgumentParser(
+        "python -m sb3_trpo.zoo",
+        usage="%(prog)s SCRIPT [ARGUMENT ...]",
+        description="RL Zoo's scripts with TRPO. SCRIPT --help lists the arguments of one.",
+        epilog="\n".join(["scripts:", *(f"  {script:16} {what}" for script, what in SCRIPTS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("script", choices=SCRIPTS, help=argparse.SUPPRESS)
+    if len(sys.argv) < 2:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    verb = parser.parse_args(sys.argv[1:2]).script
     sys.argv = [f"{sys.argv[0]} {verb}", *sys.argv[2:]]
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end; the first rank prints
     install()
-    scripts[verb]()
+    if verb == "report":
+        report()
+    elif verb in FUNCTIONS:
+        _run_function(verb)
+    else:
+        _run_module(verb)
 
 
 if __name__ == "__main__":

@@ -54,5 +54,6 @@ class Script:
         printed = self.stdout.read()
         self._process.join(timeout)
         self.stdout.close()
-        self._errors.seek(0)
-        return printed, self._errors.read()
+        with self._errors:
+            self._errors.seek(0)
+            return printed, self._errors.read()

@@ -18,7 +18,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 VARIANTS = {f"sb3_trpo.{name}" for name in ("variants", "masks", "maskable", "sequences", "recurrent")}
-TOOLS = {"sb3_trpo.zoo", "sb3_trpo.plots"}
+TOOLS = {"sb3_trpo.zoo", "sb3_trpo.plots", "sb3_trpo.screens"}
 CHECKPOINTS = {name for name in MODULES if name.startswith("sb3_trpo.checkpoint")}
 CORE = sorted(MODULES.keys() - VARIANTS - TOOLS - CHECKPOINTS)
 CORE_DEPENDENCIES = {"torch", "stable_baselines3", "gymnasium", "numpy"}

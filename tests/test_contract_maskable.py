@@ -119,6 +119,7 @@ def test_a_loaded_model_predicts_and_goes_on_as_the_saved_one(name, tmp_path):
     assert same_parameters(loaded.policy, model.policy)
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @pytest.mark.parametrize("name", ACTIONS)
 def test_predict_obeys_one_mask_or_one_for_each_environment(name):
     model, env = model_of(strict(name)), DummyVecEnv([partial(strict, name)] * 4)

@@ -65,6 +65,7 @@ def log_of(model):
     return dict(model.logger.name_to_value)
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @pytest.mark.parametrize("name", RUNS)
 def test_policies_are_learnt_saved_and_loaded_with_their_memory(name, tmp_path):
     model = made(name)
@@ -94,6 +95,7 @@ def trajectory(model, **options):
     return seen
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_memory_is_handed_on_and_forgotten_at_an_episodes_start(algorithm):
     model = small_model(algorithm, policy_kwargs={"n_lstm_layers": 2})
@@ -286,6 +288,7 @@ def test_masks_that_allow_nothing_or_do_not_fit_are_refused_by_place():
         small_model(MaskableRecurrentTRPO, RandomEnv()).learn(24)
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 def test_predictions_obey_masks_and_hand_memory_on():
     model = small_model(MaskableRecurrentTRPO)
     observations, masks = np.zeros((300, 3), np.float32), np.tile([True, False, True], (300, 1))
@@ -304,6 +307,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @pytest.mark.parametrize(("algorithm", "of_env", "options"), RESUMED.values(), ids=RESUMED)
 def test_a_run_that_crashes_ends_like_one_that_does_not(algorithm, of_env, options, tmp_path):
     def train(folder, crash):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -412,6 +410,7 @@ class Meddler(BaseCallback):
         return True
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @each_loop
 @each_space
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -427,6 +426,7 @@ def test_the_buffer_holds_the_masks_and_actions_that_the_environments_saw(space,
     assert len(np.unique(masks, axis=0)) > 10
 
 
+@pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @each_loop
 @each_space
 def test_the_update_reads_the_masks_that_the_environments_saw(space, loop):
@@ -779,25 +779,6 @@ def test_predict_refuses_masks_that_allow_nothing_or_have_the_wrong_size(space):
     for masks in (np.ones(n_options + 1), np.ones((1, n_options - 1))):
         with pytest.raises(ValueError, match=f"needs {n_options} flags"):
             model.predict(one, action_masks=masks)
-
-
-def test_importing_without_sb3_contrib_says_what_to_install():
-    program = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "sb3_contrib":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Missing())
-import sb3_trpo
-sb3_trpo.TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
-try:
-    import sb3_trpo.maskable
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert "pip install 'sb3-trpo[contrib]'" in done.stdout
 
 
 # Learning.

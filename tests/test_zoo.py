@@ -77,13 +77,22 @@ def test_enjoy_loads_our_class(trained, run_zoo, monkeypatch, capsys):
     assert "Mean reward" in capsys.readouterr().out
 
 
-def test_report_evaluates_draws_and_says_where_everything_is(trained, run_zoo, capsys):
+@pytest.mark.parametrize(
+    ("has_window", "pictures", "way"),
+    [(True, None, "enjoy {}"), (False, {"MUJOCO_GL": "egl"}, "record_video {}"), (False, None, "enjoy {} --no-render")],
+)
+def test_report_evaluates_draws_and_names_a_way_to_watch_that_works_here(
+    has_window, pictures, way, trained, run_zoo, capsys, monkeypatch
+):
+    monkeypatch.setattr(zoo, "shows_windows", lambda: has_window)
+    monkeypatch.setattr(zoo, "pictures", lambda _: pictures)
     run_zoo("report", "--env", "CartPole-v1", "-f", trained.parents[1], "--episodes", 3)
     printed = capsys.readouterr().out
     assert "over 3 episodes" in printed
     assert str(trained / "CartPole-v1.zip") in printed
     assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "sb3_trpo.zoo enjoy --algo trpo --env CartPole-v1" in printed
+    run = f"--algo trpo --env CartPole-v1 -f {trained.parents[1]} --exp-id 1"
+    assert printed.endswith(f"-m sb3_trpo.zoo {way.format(run)}\n")
 
 
 def test_hyperparameter_search_runs_our_class(run_zoo, tmp_path, monkeypatch):
@@ -118,9 +127,23 @@ def test_schedules_in_a_configuration_become_functions(run_zoo, tmp_path):
     assert model.n_steps == 32, "--conf-file goes before our own settings"
 
 
-def test_an_unknown_script_is_refused_with_the_known_ones(run_zoo):
-    with pytest.raises(SystemExit, match=r"'trian'.*train, enjoy, plot_train"):
+@pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_the_scripts_are_listed_with_what_each_does(arguments, status, run_zoo, capsys):
+    with pytest.raises(SystemExit) as done:
+        run_zoo(*arguments)
+    out, error = capsys.readouterr()
+    assert done.value.code == status
+    printed = error if status else out
+    assert printed.startswith("usage: python -m sb3_trpo.zoo SCRIPT")
+    for script in ("report", *zoo.FUNCTIONS, "record_video", "record_training", "push_to_hub", "load_from_hub"):
+        assert re.search(rf"^  {script} +\w+ ", printed, re.MULTILINE), script
+
+
+def test_an_unknown_script_is_refused_with_the_known_ones(run_zoo, capsys):
+    with pytest.raises(SystemExit) as done:
         run_zoo("trian")
+    assert done.value.code == 2
+    assert re.search(r"'trian' \(choose from '?train'?, '?report'?, '?enjoy", capsys.readouterr().err)
 
 
 def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo, monkeypatch):

@@ -41,15 +41,24 @@ def heed_signals(env: Any) -> None:
     :param env: of the worker
     """
     for number, handler in _put_aside.items():
-        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _put_back(number, handler)
     _put_aside.clear()
+
+
+def _put_back(number: int, handler: Handler) -> None:
+    """Install a handler that was there before; one that was not installed from Python (``None``) is beyond reach."""
+    if handler is None:
+        handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL  # Python's own
+    signal.signal(number, handler)
 
 
 class StopRequest:
     """
     Listens for signals while it is entered; the handlers from before are put back afterwards.
 
-    A second SIGINT has its usual effect at once: whoever presses Ctrl-C twice means it.
+    It hears them also where they were ignored before, as in a shell script's background jobs: whoever sends one wants the run
+    to end well. A second SIGINT has its usual effect at once: whoever presses Ctrl-C twice means it. Where that would be none,
+    because SIGINT was ignored, it raises ``KeyboardInterrupt``.
 
     :param venvs: whose workers must not die of the signals
     """
@@ -81,18 +90,24 @@ class StopRequest:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop listening."""
         for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            _put_back(number, handler)
         for base in self._bases if self._handlers else ():
             _release(base)
         self._handlers = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_child = os.getpid() != self._owner  # forked meanwhile, and not meant to go on
-        if is_child or (self.received is not None and number == signal.SIGINT):
-            previous = self._handlers[number]
-            signal.signal(number, signal.SIG_DFL if previous is None else previous)
-            os.kill(os.getpid(), number)
+        previous = self._handlers[number]
+        if os.getpid() != self._owner:  # forked meanwhile, and not meant to go on
+            _pass_on(number, previous)
+        elif self.received is not None and number == signal.SIGINT:
+            _pass_on(number, signal.default_int_handler if previous == signal.SIG_IGN else previous)
         self.received = self.received or signal.Signals(number).name
+
+
+def _pass_on(number: int, handler: Handler) -> None:
+    """Let another handler have the signal, this one and all that follow."""
+    _put_back(number, handler)
+    os.kill(os.getpid(), number)
 
 
 def _release(base: SubprocVecEnv) -> None:

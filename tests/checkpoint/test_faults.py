@@ -116,8 +116,16 @@ def test_ctrl_c_reaches_the_workers_too_and_they_stay(tmp_path):
     assert read(checkpoints_in(tmp_path / "run")[0]).n_timesteps == 2 * ITERATION
 
 
-def test_a_second_ctrl_c_interrupts_at_once(tmp_path):
-    process = start("Hopper-v5", tmp_path, 500 * ITERATION)
+def start_in_the_background(task, folder, total):
+    """Start a run as a shell script does in the background: SIGINT is ignored."""
+    command = [sys.executable, run_to_be_killed.__file__, task, str(folder), str(total)]
+    shell = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command]
+    return subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("start_run", [start, start_in_the_background])
+def test_a_second_ctrl_c_interrupts_at_once(start_run, tmp_path):
+    process = start_run("Hopper-v5", tmp_path, 500 * ITERATION)
     assert wait_for(process, "collect", 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.01)

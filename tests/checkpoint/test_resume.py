@@ -26,6 +26,9 @@ from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.simulators import ask
 
+# VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
+
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 640, 64
 WORKERS = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
@@ -150,6 +153,7 @@ class Counting(BaseCallback):
         return True
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* was made on the way to:UserWarning")  # on purpose
 def test_a_longer_total_extends_a_finished_run(tmp_path):
     TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(TOTAL, callback=ResumableCheckpoint(tmp_path, verbose=0))
     longer, counter = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Counting()
@@ -174,6 +178,7 @@ def test_a_callback_that_ends_the_run_ends_it_at_the_same_step_again(tmp_path):
     assert pieces == whole
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* was made on the way to:UserWarning")  # on purpose
 def test_the_progress_bar_counts_what_is_left(tmp_path, monkeypatch):
     from stable_baselines3.common import callbacks
 

@@ -60,6 +60,80 @@ def test_the_handler_of_the_script_gets_the_second_interrupt():
         signal.signal(signal.SIGINT, previous)
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_that_were_ignored_before_are_heard_and_ignored_again_afterwards(number):
+    signal.signal(number, signal.SIG_IGN)
+    with StopRequest([]) as stop:
+        os.kill(os.getpid(), number)
+        assert stop.received == signal.Signals(number).name
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("before", ["ignored", "installed from C", "Python's own"])
+def test_the_second_interrupt_interrupts_whatever_was_there_before(before, monkeypatch):
+    if before == "ignored":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if before == "installed from C":
+        forget_what_was_there(monkeypatch)
+    with pytest.raises(KeyboardInterrupt), StopRequest([]) as stop:  # noqa: PT012  # the whole run
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.received == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if before == "ignored" else signal.default_int_handler)
+
+
+def forget_what_was_there(monkeypatch):
+    """Answer like Python where a handler was not installed from Python: that there is one, but not which."""
+    install = signal.signal
+
+    def install_and_forget(number, handler):
+        previous = install(number, handler)
+        return None if previous in (signal.SIG_DFL, signal.default_int_handler) else previous
+
+    monkeypatch.setattr(signal, "signal", install_and_forget)
+
+
+def test_handlers_that_cannot_be_put_back_leave_pythons_own(monkeypatch):
+    forget_what_was_there(monkeypatch)
+    before = handlers()
+    with StopRequest([]):
+        assert handlers() != before
+    assert handlers() == before == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_that_ignored_signals_before_ignore_them_afterwards(method):
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": method})
+    ignoring = [str(signal.SIG_IGN)] * 3
+    assert ask(venv, 0, worker_handlers) == ignoring
+    with StopRequest([venv]) as stop:
+        os.kill(venv.processes[0].pid, signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+        assert ask(venv, 0, worker_handlers) == ignoring
+    assert ask(venv, 0, worker_handlers) == ignoring
+    venv.close()
+
+
+def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with StopRequest([]):
+        context = multiprocessing.get_context("fork")
+        is_there = context.Event()
+        child = context.Process(target=say_and_sleep, args=(is_there,))
+        child.start()
+        assert is_there.wait(20)
+        child.terminate()
+        child.join(0.5)
+        assert child.exitcode is None
+        child.kill()
+        child.join(20)
+
+
 def test_workers_ignore_the_signals_for_as_long_as_it_listens():
     venv = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
     before = [ask(venv.venv, index, worker_handlers) for index in range(2)]

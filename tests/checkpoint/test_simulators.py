@@ -38,6 +38,9 @@ from sb3_trpo.checkpoint.recording import Recorder
 from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED, EnvState, ask, describe, get_state, set_state
 
+# VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
+pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
+
 CLOCKS = frozenset(("t",))
 """Seconds that monitors report."""
 CLASSIC = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1")
@@ -180,7 +183,7 @@ WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
     "TimeAwareObservation": wrappers.TimeAwareObservation,
     "StickyAction": lambda env: wrappers.StickyAction(env, 0.5),
     "ClipAction": wrappers.ClipAction,
-    "RescaleAction": lambda env: wrappers.RescaleAction(env, -1.0, 1.0),
+    "RescaleAction": lambda env: wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0)),
     "ClipReward": lambda env: wrappers.ClipReward(env, -1.0, 1.0),
     "TransformObservation": lambda env: wrappers.TransformObservation(env, lambda seen: 2 * seen, env.observation_space),
     "TransformReward": lambda env: wrappers.TransformReward(env, lambda reward: reward / 2),
