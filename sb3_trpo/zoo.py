@@ -16,7 +16,9 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,8 +185,8 @@ class ExperimentManager(RlZooManager):
         :return: the environments
         """
         make = partial(make_vec_env, start_index=0 if eval_env else self._ranks.rank * n_envs)
-        with mock.patch.object(exp_manager, "make_vec_env", make):
-            envs: VecEnv = super().create_envs(n_envs, eval_env, no_log)
+        with nullcontext() if self._ranks.is_first else mock.patch.object(exp_manager, "make_vec_env", make):
+            envs: VecEnv = super().create_envs(n_envs, eval_env, no_log)  # by several threads, in a search
         return envs
 
     def learn(self, model: Any) -> None:
@@ -278,9 +280,9 @@ def evaluate(model: Any, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
     return evaluate_policy(MaskedBy(model, env) if isinstance(model, MaskableTRPO) else model, env, *args, **kwargs)
 
 
-class MaskedTestEnv:
+class MaskedTestEnv(threading.local):
     """
-    What makes environments for RL Zoo's scripts, which know of no masks: masked models then ask the last one for them.
+    What makes environments for RL Zoo's scripts, which know of no masks: masked models then ask their thread's last one.
 
     :param predict: of ``MaskableTRPO``
     """
