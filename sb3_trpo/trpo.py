@@ -342,7 +342,7 @@ class TRPO(OnPolicyAlgorithm):
             warnings.warn(
                 f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
                 "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: "
-                "an environment or wrapper that writes into arrays it has returned; weights that a callback has changed; a "
+                "an environment or wrapper that writes into arrays it has returned; weights that have changed since; a "
                 "rollout buffer or policy of your own that changes observations or actions on the way, or that draws random "
                 "numbers; squashed actions at their bounds.",
                 UserWarning,

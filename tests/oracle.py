@@ -6,6 +6,7 @@ Also the policies and transitions to compare on, and interrupts at chosen moment
 SB3's ``preprocess_obs`` casts every observation to float32, so :func:`make_policy` has the features extractors cast back.
 """
 
+import gc
 import math
 import sys
 from collections import OrderedDict
@@ -187,7 +188,7 @@ class DensePolicy:
 @contextmanager
 def interrupt_at(moment: int) -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` where Python would deliver a signal: at a function's start or after a call into C."""
-    left = moment
+    left, collects = moment, gc.isenabled()
 
     def profile(frame, event, argument):
         nonlocal left
@@ -196,11 +197,14 @@ def interrupt_at(moment: int) -> Iterator[None]:
             sys.setprofile(None)
             raise KeyboardInterrupt
 
+    gc.disable()  # hypothesis times collections by a callback, in which the interrupt would be lost
     sys.setprofile(profile)
     try:
         yield
     finally:
         sys.setprofile(None)
+        if collects:
+            gc.enable()
 
 
 class _GetDistribution(th.nn.Module):

@@ -77,6 +77,7 @@ def test_the_same_seed_gives_the_same_parameters(policy, make_env, options):
     assert not same_parameters(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # it has moved since
 def test_the_policy_step_draws_nothing_from_torchs_generator():
     model = TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_critic_updates": 0}).learn(64)
     state = th.get_rng_state()

@@ -86,6 +86,7 @@ def test_preference_comparisons_train(venv, tmp_path):
     assert parameters_of(agent.algorithm) != before
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")  # imitation's own log
 def test_a_policy_cloned_from_demonstrations_goes_on_learning(venv, tmp_path):
     model = learner(venv)
     before = parameters_of(model)

@@ -139,7 +139,7 @@ def test_odd_spaces_are_trained_on(case, is_fast, tmp_path):
     assert len(model.env.envs[0].unwrapped.seen) > 1
     observation = model.env.reset()
     actions, _ = model.predict(observation)
-    assert action_space.contains(actions[0])
+    assert action_space.contains(np.asarray(actions[0]))
     one = {key: part[0] for key, part in observation.items()} if isinstance(observation, dict) else observation[0]
     assert action_space.contains(np.asarray(model.predict(one)[0], action_space.dtype))
     evaluate_policy(model, Strict(observation_space, action_space), n_eval_episodes=2, warn=False)
