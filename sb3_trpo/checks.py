@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -124,11 +125,11 @@ def timesteps_to_take(total: Any) -> float:
     :return: the least integer that is not below it, or infinity
     :raises ValueError: if it is not a number
     """
-    if isinstance(total, Integral):
-        return int(total)
     try:
-        number = math.nan if isinstance(total, (str, bytes, bytearray)) else float(total)
-    except (TypeError, ValueError):
+        if isinstance(total, Integral):
+            return int(total) if math.isfinite(total) else math.nan  # which a float cannot hold
+        number = math.nan if np.asarray(total).dtype.kind in "SU" else float(total)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if math.isnan(number):
         raise ValueError(
@@ -172,7 +173,51 @@ def check_default_type() -> None:
         )
 
 
+def check_policy_class(policy: type[Any], base: type[Any]) -> None:
+    """
+    Check that a policy has the methods that the algorithm calls.
+
+    :param policy: its class
+    :param base: what it must be a kind of
+    :raises ValueError: if it is not
+    """
+    if not issubclass(policy, base):
+        raise ValueError(
+            f"policy is {policy.__name__}, but must be {base.__name__} or a subclass of it, with an actor and a critic."
+        )
+
+
+def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], aliases: Mapping[str, type[Any]]) -> None:
+    """
+    Check that one of our policies is for the observations that there are.
+
+    :param policy: its class
+    :param observation_space: of the environment
+    :param aliases: our policies by name
+    :raises ValueError: if it is for Dict observations and these are not, or the other way round
+    """
+    name = next((alias for alias, each in aliases.items() if each is policy), None)
+    is_dict = isinstance(observation_space, spaces.Dict)
+    if name is not None and name.startswith("MultiInput") is not is_dict:
+        fitting = [alias for alias in aliases if alias.startswith("MultiInput") is is_dict]
+        raise ValueError(
+            f"policy is {name!r}, but for {type(observation_space).__name__} observations it must be {' or '.join(fitting)}."
+        )
+
+
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_spaces_of(env: Any) -> None:
+    """
+    Check the spaces of an environment; what is no environment, or one of OpenAI Gym's, is SB3's to refuse or to wrap.
+
+    :param env: vectorised or not
+    :raises ValueError: if they are not supported
+    """
+    observation_space, action_space = getattr(env, "observation_space", None), getattr(env, "action_space", None)
+    if isinstance(observation_space, spaces.Space) and isinstance(action_space, spaces.Space):
+        check_spaces(observation_space, action_space)
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import repeat
 from operator import attrgetter, contains, itemgetter
 from typing import Any, cast
@@ -26,11 +25,18 @@ from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
-from sb3_trpo.floats import as_float32, quietly
+from sb3_trpo.floats import as_float32, copy_quietly
 from sb3_trpo.networks import Networks, is_patched, read_networks
 from sb3_trpo.passes import BoundPass
 from sb3_trpo.plain_spaces import Observation
-from sb3_trpo.rollout import PASS_LIMITS, compute_advantages, default_chunk_size, map_parts
+from sb3_trpo.rollout import (
+    PASS_LIMITS,
+    compute_advantages,
+    cut_off_at,
+    default_chunk_size,
+    map_parts,
+    require_finite_end,
+)
 from sb3_trpo.rollout_env import RolloutEnv, holds
 
 CPU = th.device("cpu")
@@ -139,7 +145,7 @@ def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
 def _write_seen(buffer: RolloutBuffer, observations: Observation, starts: np.ndarray | None) -> None:
     """Write what the policy sees into the buffer, before the environments may overwrite it."""
     for seen, kept in _pairs(observations, buffer):
-        quietly(partial(np.copyto, kept[buffer.pos], seen.reshape(kept.shape[1:]), casting="unsafe"))
+        copy_quietly(kept[buffer.pos], seen.reshape(kept.shape[1:]))
     buffer.episode_starts[buffer.pos] = starts
 
 
@@ -194,10 +200,10 @@ class RolloutPolicy:
         self._n_optimizer_steps = 0
         self._hook: RemovableHandle | None = None
         self._cut_off: list[tuple[int, int, Any]] = []
-        self._remember()
 
     def __enter__(self) -> RolloutPolicy:
-        """Collect."""
+        """Get ready to act."""
+        self._remember()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -217,14 +223,14 @@ class RolloutPolicy:
 
     def _remember(self) -> None:
         """Copy the weights to the CPU; act on the policy's own where it lives there."""
-        self._watch_optimizer()
-        self._marks = self._mark()
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._tensors[0].device == CPU else self._copy
         self._actor = BoundPass(acting.actor, self._buffer.n_envs, exact=True)
         self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
         self._draw = DRAWS[type(self._action_dist)](self._action_dist, self._actor.output, acting.log_std)
         self._log_std = None if acting.log_std is None else acting.log_std.detach().numpy()
+        self._watch_optimizer()
+        self._marks = self._mark()
 
     def _mark(self) -> tuple[int, bool, list[int], list[int]]:
         """Give what changes with the weights: torch counts writes, and a tensor replaced lies elsewhere."""
@@ -255,7 +261,7 @@ class RolloutPolicy:
             vectors = cast("np.ndarray", observations)
             if vectors.shape != self._input.shape:  # copying might stretch it
                 raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
-            quietly(partial(np.copyto, self._input, vectors, casting="same_kind"))
+            copy_quietly(self._input, vectors, "same_kind")
         else:
             self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
         self._actor.run()
@@ -281,10 +287,11 @@ class RolloutPolicy:
         :param infos: of all environments
         """
         for env_index in ended:
-            info = infos[env_index]
-            if info.get("terminal_observation") is not None and info.get("TimeLimit.truncated", False):
-                last = copy.deepcopy(info["terminal_observation"])  # which the environment may overwrite
-                self._cut_off.append((self._buffer.pos, env_index, self._env.plain.encode(last)))
+            last = cut_off_at(infos[env_index])
+            if last is not None:
+                require_finite_end(infos[env_index], int(env_index), self._buffer.pos)
+                copied = copy.deepcopy(last)  # for the environment may overwrite it
+                self._cut_off.append((self._buffer.pos, env_index, self._env.plain.encode(copied)))
 
     @th.no_grad()
     def values_at(self, observations: Observation) -> th.Tensor:

@@ -186,6 +186,11 @@ class ValidationSwitch:
     def __bool__(self) -> bool:
         return bool(self.before) and threading.get_ident() not in self.threads
 
+    def __eq__(self, other: object) -> bool:  # for code that reads the switch and puts it back
+        return bool(self) == other
+
+    __hash__ = object.__hash__
+
 
 _SWITCHING = threading.Lock()
 

@@ -1,5 +1,5 @@
 """
-Arithmetic that may underflow or overflow by intent, whatever NumPy has been told to do about it.
+Arithmetic that may underflow or overflow by intent, whatever ``np.seterr`` says.
 
 ``np.seterr(all="raise")``, which SB3's guide on NaN advises, is meant for what goes wrong. A product of many discount factors
 that falls below the smallest number is 0, as it should be, and a number that is too large for the policy is named by
@@ -9,11 +9,12 @@ that falls below the smallest number is 0, as it should be, and a number that is
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Casting = Literal["same_kind", "unsafe"]
 
 
 def quietly(compute: Callable[[], T]) -> T:
@@ -30,6 +31,21 @@ def quietly(compute: Callable[[], T]) -> T:
     except (FloatingPointError, RuntimeWarning):
         with np.errstate(all="ignore"):
             return compute()
+
+
+def copy_quietly(target: np.ndarray, source: np.ndarray, casting: Casting = "unsafe") -> None:
+    """
+    Copy numbers, without complaints about rounding to 0 or infinity; :func:`quietly` would cost more at each step.
+
+    :param target: what to write into
+    :param source: of the same shape
+    :param casting: what ``np.copyto`` may do to the type
+    """
+    try:
+        np.copyto(target, source, casting)
+    except (FloatingPointError, RuntimeWarning):
+        with np.errstate(all="ignore"):
+            np.copyto(target, source, casting)
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ INSTEAD = {
     "use_rms_prop": "policy_kwargs=dict(optimizer_class=...) chooses the critic's optimizer, Adam by default",
     "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=dict(eps=...)) sets it for the critic's optimizer",
 }
-"""What takes the place of the keywords of SB3's PPO and A2C that TRPO has not."""
+"""What takes the place of the keywords of SB3's PPO and A2C that TRPO does not have."""
 RENAMED = {
     "max_kl": "target_kl",
     "timesteps_per_batch": "n_steps",
@@ -33,7 +33,7 @@ RENAMED = {
 
 def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, None]:
     """
-    Let a constructor refuse keywords that it has not by saying what takes their place.
+    Let a constructor refuse keywords that it does not have by saying what takes their place.
 
     :param constructor: with all its keywords in its signature, which stays as it is
     :return: the same, with a more helpful ``TypeError``

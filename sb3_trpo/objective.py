@@ -74,7 +74,8 @@ class PolicyObjective:
             weight += chunk.weight
         mean_surrogate, mean_entropy, squared_error = self.mean(sums, weight).tolist()
         error = math.sqrt(squared_error)
-        is_rounding = error > self.tolerance and self._rounding_error(snapshots) > error / 4.0  # of the same order
+        # Of the same order; large differences are no measure of each other, but rounding must not cause them at all.
+        is_rounding = error > self.tolerance and self._rounding_error(snapshots) > min(error, 1.0) / 4.0
         model = LocalModel(
             self.parameters,
             mean_surrogate,
@@ -88,21 +89,25 @@ class PolicyObjective:
     @th.no_grad()
     def _rounding_error(self, snapshots: Sequence[Outputs]) -> float:
         """
-        Estimate by how much rounding may change log-probabilities: let every parameter round the other way.
+        Estimate by how much rounding may change log-probabilities: move every parameter to the next number above it.
 
         Rounding errors of a sum are like changes of its terms in their last digit (Higham 2002, Accuracy and Stability of
         Numerical Algorithms, section 3.1). ``KL = E[(d log p)^2] / 2`` for small changes turns a divergence into their size.
+        Whatever happens, interrupts included, the parameters end as they were, bit for bit.
 
         :param snapshots: z at the present parameters, a tuple for each chunk
-        :return: root mean square, in nats
+        :return: root mean square, in nats; infinite if the policy becomes NaN
         """
         old = [parameter.detach().clone() for parameter in self.parameters]
         places = [parameter.data for parameter in self.parameters]  # autograd counts no writes there: its graphs stay valid
         try:
             assign(places, [th.nextafter(value, th.full_like(value, math.inf)) for value in old])
-            return math.sqrt(2.0 * max(0.0, self.evaluate(snapshots).kl))
-        finally:
+            kl = self.evaluate(snapshots).kl
             assign(places, old)
+        except BaseException:  # an interrupt, too, even one in the midst of the lines above
+            assign(places, old)
+            raise
+        return math.inf if math.isnan(kl) else math.sqrt(2.0 * max(0.0, kl))
 
     def _differentiate(self, chunk: Transitions, curvatures: CurvatureStore) -> tuple[Outputs, th.Tensor, th.Tensor]:
         """

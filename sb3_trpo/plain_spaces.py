@@ -8,6 +8,7 @@ buffers are made for it. Environments, and whoever calls ``predict``, see the sp
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,17 +60,27 @@ def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
     if isinstance(space, spaces.Dict):
         parts = {key: plain(part) for key, part in space.spaces.items()}
-        return space if all(part is space.spaces[key] for key, part in parts.items()) else spaces.Dict(parts)
+        return space if all(part is space.spaces[key] for key, part in parts.items()) else dict_of(parts)
     if isinstance(space, spaces.Discrete):
         return space if space.start == 0 else spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        is_plain = space.nvec.ndim == 1 and not _start(space).any()
-        return space if is_plain else spaces.MultiDiscrete(space.nvec.ravel(), dtype=space.dtype.type)
+        is_plain = space.nvec.ndim == 1 and not _start(space).any() and space.dtype == np.int64
+        return space if is_plain else spaces.MultiDiscrete(space.nvec.ravel().astype(np.int64))  # sums fit into it
     if isinstance(space, spaces.MultiBinary):
         return space if isinstance(space.n, (int, np.integer)) else spaces.MultiBinary(int(np.prod(space.shape)))
     if isinstance(space, spaces.Box) and space.shape == ():
         return spaces.Box(space.low.reshape(1), space.high.reshape(1), dtype=space.dtype.type)
     return space
+
+
+def dict_of(parts: dict[str, spaces.Space[Any]]) -> spaces.Dict:
+    """
+    Make a Dict space that keeps the order of its parts, in which policies join them; Gymnasium sorts those of a dict.
+
+    :param parts: spaces by key
+    :return: the space
+    """
+    return spaces.Dict(OrderedDict(parts))
 
 
 def to_plain(space: spaces.Space[Any], values: Any) -> Any:
@@ -98,7 +109,8 @@ def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
     :return: likewise, in the space
     """
     leading = values.shape[: values.ndim - len(_shape(plain(space)))]
-    return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=values.dtype)
+    dtype = space.dtype if isinstance(space, spaces.MultiDiscrete) else values.dtype
+    return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
 
 
 def _start(space: spaces.Space[Any]) -> np.ndarray:

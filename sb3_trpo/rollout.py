@@ -308,16 +308,47 @@ def require_finite(buffer: RolloutBuffer, last_observation: Observation | None =
     :param last_observation: the one after the last step, whose value the returns build on; ``None`` if not known
     :raises ValueError: if observations, rewards, values, returns or advantages are not finite, naming the first place
     """
+    _require_finite(buffer, _named(buffer.observations))
     fault = None if last_observation is None else non_finite_observation(last_observation, buffer.buffer_size)
     if fault is not None:
         raise fault
-    quantities = {name: getattr(buffer, name) for name in ("rewards", "values", "returns", "advantages")}
-    for name, array in (_named(buffer.observations) | quantities).items():
+    _require_finite(buffer, {name: getattr(buffer, name) for name in ("rewards", "values", "returns", "advantages")})
+
+
+def _require_finite(buffer: RolloutBuffer, quantities: dict[str, np.ndarray]) -> None:
+    for name, array in quantities.items():
         place = _first_non_finite(array)
         if place is not None:
             joined = buffer.generator_ready and name != "rewards"  # SB3 joins (step, env) of the others
             env, step = divmod(place[0], buffer.buffer_size) if joined else (place[1], place[0])
             raise _non_finite_error(name, array[place], env, step, place[1 if joined else 2 :])
+
+
+def cut_off_at(info: dict[str, Any]) -> Any:
+    """
+    Find the last observation of an episode that a time limit cut off, whose value the returns build on.
+
+    :param info: of an environment whose episode has ended
+    :return: the observation, ``None`` if the episode ended by itself
+    """
+    return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
+
+
+def require_finite_end(info: dict[str, Any], env: int, step: int) -> None:
+    """
+    Refuse an episode whose last observation would poison the returns.
+
+    :param info: of an environment whose episode has ended
+    :param env: index of the environment
+    :param step: index of the step in the rollout
+    :raises ValueError: if a time limit cut it off at an observation that is not finite
+    """
+    last = cut_off_at(info)
+    for name, part in ({} if last is None else _named(last)).items():
+        array = np.asarray(part)
+        place = _first_non_finite(array)
+        if place is not None:
+            raise _non_finite_error(name.replace("observations", "terminal_observation"), array[place], env, step, place)
 
 
 def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, step: int) -> ValueError | None:
@@ -340,6 +371,22 @@ def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, s
                 "The policy is unchanged. Mend the environment; gymnasium.utils.env_checker.check_env finds such faults."
             )
     return non_finite_observation(observation, step)
+
+
+def unfit_type(policy: th.nn.Module) -> ValueError | None:
+    """
+    Look for weights that observations do not fit.
+
+    :param policy: that could not act
+    :return: the error to raise, or ``None`` if all are of the type in which SB3 shows observations
+    """
+    others = {parameter.dtype for parameter in policy.parameters() if parameter.is_floating_point()} - {th.float32}
+    if not others:
+        return None
+    return ValueError(
+        f"The policy's parameters are of the type {next(iter(others))}, but SB3 shows it observations in torch.float32, and "
+        "it could not act. Call model.policy.float(), or let its features extractor convert them."
+    )
 
 
 def non_finite_observation(observation: Observation, step: int) -> ValueError | None:

@@ -21,8 +21,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callback_locals import OwnLocals
 from sb3_trpo.floats import as_float32
-from sb3_trpo.plain_spaces import Observation, PlainSpaces
-from sb3_trpo.rollout import map_parts
+from sb3_trpo.plain_spaces import Observation, PlainSpaces, dict_of
+from sb3_trpo.rollout import map_parts, require_finite_end
 
 
 class RolloutEnv:
@@ -38,6 +38,8 @@ class RolloutEnv:
         self.plain = plain
 
     def __getattr__(self, name: str) -> Any:
+        if name == "venv":  # while this is being copied or unpickled
+            raise AttributeError(name)
         return getattr(self.venv, name)
 
     def step(self, actions: np.ndarray) -> Any:
@@ -56,6 +58,9 @@ class CopyingEnv(RolloutEnv):
     def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
         super().__init__(venv, plain)
         self._given: deque[tuple[Any, Observation]] = deque(maxlen=2)
+        self._n_steps = 0
+        self.infos: Any = ()
+        """Of the last step, as the environments have them."""
 
     def copied(self, observations: Observation) -> Any:
         """
@@ -73,10 +78,10 @@ class CopyingEnv(RolloutEnv):
         """
         Give observations as the environments have them.
 
-        :param plain: one of the last two results of :meth:`copied`
+        :param plain: one of the last two results of :meth:`copied`; anything else comes from the environments themselves
         :return: what it was made of
         """
-        return next(own for given, own in self._given if given is plain)
+        return next((own for given, own in self._given if given is plain), plain)
 
     def step(self, actions: np.ndarray) -> Any:
         """
@@ -84,8 +89,13 @@ class CopyingEnv(RolloutEnv):
 
         :param actions: of the plain space, one for each environment
         :return: observations of the plain space, rewards in float32, dones and infos
+        :raises ValueError: if the last observation of an episode that a time limit cut off is not finite
         """
         observations, rewards, dones, infos = super().step(actions)
+        for env_index in np.flatnonzero(dones):
+            require_finite_end(infos[env_index], int(env_index), self._n_steps)
+        self._n_steps += 1
+        self.infos = infos
         return (
             self.copied(observations),
             as_float32(np.array(rewards)),
@@ -95,9 +105,37 @@ class CopyingEnv(RolloutEnv):
 
     def _with_plain_end(self, info: dict[str, Any]) -> dict[str, Any]:
         """Bring the last observation of an episode into the plain space."""
-        if info.get("terminal_observation") is None:
-            return info
-        return {**info, "terminal_observation": self.plain.encode(info["terminal_observation"])}
+        last = info.get("terminal_observation")
+        plain = None if last is None else self.plain.encode(last)
+        return info if plain is last else {**info, "terminal_observation": plain}
+
+
+class EnvLocals(OwnLocals):
+    """
+    A callback for a loop that is given a :class:`CopyingEnv`: it sees what the environments gave.
+
+    :param callback: the callback
+    :param algorithm: whose policy acts
+    :param env: what the loop is given
+    """
+
+    def __init__(self, callback: BaseCallback, algorithm: OnPolicyAlgorithm, env: CopyingEnv) -> None:
+        super().__init__(callback, self=algorithm, env=env.venv)
+        self._algorithm = algorithm
+        self._env = env
+        self._start = callback.on_rollout_start
+        self.on_rollout_start = self._start_rollout
+
+    def _start_rollout(self) -> None:
+        """Start, and copy the observations again: a callback may have reset the environments."""
+        self._start()
+        self._algorithm._last_obs = self._env.copied(self._env.own_form(self._algorithm._last_obs))
+
+    def update_locals(self, known: dict[str, Any]) -> None:
+        """Pass the loop's variables on, with the environments' own observations and infos."""
+        if "new_obs" in known:
+            known = {**known, "new_obs": self._env.own_form(known["new_obs"]), "infos": self._env.infos}
+        super().update_locals(known)
 
 
 def collect_by(
@@ -123,7 +161,7 @@ def collect_by(
     algorithm._last_obs = copying.copied(cast("Observation", algorithm._last_obs))
     algorithm._last_episode_starts = np.array(algorithm._last_episode_starts)
     try:
-        return loop(copying, OwnLocals(callback, self=algorithm, env=env.venv), buffer, n_rollout_steps)
+        return loop(copying, EnvLocals(callback, algorithm, copying), buffer, n_rollout_steps)
     finally:
         algorithm._last_obs = copying.own_form(algorithm._last_obs)
 
@@ -143,7 +181,7 @@ def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
         actions = _of_floats(actions)
     if isinstance(seen, spaces.Dict) and isinstance(observations, dict):
         parts = {key: _holding(part, observations[key]) for key, part in seen.spaces.items()}
-        seen = seen if all(part is seen[key] for key, part in parts.items()) else spaces.Dict(parts)
+        seen = seen if all(part is seen[key] for key, part in parts.items()) else dict_of(parts)
     elif isinstance(observations, np.ndarray):
         seen = _holding(seen, observations)
     if actions is not buffer.action_space or seen is not buffer.observation_space:

@@ -27,8 +27,10 @@ from sb3_trpo.checks import (
     check_batch,
     check_default_type,
     check_policy,
+    check_policy_class,
+    check_policy_fits,
     check_settings,
-    check_spaces,
+    check_spaces_of,
     scheduled,
     timesteps_to_take,
     warn_about_batch_size,
@@ -62,6 +64,7 @@ from sb3_trpo.rollout import (
     spread_inputs,
     standardisation,
     unfit_observation,
+    unfit_type,
 )
 from sb3_trpo.rollout_env import RolloutEnv, collect_by, keep_as_seen
 
@@ -341,10 +344,10 @@ class TRPO(OnPolicyAlgorithm):
         if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
             warnings.warn(
                 f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
-                "mean square) from those that they were drawn with: it learns from something else than it did. Likely causes: "
-                "an environment or wrapper that writes into arrays it has returned; weights that have changed since; a "
-                "rollout buffer or policy of your own that changes observations or actions on the way, or that draws random "
-                "numbers; squashed actions at their bounds.",
+                "mean square) from those that they were drawn with: the update uses other data than the policy acted on. "
+                "Likely causes: an environment or wrapper that writes into arrays it has returned; weights that have changed "
+                "since; a rollout buffer or policy of your own that changes observations or actions on the way, or that draws "
+                "random numbers; squashed actions at their bounds.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -380,6 +383,7 @@ class TRPO(OnPolicyAlgorithm):
                 return general(inner, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
+            fault = fault or unfit_type(self.policy)
             if fault is None:
                 raise
             raise fault from None
@@ -510,6 +514,7 @@ class TRPO(OnPolicyAlgorithm):
         check_default_type()
         self._check_settings()
         self._ranks = join(self.distributed, self.device)
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         given = self.n_steps, self.observation_space, self.action_space
         try:
@@ -529,6 +534,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _build(self) -> None:
         """Make policy and buffer."""
+        check_policy_class(self.policy_class, ActorCriticPolicy)
         super()._setup_model()
 
     def _check_settings(self) -> None:
@@ -554,8 +560,10 @@ class TRPO(OnPolicyAlgorithm):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_spaces(env.observation_space, env.action_space)  # first, for SB3's wrappers stumble over some
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_spaces_of(env)  # before SB3's wrappers, which stumble over some
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_spaces_of(wrapped)
+        return wrapped
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:

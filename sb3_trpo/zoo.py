@@ -56,9 +56,10 @@ try:
     from sb3_trpo.plots import learning_curve
     from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 except MissingExtraError as error:
+    missing = MissingExtraError(ZOO[0], error.name or "a library", ZOO[1])  # which brings all the others
     if __name__ == "__main__":
-        sys.exit(str(error))  # who types a command wants no traceback
-    raise
+        sys.exit(str(missing))  # a command ends in a sentence, not in a traceback
+    raise missing from error
 
 ALGORITHMS: dict[str, type[TRPO]] = {
     "trpo": TRPO,
@@ -376,7 +377,10 @@ def report(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1000, help="seed of the evaluation environment")
     args = parser.parse_args(arguments)
 
-    _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
+    try:
+        _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
+    except ValueError as error:
+        sys.exit(f"{error}. Train one first: python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}")
     returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
     picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
 
@@ -435,12 +439,15 @@ def main() -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # to the end; the first rank prints
     install()
-    if verb == "report":
-        report()
-    elif verb in FUNCTIONS:
-        _run_function(verb)
-    else:
-        _run_module(verb)
+    try:
+        if verb == "report":
+            report()
+        elif verb in FUNCTIONS:
+            _run_function(verb)
+        else:
+            _run_module(verb)
+    except MissingExtraError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from runs import parameters_of
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_trpo import TRPO
 from sb3_trpo.policies import MlpPolicy
@@ -94,13 +96,38 @@ def test_anything_else_is_no_policy(policy):
 
 @pytest.mark.parametrize(
     "total",
-    ["128", b"128", None, math.nan, np.nan, [128], {}, 1j, th.tensor([1.0, 2.0]), float],
+    ["128", b"128", None, math.nan, np.nan, [128], {}, 1j, 10**400, np.array("7"), th.tensor([1.0, 2.0]), float],
     ids=repr,
 )
 def test_totals_that_are_no_numbers_are_refused_before_anything_is_done(total):
     model = TRPO("MlpPolicy", Untouched(), **SMALL)
     with pytest.raises(ValueError, match=r"^total_timesteps is .*, but must be a number of environment steps"):
         model.learn(total)
+
+
+@pytest.mark.parametrize("env", [3, RandomEnv, object()], ids=["number", "class", "object"])
+def test_what_is_no_environment_is_refused_by_sb3(env):
+    with pytest.raises(ValueError, match="not a Gymnasium environment"):
+        TRPO("MlpPolicy", env, **SMALL)
+
+
+@pytest.mark.parametrize(("policy", "space", "fitting"), [("MultiInputPolicy", VECTOR, "MlpPolicy or CnnPolicy")])
+def test_a_policy_for_other_observations_is_refused(policy, space, fitting):
+    with pytest.raises(ValueError, match=f"policy is {policy!r}, but for Box observations it must be {fitting}"):
+        TRPO(policy, Untouched(space), **SMALL)
+
+
+def test_a_policy_without_actor_and_critic_is_refused():
+    with pytest.raises(ValueError, match="policy is DQNPolicy, but must be ActorCriticPolicy or a subclass"):
+        TRPO(DQNPolicy, Untouched(), **SMALL)
+
+
+def test_weights_that_observations_do_not_fit_are_named():
+    for policy in ("MlpPolicy", General):
+        model = TRPO(policy, RandomEnv(), **SMALL)
+        model.policy.double()
+        with pytest.raises(ValueError, match=r"parameters are of the type torch\.float64, but SB3 shows"):
+            model.learn(32)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +253,39 @@ def test_numbers_too_large_for_float32_are_named_with_their_place(entries, when,
     assert "in environment 0 at step " in str(refusal.value)
     assert f"in entry [1, {entries[0]}]" in str(refusal.value)
     assert parameters_of(model) == before
+
+
+class CutOff(RandomEnv):
+    """Shows something that is not finite when a time limit cuts an episode off after six steps, and never else."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__(spaces.Box(-np.inf, np.inf, (3,), np.float64), BOX_ACTION)
+        self.end = end
+
+    def step(self, action):
+        observation, reward, _, _, info = super().step(action)
+        is_over = self.n_steps == 6
+        return (np.array([0.0, self.end, 0.0]) if is_over else observation), reward, False, is_over, info
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", General], ids=["fast", "general"])
+@pytest.mark.parametrize("end", [math.inf, math.nan, 1e39])
+def test_the_last_observation_of_an_episode_is_named_too(end, policy):
+    """An activation that squashes would hide it: the returns build on its value."""
+    model = TRPO(policy, gym.wrappers.TimeLimit(CutOff(end), 6), **SMALL)
+    with pytest.raises(ValueError, match=r"non-finite terminal_observation: .* at step 5 of the rollout, in entry \[1\]"):
+        model.learn(32)
+
+
+def test_the_first_place_is_named_where_frames_are_stacked():
+    class Once(Huge):
+        def observe(self):
+            self.now += 1
+            return np.full((2, 3), 1e39 if self.now in (6, 33) else 0.0)
+
+    env = VecFrameStack(DummyVecEnv([lambda: Once(())]), 2, channels_order="first")
+    with pytest.raises(ValueError, match="at step 5 of the rollout"):
+        TRPO("MlpPolicy", env, **SMALL).learn(32)
 
 
 def test_large_numbers_of_float64_that_float32_holds_are_learned_from():

@@ -12,6 +12,7 @@ from oracle import (
     SMALL_CASES,
     DensePolicy,
     chunked,
+    interrupt_at,
     joint_kl,
     make_policy,
     make_transitions,
@@ -21,7 +22,7 @@ from oracle import (
 )
 
 from sb3_trpo.actors import AutogradActor, NetworkActor
-from sb3_trpo.distributions import unvalidated
+from sb3_trpo.distributions import family, unvalidated
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.objective import PolicyObjective
@@ -94,6 +95,48 @@ def gaussian():
 def test_all_but_gsde_and_mixed_dicts_are_plain_stacks():
     plain = [name for name, kind in kinds(CASES) if kind == "network"]
     assert plain == ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
+
+
+@pytest.mark.parametrize("kind", ["autograd", "network"])
+def test_the_rollout_is_compared_with_the_policy(kind, monkeypatch):
+    """Log-probabilities are 0.3 off at two of seven states: by hand, the mean square is 2 * 0.09 / 7."""
+    setup = Setup(CASES["gaussian"], kind)
+    with th.no_grad():
+        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs, setup.transitions.actions)
+    shift = th.tensor([0.3, 0, 0, -0.3, 0, 0, 0], dtype=log_prob.dtype)
+    setup.transitions = setup.transitions._replace(old_log_prob=log_prob + shift)
+    for size in (N_STATES, 2):
+        found = setup.objective(size).local_model()
+        assert found.log_prob_error == pytest.approx(math.sqrt(0.18 / 7))
+        assert found.model.rounding == 0.0
+    assert setup.objective(tolerance=0.2).local_model().log_prob_error == pytest.approx(math.sqrt(0.18 / 7))
+    monkeypatch.setattr(PolicyObjective, "_rounding_error", lambda *_: 0.05)  # of the same order
+    found = setup.objective().local_model()
+    assert (found.log_prob_error, found.model.rounding) == (0.0, pytest.approx(0.18 / 7))
+
+
+@pytest.mark.parametrize("kind", ["autograd", "network"])
+def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_bit(kind):
+    setup = Setup(CASES["gaussian"], kind)
+    setup.transitions = setup.transitions._replace(old_log_prob=setup.transitions.old_log_prob + 1.0)
+    objective = setup.objective()
+    snapshots = [tuple(part.detach() for part in family_parameters(setup))]
+    before = [parameter.detach().numpy().tobytes() for parameter in setup.parameters]
+    for moment in range(10_000):
+        try:
+            with th.enable_grad(), interrupt_at(moment):
+                objective._rounding_error(snapshots)
+        except KeyboardInterrupt:
+            assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before, moment
+        else:
+            break
+    assert moment > 50
+    assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before
+
+
+def family_parameters(setup):
+    distribution = setup.actor.distribution(setup.transitions.inputs)
+    return family(distribution).parameters(distribution)
 
 
 def fisher_matrix(operator, n):

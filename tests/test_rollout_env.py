@@ -216,6 +216,53 @@ def test_integers_that_nobody_normalises_are_kept_as_integers():
     assert model.rollout_buffer.observations.dtype == np.int64
 
 
+class Resetting(BaseCallback):
+    """Resets the environments where a rollout starts or ends."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def _reset(self) -> None:
+        self.model._last_obs = self.training_env.reset()
+
+    def _on_rollout_start(self) -> None:
+        if self.when == "start":
+            self._reset()
+
+    def _on_rollout_end(self) -> None:
+        if self.when == "end":
+            self._reset()
+
+    def _on_step(self) -> bool:
+        return self.n_calls < 70
+
+
+@LOOPS
+@pytest.mark.parametrize("when", ["start", "end"])
+@pytest.mark.parametrize("space", [VECTOR, spaces.Discrete(4, start=5)], ids=["vector", "option"])
+def test_a_callback_may_reset_the_environments(space, when, is_fast):
+    model = TRPO(policy_for(is_fast), RandomEnv(space, BOX_ACTION), **SMALL | {"batch_size": 32})
+    assert model.learn(128, callback=Resetting(when)).num_timesteps == 70
+
+
+@LOOPS
+def test_callbacks_see_what_the_environments_gave(is_fast):
+    class Looking(BaseCallback):
+        seen: tuple = ()
+
+        def _on_step(self) -> bool:
+            infos = self.locals["infos"]
+            self.seen += (int(self.locals["new_obs"][0]), infos[0].get("terminal_observation", 5))
+            assert infos[0] is self.training_env.buf_infos[0] or isinstance(infos[0], dict)
+            return True
+
+    looking = Looking()
+    model = untrained(policy_for(is_fast), RandomEnv(spaces.Discrete(4, start=5)), looking)
+    assert min(looking.seen) >= 5
+    assert min(model._last_obs) >= 5
+
+
 class Target(RandomEnv):
     """Pays for integer actions that are near 3."""
 
@@ -291,7 +338,7 @@ class Large(RandomEnv):
 
 @LOOPS
 @pytest.mark.parametrize("activation_fn", [nn.SiLU, nn.ReLU, nn.Tanh])
-@pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e10, 1e15, 1e20])
 def test_the_policy_that_acts_stays_within_its_region_or_stays_as_it_is(size, activation_fn, is_fast):
     """The joint KL by torch's own formula, from the policy's modules; with a standard deviation of 0.05."""
     kwargs = {"activation_fn": activation_fn, "log_std_init": -3.0}
@@ -315,7 +362,7 @@ def test_the_policy_that_acts_stays_within_its_region_or_stays_as_it_is(size, ac
             assert all(map(th.equal, before, model.policy.parameters()))
 
     model.train = checked
-    is_lost = size == 1e8 and activation_fn is not nn.Tanh  # which squashes any number
+    is_lost = size >= 1e8 and activation_fn is not nn.Tanh  # which squashes any number
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model.learn(256 * 4)

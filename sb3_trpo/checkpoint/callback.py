@@ -208,9 +208,9 @@ class ResumableCheckpoint(RunKeeper):
         if beyond and not self._has_told_beyond:
             self._has_told_beyond = True
             warnings.warn(
-                f"The run has changed an absolute path, {', '.join(beyond[:3])}, and a checkpoint does not choose where files "
-                "are: after a restart it is what the script makes it. If it is no path, or matters for training, keep it in a "
-                "list, or let its owner have get_state() and set_state(state).",
+                f"The run has changed a path that is absolute, goes up or is a pathlib object, {', '.join(beyond[:3])}, and a "
+                "checkpoint does not choose where files are: after a restart it is what the script makes it. If it is no path "
+                "or matters for training, keep it in a list, or let its owner have get_state() and set_state(state).",
                 stacklevel=2,
             )
 
@@ -283,7 +283,7 @@ class ResumableCheckpoint(RunKeeper):
             warnings.warn(
                 f"The checkpoint at {self.model.num_timesteps:,} timesteps is written, but an older one could not be removed: "
                 f"{told}. Training goes on, and each checkpoint tries again. Look at who may write there and at what has "
-                "files of it open, or remove it by hand.",
+                "files of it open, or remove it by hand; its name may begin with 'removing-' by now.",
                 stacklevel=2,
             )
         self._is_cluttered = told is not None

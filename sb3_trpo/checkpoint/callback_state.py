@@ -76,7 +76,8 @@ def changed_settings(settings: dict[str, Any], marks: Marks) -> list[str]:
 
 
 def _is_same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    is_same_function = one[1] is other[1] or (isinstance(one[1], FUNCTIONS) and one[1] == other[1])  # methods are bound anew
+    # A method is bound again at each look.
+    is_same_function = one[1] is other[1] or (isinstance(one[1], FUNCTIONS) and one[1] == other[1])
     return one[0] == other[0] and is_same_function
 
 

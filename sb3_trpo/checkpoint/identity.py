@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,6 +28,8 @@ NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", 
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
 """Beginnings of the aspects that a model for evaluation must share."""
 LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "box2d", "box2d-py")
+OF_SOME_RUNS = {"ale-py": "ale_py", "box2d": "Box2D", "box2d-py": "Box2D"}
+"""Libraries that matter to runs which have imported them, by module."""
 
 
 def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:
@@ -109,7 +112,10 @@ def versions() -> dict[str, str]:
     :return: versions of libraries, and the number of torch's threads
     """
     found = {"python": platform.python_version(), "machine": platform.machine(), "torch threads": str(th.get_num_threads())}
+    idle = {name for name, module in OF_SOME_RUNS.items() if module not in sys.modules}
     for name in LIBRARIES:
+        if name in idle:
+            continue
         try:
             found[name] = version(name)
         except PackageNotFoundError:

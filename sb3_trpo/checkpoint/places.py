@@ -63,7 +63,9 @@ class Places:
         """Compare with what was there; an object that is made in the course of the run may repeat what another was given."""
         if where in self.given:
             return self.given[where] == text
-        return any(text == each for place, each in self.given.items() if place not in self.changed)
+        name = where.rpartition("/")[2]
+        alike = (each for place, each in self.given.items() if place.rpartition("/")[2] == name and place not in self.changed)
+        return bool(text) and text in alike
 
     def follow(self, changed: Iterable[str]) -> None:
         """

@@ -97,7 +97,7 @@ class Tape:
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Note the action, and take the step."""
         if self.start is None or len(self.actions) >= LONGEST:
-            self.start = None
+            self.start, self.actions, self.drawn = None, [], []
             return self._step(action)
         if self._draws:
             self.drawn += self.just_drawn()

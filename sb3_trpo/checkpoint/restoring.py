@@ -115,7 +115,9 @@ class Restorer:
             stays_function = isinstance(live, FUNCTIONS) and isinstance(node, dict) and "function" in node
             if not name.isidentifier() or name.startswith("__") or (hides and not stays_function):
                 raise MismatchError(f"{path}/{name} would hide a method of {qualified_name(type(owner))}")
-            there[name] = self.value(node, live, f"{path}/{name}")
+            made = self.value(node, live, f"{path}/{name}")
+            if not (_was_changed(node) and points_away(made)):
+                there[name] = made
 
     def items(self, content: Any, live: Any, path: str) -> list[Any]:
         """Make the items of a list or its like."""
@@ -126,10 +128,12 @@ class Restorer:
 
 
 def _is_the_scripts(name: str, node: Node, live: Any) -> bool:
-    """Tell whether an attribute is a path to leave alone; one that the run has changed is not, unless it points away."""
-    if isinstance(node, dict) and "changed" in node:
-        return points_away(node["changed"])
-    return is_file_path(name, node) or is_file_path(name, live)
+    """Tell whether an attribute is a path to leave alone; one that the run has changed is not."""
+    return not _was_changed(node) and (is_file_path(name, node) or is_file_path(name, live))
+
+
+def _was_changed(node: Node) -> bool:
+    return isinstance(node, dict) and "changed" in node
 
 
 def _make_function(restorer: Restorer, node: Node, live: Any, path: str) -> Any:

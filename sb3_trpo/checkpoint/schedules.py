@@ -92,7 +92,7 @@ def _values(setting: Any, points: Iterable[float]) -> Iterator[float | str]:
 
 def _copy_of(schedule: Callable[..., Any]) -> Callable[..., Any]:
     try:
-        return copy.copy(schedule)
+        return copy.deepcopy(schedule)
     except Exception:  # it cannot be copied
         return schedule
 

@@ -49,7 +49,7 @@ class EnvState(NamedTuple):
     node: Node
     arrays: dict[str, np.ndarray]
     opaque: dict[str, str]
-    places: Places = Places()
+    places: Places | None = None
 
 
 def get_state(env: gym.Env[Any, Any], places: Places | None = None) -> EnvState:

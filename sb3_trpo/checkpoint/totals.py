@@ -22,7 +22,7 @@ def describe_total(total: float | None) -> str:
     :param total: from :func:`plain_total`
     :return: a text
     """
-    return "no end" if total is None else f"{total:,} timesteps"
+    return "infinity" if total is None else f"{total:,} timesteps"
 
 
 def describe_progress(n_timesteps: int, total: float) -> str:

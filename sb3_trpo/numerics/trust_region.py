@@ -28,7 +28,11 @@ from sb3_trpo.numerics.flat import assign, unflatten
 from sb3_trpo.numerics.line_search import Candidate, Judgement, LineSearch, backtrack
 
 ROUNDING_SHARE = 0.01
-"""Part of the trust region's radius that rounding may take away."""
+"""
+How much of the trust region's radius rounding may make up.
+
+The mean square of what it changes log-probabilities by is about the KL that it adds to a step, if independent of the step.
+"""
 
 
 class Outcome(Enum):
@@ -107,7 +111,7 @@ class LocalModel:
     :param gradient: g, shape ``(n_parameters,)``
     :param fisher: ``v -> F v`` at the old parameters
     :param evaluate: measures L and the mean KL(old || current) at whatever the parameters are when it is called
-    :param kl_error: by how much rounding may have the KL wrong, in nats
+    :param rounding: mean square of what rounding changes log-probabilities by, in nats squared
     """
 
     parameters: Sequence[th.Tensor]
@@ -115,7 +119,7 @@ class LocalModel:
     gradient: th.Tensor
     fisher: Operator
     evaluate: Callable[[], Candidate]
-    kl_error: float = 0.0
+    rounding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -219,11 +223,11 @@ def _hindrance(model: LocalModel, gradient_norm: float, target_kl: float) -> Out
     """Name what makes a step pointless before it is begun, if anything."""
     if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
         return Outcome.NON_FINITE_GRADIENT
+    if target_kl > 0.0 and model.rounding > ROUNDING_SHARE * target_kl:  # where a gradient of 0 is noise, too
+        return Outcome.LOST_IN_ROUNDING
     if gradient_norm == 0.0:
         return Outcome.ZERO_GRADIENT
-    if target_kl == 0.0:
-        return Outcome.EMPTY_REGION
-    return Outcome.LOST_IN_ROUNDING if model.kl_error > ROUNDING_SHARE * target_kl else None
+    return Outcome.EMPTY_REGION if target_kl == 0.0 else None
 
 
 def _breakdown(solution: Solution, full_step: th.Tensor) -> Outcome | None:

@@ -115,7 +115,7 @@ FORGED = {
     "fewer actions": {"array_actions": np.array([0, 1])},
     "too few words": {"generators": np.zeros((2, 600), np.uint64)},
     "one generator": {"generators": np.zeros((1, 625), np.uint64)},
-    "a word that is too large": {"generators": np.full((2, 625), 2**40, np.uint64)},
+    "a word that is too large": {"generators": np.where(np.arange(625) == 3, 2**33, np.zeros((2, 1), np.uint64))},
     "a position beyond the words": {"generators": np.full((2, 625), 625, np.uint64)},
     "negative words": {"generators": np.full((2, 625), -1)},
     "words that are no integers": {"generators": np.full((2, 625), np.nan)},

@@ -122,6 +122,24 @@ class Counted:
         return 0.01 * 0.9**self.calls
 
 
+class Noting:
+    """A schedule that notes its calls in a list."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, progress):
+        self.calls.append(progress)
+        return 0.01 * 0.9 ** len(self.calls)
+
+
+def test_a_look_at_a_schedule_leaves_what_it_holds_alone():
+    noting = Noting()
+    for schedule in (noting, noting.__call__):
+        assert schedule_digests({"target_kl": schedule})
+        assert noting.calls == []
+
+
 def test_a_schedule_that_counts_its_calls_does_not_count_those_of_a_look_at_it():
     schedule, other = Counted(), Counted()
     assert quarters(schedule) == [0.01 * 0.9**n for n in range(1, 6)]

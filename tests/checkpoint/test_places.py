@@ -137,9 +137,9 @@ class Moving(BaseCallback):
 
 def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_warning(tmp_path):
     model, moving = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Moving(tmp_path / "files")
-    with pytest.warns(UserWarning, match="changed an absolute path") as caught:
+    with pytest.warns(UserWarning, match="changed a path that is absolute") as caught:
         model.learn(128, callback=[moving, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)])
-    told = [str(each.message) for each in caught if "changed an absolute path" in str(each.message)]
+    told = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
     assert len(told) == 1
     assert "Moving#0/current" in told[0]
     other = Moving(tmp_path / "elsewhere")
@@ -219,8 +219,17 @@ def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
 def test_no_node_points_a_path_away(away):
     assert points_away(away)
     live = Thing(log_path="mine", log="/mine")
-    Restorer({}).attributes(live, {"log_path": {"changed": away}, "log": {"changed": away}}, "v")
+    Restorer({}).attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
     assert vars(live) == {"log_path": "mine", "log": "/mine"}
+
+
+def test_only_a_path_of_the_same_name_is_taken_for_the_scripts():
+    """An attribute that comes into being during the run is state, even if something else was given the same text."""
+    places = Places({"env/0/file": "", "env/0/log_path": "runs"}, is_marking=False)
+    assert places.judge("env/0/path", "path", "") is Verdict.CHANGED
+    assert places.judge("env/0/file", "file", "") is Verdict.LEFT
+    assert places.judge("env/0/inner/path", "path", "runs") is Verdict.CHANGED
+    assert places.judge("env/0/inner/log_path", "log_path", "runs") is Verdict.LEFT
 
 
 @pytest.mark.parametrize("near", ["", "LRL", "a/b", "a..b/c", "...", None, 5])

@@ -445,9 +445,9 @@ def test_a_run_without_end_goes_on_without_end(tmp_path, capsys):
 
 def test_an_end_that_comes_or_goes_is_told(tmp_path):
     endless(tmp_path, 70, verbose=0)
-    with pytest.warns(UserWarning, match="on the way to no end, and this run goes to 128 timesteps: schedules follow"):
+    with pytest.warns(UserWarning, match="on the way to infinity, and this run goes to 128 timesteps: schedules follow"):
         finite(tmp_path, 128)
-    with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to no end: schedules follow"):
+    with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to infinity: schedules follow"):
         assert endless(tmp_path, 170, verbose=0).num_timesteps == 192
 
 

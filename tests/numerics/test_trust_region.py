@@ -192,13 +192,13 @@ class Script:
     :param candidates: what ``evaluate`` returns
     """
 
-    def __init__(self, products=(1.0,), candidates=(NEAR,), gradient=None, surrogate=0.0, kl_error=0.0):
+    def __init__(self, products=(1.0,), candidates=(NEAR,), gradient=None, surrogate=0.0, rounding=0.0):
         self.products, self.candidates = products, candidates
         self.n_products = self.n_candidates = 0
         self.parameters = awkward_parameters()
         self.before = self.state()
         gradient = th.arange(1.0, 10.0, dtype=th.float64) if gradient is None else gradient
-        self.model = LocalModel(self.parameters, surrogate, gradient, self.fisher, self.evaluate, kl_error)
+        self.model = LocalModel(self.parameters, surrogate, gradient, self.fisher, self.evaluate, rounding)
 
     def fisher(self, v: th.Tensor) -> th.Tensor:
         self.n_products += 1
@@ -228,8 +228,8 @@ FAILURES = [
     (Outcome.EMPTY_REGION, {}, {"target_kl": 0.0}),
     (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {}),
     (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {"target_kl": 0.0}),
-    (Outcome.LOST_IN_ROUNDING, {"kl_error": 1.01e-4}, {"target_kl": 0.01}),
-    (Outcome.LOST_IN_ROUNDING, {"kl_error": math.inf}, {}),
+    (Outcome.LOST_IN_ROUNDING, {"rounding": 1.01e-4}, {"target_kl": 0.01}),
+    (Outcome.LOST_IN_ROUNDING, {"rounding": math.inf}, {}),
     (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.nan]}, {}),
     (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.inf]}, {}),
     (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[-math.inf]}, {}),
@@ -267,7 +267,7 @@ def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, s
 
 
 def test_a_hundredth_of_the_radius_may_be_lost_in_rounding():
-    assert trust_region_step(Script(kl_error=0.99e-4).model, replace(SETTINGS, target_kl=0.01)).outcome is Outcome.ACCEPTED
+    assert trust_region_step(Script(rounding=0.99e-4).model, replace(SETTINGS, target_kl=0.01)).outcome is Outcome.ACCEPTED
 
 
 def test_failures_cover_every_outcome_but_acceptance():
