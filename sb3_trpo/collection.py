@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sb3_trpo.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
 from sb3_trpo.drawing import DRAWS, NAN_ADVICE
-from sb3_trpo.floats import as_float32, copy_quietly
+from sb3_trpo.floats import SPURIOUS, as_float32, copy_quietly
 from sb3_trpo.networks import Networks, is_patched, read_networks
 from sb3_trpo.passes import BoundPass
 from sb3_trpo.plain_spaces import Observation
@@ -118,8 +118,9 @@ def _fill(
     while buffer.pos < buffer.buffer_size:
         actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
         clipped_actions = _clip(actions, algorithm.policy.action_space)
-        new_obs, rewards, dones, infos = env.step(clipped_actions)
-        algorithm.num_timesteps += env.num_envs
+        stepped: Any = env.venv.step(env.plain.decode(clipped_actions))
+        new_obs, rewards, dones, infos = stepped
+        algorithm.num_timesteps += buffer.n_envs
 
         step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions, **policy.restrictions}
         known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
@@ -142,13 +143,6 @@ def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
     return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
 
 
-def _write_seen(buffer: RolloutBuffer, observations: Observation, starts: np.ndarray | None) -> None:
-    """Write what the policy sees into the buffer, before the environments may overwrite it."""
-    for seen, kept in _pairs(observations, buffer):
-        copy_quietly(kept[buffer.pos], seen.reshape(kept.shape[1:]))
-    buffer.episode_starts[buffer.pos] = starts
-
-
 def _forget_seen(buffer: RolloutBuffer) -> None:
     """Leave a step that a callback ended out of the buffer, as SB3's loop does."""
     for kept in [*buffer.observations.values()] if isinstance(buffer.observations, dict) else [buffer.observations]:
@@ -159,7 +153,10 @@ def _forget_seen(buffer: RolloutBuffer) -> None:
 def _write_step(buffer: RolloutBuffer, actions: np.ndarray, rewards: np.ndarray) -> None:
     """Write what came of a step into the buffer."""
     buffer.actions[buffer.pos] = actions.reshape(buffer.actions.shape[1:])
-    buffer.rewards[buffer.pos] = as_float32(np.asarray(rewards))
+    try:
+        buffer.rewards[buffer.pos] = rewards
+    except SPURIOUS:
+        buffer.rewards[buffer.pos] = as_float32(np.asarray(rewards))
     buffer.pos += 1
     buffer.full = buffer.pos == buffer.buffer_size
 
@@ -196,6 +193,7 @@ class RolloutPolicy:
         self.restrictions: dict[str, Any] = {}
         self._outputs = np.empty((buffer.buffer_size, buffer.n_envs, len(networks.actor.layers[-1].weight)), np.float32)
         self._log_stds = np.empty((buffer.buffer_size, self._outputs.shape[2]), np.float32)
+        self._keeps_float32 = networks.takes_vectors and buffer.observations.dtype == np.float32
         self._n_settled = 0
         self._n_optimizer_steps = 0
         self._hook: RemovableHandle | None = None
@@ -272,8 +270,17 @@ class RolloutPolicy:
         self._outputs[self._step] = self._output
         if self._log_std is not None:
             self._log_stds[self._step] = self._log_std
-        _write_seen(self._buffer, observations, starts)
+        self._keep(observations)
+        self._buffer.episode_starts[self._step] = starts
         return self._actions.reshape(self._action_shape)
+
+    def _keep(self, observations: Observation) -> None:
+        """Write what the policy sees into the buffer, before the environments may overwrite it."""
+        if self._networks.takes_vectors:
+            self._buffer.observations[self._step] = self._input if self._keeps_float32 else observations
+            return
+        for seen, kept in _pairs(observations, self._buffer):
+            copy_quietly(kept[self._step], seen.reshape(kept.shape[1:]))
 
     def _restrict(self, output: np.ndarray) -> dict[str, Any]:
         """Take options away from the actor's output, in place; give what callbacks shall know of it, by name."""

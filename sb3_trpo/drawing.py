@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
 )
 
-from sb3_trpo.floats import quietly
+from sb3_trpo.floats import SPURIOUS, quietly
 
 NAN_ADVICE = (
     "The policy gave NaN where it was to act. If what it saw is finite, its weights are not: load the last good ones, and "
@@ -41,7 +41,10 @@ def _gaussian(_: Distribution, output: th.Tensor, log_std: th.Tensor) -> Draw:
             if np.isnan(std).any():
                 raise ValueError(NAN_ADVICE)
         noise.normal_()
-        return quietly(move)
+        try:
+            return move()
+        except SPURIOUS:
+            return quietly(move)
 
     return draw
 
@@ -88,7 +91,10 @@ def _race(logits: th.Tensor) -> Draw:
 
     def draw() -> np.ndarray:
         clocks.exponential_()
-        return quietly(first)
+        try:
+            return first()
+        except SPURIOUS:
+            return quietly(first)
 
     return draw
 

@@ -15,27 +15,29 @@ import numpy as np
 
 T = TypeVar("T")
 Casting = Literal["same_kind", "unsafe"]
+SPURIOUS = (FloatingPointError, RuntimeWarning)
+"""
+What NumPy raises where it has been told to complain about rounding to 0 or infinity.
+
+Entering ``np.errstate`` takes longer than the arithmetic of one step. So a step computes first, and again by :func:`quietly`
+where something was raised.
+"""
 
 
 def quietly(compute: Callable[[], T]) -> T:
     """
     Compute, without complaints about rounding to 0 or infinity.
 
-    Entering ``np.errstate`` takes longer than the arithmetic of one step, so that it is done only where something was raised.
-
-    :param compute: may be run twice, the second time over what the first one has left
+    :param compute: what to compute
     :return: its result
     """
-    try:
+    with np.errstate(all="ignore"):
         return compute()
-    except (FloatingPointError, RuntimeWarning):
-        with np.errstate(all="ignore"):
-            return compute()
 
 
 def copy_quietly(target: np.ndarray, source: np.ndarray, casting: Casting = "unsafe") -> None:
     """
-    Copy numbers, without complaints about rounding to 0 or infinity; :func:`quietly` would cost more at each step.
+    Copy numbers, without complaints about rounding to 0 or infinity.
 
     :param target: what to write into
     :param source: of the same shape
@@ -43,9 +45,8 @@ def copy_quietly(target: np.ndarray, source: np.ndarray, casting: Casting = "uns
     """
     try:
         np.copyto(target, source, casting)
-    except (FloatingPointError, RuntimeWarning):
-        with np.errstate(all="ignore"):
-            np.copyto(target, source, casting)
+    except SPURIOUS:
+        quietly(lambda: np.copyto(target, source, casting))
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
