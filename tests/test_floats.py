@@ -1,4 +1,4 @@
-"""Arithmetic that may underflow: the same numbers whatever NumPy is told to do about it, and the user's settings untouched."""
+"""Arithmetic that may underflow: the same numbers whatever ``np.seterr`` says, and the user's settings untouched."""
 
 import warnings
 from collections.abc import Iterator
