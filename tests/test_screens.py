@@ -120,4 +120,8 @@ def test_it_says_if_nothing_draws(headless, monkeypatch, capsys):
 def test_an_environment_that_draws_anywhere_needs_no_backend(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     assert screens.pictures("MaskedTMaze-v0") == {}
+
+
+def test_an_environment_that_is_not_there_is_tried_with_every_backend(monkeypatch):
+    monkeypatch.setattr(screens, "TRIAL", "raise SystemExit(1)")
     assert screens.pictures("NoSuchEnv-v0") is None
