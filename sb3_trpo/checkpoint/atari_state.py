@@ -78,7 +78,7 @@ def _prepare(env: Any, arrays: dict[str, np.ndarray]) -> None:
     places, frames, memory = _twisters(state), arrays["frames"], arrays["memory"]
     generators = arrays["generators"]
     n_words = [len(state[place].split()) for place in places]
-    is_fit = [len(words) for words in generators] == n_words and frames.shape == (2,)
+    is_fit = generators.dtype == np.uint64 and [len(words) for words in generators] == n_words and frames.shape == (2,)
     if not is_fit or generators.max() >= 2**32 or generators[:, N_WORDS:].max(initial=0) > N_WORDS:
         raise ValueError("the generators of a game are not what this version of ale-py has")
     if memory.shape != (env.ale.getRAMSize(),) or memory.dtype != np.uint8:

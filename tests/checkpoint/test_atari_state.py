@@ -142,6 +142,18 @@ def test_a_state_that_makes_no_sense_is_refused_and_the_process_lives(how: str) 
     roam(env, 20, seed=2)
 
 
+@pytest.mark.parametrize("how", [how for how in FORGED if "generators" in FORGED[how]])
+def test_generators_that_make_no_sense_never_reach_the_emulator(how: str) -> None:
+    """A digest that differs would refuse them too, but only when the emulator had them: forged bytes can end the process."""
+    state = sent(get_state(roam(game(), 30, seed=1)))
+    node = state.node
+    while "replayed" not in node:
+        node = node["state"]["env"]
+    state.arrays[node["simulator"]["generators"]] = FORGED[how]["generators"]
+    with pytest.raises(MismatchError, match="generators of a game are not what"):
+        set_state(game(), state)
+
+
 def test_what_is_written_into_the_emulator_is_numbers_of_frames_generators_and_memory() -> None:
     env = roam(game(), 30, seed=1)
     node = sent(get_state(env)).node
