@@ -42,7 +42,7 @@ test: install  ## run the tests
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-oldest: $(OLDEST_STAMP)  ## run the contract tests on the oldest Stable-Baselines3 supported
-	$(OLDEST)/bin/python -m pytest -n 2 tests/test_contract_*.py $(ARGS)
+	$(OLDEST)/bin/python -m pytest -n 2 tests/contract $(ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)

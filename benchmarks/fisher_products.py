@@ -12,14 +12,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from timing import alternate, ratio, rounded, show
 
 from sb3_trpo import CnnPolicy, MlpPolicy
-from sb3_trpo.actors import Actor, AutogradActor, NetworkActor
-from sb3_trpo.distributed import ALONE
-from sb3_trpo.distributions import family, unvalidated
-from sb3_trpo.networks import read_networks
-from sb3_trpo.numerics.fisher import Operator, fisher_operator
+from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.distributions.kinds import family
+from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.objective import CurvatureStore
-from sb3_trpo.rollout import Transitions
+from sb3_trpo.numerics.gauss_newton import fisher_operator
+from sb3_trpo.numerics.linear_operator import Operator
+from sb3_trpo.parallel.communicator import ALONE
+from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.update.actor import Actor, AutogradActor, NetworkActor
+from sb3_trpo.update.surrogate import CurvatureStore
 
 CASES = [(11, 64, 3, 2048), (17, 256, 6, 2048), (17, 64, 6, 16384), (17, 256, 6, 16384)]
 CNN_FRAMES = 512

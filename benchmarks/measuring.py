@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 from store import replace
 
-from sb3_trpo.zoo import final_returns
+from sb3_trpo.zoo.command import final_returns
 
 EPISODES = 20
 POINTS = 40

@@ -15,7 +15,7 @@ from stable_baselines3 import A2C, DDPG, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_trpo
-from sb3_trpo.zoo import config_file
+from sb3_trpo.zoo.command import config_file
 
 PLANS = Path(__file__).parent / "plans"
 NAMES = sorted(file.stem for file in PLANS.glob("*.yml"))

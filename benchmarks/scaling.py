@@ -27,9 +27,9 @@ from environment import RESULTS, environment
 from stable_baselines3.common.logger import Logger
 
 from sb3_trpo import TRPO
-from sb3_trpo.distributed import World
-from sb3_trpo.regression import FlatAdam
-from sb3_trpo.rendezvous import join
+from sb3_trpo.parallel.communicator import World
+from sb3_trpo.parallel.launcher import join
+from sb3_trpo.update.flat_adam import FlatAdam
 
 TASK = "HalfCheetah-v5"
 CPU = th.device("cpu")

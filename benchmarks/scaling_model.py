@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from environment import RESULTS
 
-from sb3_trpo.distributed import SHORT
+from sb3_trpo.parallel.communicator import SHORT
 
 PREDICTED = (1, 8, 64, 1024)
 HELD_OUT = 3

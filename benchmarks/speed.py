@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tasks import TimedVecEnv, make_env, make_model
 from timing import alternate, ratio, rounded, seconds, show
 
-from sb3_trpo.collection import RolloutPolicy
+from sb3_trpo.rollouts.acting import RolloutPolicy
 
 ROUNDS = 7
 TASKS = ("CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5")

@@ -35,9 +35,9 @@ from timing import alternate, ratio, show
 from torch import nn
 
 from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.masks import MaskedBy
+from sb3_trpo.maskable.collecting import MaskedBy
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
-from sb3_trpo.zoo import config_file
+from sb3_trpo.zoo.command import config_file
 
 SEEDS = (0, 1, 2)
 EPISODES = 50

@@ -21,52 +21,45 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_trpo.actors import make_actor
-from sb3_trpo.callback_tree import keeper_of
-from sb3_trpo.checks import (
-    check_batch,
+from sb3_trpo.callbacks import keeper_of
+from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.extras import require_for_learning
+from sb3_trpo.networks.plain_network import Networks, read_networks
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
+from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.launcher import join
+from sb3_trpo.parallel.rollout_sync import Solo, crew_of, shapes_of
+from sb3_trpo.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
     check_default_type,
     check_policy,
     check_policy_class,
     check_policy_fits,
+)
+from sb3_trpo.rollouts.advantages import as_they_are, standardisation
+from sb3_trpo.rollouts.batch import GRAPH_LIMITS, ChunkLimits, default_chunk_size, inputs_of, split_rollout, spread_inputs
+from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.rollouts.fast_collector import can_collect, collect
+from sb3_trpo.rollouts.inputs import minibatches_of
+from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
+from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfit_type
+from sb3_trpo.settings import (
+    check_batch,
     check_settings,
-    check_spaces_of,
+    explains_unknown_keywords,
     scheduled,
     timesteps_to_take,
     warn_about_batch_size,
 )
-from sb3_trpo.collection import can_collect, collect
-from sb3_trpo.crew import Solo, crew_of, shapes_of
-from sb3_trpo.critic import FitOutcome, fit_critic
-from sb3_trpo.dependence import ParameterSplit, Read, agree, split_by_structure, split_parameters
-from sb3_trpo.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
-from sb3_trpo.distributed import ALONE, Ranks
-from sb3_trpo.distributions import unvalidated
-from sb3_trpo.extras import require_for_learning
-from sb3_trpo.inputs import minibatches_of
-from sb3_trpo.keywords import explains_unknown_keywords
-from sb3_trpo.modes import critic_mode, follow_statistics, statistical_layers
-from sb3_trpo.networks import Networks, read_networks
-from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
-from sb3_trpo.objective import MISMATCH, PolicyObjective
-from sb3_trpo.plain_spaces import PlainSpaces
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.regression import fit_stack, plain_regression
-from sb3_trpo.rendezvous import join
-from sb3_trpo.rollout import (
-    GRAPH_LIMITS,
-    ChunkLimits,
-    as_they_are,
-    default_chunk_size,
-    inputs_of,
-    require_finite,
-    split_rollout,
-    spread_inputs,
-    standardisation,
-    unfit_observation,
-    unfit_type,
-)
-from sb3_trpo.rollout_env import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.update.actor import make_actor
+from sb3_trpo.update.critic import FitOutcome, fit_critic
+from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
+from sb3_trpo.update.flat_critic import fit_stack, plain_regression
+from sb3_trpo.update.modes import critic_mode, follow_statistics, statistical_layers
+from sb3_trpo.update.parameter_split import ParameterSplit, Read, agree, split_by_structure, split_parameters
+from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 

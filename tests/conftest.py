@@ -1,8 +1,6 @@
-"""Settings for every test: one thread, repeatable examples, and helpers beside the tests importable from subfolders too."""
+"""Settings for every test: one thread, repeatable examples, warnings and signals as they are by default."""
 
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch as th
@@ -10,7 +8,6 @@ from hypothesis import Phase, settings
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import ResultsWriter
 
-sys.path.insert(0, str(Path(__file__).parent))
 th.set_num_threads(1)  # small matrices get slower with more, and results may differ
 settings.register_profile("default", deadline=None, derandomize=True, phases=set(Phase) - {Phase.explain})
 settings.load_profile("default")

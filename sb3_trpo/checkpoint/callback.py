@@ -15,7 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.callback_tree import RunKeeper, callback_tree
+from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
 from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
 from sb3_trpo.checkpoint.loading import settings
@@ -28,8 +28,8 @@ from sb3_trpo.checkpoint.simulators import taped
 from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
 from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
-from sb3_trpo.checks import Rule, count, require
-from sb3_trpo.distributed import ALONE
+from sb3_trpo.parallel.communicator import ALONE
+from sb3_trpo.settings import Rule, count, require
 
 RULES = {
     "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),

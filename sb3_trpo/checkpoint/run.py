@@ -27,8 +27,8 @@ from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.recording import Recorder
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED
-from sb3_trpo.distributed import ALONE, Ranks
-from sb3_trpo.venvs import layers_of
+from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.running_statistics import layers_of
 
 MODEL_SKIPPED = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sb3_trpo.checkpoint.storage import Checkpoint, checkpoints_in, newest, read_if_intact, timesteps_of
-from sb3_trpo.distributed import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Ranks
 
 FIRST_RANK = re.compile(r"rank-0-of-(\d{1,9})")
 

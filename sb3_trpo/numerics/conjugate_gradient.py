@@ -21,7 +21,7 @@ from enum import Enum
 
 import torch as th
 
-from sb3_trpo.numerics.fisher import Operator
+from sb3_trpo.numerics.linear_operator import Operator
 
 
 class Termination(Enum):

@@ -23,9 +23,9 @@ from enum import Enum
 import torch as th
 
 from sb3_trpo.numerics.conjugate_gradient import Solution, Termination, conjugate_gradient
-from sb3_trpo.numerics.fisher import Operator, damped
 from sb3_trpo.numerics.flat import assign, unflatten
 from sb3_trpo.numerics.line_search import Candidate, Judgement, LineSearch, backtrack
+from sb3_trpo.numerics.linear_operator import Operator, damped
 
 ROUNDING_SHARE = 0.01
 """

@@ -1,0 +1,1 @@
+"""Action distributions: their parameters, KL divergence and Fisher metric, and how actions are drawn."""

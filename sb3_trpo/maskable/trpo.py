@@ -1,0 +1,155 @@
+"""
+TRPO whose actions are masked; needs the extra ``[contrib]``.
+
+    from sb3_trpo.maskable import MaskableTRPO
+    model = MaskableTRPO("MlpPolicy", env)      # env has a method action_masks(), or is wrapped in ActionMasker
+    model.learn(1e6)                            # with MaskableEvalCallback
+    model.predict(obs, action_masks=get_action_masks(env))
+
+Surrogate, KL divergence, Fisher metric and entropy are those of the masked distribution, at the masks under which the policy
+acted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.contrib_base import Variant
+from sb3_trpo.distributions import sampling as drawing
+from sb3_trpo.extras import CONTRIB, needs
+from sb3_trpo.maskable.collecting import Acting, MaskedPolicy
+from sb3_trpo.maskable.masks import IMPOSSIBLE, checked_masks, masks_from, require_masks
+from sb3_trpo.maskable.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks import plain_network as networks
+from sb3_trpo.rollouts.acting import RolloutPolicy
+from sb3_trpo.rollouts.batch import DIRECT_BUFFERS
+from sb3_trpo.rollouts.callback_locals import OwnLocals
+from sb3_trpo.rollouts.fast_collector import ROLLOUT_POLICIES
+from sb3_trpo.rollouts.inputs import number_in
+
+with needs(*CONTRIB):
+    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableBernoulliDistribution,
+        MaskableCategoricalDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.policies import (
+        MaskableActorCriticPolicy,
+    )
+
+
+class MaskableTRPO(Variant):
+    """
+    Trust Region Policy Optimization over the actions that the environment's masks allow.
+
+    Takes the keywords of :class:`~sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions.
+
+    :raises ValueError: while collecting, if an environment has no masks, or a mask allows nothing
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy_base: ClassVar[type[BasePolicy]] = MaskableActorCriticPolicy
+    buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]] = (
+        MaskableRolloutBuffer,
+        MaskableDictRolloutBuffer,
+    )
+    action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer, masks included.
+
+        :param env: the training environments
+        :param callback: called at each step; finds ``action_masks`` among its ``locals``
+        :param rollout_buffer: what to fill
+        :param n_rollout_steps: steps per environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises ValueError: if there are no masks, or one has the wrong size or allows nothing
+        """
+        require_masks(env)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions.
+
+        :param observation: one, or one per environment
+        :param state: of a recurrent policy
+        :param episode_start: where it starts anew
+        :param deterministic: whether to take the likeliest action rather than to draw
+        :param action_masks: what is allowed, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows everything
+        :return: the actions, and the state of a recurrent policy
+        :raises ValueError: if a mask has the wrong size or allows nothing
+        """
+        if action_masks is None:
+            warnings.warn(
+                "predict() was given no action_masks: the policy may do what is forbidden. Give it get_action_masks(env); "
+                "evaluate by MaskableEvalCallback instead of EvalCallback.",
+                UserWarning,
+                stacklevel=2,
+            )
+        else:
+            tensors, _ = self.policy.obs_to_tensor(self._plain.encode(observation))
+            n_observations = number_in(tensors)
+            rows: Any = [action_masks] if n_observations == 1 and np.ndim(action_masks[0]) == 0 else action_masks
+            if len(rows) != n_observations:
+                raise ValueError(
+                    f"action_masks has {len(rows)} rows, but must have one for each of {n_observations} observations."
+                )
+            action_masks = checked_masks(rows, self.action_space, "given to predict()")
+        plain = self._plain.encode(observation)
+        actions, state = self.policy.predict(plain, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # which SB3's have not
+        return self._plain.decode(actions), state
+
+    def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        loop: Any = super()._general_loop
+        acting = Acting(self, MaskedPolicy(self, env, rollout_buffer, callback))
+        return bool(loop.__func__(acting, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
+
+    def _policy_settings(self) -> dict[str, Any]:
+        return self.policy_kwargs  # no use_sde
+
+
+class MaskedRolloutPolicy(RolloutPolicy):
+    """The policy while it collects, when its actions are masked."""
+
+    def _restrict(self, output: np.ndarray) -> dict[str, Any]:
+        buffer: Any = self._buffer
+        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
+        buffer.action_masks[buffer.pos] = masks
+        output[~masks] = IMPOSSIBLE
+        return {"action_masks": masks}
+
+
+networks.PLAIN_POLICIES.append(MaskableActorCriticPolicy)
+ROLLOUT_POLICIES.update(dict.fromkeys((MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedRolloutPolicy))
+DIRECT_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
+drawing.DRAWS.update(
+    {
+        MaskableCategoricalDistribution: drawing.choice,
+        MaskableMultiCategoricalDistribution: drawing.choices,
+        MaskableBernoulliDistribution: drawing.choices,  # of two options each
+    }
+)

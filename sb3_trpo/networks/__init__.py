@@ -1,0 +1,1 @@
+"""Policies that are plain stacks of layers: read, run, and differentiated by hand."""

@@ -1,0 +1,1 @@
+"""Collecting rollouts, checking them, and reading them for the update."""

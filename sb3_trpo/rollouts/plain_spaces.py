@@ -1,0 +1,162 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_spaces_of(env: Any) -> None:
+    """
+    Check the spaces of an environment; what is no environment, or one of OpenAI Gym's, is SB3's to refuse or to wrap.
+
+    :param env: vectorised or not
+    :raises ValueError: if they are not supported
+    """
+    observation_space, action_space = getattr(env, "observation_space", None), getattr(env, "action_space", None)
+    if isinstance(observation_space, spaces.Space) and isinstance(action_space, spaces.Space):
+        check_spaces(observation_space, action_space)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Refuse spaces that no policy can be made for; SB3 itself compares the action space with those of the algorithm.
+
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    :raises ValueError: if there is nothing in them, or something that is not supported
+    """
+    is_dict = isinstance(observation_space, spaces.Dict)
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    known = "Box, Discrete, MultiDiscrete and MultiBinary"
+    if not parts:
+        raise ValueError(f"The observation space is an empty Dict, but must hold at least one part, of {known}.")
+    for key, part in parts.items():
+        name = f"observation space's part {key!r}" if is_dict else "observation space"
+        if not isinstance(part, SUPPORTED_SPACES):
+            raise ValueError(
+                f"The {name} is {part}, but policies see {known}, or a Dict of these that holds no other Dict. Make numbers "
+                "of the rest in a wrapper of the environment, such as gymnasium.wrappers.FlattenObservation."
+            )
+        _check_size(name, part)
+    if isinstance(action_space, SUPPORTED_SPACES):
+        _check_size("action space", action_space)
+
+
+def _check_size(name: str, space: spaces.Space[Any]) -> None:
+    if 0 in (space.shape or ()):
+        raise ValueError(f"The {name} is {space}, which has no entries, but must have at least one.")
+
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+
+class PlainSpaces:
+    """
+    The plain spaces of an environment, and the way from and to its own.
+
+    :param observation_space: of the environment
+    :param action_space: of the environment
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space = plain(observation_space)
+        self.action_space = plain(action_space)
+        self._observations = None if self.observation_space is observation_space else observation_space
+        self._actions = None if self.action_space is action_space else action_space
+
+    def encode(self, observations: Any) -> Any:
+        """
+        Bring observations into the plain space.
+
+        :param observations: of the environment's space, one or several along leading axes
+        :return: the same where the spaces are
+        """
+        return observations if self._observations is None else to_plain(self._observations, observations)
+
+    def decode(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Bring actions into the environment's space.
+
+        :param actions: of the plain space, one or several along leading axes
+        :return: the same where the spaces are
+        """
+        return actions if self._actions is None else from_plain(self._actions, actions)
+
+
+def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """
+    Find the space that a policy can be made for.
+
+    :param space: of observations or actions
+    :return: the space itself, or its plain form
+    """
+    if isinstance(space, spaces.Dict):
+        parts = {key: plain(part) for key, part in space.spaces.items()}
+        return space if all(part is space.spaces[key] for key, part in parts.items()) else dict_of(parts)
+    if isinstance(space, spaces.Discrete):
+        return space if space.start == 0 else spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        is_plain = space.nvec.ndim == 1 and not _start(space).any() and space.dtype == np.int64
+        return space if is_plain else spaces.MultiDiscrete(space.nvec.ravel().astype(np.int64))  # sums fit into it
+    if isinstance(space, spaces.MultiBinary):
+        return space if isinstance(space.n, (int, np.integer)) else spaces.MultiBinary(int(np.prod(space.shape)))
+    if isinstance(space, spaces.Box) and space.shape == ():
+        return spaces.Box(space.low.reshape(1), space.high.reshape(1), dtype=space.dtype.type)
+    return space
+
+
+def dict_of(parts: dict[str, spaces.Space[Any]]) -> spaces.Dict:
+    """
+    Make a Dict space that keeps the order of its parts, in which policies join them; Gymnasium sorts those of a dict.
+
+    :param parts: spaces by key
+    :return: the space
+    """
+    return spaces.Dict(OrderedDict(parts))
+
+
+def to_plain(space: spaces.Space[Any], values: Any) -> Any:
+    """
+    Bring values of a space into its plain form.
+
+    :param space: as the environment has it
+    :param values: one or several along leading axes; a dict of them for a Dict
+    :return: likewise, in the plain space
+    """
+    if isinstance(space, spaces.Dict) and isinstance(values, Mapping):
+        return {key: to_plain(part, values[key]) for key, part in space.spaces.items()}
+    target, array = plain(space), np.asarray(values)
+    if target is space:
+        return values
+    leading = array.shape[: array.ndim - len(_shape(space))]
+    return np.asarray(array - _start(space), dtype=array.dtype).reshape((*leading, *_shape(target)))
+
+
+def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
+    """
+    Bring values of the plain form back into a space.
+
+    :param space: as the environment has it
+    :param values: of its plain form, one or several along leading axes
+    :return: likewise, in the space
+    """
+    leading = values.shape[: values.ndim - len(_shape(plain(space)))]
+    dtype = space.dtype if isinstance(space, spaces.MultiDiscrete) else values.dtype
+    return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
+
+
+def _start(space: spaces.Space[Any]) -> np.ndarray:
+    """Give the lowest options, 0 for spaces without any."""
+    return np.asarray(getattr(space, "start", 0))
+
+
+def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
+    assert space.shape is not None, "only a Dict or Tuple has none"
+    return space.shape

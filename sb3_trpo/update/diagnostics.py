@@ -1,0 +1,132 @@
+"""Records of an update as logger keys."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.rollouts.advantages import pooled
+from sb3_trpo.update.critic import CriticFit
+
+Value = float | None
+"""A number, or nothing to log: loggers that average what they are given, as imitation's do, cannot take text."""
+
+
+def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
+    """
+    Name what a trust-region step has to tell; ``README.md`` explains each key.
+
+    :param step: the record
+    :param target_kl: the radius it had
+    :param entropy: mean joint entropy of the policy that acted, in nats
+    :return: values by logger key, ``None`` for what the step did not reach
+    """
+    reached: dict[str, Value] = {}
+    if step.solution is not None:
+        reached |= {"train/cg_iterations": step.solution.iterations, "train/cg_residual": step.solution.relative_residual}
+    if step.line_search is not None:
+        reached |= {
+            "train/line_search_steps": step.line_search.evaluations,
+            "train/step_fraction": step.line_search.fraction,
+        }
+    return reached | {
+        "train/policy_objective": step.surrogate,
+        "train/kl_divergence_loss": step.kl,
+        "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
+        "train/target_kl": target_kl,
+        "train/entropy": entropy,
+        "train/gradient_norm": step.gradient_norm,
+        "train/expected_improvement": step.expected_improvement,
+        "train/improvement": step.improvement,
+        "train/improvement_ratio": improvement_ratio(step),
+    }
+
+
+def improvement_ratio(step: Step) -> float | None:
+    """
+    Divide achieved by expected improvement: near 1 where the objective is linear over the step.
+
+    :param step: the record
+    :return: the ratio, ``None`` if there was no line search
+    """
+    if step.improvement is None or not step.expected_improvement:
+        return None
+    return step.improvement / step.expected_improvement
+
+
+def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
+    """
+    Name what a critic fit has to tell.
+
+    :param fit: the record
+    :return: values by logger key
+    """
+    return {"train/value_loss": fit.loss}
+
+
+def state_diagnostics(
+    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, ranks: Ranks = ALONE
+) -> dict[str, Value]:
+    """
+    Name what belongs to no single part of an update.
+
+    :param policy: after the update
+    :param buffer: the rollout that it used
+    :param n_rejected_steps: steps not accepted so far
+    :param ranks: with whose rollouts it did
+    :return: values by logger key
+    """
+    log_std = getattr(policy, "log_std", None)
+    return {
+        "train/explained_variance": explained_variance(buffer.values, buffer.returns, ranks),
+        "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
+        "train/n_rejected_steps": n_rejected_steps,
+    }
+
+
+def explained_variance(values: np.ndarray, returns: np.ndarray, ranks: Ranks = ALONE) -> float:
+    """
+    Compare the variance of errors to that of returns.
+
+    :param values: of the critic
+    :param returns: that it should have foreseen
+    :param ranks: which have other ones each
+    :return: 1 less the quotient; NaN where the returns do not vary
+    """
+    *_, unexplained = pooled((returns - values).flatten(), ranks)
+    *_, total = pooled(returns.flatten(), ranks)
+    return math.nan if total == 0.0 else 1.0 - unexplained / total
+
+
+def record(logger: Logger, values: Mapping[str, Value]) -> None:
+    """
+    Log what is known: an update that ended early leaves some keys out.
+
+    :param logger: where to
+    :param values: by key
+    """
+    for key, value in values.items():
+        if value is not None:
+            logger.record(key, value)
+
+
+@contextmanager
+def timed(logger: Logger, key: str) -> Iterator[None]:
+    """
+    Record how long something takes.
+
+    :param logger: where to
+    :param key: under which name, in seconds
+    """
+    start = time.perf_counter()
+    yield
+    logger.record(key, time.perf_counter() - start)

@@ -1,0 +1,1 @@
+"""What several tests share: environments, oracles, runs, processes."""

@@ -1,0 +1,92 @@
+"""Several ranks on this machine: real processes over gloo, forked from a server that has imported everything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from helpers.forked import SERVER
+
+
+class RankFailedError(Exception):
+    """What a rank raised, as text; ``texts`` has one for each rank, ``None`` for those that went well."""
+
+    def __init__(self, texts: list[str | None]) -> None:
+        super().__init__("\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text))
+        self.texts = texts
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launched(rank: int, size: int, port: int) -> dict[str, str]:
+    """Give the variables that a launcher sets."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
+
+
+def _run(connection: Any, variables: dict[str, str], task: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(variables)
+    th.set_num_threads(1)
+    try:
+        connection.send(("result", task(int(variables["RANK"]), *args)))
+    except BaseException as error:
+        connection.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    from sb3_trpo.parallel.launcher import Group
+
+    Group.leave()
+
+
+class Process:
+    """
+    A rank that runs ``task(rank, *args)``.
+
+    :param rank: its number
+    :param size: how many there are
+    :param port: of the first one's store
+    :param task: a function of a module that can be imported
+    :param args: what it is given
+    """
+
+    def __init__(self, rank: int, size: int, port: int, task: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._receiver, sender = SERVER.Pipe(duplex=False)
+        self.process = SERVER.Process(target=_run, args=(sender, launched(rank, size, port), task, args))
+        self.process.start()
+        sender.close()
+
+    def outcome(self, timeout: float = 120.0) -> tuple[str, Any]:
+        """Wait for the end: "result" or "error" and what it is, or "died"."""
+        try:
+            if not self._receiver.poll(timeout):
+                self.process.kill()
+                return "error", "hangs"
+            return self._receiver.recv()
+        except EOFError:
+            return "died", None
+        finally:
+            self.process.join(timeout)
+
+
+def start(size: int, task: Callable[..., Any], *args: Any) -> list[Process]:
+    port = free_port()
+    return [Process(rank, size, port, task, args) for rank in range(size)]
+
+
+def in_ranks(size: int, task: Callable[..., Any], *args: Any) -> list[Any]:
+    """
+    Run a function in several ranks.
+
+    :return: its results, by rank
+    :raises RankFailedError: if it raises in any
+    """
+    outcomes = [process.outcome() for process in start(size, task, *args)]
+    if any(kind != "result" for kind, _ in outcomes):
+        raise RankFailedError([None if kind == "result" else str(value or kind) for kind, value in outcomes])
+    return [value for _, value in outcomes]

@@ -1,0 +1,315 @@
+"""Several ranks with parts of a rollout take the update that one process takes with all of it, in real processes over gloo."""
+
+import itertools
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch as th
+from helpers.envs import BOX_ACTION, IMAGE, VECTOR, RandomEnv
+from helpers.ranks import RankFailedError, in_ranks
+from helpers.recurrent_tools import RestlessEnv
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+
+from sb3_trpo import TRPO
+from sb3_trpo.maskable import MaskableTRPO
+from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+
+N_STEPS = 24
+KEYS = ("policy_objective", "kl_divergence_loss", "entropy", "gradient_norm", "expected_improvement", "improvement")
+KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps")
+
+
+class Bent(FlattenExtractor):
+    """An extractor that SB3 does not know: no plain stack of layers, so it takes the general way."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).sin()
+
+
+class Whitening(FlattenExtractor):
+    """An extractor with statistics of its own."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space)
+        self.norm = th.nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.norm(super().forward(observations))
+
+
+CASES: dict[str, tuple[type[TRPO], str, Any, dict[str, Any]]] = {
+    "MLP": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR, BOX_ACTION), {}),
+    "CNN": (TRPO, "CnnPolicy", partial(RandomEnv, IMAGE), {}),
+    "general way": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR), {"policy_kwargs": {"features_extractor_class": Bent}}),
+    "masks": (MaskableTRPO, "MlpPolicy", partial(RestlessEnv, VECTOR), {}),
+    "LSTM": (
+        RecurrentTRPO,
+        "MlpLstmPolicy",
+        partial(RestlessEnv, VECTOR, BOX_ACTION),
+        {"policy_kwargs": {"lstm_hidden_size": 8}},
+    ),
+    "masks and LSTM": (MaskableRecurrentTRPO, "MlpLstmPolicy", partial(RestlessEnv, VECTOR), {"chunk_size": 20}),
+}
+
+
+def make(case: str, n_envs: int, n_steps: int, **settings: Any) -> TRPO:
+    algorithm, policy, env, own = CASES[case]
+    settings = {"batch_size": 10**6, "n_critic_updates": 4, "seed": 3, "device": "cpu", **own, **settings}
+    settings |= {"cg_max_steps": 8, "cg_residual_tol": 0.0}  # no number of iterations that hangs on rounding
+    model = algorithm(policy, make_vec_env(env, n_envs), n_steps=n_steps, **settings)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def collected(model: TRPO) -> TRPO:
+    _, callback = model._setup_learn(1, None)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.rollout_buffer.buffer_size)
+    return model
+
+
+def take_part(part: TRPO, whole: TRPO, envs: slice) -> None:
+    """Give a model the state of another, and what some of its envs have brought."""
+    part.policy.load_state_dict(whole.policy.state_dict())
+    buffer, source = part.rollout_buffer, whole.rollout_buffer
+    buffer.reset()
+    for name, array in vars(source).items():
+        if isinstance(array, np.ndarray):
+            axis = 2 if name.startswith(("hidden_states", "cell_states")) else 1
+            setattr(buffer, name, array[(slice(None),) * axis + (envs,)].copy())
+    buffer.pos, buffer.full = source.pos, True
+
+
+def envs_of(rank: int, n_envs: tuple[int, ...]) -> slice:
+    first = sum(n_envs[:rank])
+    return slice(first, first + n_envs[rank])
+
+
+def seen_after(model: TRPO) -> dict[str, Any]:
+    state = {name: tensor.double().numpy() for name, tensor in model.policy.state_dict().items()}
+    log = {key: model.logger.name_to_value.get(f"train/{key}") for key in KEYS}
+    return {"state": state, "log": log | {"outcome": model.policy_outcome.value, "critic_outcome": model.critic_outcome.value}}
+
+
+def update_both(rank: int, case: str, n_envs: tuple[int, ...], **settings: Any) -> tuple[Any, Any]:
+    whole = collected(make(case, sum(n_envs), N_STEPS, distributed=False, **settings))
+    part = make(case, n_envs[rank], len(n_envs) * N_STEPS, **settings)
+    take_part(part, whole, envs_of(rank, n_envs))
+    results = []
+    for model in (whole, part):
+        np.random.seed(5)
+        model.train()
+        results.append(seen_after(model))
+    return results[0], results[1]
+
+
+def require_alike(results: list[tuple[Any, Any]], tolerance: float = 1e-5) -> None:
+    whole, first = results[0]
+    for _, part in results[1:]:
+        assert all(np.array_equal(part["state"][name], value) for name, value in first["state"].items())
+        assert part["log"] == first["log"]
+    assert whole["log"]["outcome"] == Outcome.ACCEPTED.value
+    for name, value in whole["state"].items():
+        np.testing.assert_allclose(first["state"][name], value, rtol=0, atol=tolerance, err_msg=name)
+    for key, value in whole["log"].items():
+        assert first["log"][key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value), key
+
+
+COMBINATIONS = [("MLP", (2, 2)), ("MLP", (2, 1, 2)), ("LSTM", (2, 1, 2)), *((case, (1, 3)) for case in CASES)]
+
+
+@pytest.mark.parametrize(("case", "n_envs"), COMBINATIONS, ids=str)
+def test_ranks_with_parts_take_the_step_of_one_process_with_all(case, n_envs):
+    require_alike(in_ranks(len(n_envs), update_both, case, n_envs))
+
+
+def with_minibatches(rank: int, max_grad_norm: float | None) -> tuple[Any, Any]:
+    """Compose the minibatches of the one process of those of two ranks."""
+    n, n_envs, size = 2 * N_STEPS, (2, 2), 16
+    settings = {"batch_size": 2 * size, "max_grad_norm": max_grad_norm}
+    whole = collected(make("MLP", 4, N_STEPS, distributed=False, **settings))
+    part = make("MLP", 2, 2 * N_STEPS, **settings)
+    take_part(part, whole, envs_of(rank, n_envs))
+    generators = [np.random.RandomState(seed) for seed in (7, 8)]
+
+    def composed(_: int) -> np.ndarray:
+        orders = [generator.permutation(n) + index * n for index, generator in enumerate(generators)]
+        pieces = zip(*(np.split(order, range(size, n, size)) for order in orders), strict=True)
+        return np.concatenate([*itertools.chain(*pieces)])
+
+    with mock.patch.object(np.random, "permutation", composed):
+        whole.train()
+    np.random.seed((7, 8)[rank])
+    part.train()
+    return seen_after(whole), seen_after(part)
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+def test_ranks_with_parts_of_minibatches_fit_the_critic_of_one_process_with_whole_ones(max_grad_norm):
+    require_alike(in_ranks(2, with_minibatches, max_grad_norm))
+
+
+def with_odd_parts(rank: int) -> list[Any]:
+    """Take updates whose parts come out uneven: numbers of steps, of minibatches, of sequences."""
+    results = []
+    for case, n_envs, settings in [
+        ("MLP", (1, 3), {"n_steps": 31, "batch_size": 7, "sub_sampling_factor": 3}),
+        ("general way", (1, 2), {"n_steps": 9, "batch_size": 4, "fisher_subsampling": 2}),
+        ("LSTM", (3, 1), {"n_steps": 41, "batch_size": 5, "sub_sampling_factor": 2}),
+        ("MLP", (1, 1), {"n_steps": 2, "batch_size": 1, "normalize_advantage": False}),
+    ]:
+        model = make(case, n_envs[rank], **settings)
+        model.learn(1)
+        assert model.num_timesteps == sum(
+            steps * envs for steps, envs in zip((-(-settings["n_steps"] // 2), settings["n_steps"] // 2), n_envs, strict=True)
+        )
+        results.append(seen_after(model))
+    return results
+
+
+def test_ranks_agree_however_uneven_their_parts_are():
+    first, second = in_ranks(2, with_odd_parts)
+    for one, other in zip(first, second, strict=True):
+        assert all(np.array_equal(value, other["state"][name]) for name, value in one["state"].items())
+        assert one["log"] == other["log"]
+        assert one["log"]["outcome"] is not None
+
+
+def with_statistics(rank: int) -> dict[str, np.ndarray]:
+    model = make("general way", 2, 64, policy_kwargs={"features_extractor_class": Whitening}).learn(128)
+    return seen_after(model)["state"]
+
+
+def test_ranks_agree_on_the_statistics_of_batch_norm():
+    first, second = in_ranks(2, with_statistics)
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+    assert np.abs(first["features_extractor.norm.running_mean"]).max() > 0
+
+
+def spoiled_on_one_rank(rank: int, case: str, name: str, value: float) -> dict[str, Any]:
+    """Spoil one number where no check of the rollout finds fault, and tell which tensors an update changes."""
+    model = collected(make(case, 2, 2 * N_STEPS, normalize_advantage=False))
+    before = {each: tensor.clone() for each, tensor in model.policy.state_dict().items()}
+    if rank == 1:
+        getattr(model.rollout_buffer, name)[3, 1] = value
+    model.train()
+    moved = {each for each, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[each])}
+    return {"moved": moved, **seen_after(model)}
+
+
+@pytest.mark.parametrize("case", ["MLP", "LSTM"])
+def test_nan_on_one_rank_restores_the_policy_of_all(case):
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "log_probs", np.nan)
+    assert first["log"]["outcome"] == second["log"]["outcome"] == Outcome.NON_FINITE_GRADIENT.value
+    assert first["moved"] == second["moved"] != set()
+    assert all("value" in name or "critic" in name or "vf" in name for name in first["moved"])
+    assert all(np.array_equal(value, second["state"][name]) for name, value in first["state"].items())
+
+
+@pytest.mark.parametrize("case", ["MLP", "general way"])
+def test_a_critic_that_diverges_on_one_rank_is_put_back_on_all(case):
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # whose square is beyond float32
+    assert first["log"]["critic_outcome"] == second["log"]["critic_outcome"] == "diverged"
+    assert first["moved"] == second["moved"] != set()
+    assert not any("value" in name for name in first["moved"])
+
+
+def with_a_bad_rollout(rank: int) -> bool:
+    model = collected(make("MLP", 2, 2 * N_STEPS))
+    before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+    if rank == 1:
+        model.rollout_buffer.rewards[3, 1] = np.inf
+    with pytest.raises(ValueError, match="rank 1: The rollout holds non-finite rewards: inf in environment 1 at step 3"):
+        model.train()
+    return all(th.equal(tensor, before[name]) for name, tensor in model.policy.state_dict().items())
+
+
+def test_a_rollout_that_one_rank_refuses_is_refused_by_all():
+    assert in_ranks(2, with_a_bad_rollout) == [True, True]
+
+
+class Gated(ActorCriticPolicy):
+    """Its critic uses one of two layers, by what it sees; the weights of neither are the policy's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gates = th.nn.ModuleList(th.nn.Linear(3, 1) for _ in range(2))
+        self.optimizer = th.optim.Adam(self.parameters(), lr=1e-2)
+
+    def predict_values(self, observations: th.Tensor) -> th.Tensor:
+        return super().predict_values(observations) + self.gates[int(observations[0, 0] > 0)](observations)
+
+
+def with_gates(rank: int) -> dict[str, np.ndarray]:
+    env = make_vec_env(partial(RandomEnv, VECTOR), 2)
+    model = TRPO(Gated, env, n_steps=32, batch_size=8, n_critic_updates=5, seed=rank, device="cpu").learn(256)
+    return {name: tensor.numpy() for name, tensor in model.policy.state_dict().items()}
+
+
+def test_ranks_agree_on_a_critic_that_uses_other_weights_for_other_observations():
+    first, second = in_ranks(2, with_gates)
+    assert all(np.array_equal(value, second[name]) for name, value in first.items())
+
+
+class Dropping(RolloutBuffer):
+    """Gives a minibatch too few."""
+
+    def get(self, batch_size: int | None = None) -> Any:
+        yield from [*super().get(batch_size)][:-1]
+
+
+def with_a_short_pass(rank: int) -> str:
+    env = make_vec_env(partial(RandomEnv, VECTOR), 2)
+    kind = {"rollout_buffer_class": Dropping} if rank == 1 else {}
+    model = TRPO("MlpPolicy", env, n_steps=32, batch_size=16, seed=0, device="cpu", **kind)
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        model.learn(64)
+    return str(raised.value)
+
+
+def test_a_buffer_that_gives_too_few_minibatches_is_named():
+    first, second = in_ranks(2, with_a_short_pass)
+    assert second.startswith("The rollout buffer's get(8) gives 3 minibatches or more, but its size makes 4")
+    assert f"rank 1 ended with ValueError: {second}" in first
+
+
+def learn_over_nccl(rank: int) -> list[Any]:
+    """Take the same updates alone and as one rank of one, whose reductions go through NCCL."""
+    models = [make("MLP", 2, 32, device="cuda", distributed=distributed).learn(128) for distributed in (False, True)]
+    assert models[1]._ranks.size == 1
+    assert models[1]._ranks is not models[0]._ranks
+    return [{name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
+def test_one_rank_over_nccl_learns_what_it_learns_alone():
+    ((alone, ranked),) = in_ranks(1, learn_over_nccl)
+    for name, value in alone.items():
+        np.testing.assert_allclose(ranked[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def one_of_one(rank: int) -> list[Any]:
+    models = [make("MLP", 2, 32, distributed=distributed).learn(128) for distributed in (False, True)]
+    return [{name: tensor.numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
+
+
+def test_a_world_of_one_learns_what_it_learns_alone():
+    ((alone, ranked),) = in_ranks(1, one_of_one)
+    assert all(np.array_equal(value, ranked[name]) for name, value in alone.items())
+
+
+def test_the_harness_tells_what_a_rank_raises():
+    with pytest.raises(RankFailedError, match="rank 1: ZeroDivisionError"):
+        in_ranks(2, divide)
+
+
+def divide(rank: int) -> float:
+    return 1 / (1 - rank)

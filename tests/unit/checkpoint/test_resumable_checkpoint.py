@@ -1,0 +1,1037 @@
+"""ResumableCheckpoint from outside: its settings, its folder, what it refuses and what it survives in one process."""
+
+import builtins
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import threading
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch as th
+from gymnasium import spaces
+from helpers.contract_tools import parameters, same_parameters
+from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from helpers.runs import CrashAt, CrashError, outcome, run_until_done
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
+from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
+from sb3_trpo.checkpoint.identity import present_settings
+from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST
+from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
+
+SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
+TOTAL = 256
+
+# Runs are interrupted by a smaller total, and go on without the callback that broke them off: tests of their own expect these.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The checkpoint .* was made on the way to:UserWarning",
+    r"ignore:The checkpoint holds the state of a (runs\.CrashAt|test_resumable_checkpoint\.At)\b:UserWarning",
+)
+
+
+def trained(folder, total=TOTAL, env="CartPole-v1", callbacks=(), resumable=None, **settings):
+    """Train a small model, from a checkpoint if there is one."""
+    model = TRPO("MlpPolicy", env() if callable(env) else env, **SMALL | settings)
+    resumable = resumable or ResumableCheckpoint(folder, every=32, verbose=0)
+    return model.learn(total, callback=[*callbacks, resumable])
+
+
+class At(BaseCallback):
+    """Do something once a number of timesteps is reached."""
+
+    def __init__(self, timesteps, action):
+        super().__init__()
+        self.timesteps, self.action = timesteps, action
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.timesteps:
+            self.action()
+        return True
+
+
+@pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", 2.5), ("every", "often"), ("keep", 0), ("keep", None)])
+def test_a_setting_that_is_not_allowed_is_named(name, value, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} is .*must be an integer >= 1"):
+        ResumableCheckpoint(tmp_path, **{name: value})
+
+
+def test_settings_are_keywords_only(tmp_path):
+    with pytest.raises(TypeError):
+        ResumableCheckpoint(tmp_path, 100)
+
+
+def test_checkpoints_are_made_at_the_next_boundary_and_the_newest_stay(tmp_path):
+    resumable = ResumableCheckpoint(tmp_path, every=50, keep=3, verbose=0)
+    trained(tmp_path, resumable=resumable, total=300)
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [320, 256, 192]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-000000000192", "checkpoint-000000000256", "checkpoint-000000000320", "lock"]  # fmt: skip
+
+
+def test_the_folder_may_name_env_and_seed(tmp_path):
+    trained(str(tmp_path / "{env}" / "seed {seed}"), total=32)
+    assert (tmp_path / "CartPole-v1" / "seed 0" / "checkpoint-000000000032").is_dir()
+
+
+def test_it_says_where_it_continues(tmp_path, capsys):
+    trained(tmp_path, resumable=ResumableCheckpoint(tmp_path, every=32))
+    assert "Continuing" not in capsys.readouterr().out
+    trained(tmp_path, total=2 * TOTAL, resumable=ResumableCheckpoint(tmp_path, every=32, verbose=2))
+    printed = capsys.readouterr().out
+    assert f"Continuing from {tmp_path / 'checkpoint-000000000256'}, 256 of 512 timesteps" in printed
+    assert f"Saved {tmp_path / 'checkpoint-000000000512'}" in printed
+
+
+def test_it_is_found_inside_lists_and_events(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    nested = CallbackList([EventCallback(ResumableCheckpoint(tmp_path, every=32, verbose=0))])
+    model.learn(64, callback=nested)
+    assert len(checkpoints_in(tmp_path)) == 2
+
+
+def test_two_of_them_are_refused(tmp_path):
+    pair = [ResumableCheckpoint(tmp_path / "a"), ResumableCheckpoint(tmp_path / "b")]
+    with pytest.raises(ValueError, match="only one"):
+        TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(64, callback=pair)
+
+
+class OtherPolicy(MlpPolicy):
+    pass
+
+
+class OtherAlgorithm(TRPO):
+    pass
+
+
+class OtherWrapper(gym.ActionWrapper):
+    def action(self, action):
+        return action
+
+
+OTHER_RUNS = {
+    "env": (lambda: TRPO("MlpPolicy", "Acrobot-v1", **SMALL), "envs.*CartPole-v1.*Acrobot-v1"),
+    "env argument": (
+        lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", sutton_barto_reward=True), **SMALL), "envs.*sutton_barto_reward"),
+    "time limit": (lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", max_episode_steps=9), **SMALL), "max_episode_steps=9"),
+    "wrapper": (lambda: TRPO("MlpPolicy", OtherWrapper(gym.make("CartPole-v1")), **SMALL), "OtherWrapper"),
+    "number of envs": (lambda: TRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **SMALL), "n_envs: 1 in the checkpoint, 2"),
+    "normalisation": (lambda: TRPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL), "VecNormalize"),
+    "observation space": (lambda: TRPO("MlpPolicy", RandomEnv(), **SMALL), "observation_space"),
+    "action space": (lambda: TRPO("MlpPolicy", RandomEnv(action_space=BOX_ACTION), **SMALL), "action_space"),
+    "policy": (lambda: TRPO(OtherPolicy, "CartPole-v1", **SMALL), "policy: .*MlpPolicy.*OtherPolicy"),
+    "network": (lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}, **SMALL), r"net.0.weight.*\[8, 4\]"),
+    "activation": (
+        lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": th.nn.ReLU}, **SMALL), "policy_kwargs.*ReLU"),
+    "algorithm": (lambda: OtherAlgorithm("MlpPolicy", "CartPole-v1", **SMALL), "algorithm: .*TRPO.*OtherAlgorithm"),
+    "setting": (lambda: TRPO("MlpPolicy", "CartPole-v1", gamma=0.9, **SMALL), "gamma: 0.99 in the checkpoint, 0.9 here"),
+    "schedule": (lambda: TRPO("MlpPolicy", "CartPole-v1", target_kl=lambda p: 0.01 * p, **SMALL), "target_kl"),
+    "seed": (lambda: TRPO("MlpPolicy", "CartPole-v1", **SMALL | {"seed": 1}), "seed: 0 in the checkpoint, 1 here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("aspect", OTHER_RUNS)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs_before_anything_is_touched(aspect, tmp_path):
+    trained(tmp_path, total=32)
+    make, difference = OTHER_RUNS[aspect]
+    model = make()
+    old = parameters(model.policy)
+    with pytest.raises(ValueError, match=difference) as raised:
+        model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path))
+    assert "is of another run" in str(raised.value)
+    assert all(th.equal(each, old[name]) for name, each in model.policy.named_parameters())
+    assert model._last_obs is None
+    assert model.num_timesteps == 0
+    trained(tmp_path, total=64)  # the folder is free again, and the right run goes on
+
+
+def test_only_the_seed_differs_and_only_it_is_listed(tmp_path):
+    trained(tmp_path, total=32)
+    with pytest.raises(ValueError, match="seed") as raised:
+        trained(tmp_path, seed=5)
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def stepped(at):
+    return lambda progress: 0.01 if progress > at else 0.005
+
+
+def test_a_schedule_that_differs_between_quarters_is_another_run_and_told_once(tmp_path):
+    trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3)
+    with pytest.raises(ValueError, match=r"target_kl: .* in between") as raised:
+        trained(tmp_path, total=64, target_kl=stepped(0.65), learning_rate=lambda p: 2e-3)
+    assert len(str(raised.value).splitlines()) == 4, "a head, one line for each schedule, and what to do"
+    assert trained(tmp_path, total=64, target_kl=stepped(0.6), learning_rate=lambda p: 1e-3).num_timesteps == 64
+
+
+def test_a_checkpoint_of_the_first_version_is_still_accepted(tmp_path):
+    """It has five values of each schedule, and says nothing of paths that were changed."""
+    settings = {"target_kl": stepped(0.6), "learning_rate": lambda p: 1e-3 * p}
+    whole = trained(tmp_path / "whole", **settings)
+    trained(tmp_path / "old", **settings, callbacks=[At(160, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    newest, before = checkpoints_in(tmp_path / "old")
+    checkpoint = read(newest)
+    for path in (newest, before):
+        shutil.rmtree(path)
+    del checkpoint.state["schedules"], checkpoint.state["run"]["changed_places"]
+    assert checkpoint.state["identity"]["target_kl"] == [0.01, 0.01, 0.005, 0.005, 0.005]
+    write(tmp_path / "old", checkpoint.n_timesteps, checkpoint.versions, checkpoint.state, checkpoint.arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished = trained(tmp_path / "old", **settings, callbacks=[At(TOTAL + 1, pytest.fail)])
+    assert outcome(finished, None) == outcome(whole, None)
+
+
+class Decaying:
+    """A schedule that falls with each call."""
+
+    calls = 0
+
+    def __call__(self, progress):
+        self.calls += 1
+        return 0.02 * 0.97**self.calls
+
+
+def test_a_schedule_that_counts_its_calls_goes_on_where_it_was_and_checkpoints_do_not_count(tmp_path):
+    def script(folder, crash):
+        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=Decaying(), learning_rate=Decaying())
+        resumable = [] if folder is None else [ResumableCheckpoint(folder, every=32, verbose=0)]
+        model.learn(TOTAL, callback=[*resumable, crash])
+        return outcome(model, None), model.target_kl.calls, model.learning_rate.calls
+
+    bare, _ = run_until_done(partial(script, None))
+    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 70, 140, 150)
+    assert starts == 4
+    assert bare == whole == pieces
+
+
+def test_a_function_that_replaces_another_as_a_setting_is_noticed(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=stepped(0.6))
+    marks = Marks(settings=mark_settings(present_settings(model)))
+    assert changed_settings(present_settings(model), marks) == []
+    model.target_kl, model.gamma = stepped(0.6), 0.5
+    assert sorted(changed_settings(present_settings(model), marks)) == ["gamma", "target_kl"]
+
+
+def test_another_library_version_is_told(tmp_path, monkeypatch):
+    trained(tmp_path, total=32)
+    there = callback_module.versions()
+    monkeypatch.setattr(callback_module, "versions", lambda: there | {"torch": "9.9"})
+    with pytest.warns(UserWarning, match=r"perhaps not bit for bit:\n  torch: .* in the checkpoint, '9.9' here"):
+        trained(tmp_path)
+
+
+def test_a_broken_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path):
+    whole = trained(tmp_path / "whole", total=2 * TOTAL)
+    trained(tmp_path / "pieces", total=TOTAL)
+    newest, before = checkpoints_in(tmp_path / "pieces")
+    with open(newest / "arrays.safetensors", "r+b") as file:
+        file.truncate(100)
+    with pytest.warns(UserWarning, match=rf"{newest} is broken.*the one before is used"):
+        pieces = trained(tmp_path / "pieces", total=2 * TOTAL)
+    assert outcome(pieces, None) == outcome(whole, None)
+    assert before.name == "checkpoint-000000000224"
+
+
+def test_a_broken_checkpoint_is_replaced_when_the_run_gets_there_again(tmp_path):
+    trained(tmp_path)
+    (newest, _) = checkpoints_in(tmp_path)
+    (newest / "state.json").write_text("{}")
+    with pytest.raises(BrokenCheckpointError):
+        read(newest)
+    with pytest.warns(UserWarning, match="is broken"):
+        trained(tmp_path)
+    assert read(newest).n_timesteps == TOTAL
+
+
+def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr("sb3_trpo.checkpoint.storage.FORMAT", 7)
+        trained(tmp_path, total=32)
+    with pytest.raises(NewerFormatError, match=r"format 7.*Install the version that wrote it"):
+        trained(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path):
+    counter = At(1, lambda: pytest.fail("has been training"))
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/nowhere/run"), Path("/sys/run")):
+        with pytest.raises(OSError, match=f"cannot be written to {folder}.*Give a folder"):
+            trained(folder, callbacks=[counter])
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to become someone else")
+def test_a_read_only_folder_is_an_error_before_training(tmp_path):
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if parent.owner() == "root" and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(OSError, match="cannot be written to"):
+            model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path))
+    finally:
+        os.seteuid(0)
+    assert model._last_obs is None
+
+
+class FailingDisk:
+    """Let the k-th writing system call of a checkpoint fail, as a full disk does."""
+
+    def __init__(self, monkeypatch, k):
+        self.calls, self.k, self.failed = 0, k, 0
+        for owner, name in ((builtins, "open"), (os, "fsync"), (Path, "mkdir"), (Path, "rename")):
+            monkeypatch.setattr(owner, name, self.failing(getattr(owner, name)))
+
+    def failing(self, function):
+        def call(*args, **kwargs):
+            if any("writing-checkpoint" in str(each) for each in args) or function is fsync:
+                self.calls += 1
+                if self.calls == self.k:
+                    self.failed += 1
+                    raise OSError(28, "No space left on device")
+            return function(*args, **kwargs)
+
+        return call
+
+
+fsync = os.fsync
+
+
+@pytest.mark.parametrize("k", range(1, 14))
+def test_a_write_that_fails_does_not_end_the_run_and_leaves_the_last_checkpoint(k, tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    seen = []
+    watch = At(97, lambda: seen.extend(read(path).n_timesteps for path in checkpoints_in(tmp_path)))
+    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        disk = FailingDisk(patched, k)
+        model.learn(128, callback=[watch, resumable])
+    told = [each for each in caught if "No checkpoint could be written" in str(each.message)]
+    assert disk.failed == len(told) == 1
+    first_fails, is_in_place = k <= 10, k in (10,)  # the tenth is to sync the folder, after the checkpoint has its name
+    assert seen == ([96, 64, 32] if is_in_place else [64, 32] if first_fails else [96, 64])
+    newest = [read(path).n_timesteps for path in checkpoints_in(tmp_path)]
+    assert newest == ([128, 96] if is_in_place else [128, 64] if first_fails else [96, 64])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("writing")]
+    assert outcome(model, None) == outcome(trained(tmp_path / "other", total=128), None)
+
+
+def test_a_disk_that_stays_full_is_told_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.warns(UserWarning, match="No space left") as caught:
+        model = trained(tmp_path)
+    assert sum("No checkpoint" in str(each.message) for each in caught) == 1
+    assert model.num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("how", ["rename", "rmtree"])
+def test_an_older_one_that_cannot_be_removed_is_told_once_and_the_run_saves_as_before(how, tmp_path, monkeypatch):
+    """Eleven folders once came of this, for a checkpoint was made after each iteration."""
+    rename, rmtree, write_one, written = Path.rename, shutil.rmtree, callback_module.write, []
+    monkeypatch.setattr(callback_module, "write", lambda *args: (written.append(args[1]), write_one(*args)))
+
+    def fail(path):
+        if "checkpoint-000000000064" in path.name and "writing" not in path.name:
+            raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if how == "rename":
+            patched.setattr(Path, "rename", lambda path, target: fail(path) or rename(path, target))
+        else:
+            patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
+        model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert written == [64, 128, 192, 256, 320, 352]
+    (told,) = [str(each.message) for each in caught]
+    assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in told
+    assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in told
+    assert "by hand" in told
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == ([352, 320, 64] if how == "rename" else [352, 320])
+    assert model.num_timesteps == 352
+    trained(tmp_path, total=416, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
+    assert sorted(path.name[-12:] for path in tmp_path.iterdir()) == ["000000000352", "000000000416", "lock"]
+
+
+def test_any_other_fault_of_removing_is_told_and_the_checkpoint_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module, "keep_newest", lambda *_: (_ for _ in ()).throw(RuntimeError("surprise")))
+    with pytest.warns(UserWarning, match=r"is written, but .*RuntimeError: surprise") as caught:
+        trained(tmp_path, total=160, resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    assert len(caught) == 1
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [160, 128, 64]
+
+
+class Hoarding(BaseCallback):
+    """Keeps all that it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.buffer = np.zeros((0, 1000))
+
+    def _on_step(self) -> bool:
+        self.buffer = np.concatenate([self.buffer, np.ones((1, 1000))])
+        return True
+
+
+def test_a_checkpoint_too_large_to_be_read_is_told_once_tried_again_in_time_and_the_last_one_stays(tmp_path, monkeypatch):
+    monkeypatch.setitem(LARGEST, ARRAYS, 10**6)  # reached at 125 timesteps
+    tried, real = [], callback_module.write
+    monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
+    with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
+        trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+    (told,) = [str(each.message) for each in caught]
+    assert (
+        "at most 1,000,000 are read at a restart. Most are in callbacks/test_resumable_checkpoint.Hoarding#0/buffer." in told
+    )
+    assert "tried again after 64 more" in told
+    assert tried == [64, 128, 192, 256, 320, 352]
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]
+
+
+def test_a_finished_run_says_that_it_is(tmp_path, capsys):
+    trained(tmp_path, total=50)
+    model = trained(tmp_path, total=50, resumable=ResumableCheckpoint(tmp_path))
+    printed = [line for line in capsys.readouterr().out.splitlines() if "timesteps" in line]
+    assert printed == [f"Already finished: 64 of 50 timesteps, checkpoint {tmp_path / 'checkpoint-000000000064'}"]
+    assert model.num_timesteps == 64
+
+
+class Endless(TRPO):
+    """Learns until something ends it."""
+
+    def _setup_learn(self, total_timesteps, *args, **kwargs):
+        return super()._setup_learn(math.inf, *args, **kwargs)
+
+
+def endless(folder, stop, verbose=1):
+    """Train until a signal comes, here at a number of timesteps."""
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    terminate = At(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return model.learn(1, callback=[terminate, ResumableCheckpoint(folder, every=32, verbose=verbose)])
+
+
+def test_a_run_without_end_goes_on_without_end(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        endless(tmp_path / "pieces", 70)
+        newest = checkpoints_in(tmp_path / "pieces")[0]
+        text = (newest / "state.json").read_text()
+        strict = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert strict["total_timesteps"] is None
+        assert "Stopped by SIGTERM at 96 timesteps" in capsys.readouterr().out
+        pieces = endless(tmp_path / "pieces", 200)
+        assert f"Continuing from {newest}, 96 timesteps of a run without end\n" in capsys.readouterr().out
+        assert outcome(pieces, None) == outcome(endless(tmp_path / "whole", 200), None)
+    assert pieces._current_progress_remaining == 1.0
+
+
+def test_an_end_that_comes_or_goes_is_told(tmp_path):
+    endless(tmp_path, 70, verbose=0)
+    with pytest.warns(UserWarning, match="on the way to infinity, and this run goes to 128 timesteps: schedules follow"):
+        finite(tmp_path, 128)
+    with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to infinity: schedules follow"):
+        assert endless(tmp_path, 170, verbose=0).num_timesteps == 192
+
+
+def finite(folder, total):
+    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
+    model._setup_learn = partial(TRPO._setup_learn, model)  # so that it is the same run but for its end
+    return model.learn(total, callback=ResumableCheckpoint(folder, every=32, verbose=0))
+
+
+class RaisingEnv(RandomEnv):
+    """An env that breaks at some step."""
+
+    fault = staticmethod(lambda: (_ for _ in ()).throw(RuntimeError("the simulator is gone")))
+    total = 0
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.total += 1
+        return (
+            (self.fault(), reward, terminated, truncated, info)
+            if self.total == 150
+            else (observation, reward, terminated, truncated, info)
+        )
+
+
+FAULTS = {
+    "raises": (RaisingEnv.fault, RuntimeError, "the simulator is gone"),
+    "NaN": (lambda: np.full(3, np.nan, np.float32), ValueError, "observation"),
+    "None": (lambda: None, (TypeError, ValueError), "NoneType|observation"),
+    "wrong shape": (lambda: np.zeros(5, np.float32), ValueError, "shape"),
+}
+
+
+@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv], ids=["here", "in workers"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_env_that_breaks_leaves_the_model_intact_and_the_last_checkpoint_good(fault, vec_env_cls, tmp_path):
+    make, error, text = FAULTS[fault]
+
+    class Breaking(RaisingEnv):
+        pass
+
+    Breaking.fault = staticmethod(make)
+    model = TRPO("MlpPolicy", make_vec_env(Breaking, 1, seed=3, vec_env_cls=vec_env_cls), **SMALL)
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    if vec_env_cls and fault == "raises":
+        error, text = EOFError, None  # SB3's worker dies of it
+    with pytest.raises(error, match=text):
+        model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path, every=32, verbose=0))
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 128
+    sound = TRPO.from_checkpoint(tmp_path, make_vec_env(RandomEnv))
+    assert same_parameters(model.policy, sound.policy)
+    if not (vec_env_cls and fault == "raises"):
+        model.env.close()
+
+
+def test_an_interrupted_learn_frees_its_folder(tmp_path):
+    with pytest.raises(CrashError):
+        trained(tmp_path, callbacks=[CrashAt(100)])
+    assert trained(tmp_path).num_timesteps == TOTAL
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_ends_the_run_at_the_next_boundary_with_a_checkpoint(name, tmp_path, capsys):
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    resumable = ResumableCheckpoint(tmp_path, every=10**6)
+    model = trained(tmp_path, resumable=resumable, callbacks=[At(70, lambda: os.kill(os.getpid(), number))])
+    assert resumable.stopped_by == name
+    assert model.num_timesteps == 96
+    assert signal.getsignal(number) is before
+    assert f"Stopped by {name} at 96 timesteps" in capsys.readouterr().out
+    resumed = trained(tmp_path, resumable=resumable)
+    assert resumable.stopped_by is None
+    assert outcome(resumed, None) == outcome(trained(tmp_path / "whole"), None)
+
+
+def test_signals_are_left_alone_on_request(tmp_path):
+    resumable = ResumableCheckpoint(tmp_path, on_signal=False, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, resumable=resumable, callbacks=[At(70, lambda: os.kill(os.getpid(), signal.SIGINT))])
+
+
+def test_in_another_thread_it_works_without_signals(tmp_path):
+    results = []
+
+    def work():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append((trained(tmp_path), [str(each.message) for each in caught]))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    ((model, told),) = results
+    assert model.num_timesteps == TOTAL
+    assert any("main thread only" in text for text in told)
+
+
+class Stateful(BaseCallback):
+    """A callback of a user's, with settings and with state of every plain kind."""
+
+    def __init__(self, path="here/there", limit=10):
+        super().__init__()
+        self.path, self.limit = path, limit
+        self.count, self.history, self.average = 0, [], np.zeros(2)
+        self.by_name = {}
+        self.rng = np.random.default_rng()
+
+    def _on_step(self) -> bool:
+        self.count += 1
+        self.history.append((self.count, float(self.rng.random())))
+        self.average = 0.9 * self.average + self.count
+        self.by_name[f"step {self.count % 3}"] = self.count
+        return True
+
+
+def test_a_callback_of_the_users_goes_on_with_its_state_and_with_the_settings_of_the_script(tmp_path):
+    first = Stateful()
+    trained(tmp_path, total=64, callbacks=[first])
+    second = Stateful(path="else/where", limit=99)
+    trained(tmp_path, total=64, callbacks=[second])
+    assert (second.count, second.history, second.by_name) == (64, first.history, first.by_name)
+    assert np.array_equal(second.average, first.average)
+    assert second.rng.random() == first.rng.random()
+    assert (second.path, second.limit) == ("else/where", 99)
+
+
+def test_a_callback_that_is_gone_is_told(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Stateful()])
+    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+        trained(tmp_path, total=64)
+
+
+class OwnState(BaseCallback):
+    """A callback that takes care of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.secret = object()
+        self.steps = 0
+
+    def get_state(self):
+        return {"steps": self.steps}
+
+    def set_state(self, state):
+        self.steps = state["steps"]
+
+    def _on_step(self) -> bool:
+        self.steps += 1
+        return True
+
+
+def test_a_callback_may_bring_its_own_state(tmp_path):
+    trained(tmp_path, total=64, callbacks=[OwnState()])
+    second = OwnState()
+    trained(tmp_path, total=96, callbacks=[second])
+    assert second.steps == 96
+
+
+def test_from_checkpoint_gives_the_model(tmp_path):
+    model = trained(tmp_path, policy_kwargs={"net_arch": [8], "activation_fn": th.nn.ReLU}, target_kl=lambda p: 0.1 * p)
+    loaded = TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1"))
+    assert same_parameters(loaded.policy, model.policy)
+    assert (loaded.num_timesteps, loaded._n_updates, loaded.target_kl(1.0)) == (TOTAL, TOTAL // 32, 0.0)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert np.array_equal(
+        loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
+    )
+    (newest, before) = checkpoints_in(tmp_path)
+    assert TRPO.from_checkpoint(before, gym.make("CartPole-v1")).num_timesteps == TOTAL - 32
+    assert TRPO.from_checkpoint(str(newest), gym.make("CartPole-v1"), gamma=0.5).gamma == 0.5
+
+
+def test_from_checkpoint_takes_any_number_of_envs(tmp_path):
+    model = trained(tmp_path)
+    loaded = TRPO.from_checkpoint(tmp_path, make_vec_env("CartPole-v1", 3))
+    assert loaded.n_envs == 3
+    assert same_parameters(loaded.policy, model.policy)
+
+
+def test_from_checkpoint_fills_in_the_statistics_of_normalisation(tmp_path):
+    model = trained(tmp_path, env=lambda: VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0)))
+    env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
+    TRPO.from_checkpoint(tmp_path, env)
+    assert np.array_equal(env.obs_rms.mean, model.env.obs_rms.mean)
+    assert env.ret_rms.var == model.env.ret_rms.var
+    assert not env.training
+    with pytest.raises(ValueError, match="not wrapped in VecNormalize"):
+        TRPO.from_checkpoint(tmp_path, make_vec_env("Pendulum-v1"))
+
+
+def test_from_checkpoint_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="no intact checkpoint"):
+        TRPO.from_checkpoint(tmp_path, "CartPole-v1")
+    trained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not fit:\n.*"):
+        TRPO.from_checkpoint(tmp_path, gym.make("Acrobot-v1"))
+
+
+class Extractor(th.nn.Identity):
+    """A class of the user's."""
+
+    features_dim = 3
+
+    def __init__(self, observation_space):
+        super().__init__()
+
+
+def test_from_checkpoint_loads_no_class_by_name_that_is_not_known(tmp_path):
+    policy_kwargs = {"features_extractor_class": Extractor}
+    model = trained(tmp_path, env=lambda: RandomEnv(VECTOR), policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match=r"features_extractor_class.*Extractor.*Give policy_kwargs"):
+        TRPO.from_checkpoint(tmp_path, RandomEnv(VECTOR))
+    loaded = TRPO.from_checkpoint(tmp_path, RandomEnv(VECTOR), policy_kwargs=policy_kwargs)
+    assert same_parameters(loaded.policy, model.policy)
+
+
+def test_learning_twice_with_one_folder_goes_on(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    model.learn(64, callback=resumable)
+    model.learn(64, callback=resumable, reset_num_timesteps=False)
+    assert model.num_timesteps == 128
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [128, 96]
+
+
+def test_spaces_of_the_env_are_compared_by_their_bounds_too(tmp_path):
+    trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.0, 3.0]), dtype=np.float64)), total=32)
+    with pytest.raises(ValueError, match="observation_space"):
+        trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.5, 3.0]), dtype=np.float64)))
+
+
+class Collector(BaseCallback):
+    """A callback that gathers objects of its own, which no checkpoint can hold, beside what one can."""
+
+    def __init__(self):
+        super().__init__()
+        self.figures, self.by_name, self.count = [], {}, 0
+
+    def _on_step(self) -> bool:
+        self.figures.append(self)
+        self.by_name[str(self.count)] = object()
+        self.count += 1
+        return True
+
+
+def test_objects_that_a_callback_gathers_do_not_keep_the_run_from_going_on(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Collector()])
+    second = Collector()
+    trained(tmp_path, total=96, callbacks=[second])
+    assert second.count == 96
+    assert len(second.figures) == 32
+
+
+class Choosy(OwnState):
+    def set_state(self, state):
+        raise ValueError("of another kind")
+
+
+def test_a_callback_that_cannot_be_restored_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
+    trained(tmp_path, total=64, callbacks=[OwnState()])
+    monkeypatch.setattr(OwnState, "set_state", Choosy.set_state)
+    with pytest.warns(UserWarning, match="A callback's state could not be restored.*of another kind"):
+        assert trained(tmp_path, total=96, callbacks=[OwnState()]).num_timesteps == 96
+
+
+def broken(path):
+    with open(path / "state.json", "r+b") as file:
+        file.truncate(10)
+    return path
+
+
+def test_checkpoints_after_a_restart_from_scratch_are_kept_although_broken_ones_are_further(tmp_path):
+    trained(tmp_path)
+    for path in checkpoints_in(tmp_path):
+        broken(path)
+    with pytest.warns(UserWarning, match="is broken"):
+        trained(tmp_path, total=96)
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [96, 64]
+
+
+def test_a_disk_that_cannot_be_read_is_no_broken_checkpoint(tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            trained(tmp_path, total=128)
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 64
+
+
+class Annealing(BaseCallback):
+    """Changes a setting of the model as training goes on."""
+
+    def _on_rollout_end(self) -> None:
+        self.model.target_kl *= 0.9
+        self.model.gamma = 0.9
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_settings_that_a_callback_changes_are_state(tmp_path):
+    whole = trained(tmp_path / "whole", callbacks=[Annealing()])
+    with pytest.raises(CrashError):
+        trained(tmp_path / "pieces", callbacks=[Annealing(), CrashAt(130)])
+    pieces = trained(tmp_path / "pieces", callbacks=[Annealing()])
+    assert pieces.target_kl == whole.target_kl == pytest.approx(0.01 * 0.9**8)
+    assert outcome(pieces, None) == outcome(whole, None)
+
+
+class WithStatistics(TRPO):
+    """An algorithm with state of its own, in an object."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lengths = RunningMeanStd(shape=(2,))
+        self.secret = memoryview(b"")
+
+    def train(self):
+        self.lengths.update(np.array([[self._n_updates, 1.0]]))
+        super().train()
+
+
+def test_objects_of_an_algorithm_are_state_and_what_no_checkpoint_holds_is_named(tmp_path):
+    def train(folder, *callbacks):
+        model = WithStatistics("MlpPolicy", "CartPole-v1", **SMALL)
+        with pytest.warns(UserWarning, match="No checkpoint holds these attributes of the model: secret"):
+            return model.learn(TOTAL, callback=[*callbacks, ResumableCheckpoint(folder, every=32, verbose=0)])
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        train(tmp_path / "pieces", CrashAt(130))
+    pieces = train(tmp_path / "pieces")
+    assert np.array_equal(pieces.lengths.var, whole.lengths.var)
+    assert pieces.lengths.count == whole.lengths.count > 8
+
+
+class FromTheStart(BaseCallback):
+    """Remembers where training started, and keeps an object."""
+
+    def _on_training_start(self) -> None:
+        self.started_at = self.num_timesteps
+        self.rewards = RunningMeanStd()
+
+    def _on_step(self) -> bool:
+        self.rewards.update(self.locals["rewards"])
+        return True
+
+
+def test_what_a_callback_sets_when_training_starts_is_state(tmp_path):
+    first, second = FromTheStart(), FromTheStart()
+    trained(tmp_path, total=64, callbacks=[first])
+    trained(tmp_path, total=128, callbacks=[second])
+    assert second.started_at == 0
+    assert second.rewards.count == pytest.approx(128 + 1e-4)
+
+
+class Spawning(RandomEnv):
+    """Gets a new object from time to time, which a new env does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.foes = []
+
+    def step(self, action):
+        if self.n_steps % 5 == 0:
+            self.foes = [RunningMeanStd() for _ in range(1 + self.n_steps)]
+        return super().step(action)
+
+
+def test_an_env_whose_objects_cannot_be_made_again_is_told_at_the_restart(tmp_path):
+    trained(tmp_path, total=64, env=Spawning)
+    with pytest.warns(UserWarning, match=r"does not fit the one that is there: env/.*foes.*begin anew"):
+        assert trained(tmp_path, total=128, env=Spawning).num_timesteps == 128
+
+
+def test_another_total_is_told(tmp_path):
+    trained(tmp_path, total=64)
+    with pytest.warns(UserWarning, match="on the way to 64 timesteps, and this run goes to 128"):
+        trained(tmp_path, total=128)
+
+
+def test_a_stop_without_a_checkpoint_does_not_promise_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    stop = At(70, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.warns(UserWarning, match="No space left"):
+        trained(tmp_path, resumable=ResumableCheckpoint(tmp_path), callbacks=[stop])
+    assert "there is no checkpoint to continue from" in capsys.readouterr().out
+
+
+def test_loading_a_checkpoint_unpickles_nothing(tmp_path, monkeypatch):
+    trained(tmp_path, total=64)
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("something is unpickled")
+
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (th, "load"), (builtins, "eval")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert trained(tmp_path, total=96).num_timesteps == 96
+    assert TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1")).num_timesteps == 96
+
+
+def resealed(path, change):
+    """Change the state of a checkpoint, as a stranger would, with digests that fit."""
+    state, arrays = json.loads((path / "state.json").read_text()), safetensors.numpy.load_file(path / "arrays.safetensors")
+    change(state, arrays)
+    newest = read(path)
+    write(path.parent, newest.n_timesteps, newest.versions, state, arrays)
+
+
+HOSTILE = {
+    "a huge network": lambda state, _: state["settings"].update(policy_kwargs={"dict": {"net_arch": {"list": [10**9]}}}),
+    "a huge rollout": lambda state, _: state["settings"].update(n_steps=10**13),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_from_checkpoint_refuses_sizes_that_nothing_in_it_has(attack, tmp_path):
+    trained(tmp_path, total=32)
+    resealed(checkpoints_in(tmp_path)[0], HOSTILE[attack])
+    with pytest.raises(ValueError, match="asks for the size 1000000000"):
+        TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1"))
+
+
+def test_from_checkpoint_takes_no_argument_that_is_no_setting(tmp_path):
+    trained(tmp_path, total=32)
+    resealed(checkpoints_in(tmp_path)[0], lambda state, _: state["settings"].update(env=None, device="x", nonsense=1))
+    assert TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1")).num_timesteps == 32
+
+
+def test_a_generator_state_out_of_bounds_is_refused(tmp_path):
+    trained(tmp_path, total=32)
+
+    def attack(state, _):
+        for pair in state["run"]["generators"]["numpy"]["dict"]:
+            if pair[0] == "state":
+                (position,) = (each for each in pair[1]["dict"] if each[0] == "pos")
+                position[1] = -(10**9)
+
+    resealed(checkpoints_in(tmp_path)[0], attack)
+    with pytest.raises(ValueError, match="beyond its numbers"):
+        trained(tmp_path, total=64)
+
+
+def test_time_goes_on_where_it_was(tmp_path):
+    first = trained(tmp_path, total=64, callbacks=[At(33, lambda: time.sleep(1.1))])
+    spent = time.time_ns() - first.start_time
+    begin = time.time_ns()
+    second = trained(tmp_path, total=96)
+    assert begin - spent - 10**9 < second.start_time < begin - 1.1e9
+
+
+def test_the_time_to_the_next_checkpoint_counts_from_the_one_that_was_found(tmp_path):
+    def train(*callbacks):
+        trained(tmp_path, total=224, callbacks=callbacks, resumable=ResumableCheckpoint(tmp_path, every=96, keep=9, verbose=0))
+
+    with pytest.raises(CrashError):
+        train(CrashAt(150))
+    train()
+    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [224, 192, 96]
+
+
+class Patient(BaseCallback):
+    """Has a generator that it has not used yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_a_generator_that_no_seed_determines_goes_on_even_if_it_has_not_been_used(tmp_path):
+    first, second = Patient(), Patient()
+    trained(tmp_path, total=64, callbacks=[first])
+    trained(tmp_path, total=64, callbacks=[second])
+    assert second.rng.random() == first.rng.random()
+
+
+class Tally:
+    """An object that counts."""
+
+    def __init__(self):
+        self.n = 0
+
+
+class LateObject(BaseCallback):
+    """Gets an object when the first step is taken, for itself and for the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.tally, self.count = None, 0
+
+    def _on_step(self) -> bool:
+        self.tally = self.model.tally = self.tally or Tally()
+        self.count += 1
+        return True
+
+
+def test_an_object_that_came_later_is_told_and_keeps_nothing_else_from_going_on(tmp_path):
+    trained(tmp_path, total=64, callbacks=[LateObject()])
+    second = LateObject()
+    with pytest.warns(UserWarning, match="An attribute could not be restored.*tally was a .*Tally"):
+        trained(tmp_path, total=128, callbacks=[second])
+    assert second.count == 128
+
+
+class Counts(BaseCallback):
+    """Counts in an object that it may share."""
+
+    def __init__(self, tally, by):
+        super().__init__()
+        self.tally, self.by = tally, by
+
+    def _on_step(self) -> bool:
+        self.tally.n += self.by
+        return True
+
+
+def test_an_object_that_callbacks_share_stays_shared(tmp_path):
+    for total in (64, 128):
+        tally = Tally()
+        callbacks = [Counts(tally, 1), Counts(tally, 10)]
+        trained(tmp_path, total=total, callbacks=callbacks)
+        assert callbacks[0].tally is callbacks[1].tally
+        assert callbacks[0].tally.n == 11 * total
+
+
+class LongChain(BaseCallback):
+    """Holds a chain of objects that is too long to follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.count = Tally(), 0
+        link = self.first
+        for _ in range(3000):
+            link.next = link = Tally()
+
+    def _on_step(self) -> bool:
+        self.count += 1
+        return True
+
+
+def test_a_chain_of_objects_that_is_too_long_does_not_end_the_run(tmp_path):
+    trained(tmp_path, total=64, callbacks=[LongChain()])
+    second = LongChain()
+    assert trained(tmp_path, total=128, callbacks=[second]).num_timesteps == 128
+    assert second.count == 128
+
+
+class Shrinking(RandomEnv):
+    """Becomes one that cannot be recorded, in the midst of a run."""
+
+    def step(self, action):
+        self.secret = iter(()) if self.n_steps == 5 else None
+        return super().step(action)
+
+
+def test_an_env_that_gets_beyond_reach_later_is_told_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(Shrinking, "secret", None, raising=False)
+    model = TRPO("MlpPolicy", Shrinking(), **SMALL | {"n_steps": 34})
+    with pytest.warns(UserWarning, match="its attribute 'secret'") as caught:
+        model.learn(34 * 8, callback=ResumableCheckpoint(tmp_path, every=34, verbose=0))
+    assert sum("cannot be saved" in str(each.message) for each in caught) == 1
+
+
+class Growing(BaseCallback):
+    """Calls another callback from the second step on."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = None
+
+    def _on_step(self) -> bool:
+        if self.other is None:
+            self.other = Stateful()
+            self.other.init_callback(self.model)
+        return self.other.on_step()
+
+
+def test_a_callback_that_came_later_is_no_obstacle(tmp_path):
+    trained(tmp_path, total=64, callbacks=[Growing()])
+    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+        assert trained(tmp_path, total=96, callbacks=[Growing()]).num_timesteps == 96
+    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 96

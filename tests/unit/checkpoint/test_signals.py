@@ -1,0 +1,211 @@
+"""Listening for signals; ``test_faults.py`` sends them to real runs."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+from gymnasium.wrappers import TimeLimit
+from helpers.envs import RandomEnv
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_trpo.checkpoint.signals import SIGNALS, StopRequest
+from sb3_trpo.checkpoint.simulators import ask
+
+
+def handlers():
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+def worker_handlers(env) -> list[str]:
+    return [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+
+
+def test_the_signals_of_keyboards_and_batch_systems_are_known():
+    assert set(SIGNALS) == {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_remembered_and_handlers_are_put_back(number):
+    before = handlers()
+    with StopRequest([]) as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == signal.Signals(number).name
+    assert handlers() == before
+
+
+def test_handlers_are_put_back_after_an_error():
+    before = handlers()
+    with pytest.raises(ZeroDivisionError), StopRequest([]):
+        raise ZeroDivisionError
+    assert handlers() == before
+
+
+def test_the_handler_of_the_script_gets_the_second_interrupt():
+    heard = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        with StopRequest([]) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert heard == []
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        assert heard == [signal.SIGINT]
+        assert stop.received == "SIGINT"
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signals_that_were_ignored_before_are_heard_and_ignored_again_afterwards(number):
+    signal.signal(number, signal.SIG_IGN)
+    with StopRequest([]) as stop:
+        os.kill(os.getpid(), number)
+        assert stop.received == signal.Signals(number).name
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("before", ["ignored", "installed from C", "Python's own"])
+def test_the_second_interrupt_interrupts_whatever_was_there_before(before, monkeypatch):
+    if before == "ignored":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if before == "installed from C":
+        forget_what_was_there(monkeypatch)
+    with pytest.raises(KeyboardInterrupt), StopRequest([]) as stop:  # noqa: PT012  # the whole run
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stop.received == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if before == "ignored" else signal.default_int_handler)
+
+
+def forget_what_was_there(monkeypatch):
+    """Answer like Python where a handler was not installed from Python: that there is one, but not which."""
+    install = signal.signal
+
+    def install_and_forget(number, handler):
+        previous = install(number, handler)
+        return None if previous in (signal.SIG_DFL, signal.default_int_handler) else previous
+
+    monkeypatch.setattr(signal, "signal", install_and_forget)
+
+
+def test_handlers_that_cannot_be_put_back_leave_pythons_own(monkeypatch):
+    forget_what_was_there(monkeypatch)
+    before = handlers()
+    with StopRequest([]):
+        assert handlers() != before
+    assert handlers() == before == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_that_ignored_signals_before_ignore_them_afterwards(method):
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": method})
+    ignoring = [str(signal.SIG_IGN)] * 3
+    assert ask(venv, 0, worker_handlers) == ignoring
+    with StopRequest([venv]) as stop:
+        os.kill(venv.processes[0].pid, signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+        assert ask(venv, 0, worker_handlers) == ignoring
+    assert ask(venv, 0, worker_handlers) == ignoring
+    venv.close()
+
+
+def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with StopRequest([]):
+        context = multiprocessing.get_context("fork")
+        is_there = context.Event()
+        child = context.Process(target=say_and_sleep, args=(is_there,))
+        child.start()
+        assert is_there.wait(20)
+        child.terminate()
+        child.join(0.5)
+        assert child.exitcode is None
+        child.kill()
+        child.join(20)
+
+
+def test_workers_ignore_the_signals_for_as_long_as_it_listens():
+    venv = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
+    before = [ask(venv.venv, index, worker_handlers) for index in range(2)]
+    with StopRequest([venv, venv]):
+        for process in venv.venv.processes:
+            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
+        assert ask(venv.venv, 1, worker_handlers) == [str(signal.SIG_IGN)] * 3 != before[1]
+        venv.reset()
+    assert [ask(venv.venv, index, worker_handlers) for index in range(2)] == before
+    venv.close()
+
+
+def test_a_worker_that_has_died_does_not_hide_the_error_of_its_death():
+    venv = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
+    venv.reset()
+    with pytest.raises((EOFError, BrokenPipeError, ConnectionResetError)), StopRequest([venv]):  # noqa: PT012  # the whole run
+        venv.processes[0].kill()
+        venv.processes[0].join()
+        venv.reset()
+
+
+def say_and_sleep(is_there):
+    is_there.set()
+    time.sleep(60)
+
+
+def test_a_child_forked_meanwhile_can_be_terminated():
+    with StopRequest([]) as stop:
+        context = multiprocessing.get_context("fork")
+        is_there = context.Event()
+        child = context.Process(target=say_and_sleep, args=(is_there,))
+        child.start()
+        assert is_there.wait(20)
+        child.terminate()
+        child.join(20)
+        assert child.exitcode == -signal.SIGTERM
+        assert stop.received is None
+
+
+def test_workers_in_the_midst_of_a_step_do_not_hold_up_the_end():
+    venv = SubprocVecEnv([lambda: TimeLimit(Slow(), 10)], start_method="fork")
+    venv.reset()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), StopRequest([venv]):  # noqa: PT012  # the whole run
+        venv.step_async([0])
+        raise KeyboardInterrupt
+    assert time.monotonic() - begin < 20
+    assert [process.exitcode for process in venv.processes] == [-signal.SIGKILL]
+    venv.close()
+
+
+class Slow(RandomEnv):
+    """Takes a minute for each step."""
+
+    def step(self, action):
+        time.sleep(60)
+        return super().step(action)
+
+
+def test_a_bare_env_in_a_worker_does_not_keep_the_others_from_being_shielded():
+    bare, wrapped = SubprocVecEnv([RandomEnv]), make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
+    with StopRequest([bare, wrapped]):
+        assert ask(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3
+    bare.close()
+    wrapped.close()
+
+
+def test_an_env_that_is_closed_is_left_alone():
+    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
+    venv.close()
+    before = handlers()
+    with StopRequest([venv]):
+        assert handlers() != before
+    assert handlers() == before

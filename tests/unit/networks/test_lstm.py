@@ -1,0 +1,153 @@
+"""The LSTM whose J v is written down, beside torch's own by double backward in float64."""
+
+import gc
+import weakref
+
+import pytest
+import torch as th
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+from sb3_trpo.networks.double_backward import twice_differentiable
+from sb3_trpo.networks.lstm import has_formula
+from sb3_trpo.numerics.gauss_newton import linearise
+
+SIZES = {
+    "n_steps": st.integers(1, 6),
+    "n_sequences": st.integers(1, 3),
+    "n_inputs": st.integers(1, 4),
+    "n_hidden": st.integers(1, 4),
+}
+LAYERS = {"n_layers": st.integers(1, 3), "bias": st.booleans(), "seed": st.integers(0, 99)}
+
+
+def make(n_steps, n_sequences, n_inputs, n_hidden, n_layers, bias, seed, dtype=th.float64):
+    th.manual_seed(seed)
+    layer = nn.LSTM(n_inputs, n_hidden, n_layers, bias=bias).to(dtype).eval()
+    x = th.randn(n_steps, n_sequences, n_inputs, dtype=dtype, requires_grad=True)
+    h, c = (th.randn(n_layers, n_sequences, n_hidden, dtype=dtype, requires_grad=True) for _ in range(2))
+    return layer, x, (h, c)
+
+
+def run(layer, x, states):
+    outputs, (h, c) = layer(x, states)
+    return outputs, h, c
+
+
+@settings(deadline=None, max_examples=40)
+@given(**SIZES, **LAYERS)
+def test_values_and_products_are_those_of_double_backward(**sizes):
+    layer, x, states = make(**sizes)
+    theta = [*layer.parameters(), x, *states]
+    own = run(layer, x, states)
+    with twice_differentiable(layer):
+        ours = run(layer, x, states)
+    theirs, mine = linearise(own, theta), linearise(ours, theta)
+    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    u = tuple(map(th.randn_like, own))
+    for expected, found in zip((*own, *theirs.jvp(v), theirs.vjp(u)), (*ours, *mine.jvp(v), mine.vjp(u)), strict=True):
+        th.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weights", "states"])
+def test_what_is_frozen_counts_as_constant(wanted):
+    layer, x, states = make(4, 2, 3, 3, 2, True, 0)
+    theta = {"x": [x], "weights": [layer.weight_hh_l0, layer.bias_ih_l1], "states": list(states)}[wanted]
+    for each in (*layer.parameters(), x, *states):
+        each.requires_grad_(any(each is one for one in theta))
+    own = run(layer, x, states)[:1]
+    with twice_differentiable(layer):
+        ours = run(layer, x, states)[:1]
+    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    th.testing.assert_close(linearise(ours, theta).jvp(v), linearise(own, theta).jvp(v))
+    th.testing.assert_close(linearise(ours, theta).vjp(own), linearise(own, theta).vjp(own))
+
+
+def test_memory_handed_on_by_hand_keeps_its_derivatives():
+    layer, x, states = make(5, 2, 3, 4, 2, True, 1)
+    theta = list(layer.parameters())
+    whole = run(layer, x, states)[0]
+    with twice_differentiable(layer):
+        steps, last = [], states
+        for step in x.split(1):
+            output, last = layer(step, last)
+            steps.append(output)
+    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    th.testing.assert_close(linearise((th.cat(steps),), theta).jvp(v), linearise((whole,), theta).jvp(v))
+
+
+def test_fused_single_precision_agrees():
+    layer, x, states = make(20, 5, 6, 8, 1, True, 2, th.float32)
+    theta = list(layer.parameters())
+    with twice_differentiable(layer):
+        ours = run(layer, x, states)[:1]
+    v = th.randn(sum(each.numel() for each in theta))
+    (found,) = linearise(ours, theta).jvp(v)
+    precise, x, states = layer.double(), x.detach().double(), tuple(state.detach().double() for state in states)
+    (expected,) = linearise(run(precise, x, states)[:1], list(precise.parameters())).jvp(v.double())
+    th.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_without_derivatives_the_layer_is_itself_and_is_so_again_afterwards():
+    layer, x, states = make(4, 2, 3, 3, 2, True, 3, th.float32)
+    with th.no_grad():
+        own = run(layer, x, states)
+        with twice_differentiable(layer):
+            ours = run(layer, x, states)
+    assert all(map(th.equal, own, ours))
+    with pytest.raises(KeyError), twice_differentiable(layer):
+        raise KeyError
+    assert "forward" not in vars(layer)
+
+
+def test_states_may_be_left_out():
+    layer, x, _ = make(4, 2, 3, 3, 2, True, 4)
+    with twice_differentiable(layer):
+        ours, _ = layer(x)
+    th.testing.assert_close(ours, layer(x)[0])
+
+
+@pytest.mark.parametrize("form", ["unbatched", "packed"])
+def test_sequences_of_other_forms_are_left_to_torch(form):
+    layer, x, _ = make(4, 2, 3, 3, 1, True, 5)
+    given_x = x[:, 0] if form == "unbatched" else pack_sequence([x[:3, 0], x[:2, 1]])
+    with twice_differentiable(layer):
+        ours, _ = layer(given_x)
+    own, _ = layer(given_x)
+    assert all(map(th.equal, ours, own)) if form == "unbatched" else th.equal(ours.data, own.data)
+
+
+@pytest.mark.parametrize("option", ["bidirectional", "batch_first"])
+def test_other_lstms_have_no_formula_and_work(option):
+    layer = nn.LSTM(3, 4, **{option: True}).double()
+    assert not has_formula(layer)
+    x, theta = th.randn(5, 2, 3, dtype=th.float64), list(layer.parameters())
+    with twice_differentiable(layer):
+        outputs = layer(x)[:1]
+    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    th.testing.assert_close(linearise(outputs, theta).jvp(v), linearise(layer(x)[:1], theta).jvp(v))
+
+
+def test_projections_subclasses_and_dropout_have_no_formula():
+    class Other(nn.LSTM):
+        pass
+
+    assert not any(map(has_formula, (nn.LSTM(3, 4, proj_size=2), Other(3, 4), nn.GRU(3, 4), nn.LSTM(3, 4, 2, dropout=0.5))))
+    assert has_formula(nn.LSTM(3, 4, 2, dropout=0.5).eval())
+
+
+def test_nothing_outlives_its_use():
+    layer, x, states = make(4, 2, 3, 3, 2, True, 6)
+    gc.disable()
+    try:
+        with twice_differentiable(layer):
+            outputs = run(layer, x, states)[:1]
+        alive = weakref.ref(outputs[0].grad_fn.run)
+        linear = linearise(outputs, list(layer.parameters()))
+        linear.vjp(linear.jvp(th.ones(sum(each.numel() for each in layer.parameters()), dtype=th.float64)))
+        assert alive() is not None
+        del outputs, linear
+        assert alive() is None, "no reference cycle"
+    finally:
+        gc.enable()

@@ -1,0 +1,428 @@
+"""Reading a policy's networks: plain stacks are read as what they compute, anything else is left alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.contract_tools import factors
+from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks.plain_network import OWN_METHODS, Networks, read_networks
+
+ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
+ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
+
+
+def model_of(
+    policy: str | type[ActorCriticPolicy] = "MlpPolicy",
+    observation_space: spaces.Space = VECTOR,
+    action_space: spaces.Space = BOX_ACTION,
+    use_sde: bool = False,
+    **kwargs: Any,
+) -> TRPO:
+    """Build a model with noisy weights, for the last layers are almost 0 at first and all biases are."""
+    kwargs = {"net_arch": [8, 5]} | kwargs
+    env = RandomEnv(observation_space, action_space)
+    model = TRPO(policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", use_sde=use_sde, policy_kwargs=kwargs)
+    generator = th.Generator().manual_seed(0)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * th.randn(parameter.shape, generator=generator))
+    return model
+
+
+def networks_of(model: TRPO) -> Networks:
+    networks = read_networks(model.policy)
+    assert networks is not None
+    return networks
+
+
+def some_observations(policy: ActorCriticPolicy) -> Any:
+    space = policy.observation_space
+    space.seed(0)
+    samples = [space.sample() for _ in range(6)]
+    if isinstance(space, spaces.Dict):
+        return {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
+    return th.as_tensor(np.stack(samples))
+
+
+@th.no_grad()
+def assert_computes_as_the_policy(networks: Networks, policy: ActorCriticPolicy) -> None:
+    seen = some_observations(policy)
+    before = copy.deepcopy(seen)
+    expected = [parameter for factor in factors(policy, seen) for parameter in parameters_of(factor)]
+    expected_values = policy.predict_values(seen)
+    features = networks.features(seen)
+    output = (networks.actor(features),) if networks.log_std is None else (networks.actor(features), networks.log_std)
+    distribution = policy.action_dist.proba_distribution(*output).distribution
+    given = [
+        parameter
+        for factor in (distribution if isinstance(distribution, list) else [distribution])
+        for parameter in parameters_of(factor)
+    ]
+    for one, other in zip([*given, networks.critic(features)], [*expected, expected_values], strict=True):
+        th.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for one, other in zip(leaves(seen), leaves(before), strict=True):
+        assert th.equal(one, other)
+
+
+def leaves(seen: Any) -> list[th.Tensor]:
+    return list(seen.values()) if isinstance(seen, dict) else [seen]
+
+
+def parameters_of(factor: th.distributions.Distribution) -> tuple[th.Tensor, ...]:
+    return (factor.mean, factor.stddev) if isinstance(factor, th.distributions.Normal) else (factor.logits,)
+
+
+PLAIN: dict[str, Callable[[], TRPO]] = {
+    **{f"{kind.__name__}": lambda kind=kind: model_of(activation_fn=kind) for kind in ACTIVATIONS},
+    "ELU of 0.3": lambda: model_of(activation_fn=lambda: nn.ELU(0.3)),
+    "LeakyReLU of 0.3": lambda: model_of(activation_fn=lambda: nn.LeakyReLU(0.3)),
+    "GELU of tanh": lambda: model_of(activation_fn=lambda: nn.GELU("tanh")),
+    "ReLU in place": lambda: model_of(activation_fn=lambda: nn.ReLU(inplace=True)),
+    **{f"{type(space).__name__}": lambda space=space: model_of(action_space=space) for space in ACTIONS},
+    "no layers": lambda: model_of(net_arch=[]),
+    "layers of the policy alone": lambda: model_of(net_arch={"pi": [4], "vf": []}),
+    "layers of the critic alone": lambda: model_of(net_arch={"pi": [], "vf": [4]}),
+    "different": lambda: model_of(net_arch={"pi": [7], "vf": [5, 64, 3]}),
+    "deep": lambda: model_of(net_arch=[6] * 6),
+    "shared features": lambda: model_of(share_features_extractor=True),
+    "SB3's own class": lambda: model_of(ActorCriticPolicy),
+    "matrix": lambda: model_of(observation_space=spaces.Box(-1.0, 1.0, (2, 3))),
+    "doubles": lambda: model_of(observation_space=spaces.Box(-1.0, 1.0, (3,), np.float64)),
+    "choices": lambda: model_of(observation_space=spaces.MultiDiscrete([2, 3])),
+    "vectors": lambda: model_of("MultiInputPolicy", PAIR),
+    "flat image": lambda: model_of(observation_space=IMAGE),
+    "flat image as it is": lambda: model_of(observation_space=IMAGE, normalize_images=False),
+    "CNN": lambda: model_of("CnnPolicy", IMAGE),
+    "shared CNN": lambda: model_of("CnnPolicy", IMAGE, share_features_extractor=True),
+    "CNN and layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[5], activation_fn=nn.ELU),
+    "CNN without layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[]),
+    "CNN on images as they are": lambda: model_of("CnnPolicy", IMAGE, normalize_images=False),
+}
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_a_plain_stack_is_read_as_what_it_computes(make):
+    model = make()
+    assert_computes_as_the_policy(networks_of(model), model.policy)
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_the_tensors_are_the_policys_own_and_all_of_them(make):
+    model = make()
+    networks = networks_of(model)
+    tensors = {id(tensor) for tensor in (*networks.policy_tensors, *networks.critic.tensors)}
+    assert tensors == {id(parameter) for parameter in model.policy.parameters()}
+
+
+@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
+def test_a_copy_on_the_cpu_keeps_the_weights_of_its_time(make):
+    model = make()
+    networks, old = networks_of(model).on_cpu(), copy.deepcopy(model.policy)
+    scale(model.policy)
+    assert_computes_as_the_policy(networks, old)
+
+
+def test_layers_without_bias_are_read():
+    model = model_of()
+    for module in model.policy.modules():
+        if isinstance(module, nn.Linear):
+            module.bias = None
+    assert_computes_as_the_policy(networks_of(model), model.policy)
+
+
+def test_features_of_vectors_are_the_numbers_as_they_are():
+    assert networks_of(model_of()).takes_vectors
+    for space in (IMAGE, spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2, 3))):
+        assert not networks_of(model_of(observation_space=space)).takes_vectors
+    assert networks_of(model_of("CnnPolicy", IMAGE)).of_images
+    assert not networks_of(model_of(observation_space=IMAGE)).of_images
+
+
+def scale(policy: nn.Module) -> None:
+    policy.load_state_dict({name: 1.5 * value for name, value in policy.state_dict().items()})
+
+
+def set_parameters(model: TRPO) -> None:
+    saved = model.get_parameters()
+    saved["policy"] = {name: 1.5 * value for name, value in saved["policy"].items()}
+    model.set_parameters(saved)
+
+
+def step_optimizer(model: TRPO) -> None:
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    model.policy.optimizer.step()
+
+
+@pytest.mark.parametrize("make", [PLAIN["Tanh"], PLAIN["vectors"], PLAIN["CNN"]], ids=["vector", "vectors", "CNN"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_parameters,
+        step_optimizer,
+        lambda model: scale(model.policy),
+        lambda model: model.policy.load_from_vector(1.5 * model.policy.parameters_to_vector()),
+        lambda model: model.learn(8),
+    ],
+    ids=["set_parameters", "optimizer", "load_state_dict", "load_from_vector", "learn"],
+)
+def test_networks_read_before_see_a_change_of_the_weights(change, make):
+    model = make()
+    networks, old = networks_of(model), networks_of(model).on_cpu()
+    change(model)
+    assert_computes_as_the_policy(networks, model.policy)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_computes_as_the_policy(old, model.policy)
+
+
+def overriding(name: str) -> type[ActorCriticPolicy]:
+    """Subclass the policy with a method of the same effect."""
+
+    def same(self: MlpPolicy, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(MlpPolicy, self), name)(*args, **kwargs)
+
+    return type("Overriding", (MlpPolicy,), {name: same})
+
+
+@pytest.mark.parametrize("name", OWN_METHODS)
+def test_a_policy_with_a_method_of_its_own_is_left_alone(name):
+    assert read_networks(model_of(overriding(name)).policy) is None
+
+
+def test_the_methods_named_are_all_that_a_rollout_calls():
+    called = {"forward", "extract_features", "get_distribution", "predict_values", "evaluate_actions"}
+    assert called | {"__call__", "_get_action_dist_from_latent"} <= set(OWN_METHODS)
+
+
+@pytest.mark.parametrize("name", [name for name in OWN_METHODS if name != "__call__"])
+def test_a_policy_with_a_patched_method_is_left_alone(name):
+    policy = model_of().policy
+    setattr(policy, name, getattr(policy, name))
+    assert read_networks(policy) is None
+
+
+PARTS = ("", "mlp_extractor", "mlp_extractor.policy_net", "mlp_extractor.value_net.1", "action_net", "vf_features_extractor")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_module_with_a_patched_forward_is_left_alone(part):
+    policy = model_of().policy
+    module = policy.get_submodule(part)
+    module.forward = module.forward
+    assert read_networks(policy) is None
+
+
+@pytest.mark.parametrize("name", ["forward_actor", "forward_critic"])
+def test_an_extractor_with_a_patched_method_is_left_alone(name):
+    policy = model_of().policy
+    setattr(policy.mlp_extractor, name, getattr(policy.mlp_extractor, name))
+    assert read_networks(policy) is None
+
+
+HOOKS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("register", HOOKS)
+def test_a_hook_on_any_module_is_heeded_while_it_is_there(register, part):
+    policy = model_of().policy
+    handle = getattr(policy.get_submodule(part), register)(lambda *_: None)
+    assert read_networks(policy) is None
+    handle.remove()
+    assert read_networks(policy) is not None
+
+
+@pytest.mark.parametrize("register", [f"register_module_{kind}" for kind in ("forward_hook", "forward_pre_hook")])
+def test_a_hook_on_all_modules_is_heeded(register):
+    policy = model_of().policy
+    handle = getattr(nn.modules.module, register)(lambda *_: None)
+    try:
+        assert read_networks(policy) is None
+    finally:
+        handle.remove()
+
+
+def test_a_hook_on_a_weight_is_heeded():
+    policy = model_of().policy
+    policy.action_net.weight.register_hook(lambda gradient: 2.0 * gradient)
+    assert read_networks(policy) is None
+
+
+class OwnLinear(nn.Linear):
+    """Anything."""
+
+
+class OwnTanh(nn.Tanh):
+    """Anything."""
+
+
+class OwnMlp(MlpExtractor):
+    """Anything."""
+
+
+class OwnExtractor(FlattenExtractor):
+    """Anything."""
+
+
+class Halved(BaseFeaturesExtractor):
+    """Halves the observation."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return observations / 2
+
+
+def altered(change: Callable[[ActorCriticPolicy], Any]) -> Callable[[], TRPO]:
+    """Build a model and change its policy."""
+
+    def make() -> TRPO:
+        model = model_of()
+        change(model.policy)
+        return model
+
+    return make
+
+
+def put(name: str, make: Callable[[], nn.Module]) -> Callable[[], TRPO]:
+    return altered(lambda policy: policy.set_submodule(name, make()))
+
+
+OTHER: dict[str, Callable[[], TRPO]] = {
+    "Softplus": lambda: model_of(activation_fn=nn.Softplus),
+    "subclassed activation": lambda: model_of(activation_fn=OwnTanh),
+    "subclassed linear": put("mlp_extractor.policy_net.0", lambda: OwnLinear(3, 8)),
+    "subclassed linear head": put("value_net", lambda: OwnLinear(5, 1)),
+    "subclassed MLP": altered(lambda policy: setattr(policy.mlp_extractor, "__class__", OwnMlp)),
+    "dropout": put("mlp_extractor.policy_net.1", lambda: nn.Dropout(0.5)),
+    "dropout after all": altered(lambda policy: policy.mlp_extractor.value_net.append(nn.Dropout(0.5))),
+    "layer norm": put("mlp_extractor.value_net.1", lambda: nn.LayerNorm(8)),
+    "batch norm": put("mlp_extractor.policy_net.1", lambda: nn.BatchNorm1d(8)),
+    "two activations": put("mlp_extractor.policy_net.1", lambda: nn.Sequential(nn.Tanh(), nn.Tanh())),
+    "two activations in a row": altered(lambda policy: policy.mlp_extractor.policy_net.append(nn.Tanh())),
+    "activation before all": put("mlp_extractor.policy_net.0", nn.Tanh),
+    "head of several": put("action_net", lambda: nn.Sequential(nn.Linear(5, 2))),
+    "custom extractor": lambda: model_of(features_extractor_class=Halved),
+    "subclassed extractor": lambda: model_of(features_extractor_class=OwnExtractor),
+    "gSDE": lambda: model_of(use_sde=True),
+    "image among others": lambda: model_of("MultiInputPolicy", DICT),
+    "double critic": altered(lambda policy: policy.value_net.double()),
+    "double policy head": altered(lambda policy: policy.action_net.double()),
+    "half of a layer": altered(lambda policy: policy.mlp_extractor.policy_net[2].half()),
+    "weight norm": altered(lambda policy: parametrizations.weight_norm(policy.action_net)),
+    "weight norm of a hidden layer": altered(lambda policy: parametrizations.weight_norm(policy.mlp_extractor.value_net[0])),
+    "spectral norm": altered(lambda policy: parametrizations.spectral_norm(policy.mlp_extractor.policy_net[0])),
+    "old weight norm": altered(lambda policy: nn.utils.weight_norm(policy.action_net)),
+    "pruning": altered(lambda policy: prune.l1_unstructured(policy.mlp_extractor.policy_net[0], "weight", 0.5)),
+    "pruning of the critic": altered(lambda policy: prune.l1_unstructured(policy.value_net, "weight", 1)),
+    "torch.compile of a part": altered(lambda policy: setattr(policy, "mlp_extractor", th.compile(policy.mlp_extractor))),
+    "torch.compile of a net": altered(
+        lambda policy: setattr(policy.mlp_extractor, "policy_net", th.compile(policy.mlp_extractor.policy_net))
+    ),
+    "torch.compile of a head": altered(lambda policy: setattr(policy, "action_net", th.compile(policy.action_net))),
+    "compile of the policy": altered(lambda policy: policy.compile()),
+    "compile of a part": altered(lambda policy: policy.mlp_extractor.value_net.compile()),
+    "compile of a head": altered(lambda policy: policy.value_net.compile()),
+    "replaced distribution": altered(
+        lambda policy: setattr(policy.action_dist, "__class__", type("Own", (type(policy.action_dist),), {}))
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("make", OTHER.values(), ids=OTHER)
+def test_what_is_not_a_plain_stack_is_left_alone(make):
+    assert read_networks(make().policy) is None
+
+
+def test_a_patched_distribution_is_left_alone():
+    policy = model_of().policy
+    policy.action_dist.log_prob = policy.action_dist.log_prob
+    assert read_networks(policy) is None
+
+
+def test_a_compiled_policy_is_left_alone():
+    assert read_networks(th.compile(model_of().policy)) is None
+
+
+def test_a_stack_that_begins_by_flattening_is_no_error():
+    policy = model_of().policy
+    policy.mlp_extractor.policy_net.insert(0, nn.Flatten())
+    networks = read_networks(policy)
+    assert networks is None or networks.takes_vectors
+
+
+def test_weights_pruned_for_good_are_read_again():
+    model = model_of()
+    prune.l1_unstructured(model.policy.mlp_extractor.policy_net[0], "weight", 0.5)
+    prune.remove(model.policy.mlp_extractor.policy_net[0], "weight")
+    assert_computes_as_the_policy(networks_of(model), model.policy)
+
+
+def test_a_frozen_stack_is_read():
+    model = model_of()
+    model.policy.mlp_extractor.policy_net.requires_grad_(False)
+    assert_computes_as_the_policy(networks_of(model), model.policy)
+
+
+def joining(policy: Any, of_critic: dict[str, spaces.Space], extractor: Any = CombinedExtractor) -> Any:
+    policy.vf_features_extractor = extractor(spaces.Dict(of_critic))
+    return policy
+
+
+def test_actor_and_critic_that_see_different_entries_are_no_plain_stacks():
+    box = spaces.Box(-1.0, 1.0, (3,))
+    policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
+    assert read_networks(policy) is not None
+    assert read_networks(joining(policy, {"a": box})) is None
+    policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
+    policy.vf_features_extractor.extractors = nn.ModuleDict(
+        {"b": nn.Flatten(), "a": nn.Flatten()}
+    )  # the same entries in another order
+    assert read_networks(policy) is None
+
+
+class OwnSequence(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        return 2.0 * super().forward(x)
+
+
+def test_what_is_inside_an_extractor_is_looked_at():
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    for part in ("cnn", "linear"):
+        policy = CnnPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
+        assert read_networks(policy) is not None
+        setattr(policy.pi_features_extractor, part, OwnSequence(*getattr(policy.pi_features_extractor, part)))
+        assert read_networks(policy) is None
+    vector = spaces.Box(-1.0, 1.0, (4,))
+    for flatten in (nn.Sequential(nn.Flatten(), nn.LayerNorm(4)), nn.Flatten(0)):
+        policy = MlpPolicy(vector, spaces.Discrete(2), lambda _: 1e-3)
+        policy.pi_features_extractor.flatten = flatten
+        assert read_networks(policy) is None
+
+
+def test_a_shared_extractor_must_be_one():
+    policy = ActorCriticPolicy(spaces.Box(-1.0, 1.0, (4,)), spaces.Discrete(2), lambda _: 1e-3)
+    assert read_networks(policy) is not None
+    policy.features_extractor = FlattenExtractor(policy.observation_space)
+    assert read_networks(policy) is None

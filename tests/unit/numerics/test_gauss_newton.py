@@ -1,0 +1,99 @@
+import pytest
+import torch as th
+from hypothesis import given, settings, strategies as st
+from torch.autograd.functional import jacobian
+
+from sb3_trpo.numerics.flat import flatten, unflatten
+from sb3_trpo.numerics.gauss_newton import Curvature, fisher_operator, gauss_newton_product, linearise
+from sb3_trpo.numerics.linear_operator import damped
+
+N = 4
+
+
+def model(weight, b, scale, unused):
+    """Give two outputs per state, one of which reuses the other's parameters, and one that is constant."""
+    x = th.linspace(-1.0, 1.0, 3 * N, dtype=th.float64).view(N, 3)
+    hidden = th.tanh(x @ weight + b)
+    return hidden * scale.exp(), (hidden.square().sum(1, keepdim=True) + b[0]).relu(), th.ones(N, 1, dtype=th.float64)
+
+
+def make_theta(seed=0):
+    generator = th.Generator().manual_seed(seed)
+    shapes = [(3, 2), (2,), (), (2, 2)]
+    return [th.randn(shape, generator=generator, dtype=th.float64).requires_grad_() for shape in shapes]
+
+
+def join(z):
+    return th.cat(z, 1)
+
+
+def split(flat):
+    return flat.split([2, 1, 1], 1)
+
+
+def dense_jacobian(theta):
+    return jacobian(lambda flat: join(model(*unflatten(flat, theta))), flatten(theta).detach())
+
+
+def random_metric(seed):
+    """Make a symmetric positive-definite M per state that couples all outputs, dense and as a product."""
+    root = th.randn((N, 4, 4), generator=th.Generator().manual_seed(seed), dtype=th.float64)
+    matrices = root @ root.mT
+    return matrices, lambda dz: split((matrices @ join(dz)[..., None]).squeeze(-1))
+
+
+def test_jvp_and_vjp_are_products_with_the_dense_jacobian():
+    theta = make_theta()
+    jac, linearisation = dense_jacobian(theta), linearise(model(*theta), theta)
+    for column, basis in enumerate(th.eye(jac.shape[2], dtype=th.float64)):
+        th.testing.assert_close(join(linearisation.jvp(basis)), jac[..., column])
+    for row in th.eye(N * 4, dtype=th.float64).view(-1, N, 4):
+        th.testing.assert_close(linearisation.vjp(split(row)), th.einsum("nk,nkp->p", row, jac))
+
+
+def test_products_leave_no_gradient_and_no_graph_behind():
+    theta = make_theta()
+    linearisation = linearise(model(*theta), theta)
+    product = linearisation.vjp(linearisation.jvp(th.ones_like(flatten(theta))))
+    assert all(parameter.grad is None for parameter in theta)
+    assert not product.requires_grad
+
+
+def test_gauss_newton_product_is_the_dense_sum_over_states():
+    theta = make_theta()
+    jac, (matrices, metric) = dense_jacobian(theta), random_metric(1)
+    curvature = Curvature(linearise(model(*theta), theta), metric, N)
+    columns = [gauss_newton_product(curvature, v) for v in th.eye(jac.shape[2], dtype=th.float64)]
+    th.testing.assert_close(th.stack(columns, 1), th.einsum("nkp,nkl,nlq->pq", jac, matrices, jac))
+
+
+def test_fisher_operator_sums_chunks_before_it_divides_by_their_weight():
+    theta = make_theta()
+    linearisation, metrics, weights = linearise(model(*theta), theta), [random_metric(seed)[1] for seed in (1, 2)], (3.0, 5.0)
+    curvatures = [Curvature(linearisation, metric, weight) for metric, weight in zip(metrics, weights, strict=True)]
+    v = th.ones_like(flatten(theta))
+    expected = sum(gauss_newton_product(curvature, v) for curvature in curvatures) / 8.0
+    calls = []
+    operator = fisher_operator(lambda: iter(curvatures), lambda total, weight: calls.append(weight) or total / weight)
+    th.testing.assert_close(operator(v), expected)
+    th.testing.assert_close(operator(2.0 * v), 2.0 * expected)
+    assert calls == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_damping_is_added_to_every_eigenvalue(damping):
+    matrix = th.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=th.float64)
+    operator = damped(lambda v: matrix @ v, damping)
+    v = th.tensor([1.0, -2.0], dtype=th.float64)
+    th.testing.assert_close(operator(v), matrix @ v + damping * v)
+    assert v.tolist() == [1.0, -2.0]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_gauss_newton_matrix_is_symmetric_and_positive_semi_definite(theta_seed, metric_seed):
+    theta = make_theta(theta_seed)
+    curvature = Curvature(linearise(model(*theta), theta), random_metric(metric_seed)[1], N)
+    fisher = th.stack([gauss_newton_product(curvature, v) for v in th.eye(13, dtype=th.float64)])
+    th.testing.assert_close(fisher, fisher.T)
+    assert th.linalg.eigvalsh(fisher).min() >= -1e-12 * fisher.abs().max()

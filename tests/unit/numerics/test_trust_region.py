@@ -1,0 +1,319 @@
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch as th
+from helpers.oracle import interrupt_at
+from hypothesis import given, settings, strategies as st
+
+from sb3_trpo.numerics.conjugate_gradient import Solution, Termination
+from sb3_trpo.numerics.flat import flatten
+from sb3_trpo.numerics.line_search import Candidate
+from sb3_trpo.numerics.trust_region import LocalModel, Outcome, Settings, step_to_boundary, trust_region_step
+
+SETTINGS = Settings(
+    target_kl=0.01, cg_max_steps=20, cg_residual_tol=1e-12, cg_damping=0.0, shrinking_factor=0.5, line_search_max_iter=5
+)
+
+
+def vector(*values):
+    return th.tensor(values, dtype=th.float64)
+
+
+@dataclass
+class Quadratic:
+    """Surrogate ``1 + g.d`` and KL ``excess * d.F d / 2`` of the displacement d, over a matrix and a vector parameter."""
+
+    fisher: th.Tensor
+    g: th.Tensor
+    excess: float = 1.0
+    visited: list[th.Tensor] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.parameters = [th.nn.Parameter(self.g.new_zeros(1, 2)), th.nn.Parameter(self.g.new_zeros(len(self.g) - 2))]
+
+    def evaluate(self) -> Candidate:
+        d = flatten(self.parameters).detach().clone()
+        self.visited.append(d)
+        return Candidate(1.0 + float(self.g @ d), float(0.5 * self.excess * d @ self.fisher @ d))
+
+    def step(self, **changes):
+        model = LocalModel(self.parameters, 1.0, self.g, lambda v: self.fisher @ v, self.evaluate)
+        return trust_region_step(model, replace(SETTINGS, **changes))
+
+
+def random_quadratic(seed, n=5, excess=1.0):
+    root, g = th.randn((n + 1, n), generator=th.Generator().manual_seed(seed), dtype=th.float64).split([n, 1])
+    return Quadratic(root @ root.T + 0.1 * th.eye(n, dtype=th.float64), g[0], excess)
+
+
+def natural_step(fisher, g, target_kl):
+    """Maximise ``g.d`` subject to ``d.F d / 2 <= target_kl``."""
+    x = th.linalg.solve(fisher, g)
+    return (2.0 * target_kl / (g @ x)).sqrt() * x
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.sampled_from([1e-6, 0.01, 10.0]))
+def test_full_step_is_the_constrained_optimum(seed, target_kl):
+    problem = random_quadratic(seed)
+    problem.step(target_kl=target_kl, cg_max_steps=50)
+    exact = natural_step(problem.fisher, problem.g, target_kl)
+    th.testing.assert_close(problem.visited[0], exact, rtol=1e-6, atol=1e-6 * exact.norm().item())
+    assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(target_kl, rel=1e-9)
+
+
+def test_step_exactly_on_the_boundary_is_accepted_whole():
+    problem = Quadratic(4.0 * th.eye(3, dtype=th.float64), vector(0, 8, 0))
+    step = problem.step(target_kl=8.0)
+    assert (step.outcome, step.line_search.fraction, step.kl) == (Outcome.ACCEPTED, 1.0, 8.0)
+    assert flatten(problem.parameters).tolist() == [0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("damping", [0.1, 10.0])
+def test_damped_step_is_scaled_by_the_damped_curvature_and_so_stays_inside(damping):
+    problem = random_quadratic(0)
+    step = problem.step(cg_damping=damping)
+    exact = natural_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, 0.01)
+    th.testing.assert_close(flatten(problem.parameters).detach(), exact)
+    assert step.outcome is Outcome.ACCEPTED
+    assert step.line_search.fraction == 1.0
+    assert step.kl < 0.01
+
+
+@pytest.mark.parametrize("cg_max_steps", [1, 2, 3])
+def test_step_of_an_unfinished_solve_ends_on_the_boundary_too(cg_max_steps):
+    problem = random_quadratic(1)
+    problem.step(cg_max_steps=cg_max_steps)
+    assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(0.01, rel=1e-9)
+
+
+def test_step_to_boundary_uses_the_curvature_of_the_iterate_itself():
+    problem, x = random_quadratic(2), vector(1, 2, 3, 4, 5)
+    solution = Solution(x, problem.g - problem.fisher @ x, 1, 1.0, Termination.ITERATION_LIMIT)
+    step = step_to_boundary(solution, problem.g, 0.02)
+    assert 0.5 * step @ problem.fisher @ step == pytest.approx(0.02, rel=1e-9)
+    assert step @ x == pytest.approx((step.norm() * x.norm()).item())
+
+
+@pytest.mark.parametrize(("excess", "k"), [(0.5, 0), (1.5, 1), (3.9, 1), (4.1, 2), (100.0, 4)])
+def test_steps_shrink_until_the_true_kl_is_inside(excess, k):
+    problem = random_quadratic(3, excess=excess)
+    step = problem.step()
+    assert (step.outcome, step.line_search.fraction, step.line_search.evaluations) == (Outcome.ACCEPTED, 0.5**k, k + 1)
+    for power, displacement in enumerate(problem.visited):
+        th.testing.assert_close(displacement, 0.5**power * problem.visited[0])
+    assert th.equal(flatten(problem.parameters).detach(), problem.visited[-1])
+
+
+def test_negative_curvature_after_the_first_iteration_still_gives_a_step():
+    problem = Quadratic(vector(4, -1, 1).diag(), vector(1, 1, 0))
+    step = problem.step()
+    assert step.solution.termination is Termination.NON_POSITIVE_CURVATURE
+    assert step.outcome is Outcome.ACCEPTED
+    assert problem.visited[0][0] == problem.visited[0][1] > 0.0
+
+
+def krylov_step(fisher, g, n_iterations, target_kl):
+    """Find, in NumPy, the step of the best ``x`` in the span of ``g, F g, ...``, scaled to the boundary."""
+    fisher, g = fisher.numpy(), g.numpy()
+    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(fisher, power) @ g for power in range(n_iterations)], axis=1))
+    x = krylov @ np.linalg.solve(krylov.T @ fisher @ krylov, krylov.T @ g)
+    return np.sqrt(2.0 * target_kl / (x @ fisher @ x)) * x
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_iterate_before_it(k, bad, damping):
+    problem = random_quadratic(6, excess=0.99)  # inside, whatever rounds
+    calls = []
+
+    def overflowing(v):
+        calls.append(v)
+        return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
+
+    model = LocalModel(problem.parameters, 1.0, problem.g, overflowing, problem.evaluate)
+    step = trust_region_step(model, replace(SETTINGS, cg_damping=damping))
+    assert (step.solution.termination, step.solution.iterations, len(calls)) == (Termination.NON_FINITE, k - 1, k)
+    assert step.outcome is Outcome.ACCEPTED
+    expected = krylov_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, k - 1, 0.01)
+    np.testing.assert_allclose(flatten(problem.parameters).detach().numpy(), expected, rtol=1e-9)
+    assert th.equal(flatten(problem.parameters).detach(), problem.visited[-1])
+
+
+def test_record_of_an_accepted_step():
+    problem = random_quadratic(4, excess=3.0)
+    step = problem.step()
+    d = flatten(problem.parameters).detach()
+    assert step.kl == pytest.approx(float(1.5 * d @ problem.fisher @ d))
+    assert step.surrogate == 1.0 + float(problem.g @ d)
+    assert step.gradient_norm == pytest.approx(problem.g.norm().item())
+    assert step.expected_improvement == pytest.approx(float(problem.g @ d))
+    assert step.improvement == step.surrogate - 1.0
+    assert step.line_search.candidate == (step.surrogate, step.kl)
+
+
+def test_record_of_an_exhausted_line_search():
+    problem = random_quadratic(4, excess=1e6)
+    step = problem.step(line_search_max_iter=3)
+    smallest = problem.visited[-1]
+    assert (step.outcome, step.surrogate, step.kl) == (Outcome.KL_NEVER_SATISFIED, 1.0, 0.0)
+    assert step.expected_improvement == pytest.approx(float(problem.g @ smallest))
+    assert step.improvement == pytest.approx(float(problem.g @ smallest))
+
+
+def test_step_draws_nothing_at_random():
+    state = th.get_rng_state()
+    random_quadratic(5).step()
+    assert th.equal(th.get_rng_state(), state)
+
+
+NEAR, FAR, WORSE = Candidate(1.0, 0.0), Candidate(1.0, 1.0), Candidate(-1.0, 0.0)
+NAN_L, NAN_KL = Candidate(math.nan, 0.0), Candidate(1.0, math.nan)
+NAN_PAYLOAD = th.tensor([0x7FF8_0000_DEAD_BEEF, 0x7FF0_0000_0000_0001]).view(th.float64)
+
+
+def awkward_parameters():
+    """Numbers that arithmetic would not give back: -0.0, subnormals, NaNs with payload; one part not contiguous."""
+    return [
+        th.nn.Parameter(vector(-0.0, 0.0, 5e-324)),
+        th.nn.Parameter(vector(0.1, -1e308, 1.0 / 3.0, 1e-308).view(2, 2).T),
+        th.nn.Parameter(NAN_PAYLOAD.clone()),
+    ]
+
+
+class Script:
+    """
+    A model that answers from a script, the last entry for ever; an exception in it is raised.
+
+    :param products: factors, F v = factor * v
+    :param candidates: what ``evaluate`` returns
+    """
+
+    def __init__(self, products=(1.0,), candidates=(NEAR,), gradient=None, surrogate=0.0, rounding=0.0):
+        self.products, self.candidates = products, candidates
+        self.n_products = self.n_candidates = 0
+        self.parameters = awkward_parameters()
+        self.before = self.state()
+        gradient = th.arange(1.0, 10.0, dtype=th.float64) if gradient is None else gradient
+        self.model = LocalModel(self.parameters, surrogate, gradient, self.fisher, self.evaluate, rounding)
+
+    def fisher(self, v: th.Tensor) -> th.Tensor:
+        self.n_products += 1
+        scales = th.arange(1.0, 10.0, dtype=th.float64)
+        return self.answer(self.products, self.n_products) * scales * v
+
+    def evaluate(self) -> Candidate:
+        self.n_candidates += 1
+        assert self.state() != self.before
+        return self.answer(self.candidates, self.n_candidates)
+
+    @staticmethod
+    def answer(script, call):
+        entry = script[min(call, len(script)) - 1]
+        if isinstance(entry, BaseException):
+            raise entry
+        return entry
+
+    def state(self):
+        return [(p.data_ptr(), p.stride(), p.detach().numpy().tobytes()) for p in self.parameters]
+
+
+G = th.ones(9, dtype=th.float64)
+BAD_G = {value: th.cat([G[1:], vector(value)]) for value in (math.nan, math.inf, -math.inf)}
+
+FAILURES = [
+    (Outcome.EMPTY_REGION, {}, {"target_kl": 0.0}),
+    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {}),
+    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {"target_kl": 0.0}),
+    (Outcome.LOST_IN_ROUNDING, {"rounding": 1.01e-4}, {"target_kl": 0.01}),
+    (Outcome.LOST_IN_ROUNDING, {"rounding": math.inf}, {}),
+    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.nan]}, {}),
+    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.inf]}, {}),
+    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[-math.inf]}, {}),
+    (Outcome.NON_FINITE_GRADIENT, {"surrogate": math.nan}, {}),
+    (Outcome.NON_FINITE_GRADIENT, {"surrogate": math.inf}, {}),
+    (Outcome.NON_POSITIVE_CURVATURE, {"products": [0.0]}, {}),
+    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {}),
+    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {"cg_damping": 1.0}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [math.nan]}, {}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [math.inf]}, {}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf]}, {"cg_damping": 1.0}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [1e200], "gradient": 1e-161 * G}, {}),  # a sound x, whose x^T F x underflows
+    (Outcome.NON_FINITE_CANDIDATE, {"products": [1.0, math.nan], "candidates": [NAN_L]}, {}),
+    (Outcome.KL_NEVER_SATISFIED, {"products": [1.0, math.inf], "candidates": [FAR]}, {}),
+    (Outcome.NON_FINITE_CANDIDATE, {"candidates": [NAN_L]}, {}),
+    (Outcome.NON_FINITE_CANDIDATE, {"candidates": [FAR, WORSE, NAN_KL]}, {}),
+    (Outcome.KL_NEVER_SATISFIED, {"candidates": [FAR]}, {}),
+    (Outcome.KL_NEVER_SATISFIED, {"candidates": [NAN_L, WORSE, FAR]}, {}),
+    (Outcome.NO_IMPROVEMENT, {"candidates": [WORSE]}, {}),
+    (Outcome.NO_IMPROVEMENT, {"candidates": [Candidate(0.0, 0.0)]}, {}),
+    (Outcome.NO_IMPROVEMENT, {"candidates": [NAN_L, FAR, WORSE]}, {}),
+]
+
+
+@pytest.mark.parametrize(("outcome", "script", "changes"), FAILURES, ids=lambda value: getattr(value, "value", ""))
+def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, script, changes):
+    problem = Script(**script)
+    step = trust_region_step(problem.model, replace(SETTINGS, line_search_max_iter=3, **changes))
+    assert step.outcome is outcome
+    assert problem.state() == problem.before
+    assert step.kl == 0.0
+    assert step.surrogate == pytest.approx(problem.model.surrogate, nan_ok=True)
+    assert (step.line_search is not None) == (problem.n_candidates > 0)
+    assert (step.solution is not None) == (problem.n_products > 0)
+
+
+def test_a_hundredth_of_the_radius_may_be_lost_in_rounding():
+    assert trust_region_step(Script(rounding=0.99e-4).model, replace(SETTINGS, target_kl=0.01)).outcome is Outcome.ACCEPTED
+
+
+def test_failures_cover_every_outcome_but_acceptance():
+    assert {outcome for outcome, *_ in FAILURES} == set(Outcome) - {Outcome.ACCEPTED}
+
+
+def test_accepted_step_moves_every_parameter_in_its_storage():
+    problem = Script()
+    assert trust_region_step(problem.model, SETTINGS).outcome is Outcome.ACCEPTED
+    for before, after in zip(problem.before, problem.state(), strict=True):
+        assert before[:2] == after[:2]
+        assert before[2] != after[2]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()], ids=["RuntimeError", "KeyboardInterrupt"])
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("place", ["products", "candidates"])
+def test_exceptions_pass_through_and_leave_the_parameters_bit_for_bit(place, call, error):
+    healthy = {"products": [1.0], "candidates": [FAR]}
+    problem = Script(**(healthy | {place: (call - 1) * healthy[place] + [error]}))
+    with pytest.raises(type(error)) as caught:
+        trust_region_step(problem.model, SETTINGS)
+    assert caught.value is error
+    assert (problem.n_products if place == "products" else problem.n_candidates) == call
+    assert problem.state() == problem.before
+
+
+@pytest.mark.parametrize("candidates", [[FAR], [FAR, NEAR]], ids=["rejected", "accepted"])
+def test_interrupt_at_any_moment_leaves_old_or_accepted_parameters(candidates):
+    accepted = Script(candidates=candidates)
+    trust_region_step(accepted.model, replace(SETTINGS, line_search_max_iter=2))
+    allowed = [[part[2] for part in state] for state in (accepted.before, accepted.state())]
+
+    for moment in range(100_000):
+        problem = Script(candidates=candidates)
+        try:
+            with th.enable_grad(), interrupt_at(moment):
+                trust_region_step(problem.model, replace(SETTINGS, line_search_max_iter=2))
+        except KeyboardInterrupt:
+            assert [part[2] for part in problem.state()] in allowed, f"interrupted at moment {moment}"
+        else:
+            break
+    assert moment > 100
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_every_outcome_has_a_sentence_of_advice(outcome):
+    assert outcome.advice.endswith(".")
+    assert len(outcome.advice.split()) >= 5

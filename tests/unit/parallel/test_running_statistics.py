@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers.envs import DICT, RandomEnv
+from hypothesis import given, strategies as st
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_trpo.parallel.running_statistics import added, layers_of, merge, moments_of, statistics_of
+
+NUMERIC_DICT = spaces.Dict({name: DICT[name] for name in ("vector", "image")})
+SHAPES = st.sampled_from([(), (1,), (3,), (2, 2)])
+LENGTHS = st.lists(st.integers(0, 40), max_size=4)
+
+
+def base_env(space=DICT["vector"]):
+    return DummyVecEnv([lambda: RandomEnv(space)] * 2)
+
+
+def observations(seed, n, shape, scale=1.0, centre=0.0):
+    return np.random.default_rng(seed).normal(centre, scale, (n, *shape))
+
+
+def observing(statistics, batches):
+    for batch in batches:
+        if len(batch):
+            statistics.update(batch)
+    return statistics
+
+
+def of_past(shape, past):
+    return observing(RunningMeanStd(shape=shape), [past])
+
+
+@given(
+    SHAPES,
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 500),
+    st.lists(LENGTHS, min_size=1, max_size=4),
+    st.floats(0.01, 100.0),
+    st.floats(-100.0, 100.0),
+)
+def test_merged_parts_are_as_if_one_had_seen_all(shape, seed, n_past, lengths, scale, centre):
+    past = observations(seed, n_past, shape)
+    batches = [
+        [observations((seed, rank, index), n, shape, scale, centre) for index, n in enumerate(of_rank)]
+        for rank, of_rank in enumerate(lengths)
+    ]
+    before = moments_of(of_past(shape, past))
+    parts = [added(before, moments_of(observing(of_past(shape, past), of_rank))) for of_rank in batches]
+    merged, one = of_past(shape, past), observing(of_past(shape, past), [each for of_rank in batches for each in of_rank])
+    merge(merged, before, parts)
+    size = np.square(one.mean) + one.var
+    np.testing.assert_allclose(merged.count, one.count, rtol=1e-9)
+    np.testing.assert_array_less(np.abs(merged.mean - one.mean), 1e-9 * np.sqrt(size) + 1e-300)
+    np.testing.assert_array_less(np.abs(merged.var - one.var), 1e-9 * size + 1e-300)
+
+
+@given(SHAPES, st.integers(0, 2**32 - 1), st.integers(1, 100), st.integers(1, 100))
+def test_what_was_added_is_what_was_observed(shape, seed, n_past, n):
+    past, new = observations(seed, n_past, shape), observations(seed + 1, n, shape)
+    part = added(moments_of(of_past(shape, past)), moments_of(observing(of_past(shape, past), [new])))
+    np.testing.assert_allclose(part.n, n, rtol=1e-9)
+    np.testing.assert_allclose(part.mean, new.mean(0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(part.var, new.var(0), rtol=1e-9, atol=1e-9)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-1e6, 1e6), st.integers(1, 1000))
+def test_a_variance_is_never_negative(seed, value, n_past):
+    past = of_past((), observations(seed, n_past, ()))
+    before = moments_of(past)
+    assert added(before, moments_of(observing(past, [np.array([value])]))).var >= 0.0
+
+
+@pytest.mark.parametrize("n_ranks", [0, 1, 3])
+def test_nothing_observed_leaves_every_bit(n_ranks):
+    statistics = of_past((3,), observations(0, 17, (3,)))
+    before = moments_of(statistics)
+    bits = before.mean.tobytes(), before.var.tobytes(), before.n
+    parts = [added(before, moments_of(statistics))] * n_ranks
+    assert parts == [None] * n_ranks
+    merge(statistics, before, parts)
+    assert (statistics.mean.tobytes(), statistics.var.tobytes(), statistics.count) == bits
+
+
+def test_all_ranks_merge_to_the_same_bits():
+    past = observations(0, 9, (3,))
+    before = moments_of(of_past((3,), past))
+    new = [observations(1, 5, (3,)), observations(2, 8, (3,))]
+    ranks = [observing(of_past((3,), past), [batch]) for batch in new]
+    parts = [added(before, moments_of(each)) for each in ranks]
+    for each in ranks:
+        merge(each, before, parts)
+    assert len({(each.mean.tobytes(), each.var.tobytes(), each.count) for each in ranks}) == 1
+
+
+def test_moments_stay_as_they_were_read():
+    statistics = of_past((3,), observations(0, 9, (3,)))
+    read = moments_of(statistics)
+    bits = read.mean.tobytes(), read.var.tobytes(), read.n
+    statistics.update(observations(1, 5, (3,)))
+    assert (read.mean.tobytes(), read.var.tobytes(), read.n) == bits
+
+
+def test_layers_come_outermost_first():
+    base = base_env()
+    monitor = VecMonitor(base)
+    normalize = VecNormalize(monitor)
+    stack = VecFrameStack(normalize, 2)
+    assert [*layers_of(stack)] == [stack, normalize, monitor, base]
+    assert [*layers_of(base)] == [base]
+
+
+def test_there_are_no_statistics_without_vec_normalize():
+    assert statistics_of(base_env()) == statistics_of(VecMonitor(base_env())) == []
+
+
+def test_observations_and_returns_have_statistics():
+    venv = VecNormalize(base_env())
+    assert statistics_of(VecFrameStack(venv, 2)) == [venv.obs_rms, venv.ret_rms]
+
+
+def test_each_part_of_a_dict_has_statistics_in_an_order_that_stays():
+    venv = VecNormalize(base_env(NUMERIC_DICT), norm_obs_keys=["vector", "image"])
+    assert statistics_of(venv) == [venv.obs_rms["vector"], venv.obs_rms["image"], venv.ret_rms]
+
+
+def test_observations_that_are_not_normalised_have_none():
+    venv = VecNormalize(base_env(), norm_obs=False)
+    assert statistics_of(venv) == [venv.ret_rms]
+
+
+def test_two_layers_have_their_own():
+    inner = VecNormalize(base_env(), norm_reward=False)
+    outer = VecNormalize(inner, norm_obs=False)
+    assert statistics_of(outer) == [outer.ret_rms, inner.obs_rms, inner.ret_rms]

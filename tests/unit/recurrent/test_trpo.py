@@ -1,0 +1,527 @@
+"""Policies with memory: the update's promises, measured in float64 step by step; masks; what kernels are used; resuming."""
+
+import copy
+from collections import Counter
+from contextlib import nullcontext, suppress
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers import recurrent_oracle as oracle
+from helpers.envs import RandomEnv
+from helpers.recurrent_tools import ACTIONS, ALGORITHMS, CHOICES, CRITICS, small_model, vec_env
+from helpers.runs import outcome, run_until_done
+from hypothesis import given, settings, strategies as st
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.storage import newest
+from sb3_trpo.networks.cudnn import without_cudnn
+from sb3_trpo.networks.double_backward import twice_differentiable
+from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+
+POLICY_SIDE = ("lstm_actor", "mlp_extractor.policy_net", "action_net", "log_std")
+
+
+def is_of_policy(name):
+    return name.startswith(POLICY_SIDE)
+
+
+def collected(model, n_rollouts=2):
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    _, callback = model._setup_learn(1, None)
+    for _ in range(n_rollouts):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+def changed(before, after):
+    """Name the parameters that are not bit for bit the same."""
+    return {name for name in before if before[name].numpy().tobytes() != after[name].numpy().tobytes()}
+
+
+def parameters(model):
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+KINDS = [("RecurrentTRPO", name) for name in ("Box", "Discrete", "MultiDiscrete")] + [
+    ("MaskableRecurrentTRPO", name) for name in CHOICES
+]
+CASES = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(KINDS),
+        "critic": st.sampled_from([*CRITICS]),
+        "n_envs": st.integers(1, 3),
+        "p_end": st.sampled_from([0.0, 0.1, 0.3, 1.0]),
+        "n_steps": st.integers(4, 20),
+        "n_lstm_layers": st.integers(1, 2),
+        "chunk_size": st.none() | st.integers(1, 20),
+        "sub_sampling_factor": st.integers(1, 2),
+        "fisher_subsampling": st.integers(1, 2),
+        "target_kl": st.floats(-4.0, 0.0).map(lambda exponent: 10.0**exponent),
+        "cg_damping": st.sampled_from([1e-4, 0.1]),
+        "ent_coef": st.sampled_from([0.0, 0.1]),
+        "use_sde": st.booleans(),
+        "seed": st.integers(0, 100),
+    }
+)  # fmt: skip
+
+
+def build(case):
+    """Make a model with a rollout whose first episodes are under way."""
+    options = dict(case)
+    algorithm, name = options.pop("name")
+    options["use_sde"] = options["use_sde"] and name == "Box"
+    kwargs = CRITICS[options.pop("critic")] | {"n_lstm_layers": options.pop("n_lstm_layers")}
+    env = vec_env(options.pop("n_envs"), action_space=ACTIONS[name], p_end=options.pop("p_end"))
+    return collected(small_model(ALGORITHMS[algorithm], env, policy_kwargs=kwargs, **options))
+
+
+def oracle_of(model):
+    rollout, longest = oracle.read(model.rollout_buffer), model.chunk_size or 10**6
+    weights = oracle.weights_of_every(rollout, model.sub_sampling_factor, longest)
+    return oracle.Oracle(rollout, model.action_space, weights, longest)
+
+
+def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_parameter():
+    outcomes = Counter()
+
+    @settings(max_examples=30)
+    @given(CASES)
+    def check(case):
+        model = build(case)
+        dense, before, old = oracle_of(model), parameters(model), oracle.parameters_of(model.policy)
+        model.train()
+        log, new = model.logger.name_to_value, oracle.parameters_of(model.policy)
+        outcomes[model.policy_outcome.value] += 1
+        kl = dense.kl(old, new)
+        assert kl >= -1e-15
+        assert log["train/kl_divergence_loss"] == pytest.approx(kl, rel=1e-3, abs=1e-7)
+        assert log["train/entropy"] == pytest.approx(dense.entropy(old), rel=1e-4) or case["use_sde"]
+        if model.policy_outcome.value == "accepted":
+            assert kl <= case["target_kl"] * (1 + 1e-4) + 1e-7
+            assert dense.surrogate(new, case["ent_coef"]) > dense.surrogate(old, case["ent_coef"]) - 1e-6
+        else:
+            assert not [name for name in changed(before, parameters(model)) if is_of_policy(name)]
+
+    check()
+    assert outcomes["accepted"] >= 15
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_critic_moves_itself_and_no_memory_of_the_policys(algorithm, critic):
+    model = collected(small_model(ALGORITHMS[algorithm], policy_kwargs=CRITICS[critic], n_critic_updates=3))
+    before = parameters(model)
+    model.rollout_buffer.advantages[:] = 0.0
+    model.train()
+    assert model.policy_outcome.value == "zero gradient"
+    moved = changed(before, parameters(model))
+    assert moved == {name for name in before if not is_of_policy(name)}
+    assert any(name.startswith("lstm_critic") for name in moved) == (critic == "own LSTM")
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_policys_step_moves_all_of_the_policy_and_nothing_else(critic):
+    model = collected(small_model(policy_kwargs=CRITICS[critic] | {"n_lstm_layers": 2}, n_critic_updates=0))
+    before = parameters(model)
+    model.train()
+    assert model.policy_outcome.value == "accepted"
+    assert changed(before, parameters(model)) == {name for name in before if is_of_policy(name)}
+
+
+class InjectedError(Exception):
+    """Comes from nowhere else."""
+
+
+def train_with(model, name, fault_at, fault):
+    """Train with a fault at one call of a function; give the number of calls."""
+    owner, calls = model.policy.optimizer if name == "step" else model.policy, 0
+    function = getattr(owner, name)
+
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls - 1 == fault_at:
+            raise fault
+        return function(*args, **kwargs)
+
+    with mock.patch.object(owner, name, wrapper):
+        model.train()
+    return calls
+
+
+@pytest.mark.parametrize("fault", [InjectedError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", [0.0, 0.999])
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [*((name, "get_distribution") for name in ALGORITHMS), ("RecurrentTRPO", "predict_values"), ("RecurrentTRPO", "step")],
+)
+def test_an_interrupted_update_is_whole_or_undone(algorithm, name, when, fault):
+    options = {"n_critic_updates": 2, "cg_max_steps": 3}
+    finished, model = (collected(small_model(ALGORITHMS[algorithm], **options)) for _ in range(2))
+    before, optimizer = parameters(model), copy.deepcopy(model.policy.optimizer.state_dict())
+    assert not changed(before, parameters(finished))
+    n_calls = train_with(finished, name, None, fault)
+    # The search for what the policy depends on takes an error, but no interrupt, for an answer.
+    with suppress(fault) if (name, fault) == ("get_distribution", InjectedError) else pytest.raises(fault):
+        train_with(model, name, int(when * n_calls), fault)
+        assert not changed(parameters(finished), parameters(model))
+        return
+    moved = changed(before, parameters(model))
+    assert not moved if name == "get_distribution" else moved == {each for each in before if is_of_policy(each)}
+    assert not [each for each in changed(parameters(finished), parameters(model)) if is_of_policy(each) and each in moved]
+    assert str(model.policy.optimizer.state_dict()) == str(optimizer)
+    assert th.backends.cudnn.enabled
+    assert not any("forward" in vars(layer) for layer in model.policy.modules())
+
+
+LAYERS = {
+    "GRU": partial(nn.GRU, 2, 3),
+    "RNN": partial(nn.RNN, 2, 3),
+    "LSTM without a formula": partial(nn.LSTM, 2, 3, bidirectional=True),
+    "Conv1d": partial(nn.Conv1d, 4, 3, 1),
+}
+
+
+def noting(layer, seen):
+    """Have a layer note whether cuDNN may be used while it runs."""
+    forward = layer.forward
+
+    def note(*args):
+        seen.append(th.backends.cudnn.enabled)
+        return forward(*args)
+
+    layer.forward = note
+    return layer
+
+
+@pytest.fixture
+def _as_on_cuda(monkeypatch):
+    """Have layers on the CPU take cuDNN for something that they could use."""
+    for module in ("fisher", "lstm"):
+        monkeypatch.setattr(f"sb3_trpo.numerics.{module}.without_cudnn", lambda device: without_cudnn(th.device("cuda")))
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
+    seen, after = [], []
+    model = nn.ModuleList([noting(LAYERS[name](), seen), noting(nn.Conv1d(4, 3, 1), after)])
+    with twice_differentiable(nn.Sequential(model)):
+        model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
+        model[1](th.zeros(1, 4, 2))
+        assert th.backends.cudnn.enabled is enabled
+    assert seen == [enabled and name == "Conv1d"]
+    assert after == [enabled]
+    model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
+    assert seen[1] is th.backends.cudnn.enabled is enabled
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("breaks", ["layer", "block"])
+def test_cudnn_is_as_before_when_something_raised(breaks, enabled, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
+    layer = nn.GRU(2, 3)
+    forward = layer if breaks == "layer" else mock.Mock(side_effect=RuntimeError)
+    with pytest.raises(RuntimeError), twice_differentiable(layer):
+        forward(th.zeros(4, 1, 3))  # it wants 2
+    assert th.backends.cudnn.enabled is enabled
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("inner", [False, True])
+def test_it_may_be_entered_twice(inner):
+    layer, seen = nn.GRU(2, 3), []
+    noting(layer, seen)
+    with twice_differentiable(layer):
+        with twice_differentiable(layer) if inner else nullcontext():
+            layer(th.zeros(1, 1, 2))
+        layer(th.zeros(1, 1, 2))
+    assert seen == [False, False]
+    assert th.backends.cudnn.enabled
+
+
+def test_on_a_cpu_cudnn_is_not_touched():
+    seen = []
+    layer = noting(nn.GRU(2, 3), seen)
+    with twice_differentiable(layer):
+        layer(th.zeros(1, 1, 2))
+    assert seen == [True]
+
+
+def test_cudnn_stays_off_until_the_last_thread_that_needs_it_has_left():
+    first, second = without_cudnn(th.device("cuda")), without_cudnn(th.device("cuda"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # before the second one, as only threads do it
+    assert not th.backends.cudnn.enabled
+    second.__exit__(None, None, None)
+    assert th.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_no_gradient_is_taken_through_cudnn_in_evaluation_mode(critic):
+    """cuDNN would refuse it, and second derivatives in any mode."""
+    seen, forward = [], nn.LSTM.forward
+
+    def note(lstm, *args):
+        seen.append((lstm.training, th.backends.cudnn.enabled, th.is_grad_enabled()))
+        return forward(lstm, *args)
+
+    with mock.patch.object(nn.LSTM, "forward", note):
+        small_model(policy_kwargs=CRITICS[critic]).learn(24)
+    assert (False, True, False) in seen, "acting needs no gradient"
+    assert (False, True, True) not in seen
+
+
+class Remembering(BaseFeaturesExtractor):
+    """Reads each observation as a sequence of numbers."""
+
+    noted: tuple[bool, ...] = ()
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.gru = nn.GRU(1, 3, batch_first=True)
+
+    def forward(self, observations):
+        self.noted = (*self.noted, th.backends.cudnn.enabled)
+        return self.gru(observations.unsqueeze(2))[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # it has moved since the first update
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_plain_policies_may_have_recurrent_extractors():
+    kwargs = {"features_extractor_class": Remembering, "net_arch": [4]}
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
+    before = parameters(model)
+    model.learn(32)
+    assert model.policy_outcome.value == "accepted"
+    moved = changed(before, parameters(model))
+    assert {name for name in before if name.startswith("pi_features_extractor.gru")} <= moved
+    assert set(model.policy.pi_features_extractor.noted) == {True}
+    observations = next(model.rollout_buffer.get()).observations
+    seen = []
+    noting(model.policy.pi_features_extractor.gru, seen)
+    model.train()
+    assert False in seen
+    assert th.equal(model.policy.get_distribution(observations).distribution.probs, twice(model, observations))
+
+
+def twice(model, observations):
+    with twice_differentiable(model.policy):
+        return model.policy.get_distribution(observations).distribution.probs
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_masks_that_allow_all_change_nothing(name):
+    space = CHOICES[name]
+    masked = collected(small_model(MaskableRecurrentTRPO, vec_env(action_space=space, forbids=False)))
+    plain = collected(small_model(RecurrentTRPO, vec_env(action_space=space)))
+    if name != "MultiBinary":  # which has two logits per bit where it is masked
+        plain.set_parameters(masked.get_parameters())
+        for attribute in (
+            "observations",
+            "actions",
+            "log_probs",
+            "values",
+            "advantages",
+            "returns",
+            "episode_starts",
+            "rewards",
+        ):
+            getattr(plain.rollout_buffer, attribute)[:] = getattr(masked.rollout_buffer, attribute)
+        for who in ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"):
+            getattr(plain.rollout_buffer, who)[:] = getattr(masked.rollout_buffer, who)
+        np.random.seed(0)
+        plain.train()
+        np.random.seed(0)
+        masked.train()
+        for key in ("kl_divergence_loss", "policy_objective", "gradient_norm", "entropy", "value_loss", "improvement"):
+            values = [model.logger.name_to_value[f"train/{key}"] for model in (plain, masked)]
+            assert values[0] == pytest.approx(values[1], rel=1e-4), key
+        for one, other in zip(plain.policy.parameters(), masked.policy.parameters(), strict=True):
+            th.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert masked.rollout_buffer.action_masks.all()
+
+
+class Calls(BaseCallback):
+    """Calls the policy at every step, as some callbacks do."""
+
+    def _on_step(self):
+        policy, states = self.model.policy, self.model._last_lstm_states
+        with th.no_grad():
+            policy(self.locals["obs_tensor"], states, th.zeros(self.model.n_envs))
+        return True
+
+
+def test_masks_are_asked_for_once_per_step_whatever_callbacks_do():
+    model = small_model(MaskableRecurrentTRPO)
+    with mock.patch.object(model.env, "env_method", wraps=model.env.env_method) as asked:
+        model.learn(24, callback=Calls())
+    assert asked.call_count == 12
+    in_force = np.stack(model.env.get_attr("in_force"), 1)
+    buffer = model.rollout_buffer
+    assert np.array_equal(buffer.action_masks.reshape(2, 12, 3).swapaxes(0, 1), in_force)
+
+
+def test_a_policy_forgets_masks_after_use():
+    policy = small_model(MaskableRecurrentTRPO).policy
+    observations, only_last = np.zeros((50, 3), np.float32), np.tile([False, False, True], (50, 1))
+    assert set(policy.predict(observations, action_masks=only_last)[0]) == {2}
+    assert policy._action_masks is None
+    assert set(policy.predict(observations)[0]) == {0, 1, 2}
+    with pytest.raises(TypeError):
+        policy.predict(observations, nonsense=1, action_masks=only_last)
+    assert policy._action_masks is None
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_rollouts_are_those_of_sb3_contrib(critic):
+    kwargs = CRITICS[critic] | {"lstm_hidden_size": 3, "net_arch": [4], "share_features_extractor": critic == "shared LSTM"}
+    ours = small_model(policy_kwargs={**kwargs, "forget_bias": 0.0}, n_steps=40)
+    theirs = RecurrentPPO("MlpLstmPolicy", vec_env(), n_steps=40, gae_lambda=0.95, seed=0, device="cpu", policy_kwargs=kwargs)
+    assert not changed(parameters(ours), parameters(theirs))
+    for model in (ours, theirs):
+        model.set_random_seed(5)
+        collected(model)
+    assert (ours.rollout_buffer.episode_starts[1:] > 0).any()
+    for name, value in vars(theirs.rollout_buffer).items():
+        if isinstance(value, np.ndarray):
+            assert np.array_equal(value, getattr(ours.rollout_buffer, name)), name
+
+
+class Forget(BaseCallback):
+    """Loses the memory when a rollout starts, once."""
+
+    def _on_rollout_start(self):
+        if self.n_calls == 0:
+            for part in (*self.model._last_lstm_states.pi, *self.model._last_lstm_states.vf):
+                assert part.any()
+                part.zero_()
+
+    def _on_step(self):
+        return True
+
+
+def test_a_run_goes_on_with_its_memory_and_would_end_elsewhere_without(tmp_path):
+    def script(folder, forgets, crash):
+        env = vec_env(3, p_end=0.02)
+        model = small_model(env=env, policy_kwargs={"n_lstm_layers": 2})
+        resumable = ResumableCheckpoint(folder, every=1, verbose=0)
+        is_second = not crash.pending
+        model.learn(36 * 4, callback=[resumable, crash, *([Forget()] if forgets and is_second else [])])
+        return outcome(model, None)
+
+    whole, _ = run_until_done(partial(script, tmp_path / "whole", False), 10**6)
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces", False), 36 * 2 + 20)
+    assert starts == 2
+    assert pieces == whole
+    forgetful, starts = run_until_done(partial(script, tmp_path / "forgetful", True), 36 * 2 + 20)
+    assert starts == 2
+    assert {key for key in whole if key.startswith("policy")} <= {key for key in whole if forgetful[key] != whole[key]}
+
+
+def test_checkpoints_hold_no_rollout(tmp_path):
+    model = small_model(MaskableRecurrentTRPO)
+    model.learn(24, callback=ResumableCheckpoint(tmp_path, every=1, verbose=0))
+    arrays = newest(tmp_path).arrays
+    assert [path for path in arrays if path.startswith("policy")]
+    assert not [path for path in arrays if path.startswith("buffer")]
+
+
+OF_ANY_TYPE = ACTIONS | {"Box of float64": spaces.Box(-1.0, 1.0, (2,), np.float64)}
+
+
+@pytest.mark.parametrize("space", OF_ANY_TYPE.values(), ids=OF_ANY_TYPE)
+def test_actions_of_any_type_are_learnt_from(space):
+    model = collected(small_model(env=vec_env(action_space=space)))
+    model.train()
+    assert model.policy_outcome.value == "accepted"
+
+
+EDGES = {
+    "one sequence": ({"n_envs": 1, "p_end": 0.0}, {}),
+    "one sequence, sub-sampled": ({"n_envs": 1, "p_end": 0.0}, {"sub_sampling_factor": 3, "fisher_subsampling": 2}),
+    "episodes of one step": ({"p_end": 1.0}, {}),
+    "rollouts of one step": ({"n_envs": 4}, {"n_steps": 1}),
+    "a batch larger than the rollout": ({}, {"batch_size": 1000}),
+    "batches of one": ({}, {"batch_size": 1}),
+    "chunks of one": ({}, {"chunk_size": 1}),
+    "sequences left out": ({"n_envs": 3}, {"sub_sampling_factor": 2, "fisher_subsampling": 2}),
+}
+
+
+@pytest.mark.parametrize(("of_env", "of_model"), EDGES.values(), ids=EDGES)
+def test_edge_cases_are_learnt_from(of_env, of_model):
+    model = collected(small_model(MaskableRecurrentTRPO, vec_env(**of_env), **of_model))
+    before = parameters(model)
+    model.train()
+    assert model.policy_outcome.value == "accepted"
+    idle = {name for name in before if "weight_hh" in name and of_env.get("p_end") == 1.0}  # memory is always zero
+    assert changed(before, parameters(model)) == before.keys() - idle
+
+
+class Normalising(BaseFeaturesExtractor):
+    """Keeps the mean of what it saw last."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.norm = nn.BatchNorm1d(3, momentum=1.0)
+
+    def forward(self, observations):
+        return self.norm(observations)
+
+
+def test_batch_norm_in_an_extractor_follows_the_rollout_and_not_what_fills_up():
+    model = collected(small_model(policy_kwargs={"features_extractor_class": Normalising}))
+    mean = oracle.read(model.rollout_buffer).observations.mean((0, 1))
+    model.train()
+    assert model.policy_outcome.value == "accepted"
+    th.testing.assert_close(model.policy.pi_features_extractor.norm.running_mean.double(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_the_critic_leaves_a_shared_extractor_alone():
+    kwargs = {"features_extractor_class": Normalising, "share_features_extractor": True}
+    model = collected(small_model(policy_kwargs=kwargs))
+    before = parameters(model)
+    model.rollout_buffer.advantages[:] = 0.0
+    model.train()
+    moved = changed(before, parameters(model))
+    assert moved
+    assert not [name for name in moved if is_of_policy(name) or "features_extractor" in name]
+
+
+@pytest.mark.parametrize("algorithm", [RecurrentTRPO, MaskableRecurrentTRPO])
+def test_forget_gates_of_policies_by_name_are_opened(algorithm):
+    kwargs = {"n_lstm_layers": 2, "lstm_hidden_size": 3}
+    plain, opened = (small_model(algorithm, policy_kwargs=kwargs | {"forget_bias": bias}).policy for bias in (0.0, 1.0))
+    assert small_model(algorithm, policy_kwargs=kwargs).policy.forget_bias == 1.0
+    for name, parameter in opened.named_parameters():
+        difference = parameter - plain.get_parameter(name)
+        expected = th.zeros_like(parameter)
+        if "lstm" in name and "bias_ih" in name:
+            expected[3:6] = 1.0  # torch's order is input, forget, cell, output
+        assert th.allclose(difference, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("option", ["bidirectional", "batch_first", "proj_size"])
+def test_lstms_that_cannot_act_step_by_step_are_refused(option):
+    with pytest.raises(ValueError, match=f"lstm_kwargs has {option}"):
+        small_model(policy_kwargs={"lstm_kwargs": {option: True}})
+
+
+def test_a_shared_lstm_needs_no_second_switch():
+    assert small_model(policy_kwargs={"shared_lstm": True}).policy.lstm_critic is None

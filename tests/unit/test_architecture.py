@@ -1,0 +1,171 @@
+"""The house: which folders there are, what each may import, and how large they may get."""
+
+import ast
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import sb3_trpo
+
+PACKAGE = Path(sb3_trpo.__file__).parent
+ROOT = "sb3_trpo"
+ORDER = (
+    "zoo",
+    "__init__",
+    "recurrent",
+    "maskable",
+    "contrib_base",
+    "trpo",
+    "training_loop",
+    "checkpoint",
+    "update",
+    "rollouts",
+    "networks",
+    "distributions",
+    "parallel",
+    "callbacks",
+    "policies",
+    "numerics",
+    "settings",
+    "extras",
+)
+"""Folders and files of the package, from the top down: each may import itself and what comes after it."""
+MODULES = {
+    ".".join((ROOT, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+USES_CONTRIB = {"zoo", "recurrent", "maskable", "contrib_base"}
+CORE_DEPENDENCIES = {"torch", "stable_baselines3", "gymnasium", "numpy"}
+MAY_IMPORT = {
+    "numerics": {"torch"},
+    "checkpoint": CORE_DEPENDENCIES | {"safetensors", "filelock", "mujoco", "ale_py"},
+    "contrib_base": CORE_DEPENDENCIES | {"sb3_contrib"},
+    "maskable": CORE_DEPENDENCIES | {"sb3_contrib"},
+    "recurrent": CORE_DEPENDENCIES | {"sb3_contrib"},
+}
+"""What a part imports from outside, where not the core dependencies; the zoo may import anything that its extra brings."""
+SIMULATORS = {"mujoco", "ale_py"}
+EXTRAS = ("sb3_contrib", "rl_zoo3", "optuna", "huggingface_sb3", "matplotlib", "pandas", "seaborn", "scipy", "rliable")
+EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco", "ale_py")
+LARGEST_FOLDER = 12
+LARGEST_TOP_LEVEL = 8
+
+
+def part_of(module: str) -> str:
+    """Name the folder or file of the top level that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Name every module imported anywhere in a module's file, inside functions too."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            whole = {f"{source}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else source for name in whole}
+    return frozenset(found)
+
+
+def own(module: str) -> set[str]:
+    """Name the modules of the package that one imports."""
+    return {name for name in imports(module) if name in MODULES}
+
+
+def foreign(module: str) -> set[str]:
+    """Name the distributions outside the standard library that one imports."""
+    return {name.partition(".")[0] for name in imports(module)} - {ROOT} - sys.stdlib_module_names
+
+
+def upward(module: str) -> set[str]:
+    """Name what a module imports from above."""
+    height = ORDER.index(part_of(module))
+    return {name for name in own(module) if ORDER.index(part_of(name)) < height}
+
+
+def test_the_modules_are_found():
+    assert {"sb3_trpo", "sb3_trpo.trpo", "sb3_trpo.numerics", "sb3_trpo.numerics.trust_region"} <= MODULES.keys()
+    assert own("sb3_trpo") == {"sb3_trpo.trpo", "sb3_trpo.policies"}
+    assert "sb3_trpo.update.surrogate" in own("sb3_trpo.trpo")
+    assert {"torch", "stable_baselines3"} <= foreign("sb3_trpo.trpo") <= CORE_DEPENDENCIES
+
+
+def test_every_file_and_folder_is_listed():
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py"}
+    there |= {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.rglob("*.py"))}
+    assert there == set(ORDER)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}), ids=lambda path: path.name)
+def test_no_folder_is_crowded(folder):
+    n_files = len([*folder.glob("*.py")])
+    assert n_files <= (LARGEST_TOP_LEVEL if folder == PACKAGE else LARGEST_FOLDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_import_of_ours_exists(module):
+    assert {name for name in imports(module) if name.partition(".")[0] == ROOT} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_goes_up(module):
+    allowed = {"sb3_trpo.checkpoint"} if module == "sb3_trpo.trpo" else set()
+    assert upward(module) - allowed == set()
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if part_of(module) != "zoo"])
+def test_what_is_imported_from_outside(module):
+    assert foreign(module) <= MAY_IMPORT.get(part_of(module), CORE_DEPENDENCIES)
+
+
+def test_one_module_imports_each_simulator():
+    users = {name: [module for module in MODULES if name in foreign(module)] for name in SIMULATORS}
+    assert {name: len(modules) for name, modules in users.items()} == dict.fromkeys(SIMULATORS, 1)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if "sb3_contrib" in foreign(module)])
+def test_sb3_contrib_is_imported_by_its_variants_only(module):
+    assert part_of(module) in USES_CONTRIB
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_there_is_no_cycle(module):
+    reached, pending = set(), set(own(module))
+    while pending:
+        name = pending.pop()
+        reached.add(name)
+        pending |= own(name) - reached
+    assert module not in reached
+
+
+def test_checkpoints_are_imported_when_one_is_asked_for():
+    users = {module for module in MODULES if any(part_of(name) == "checkpoint" for name in own(module))}
+    assert {part_of(module) for module in users} <= {"checkpoint", "trpo", "zoo"}
+    tree = ast.parse(MODULES["sb3_trpo.trpo"].read_text())
+    imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in imported if name.startswith("sb3_trpo.checkpoint")]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Name the top-level modules that a fresh interpreter has after a statement."""
+    program = f"{statement}; import json, sys; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=120
+    )
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_loads_no_extra_that_sb3_does_not():
+    before, after = loaded_by("import stable_baselines3"), loaded_by("import sb3_trpo")
+    assert ROOT in after
+    assert not (after - before) & set(EXTRAS)

@@ -1,0 +1,266 @@
+"""Bad settings: an error of the right type that names the setting, what was given and what is allowed, and costs no work."""
+
+import inspect
+import io
+import math
+import re
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.envs import RandomEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_trpo import TRPO, MlpPolicy
+from sb3_trpo.settings import RULES
+
+INF, NAN = math.inf, math.nan
+COUNTS = ("n_steps", "batch_size", "cg_max_steps", "line_search_max_iter", "sub_sampling_factor", "fisher_subsampling")
+SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
+WRONG_TYPES = ("0.01", [0.01], 0.01j, b"1", np.zeros(2))
+
+
+class Untouchable(RandomEnv):
+    """An environment that must not be used."""
+
+    def reset(self, **_):
+        raise AssertionError("reset")
+
+    def step(self, _):
+        raise AssertionError("step")
+
+
+def small(**settings) -> TRPO:
+    settings = {"n_steps": 16, "batch_size": 16, "device": "cpu"} | settings
+    return TRPO("MlpPolicy", settings.pop("env", None) or Untouchable(), **settings)
+
+
+def bad_settings():
+    """Yield name, value and what the message must say is allowed."""
+    for name in (*COUNTS, "chunk_size"):
+        yield from ((name, value, "integer >= 1") for value in (0, -1, 1.5, 2.0, NAN, INF, "16", [16]))
+    yield from ((name, None, "integer >= 1") for name in COUNTS)
+    yield from (("n_critic_updates", value, "integer >= 0") for value in (-1, 1.5, NAN, None, "10"))
+    for name in ("gamma", "gae_lambda"):
+        yield from ((name, value, "in [0, 1]") for value in (-1e-9, 1 + 1e-9, INF, NAN, None, *WRONG_TYPES))
+    for name in ("cg_damping", "cg_residual_tol"):
+        yield from ((name, value, "finite and >= 0") for value in (-1e-9, -INF, INF, NAN, None, *WRONG_TYPES))
+    yield from (("max_grad_norm", value, "finite and >= 0") for value in (-0.5, INF, NAN, *WRONG_TYPES))
+    values = (0.0, 1.0, 1, -0.5, 1.5, INF, NAN, None, *WRONG_TYPES)
+    yield from (("line_search_shrinking_factor", value, "inside (0, 1)") for value in values)
+    yield from (("target_kl", value, "finite and > 0") for value in (0, 0.0, -0.01, INF, -INF, NAN))
+    yield from (("learning_rate", value, "finite and >= 0") for value in (-1e-3, INF, NAN))
+    yield from (("ent_coef", value, "finite") for value in (INF, -INF, NAN))
+    yield from ((name, value, "a number") for name in SCHEDULES for value in (None, *WRONG_TYPES))
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), list(bad_settings()))
+def test_a_bad_setting_is_refused_before_the_environment_is_used(name, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{name} ") as refusal:
+        small(**{name: value})
+    assert type(refusal.value) is ValueError
+    assert allowed in str(refusal.value)
+    assert_names_value(refusal, value)
+
+
+def assert_names_value(refusal, value):
+    assert any(f"is {given!r}" in str(refusal.value) for given in (value, float(value) if isinstance(value, int) else value))
+
+
+@pytest.mark.parametrize(("name", "value"), list({name: value for name, value, _ in bad_settings()}.items()))
+def test_a_bad_setting_is_refused_when_loading(name, value):
+    file = io.BytesIO()
+    small().save(file)
+    with pytest.raises(ValueError, match=rf"^{name} ") as refusal:
+        TRPO.load(file, env=Untouchable(), **{name: value})
+    assert type(refusal.value) is ValueError
+    assert_names_value(refusal, value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"cg_damping": 0.0, "cg_residual_tol": 0.0},
+        {"n_critic_updates": 0},
+        {"max_grad_norm": 0.0},
+        {"max_grad_norm": None, "chunk_size": None},
+        {"sub_sampling_factor": 8, "fisher_subsampling": 2},
+        {"sub_sampling_factor": 16, "normalize_advantage": False},
+        {"n_steps": 1, "batch_size": 1, "normalize_advantage": False},
+        {"n_steps": np.int64(16), "batch_size": np.int32(16), "cg_max_steps": np.int64(1)},
+        {"target_kl": np.float32(0.01)},
+        {"target_kl": np.float64(0.01), "ent_coef": 1, "learning_rate": 1},
+        {"ent_coef": np.float32(0.01), "cg_damping": np.float32(0.1)},
+        {"ent_coef": -0.01, "learning_rate": 0.0, "target_kl": lambda progress: 0.01 * progress},
+    ],
+    ids="-".join,
+)
+def test_settings_at_the_edge_of_what_is_allowed_train(settings):
+    n_steps = settings.get("n_steps", 16)
+    small(env=RandomEnv(), **settings).learn(2 * int(n_steps))
+
+
+def test_the_default_that_an_error_advises_is_the_constructors():
+    parameters = inspect.signature(TRPO.__init__).parameters
+    advised = {name: re.match(r"The default is ([^;]+?)[;.]?(?: |$)", rule.advice) for name, rule in RULES.items()}
+    told = {name: float(match[1]) for name, match in advised.items() if match}
+    assert len(told) >= 10
+    assert told == {name: parameters[name].default for name in told}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"sub_sampling_factor": 17}, "sub_sampling_factor is 17.* at most 16"),
+        ({"sub_sampling_factor": 17, "normalize_advantage": False}, "sub_sampling_factor is 17.* at most 16"),
+        ({"sub_sampling_factor": 16}, "sub_sampling_factor is 16.* leaves 1 .*normalize"),
+        ({"fisher_subsampling": 17}, "fisher_subsampling is 17.* at most 16"),
+        ({"sub_sampling_factor": 3, "fisher_subsampling": 7}, "fisher_subsampling is 7.* at most 6"),
+    ],
+)
+def test_sub_sampling_must_leave_transitions(settings, says):
+    with pytest.raises(ValueError, match=says):
+        small(**settings)
+
+
+def test_sub_sampling_is_checked_again_before_a_loaded_model_learns():
+    """Not on loading: a model trained with many environments may be evaluated on one."""
+    file = io.BytesIO()
+    small(env=DummyVecEnv([RandomEnv] * 2), sub_sampling_factor=16).save(file)
+    model = TRPO.load(file, env=Untouchable())
+    with pytest.raises(ValueError, match=r"sub_sampling_factor is 16.* leaves 1 "):
+        model.learn(16)
+
+
+@pytest.mark.parametrize(("name", "value"), [("cg_damping", -1.0), ("target_kl", NAN), ("batch_size", 0)])
+def test_a_setting_changed_to_a_bad_one_is_refused_before_the_environment_is_used(name, value):
+    model = small()
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=rf"^{name} is {value}"):
+        model.learn(16)
+
+
+def test_one_transition_cannot_be_normalised_and_the_error_type_is_that_of_sb3_contrib():
+    with pytest.raises(AssertionError, match=r"n_steps \* n_envs.* greater than 1"):
+        small(n_steps=1, batch_size=1)
+    small(n_steps=1, batch_size=2, env=DummyVecEnv([RandomEnv] * 2))
+
+
+@pytest.mark.parametrize("space", [spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]), spaces.Text(3)])
+def test_an_unsupported_action_space_is_refused_with_sb3s_type_and_the_supported_ones(space):
+    class Env(gym.Env):
+        observation_space, action_space = spaces.Box(-1.0, 1.0, (2,)), space
+
+    with pytest.raises(AssertionError) as refusal:
+        small(env=Env())
+    for supported in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+        assert supported in str(refusal.value)
+
+
+def freeze_distribution(policy) -> None:
+    for parameter in (*policy.mlp_extractor.policy_net.parameters(), *policy.action_net.parameters()):
+        parameter.requires_grad_(False)
+
+
+class Frozen(MlpPolicy):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        freeze_distribution(self)
+
+
+def test_a_policy_with_nothing_to_train_in_its_distribution_is_refused():
+    with pytest.raises(ValueError, match=r"No trainable parameter changes the action distribution of Frozen"):
+        TRPO(Frozen, Untouchable(), n_steps=16, batch_size=16)
+
+
+def test_freezing_the_whole_policy_later_is_refused_at_the_update():
+    model = small(env=RandomEnv())
+    before = snapshot(model)
+    freeze_distribution(model.policy)
+    with pytest.raises(ValueError, match="No trainable parameter"):
+        model.learn(16)
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize(("n_envs", "batch_size"), [(1, 32), (1, 17), (1, 5), (2, 12), (2, 64)])
+def test_a_batch_size_that_does_not_divide_the_buffer_is_warned_about(n_envs, batch_size):
+    with pytest.warns(UserWarning, match=rf"mini-batch size of {batch_size}\b.*\b{16 * n_envs}\b"):
+        small(env=DummyVecEnv([RandomEnv] * n_envs), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("n_envs", "batch_size"), [(1, 1), (1, 8), (1, 16), (2, 32)])
+def test_a_batch_size_that_divides_the_buffer_is_not_warned_about(n_envs, batch_size):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        small(env=DummyVecEnv([RandomEnv] * n_envs), batch_size=batch_size)
+
+
+def snapshot(model: TRPO) -> dict[str, th.Tensor]:
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+def unchanged(model: TRPO, before: dict[str, th.Tensor]) -> bool:
+    return all(th.equal(value, before[name]) for name, value in model.policy.named_parameters())
+
+
+BAD_NUMBERS = {
+    "target_kl": (NAN, INF, -0.01),
+    "ent_coef": (NAN, INF, -INF),
+    "learning_rate": (NAN, INF, -1e-3),
+}
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, values in BAD_NUMBERS.items() for bad in values])
+def test_a_schedule_that_begins_badly_is_refused_at_once(name, bad):
+    with pytest.raises(ValueError, match=rf"{name} at progress_remaining=1 is {bad}"):
+        small(**{name: lambda _: bad})
+
+
+@pytest.mark.parametrize(("name", "bad"), [("target_kl", None), ("ent_coef", "auto"), ("learning_rate", [0.1])])
+def test_a_schedule_that_does_not_give_numbers_is_refused_clearly(name, bad):
+    with pytest.raises(ValueError, match=rf"^{name} at progress_remaining=1 is {re.escape(repr(bad))}"):
+        small(**{name: lambda _: bad})
+
+
+@pytest.mark.parametrize(("name", "bad"), [(name, bad) for name, values in BAD_NUMBERS.items() for bad in values])
+def test_a_schedule_that_goes_bad_midway_stops_that_update_and_the_model_survives(name, bad):
+    sound = {"target_kl": 0.01, "ent_coef": 0.0, "learning_rate": 1e-3}[name]
+    before = {}
+
+    def schedule(progress_remaining):
+        if progress_remaining > 0.6:
+            return sound
+        before.update(snapshot(model), rates=[group["lr"] for group in model.policy.optimizer.param_groups])
+        return bad
+
+    model = small(env=RandomEnv(), **{name: schedule})
+    with pytest.raises(ValueError, match=rf"{name} at progress_remaining=0\.5 is {bad}") as refusal:
+        model.learn(64)
+    assert type(refusal.value) is ValueError
+    assert model._n_updates == 1
+    rates = before.pop("rates")
+    assert unchanged(model, before)
+    assert [group["lr"] for group in model.policy.optimizer.param_groups] == rates
+
+    file = io.BytesIO()
+    model.save(file)
+    setattr(model, name, sound)
+    model._setup_lr_schedule()
+    loaded = TRPO.load(file, env=RandomEnv(), **{name: sound})
+    assert unchanged(loaded, before)
+    for survivor in (model, loaded):
+        survivor.learn(16, reset_num_timesteps=False)
+        assert not unchanged(survivor, before)
+
+
+def test_the_learning_rate_that_is_checked_is_the_one_that_the_optimizer_gets():
+    model = small(env=RandomEnv())
+    before = snapshot(model)
+    model.lr_schedule = lambda _: NAN  # what SB3 asks at each update, and what users replace to change it
+    with pytest.raises(ValueError, match=r"^learning_rate at progress_remaining=0 is nan"):
+        model.learn(16)
+    assert unchanged(model, before)
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3

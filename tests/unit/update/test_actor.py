@@ -1,0 +1,299 @@
+"""How a policy is differentiated: which way is taken, that both agree, and what is kept between Fisher products."""
+
+import weakref
+
+import pytest
+import torch as th
+from helpers.oracle import CASES, CONTINUOUS, VECTOR, Case, chunked, make_policy, make_transitions, networks_of, take
+from test_layers import FUNCTIONS
+from torch import nn
+
+from sb3_trpo import MlpPolicy
+from sb3_trpo.networks.layers import Stack
+from sb3_trpo.networks.plain_network import read_networks
+from sb3_trpo.numerics.flat import flatten
+from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.update.actor import AutogradActor, NetworkActor, make_actor
+from sb3_trpo.update.parameter_split import split_by_structure
+from sb3_trpo.update.surrogate import PolicyObjective
+
+N_STATES, CHUNK = 9, 2
+N_CHUNKS = -(-N_STATES // CHUNK)
+PLAIN = ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
+ACTIVATIONS = [name for name in FUNCTIONS if name != "none"]
+
+
+class Setup:
+    """A plain policy in float64 and its parameters that may be moved."""
+
+    def __init__(self, case=CASES["gaussian"], alter=None, n_states=N_STATES):
+        self.policy = make_policy(case)
+        if alter is not None:
+            alter(self.policy)
+        self.transitions = make_transitions(case, self.policy, n_states)
+        self.networks = networks_of(self.policy)
+        assert self.networks is not None
+        self.parameters = list(split_by_structure(self.policy, self.networks).policy.values())
+
+    def actor(self, kind):
+        if kind == "network":
+            return NetworkActor(self.policy, self.networks, self.parameters)
+        return AutogradActor(self.policy, self.parameters)
+
+    def choose(self):
+        return make_actor(self.policy, self.networks, self.parameters)
+
+    def model(self, kind, size=N_STATES, fisher_chunks=None, ent_coef=0.3):
+        chunks = chunked(self.transitions, size)
+        return PolicyObjective(self.actor(kind), self.parameters, chunks, fisher_chunks, ent_coef).local_model().model
+
+    def vector(self, seed=0):
+        like = flatten(self.parameters)
+        return th.randn(len(like), generator=th.Generator().manual_seed(seed), dtype=th.float64).to(like.dtype)
+
+
+def freeze(*names):
+    def alter(policy):
+        for name in names:
+            policy.get_parameter(name).requires_grad_(False)
+
+    return alter
+
+
+def tie(policy):
+    policy.mlp_extractor.policy_net = nn.Sequential(*[policy.mlp_extractor.policy_net[0]] * 2)
+
+
+def share_with_critic(policy):
+    policy.mlp_extractor.value_net = policy.mlp_extractor.policy_net
+
+
+NARROW = CASES["gaussian"]._replace(kwargs={"net_arch": [3]})
+CRITIC = ("value_net.weight", "mlp_extractor.value_net.0.weight")
+FROZEN_LAYER = ("mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.bias")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_policy_is_differentiated_by_layers(name):
+    assert type(Setup(CASES[name]).choose()) is NetworkActor
+
+
+@pytest.mark.parametrize(
+    ("alter", "expected"),
+    [
+        (freeze("log_std"), NetworkActor),
+        (freeze(*CRITIC), NetworkActor),
+        (share_with_critic, NetworkActor),
+        (freeze(*FROZEN_LAYER), AutogradActor),
+        (freeze("mlp_extractor.policy_net.0.bias"), AutogradActor),
+        (freeze("action_net.weight", "action_net.bias"), AutogradActor),
+        (freeze("action_net.bias", "log_std"), AutogradActor),
+        (freeze(*FROZEN_LAYER, "action_net.weight", "action_net.bias"), AutogradActor),
+        (tie, AutogradActor),
+    ],
+)
+def test_layers_are_taken_only_if_all_are_wanted_once(alter, expected):
+    assert type(Setup(NARROW, alter).choose()) is expected
+
+
+def test_other_parameters_than_the_stacks_are_left_to_autograd():
+    setup = Setup()
+    for parameters in ([*setup.parameters, setup.policy.value_net.bias], [*setup.parameters, nn.Parameter(th.ones(2))]):
+        assert type(make_actor(setup.policy, setup.networks, parameters)) is AutogradActor
+
+
+def test_what_has_no_networks_is_left_to_autograd():
+    setup = Setup()
+    actor = make_actor(setup.policy, None, setup.parameters)
+    assert type(actor) is AutogradActor
+    assert actor.parameters is setup.parameters
+
+
+def test_the_order_of_the_parameters_is_free():
+    setup = Setup()
+    v = [th.randn_like(parameter) for parameter in setup.parameters]
+    products = []
+    for order in (list(range(len(v))), list(reversed(range(len(v))))):
+        parameters = [setup.parameters[index] for index in order]
+        actor = make_actor(setup.policy, setup.networks, parameters)
+        assert type(actor) is NetworkActor
+        model = PolicyObjective(actor, parameters, chunked(setup.transitions, N_STATES)).local_model().model
+        product = model.fisher(flatten([v[index] for index in order])).split([parameters[i].numel() for i in range(len(v))])
+        products.append(dict(zip(order, product, strict=True)))
+    for index in range(len(v)):
+        th.testing.assert_close(products[0][index], products[1][index], rtol=1e-12, atol=1e-12)
+
+
+def agree(setup, tolerance, size=N_STATES):
+    """Compare gradient, Fisher products and values of both ways, relative to the largest entry."""
+    fast, slow = setup.model("network", size), setup.model("autograd", size)
+    products = [(fast.fisher(setup.vector(seed)), slow.fisher(setup.vector(seed))) for seed in (0, 1)]
+    for actual, expected in [(fast.gradient, slow.gradient), *products]:
+        assert expected.any()
+        th.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
+    assert fast.surrogate == pytest.approx(slow.surrogate, rel=tolerance)
+    moved = 0.01 * setup.vector(2)
+    with th.no_grad():
+        for parameter, piece in zip(setup.parameters, moved.split([p.numel() for p in setup.parameters]), strict=True):
+            parameter.add_(piece.view_as(parameter))
+    assert fast.evaluate() == pytest.approx(slow.evaluate(), rel=20 * tolerance)
+
+
+@pytest.mark.parametrize("size", [N_STATES, CHUNK])
+@pytest.mark.parametrize("name", PLAIN)
+def test_both_ways_agree(name, size):
+    agree(Setup(CASES[name]), 1e-12, size)
+
+
+@pytest.mark.parametrize("size", [N_STATES, CHUNK])
+@pytest.mark.parametrize("name", ["gaussian", "cnn"])
+def test_both_ways_agree_on_a_frozen_standard_deviation(name, size):
+    setup = Setup(CASES[name], freeze("log_std"))
+    assert all(parameter is not setup.policy.log_std for parameter in setup.parameters)
+    agree(setup, 1e-12, size)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_both_ways_agree_in_single_precision(name, activation):
+    policy_class, observations, actions, kwargs = CASES[name]
+    kwargs = {"net_arch": [16, 16]} | kwargs | {"activation_fn": FUNCTIONS[activation]}
+    setup = Setup.__new__(Setup)
+    th.manual_seed(0)
+    setup.policy = policy_class(observations, actions, lambda _: 1e-3, **kwargs)
+    setup.policy.set_training_mode(False)
+    setup.transitions = single(make_transitions(CASES[name], setup.policy, N_STATES))
+    setup.networks = read_networks(setup.policy)
+    setup.parameters = list(split_by_structure(setup.policy, setup.networks).policy.values())
+    assert type(setup.choose()) is NetworkActor
+    agree(setup, 1e-5)
+
+
+def single(transitions):
+    observations, actions, *others = transitions[:4]
+    return Transitions(observations, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
+
+
+def bytes_of_a_chunk(setup):
+    chunk = chunked(setup.transitions, CHUNK)[0]
+    return setup.actor("network").local(chunk().inputs).n_bytes
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("room", "n_kept"), [(0.0, 0), (0.9, 0), (1.0, 1), (2.5, 2), (4.4, 4), (4.5, 5), (1e9, 5)])
+def test_curvatures_are_kept_while_there_is_room_and_products_stay_the_same(monkeypatch, room, n_kept, apart):
+    """The last chunk has one state instead of two: it takes half the room."""
+    setup = Setup()
+    records, record = [], Stack.record
+    monkeypatch.setattr(Stack, "record", lambda stack, x: records.append(len(x)) or record(stack, x))
+    vectors = [setup.vector(seed) for seed in range(3)]
+    expected = [setup.model("network").fisher(v) for v in vectors]
+    monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room * bytes_of_a_chunk(setup))
+
+    records.clear()
+    model = setup.model("network", CHUNK, chunked(setup.transitions, CHUNK) if apart else None)
+    assert records == [2, 2, 2, 2, 1]
+    records.clear()
+    products = [model.fisher(v) for v in vectors]
+    rebuilt = [2, 2, 2, 2, 1][n_kept:]
+    assert records == ([2, 2, 2, 2, 1] + 2 * rebuilt if apart else 3 * rebuilt)
+    for actual, value in zip(products, expected, strict=True):
+        th.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12)
+    assert th.equal(model.fisher(vectors[0]), products[0])
+
+
+@pytest.mark.parametrize("kind", ["network", "autograd"])
+def test_a_single_chunk_is_kept_however_large(monkeypatch, kind):
+    setup = Setup()
+    monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", 0)
+    reads, (chunk,) = [], chunked(setup.transitions, N_STATES)
+    counted = [lambda: reads.append(None) or chunk()]
+    first, second = setup.model(kind, fisher_chunks=counted), setup.model(kind)
+    for _ in range(3):
+        th.testing.assert_close(first.fisher(setup.vector()), second.fisher(setup.vector()), rtol=1e-12, atol=1e-12)
+    assert len(reads) == 1
+
+
+def test_autograds_graphs_of_several_chunks_are_never_kept(monkeypatch):
+    monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", 2**60)
+    setup, reads = Setup(), []
+    chunks = [lambda chunk=chunk: reads.append(None) or chunk() for chunk in chunked(setup.transitions, CHUNK)]
+    model = setup.model("autograd", fisher_chunks=chunks)
+    for _ in range(3):
+        model.fisher(setup.vector())
+    assert len(reads) == 3 * N_CHUNKS
+
+
+@pytest.mark.parametrize("kind", ["network", "autograd"])
+@pytest.mark.parametrize("room", [0, 600, 2**27])
+def test_fisher_chunks_apart_are_the_only_ones_in_the_matrix(monkeypatch, kind, room):
+    setup = Setup()
+    few = take(setup.transitions, slice(0, N_STATES, 2))
+    whole = setup.model(kind)
+    expected = PolicyObjective(setup.actor(kind), setup.parameters, chunked(few, N_STATES)).local_model().model
+    monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room)
+    model = setup.model(kind, size=4, fisher_chunks=chunked(few, CHUNK))
+    for _ in range(2):
+        th.testing.assert_close(model.fisher(setup.vector()), expected.fisher(setup.vector()), rtol=1e-12, atol=1e-12)
+    th.testing.assert_close(model.gradient, whole.gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pass_in_between_does_not_change_what_is_kept():
+    setup = Setup()
+    model, v = setup.model("network", CHUNK), setup.vector()
+    before = model.fisher(v)
+    model.evaluate()  # by the same actor and its one distribution object
+    assert th.equal(model.fisher(v), before)
+
+
+class Watch:
+    """Counts what passes leave in memory: before each new one, and as it stands."""
+
+    def __init__(self, monkeypatch):
+        self.hidden, self.before, record = [], [], Stack.record
+
+        def spy(stack, x):
+            self.before.append(self.alive())
+            tape = record(stack, x)
+            self.hidden.append(weakref.ref(tape.hidden[0]))  # not the output, which the distribution holds
+            return tape
+
+        monkeypatch.setattr(Stack, "record", spy)
+
+    def alive(self):
+        return sum(hidden() is not None for hidden in self.hidden)
+
+
+def watched(monkeypatch, room):
+    setup = Setup()
+    monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room * bytes_of_a_chunk(setup))
+    watch = Watch(monkeypatch)
+    model = setup.model("network", CHUNK)
+    for seed in range(3):
+        model.fisher(setup.vector(seed))
+    return watch, model
+
+
+ROOMS = pytest.mark.parametrize(("room", "n_kept"), [(0.0, 0), (2.5, 2)])
+
+
+@ROOMS
+def test_only_what_is_kept_is_in_memory_after_a_product(monkeypatch, room, n_kept):
+    watch, model = watched(monkeypatch, room)
+    assert watch.alive() == n_kept
+    del model
+    assert watch.alive() == 0
+
+
+@ROOMS
+def test_at_most_one_rebuilt_chunk_lies_beside_the_one_in_the_making(monkeypatch, room, n_kept):
+    assert max(watched(monkeypatch, room)[0].before) <= n_kept + 1
+
+
+@ROOMS
+def test_no_rebuilt_chunk_is_in_memory_when_the_next_one_is_built(monkeypatch, room, n_kept):
+    assert max(watched(monkeypatch, room)[0].before) <= n_kept
+
+
+def test_a_policy_without_hidden_layers_is_differentiated_too():
+    agree(Setup(Case(MlpPolicy, VECTOR, CONTINUOUS, {"net_arch": []})), 1e-12)

@@ -1,0 +1,340 @@
+"""The critic fit: equal to a plain regression loop, bounded where asked, undone when it diverges."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch as th
+from helpers.envs import BOX_ACTION, DICT, VECTOR, RandomEnv
+from stable_baselines3.common.utils import set_random_seed
+from torch.nn.functional import mse_loss
+
+from sb3_trpo import TRPO
+from sb3_trpo.networks.plain_network import read_networks
+from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.update.critic import FitOutcome, descend, fit_critic
+from sb3_trpo.update.flat_critic import fit_stack, plain_regression
+from sb3_trpo.update.parameter_split import split_parameters
+
+N_STEPS, BATCH_SIZE = 48, 20  # the last minibatch is short
+CRITIC = ("mlp_extractor.value_net", "value_net", "vf_features_extractor")
+"""Where SB3 keeps the critic of these models; the package must find out by itself."""
+
+
+def trained(observation_space=VECTOR, policy_kwargs=None, n_critic_updates=3, **settings) -> TRPO:
+    """Give a model that has been through one update, so that the optimizer has a state, with a rollout in its buffer."""
+    kind = "MlpPolicy" if observation_space is VECTOR else "MultiInputPolicy"
+    model = TRPO(
+        kind,
+        RandomEnv(observation_space, BOX_ACTION),
+        n_steps=N_STEPS,
+        batch_size=BATCH_SIZE,
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy_kwargs,
+        n_critic_updates=n_critic_updates,
+        **settings,
+    )
+    return model.learn(N_STEPS)
+
+
+def critic_of(policy) -> dict[str, th.nn.Parameter]:
+    return {name: value for name, value in policy.named_parameters() if name.startswith(CRITIC)}
+
+
+def fit(model: TRPO, n_epochs=3, max_grad_norm=None, minibatches=None):
+    set_random_seed(7)
+    minibatches = minibatches or partial(model.rollout_buffer.get, BATCH_SIZE)
+    critic = list(split_parameters(model.policy).critic.values())
+    return fit_critic(model.policy, critic, minibatches, n_epochs, max_grad_norm)
+
+
+def reference_fit(model: TRPO, n_epochs=3, max_grad_norm=None) -> float:
+    """Regress with an optimizer of the critic alone, which goes on from the state of the policy's."""
+    set_random_seed(7)
+    parameters, shared = list(critic_of(model.policy).values()), model.policy.optimizer
+    optimizer = th.optim.Adam(parameters, lr=shared.param_groups[0]["lr"], eps=shared.param_groups[0]["eps"])
+    optimizer.state.update({parameter: shared.state[parameter] for parameter in parameters})
+    losses = []
+    for _ in range(n_epochs):
+        for batch in model.rollout_buffer.get(BATCH_SIZE):
+            loss = (model.policy.predict_values(batch.observations)[:, 0] - batch.returns).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if max_grad_norm:
+                norm = th.stack([parameter.grad.norm() for parameter in parameters]).norm()
+                for parameter in parameters:
+                    parameter.grad *= min(1.0, max_grad_norm / float(norm))
+            optimizer.step()
+            losses.append(loss.item())
+    return float(np.mean(losses))
+
+
+def copies(model: TRPO) -> dict[str, th.Tensor]:
+    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+
+
+def optimizer_state(model: TRPO):
+    return copy.deepcopy(model.policy.optimizer.state_dict())
+
+
+def same(left, right) -> bool:
+    if isinstance(left, th.Tensor):
+        return th.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return all(map(same, left, right)) if isinstance(left, list) else left == right
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.05])
+@pytest.mark.parametrize("space", [VECTOR, DICT], ids=["vector", "dict"])
+def test_the_fit_equals_a_plain_regression_of_the_critic(space, max_grad_norm):
+    model, reference = trained(space), trained(space)
+    before = copies(model)
+    record = fit(model, max_grad_norm=max_grad_norm)
+    loss = reference_fit(reference, max_grad_norm=max_grad_norm)
+    assert record.outcome is FitOutcome.FITTED
+    assert record.loss == pytest.approx(loss, rel=1e-5)
+    for name, value in copies(model).items():
+        assert th.allclose(value, reference.policy.get_parameter(name), rtol=0.0, atol=1e-6)
+        assert th.equal(value, before[name]) != (name in critic_of(model.policy))
+
+
+def test_the_gradient_norm_is_bounded_at_every_step():
+    norms = {}
+    for bound in (None, 0.01):
+        model, norms[bound] = trained(), []
+        critic, step = list(critic_of(model.policy).values()), model.policy.optimizer.step
+
+        def spy(step=step, critic=critic, seen=norms[bound]):
+            seen.append(float(th.cat([parameter.grad.flatten() for parameter in critic]).norm()))
+            return step()
+
+        model.policy.optimizer.step = spy
+        fit(model, max_grad_norm=bound)
+    assert len(norms[0.01]) == 3 * -(-N_STEPS // BATCH_SIZE)
+    assert min(norms[None]) > 0.01
+    assert max(norms[0.01]) <= 0.01 * (1 + 1e-5)
+    assert min(norms[0.01]) > 0.009
+
+
+@pytest.mark.parametrize("unbounded", [0, 0.0, 1e9])
+def test_no_bound_and_a_bound_of_zero_do_not_clip(unbounded):
+    model, other = trained(), trained()
+    fit(model, max_grad_norm=None)
+    fit(other, max_grad_norm=unbounded)
+    assert same(copies(model), copies(other))
+
+
+def spoiled(model: TRPO, returns: float):
+    """Give minibatches of which a late one has a wild return."""
+
+    def minibatches():
+        for index, batch in enumerate(model.rollout_buffer.get(BATCH_SIZE)):
+            yield batch._replace(returns=batch.returns + (returns if index == 1 else 0.0))
+
+    return minibatches
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["again", "first"])
+@pytest.mark.parametrize("returns", [float("inf"), float("nan"), 1e19, -1e25, 1e30])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_a_fit_to_wild_returns_ends_sound_or_is_undone_bit_for_bit(returns, fresh, max_grad_norm):
+    """A squared gradient may overflow in the optimizer while the parameters stay finite: it would never learn again."""
+    model = trained(n_critic_updates=0 if fresh else 3)
+    before = copies(model), optimizer_state(model)
+    record = fit(model, minibatches=spoiled(model, returns), max_grad_norm=max_grad_norm)
+    if record.outcome is FitOutcome.DIVERGED:
+        assert same([copies(model), optimizer_state(model)], list(before))
+    else:
+        assert np.isfinite(returns)
+        moments = [moment for group in optimizer_state(model)["state"].values() for moment in group.values()]
+        assert all(number.isfinite().all() for number in (*moments, *copies(model).values()))
+    before = copies(model)
+    assert fit(model).outcome is FitOutcome.FITTED
+    assert not same(copies(model), before)
+
+
+@pytest.mark.parametrize("n_critic_updates", [3, 0])
+@pytest.mark.parametrize("optimizer_class", [th.optim.Adam, th.optim.SGD])
+def test_a_huge_learning_rate_is_undone_and_named(n_critic_updates, optimizer_class):
+    model = trained(policy_kwargs={"optimizer_class": optimizer_class}, n_critic_updates=n_critic_updates)
+    before, optimizer = copies(model), optimizer_state(model)
+    for group in model.policy.optimizer.param_groups:
+        group["lr"] = optimizer["param_groups"][0]["lr"] = 1e30
+    record = fit(model)
+    assert record.outcome is FitOutcome.DIVERGED
+    assert "learning_rate" in record.outcome.advice
+    assert same(copies(model), before)
+    assert same(optimizer_state(model), optimizer)
+
+
+def test_an_update_whose_critic_diverges_keeps_the_policy_step_and_says_so(capsys):
+    model = trained(verbose=1, learning_rate=1e30)
+    assert model.critic_outcome.value == "diverged"
+    assert model.policy_outcome.value == "accepted"
+    model.learn(N_STEPS, reset_num_timesteps=False)
+    assert capsys.readouterr().out.count(FitOutcome.DIVERGED.advice) == 1
+    fresh = trained(n_critic_updates=0)
+    assert same(
+        {name: copies(model)[name] for name in critic_of(model.policy)},
+        {name: copies(fresh)[name] for name in critic_of(fresh.policy)},
+    )
+
+
+def test_the_optimizer_follows_the_schedule_of_the_learning_rate():
+    seen = []
+
+    def schedule(progress_remaining):
+        seen.append(1e-4 + 1e-3 * progress_remaining)
+        return seen[-1]
+
+    model = trained(learning_rate=schedule)
+    assert seen[-1] == 1e-4  # at the end of all steps
+    assert model.policy.optimizer.param_groups[0]["lr"] == 1e-4
+    assert model.logger.name_to_value["train/learning_rate"] == 1e-4
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, ArithmeticError])
+def test_an_interrupted_fit_is_undone_bit_for_bit(fault):
+    model = trained()
+    before, optimizer = copies(model), optimizer_state(model)
+
+    def minibatches():
+        yield from list(model.rollout_buffer.get(BATCH_SIZE))[:2]
+        raise fault
+
+    with pytest.raises(fault):
+        fit(model, minibatches=minibatches)
+    assert same(copies(model), before)
+    assert same(optimizer_state(model), optimizer)
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "optimizer_kwargs"),
+    [
+        (th.optim.AdamW, {"weight_decay": 0.5}),
+        (th.optim.Adam, {"weight_decay": 0.5, "amsgrad": True}),
+        (th.optim.SGD, {"weight_decay": 0.5, "momentum": 0.9}),
+        (th.optim.RMSprop, {"weight_decay": 0.5, "momentum": 0.9}),
+    ],
+)
+@pytest.mark.parametrize("share", [False, True])
+def test_weight_decay_and_momentum_reach_the_critic_only(optimizer_class, optimizer_kwargs, share):
+    optimizer = {"optimizer_class": optimizer_class, "optimizer_kwargs": optimizer_kwargs}
+    model = trained(DICT if share else VECTOR, {"share_features_extractor": share, **optimizer})
+    before = copies(model)
+    fit(model)
+    moved = {name for name, value in copies(model).items() if not th.equal(value, before[name])}
+    assert moved == set(critic_of(model.policy))
+    assert all(parameter.grad is None for parameter in model.policy.parameters())
+
+
+def test_gradients_left_by_others_do_not_move_the_policy():
+    model = trained()
+    before = copies(model)
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    fit(model)
+    moved = {name for name, value in copies(model).items() if not th.equal(value, before[name])}
+    assert moved == set(critic_of(model.policy))
+
+
+def test_a_parameter_that_the_values_ignore_stays():
+    model = trained()
+    stray = th.nn.Parameter(th.ones(3))
+    model.policy.register_parameter("stray", stray)
+    model.policy.optimizer.add_param_group({"params": [stray], "weight_decay": 0.5})
+    before = copies(model)
+    assert fit(model).outcome is FitOutcome.FITTED
+    assert th.equal(stray, before["stray"])
+    assert not th.equal(model.policy.value_net.weight, before["value_net.weight"])
+
+
+def test_no_passes_leave_the_critic_alone_and_report_no_loss():
+    model = trained(n_critic_updates=0)
+    before, optimizer = copies(model), optimizer_state(model)
+    record = fit(model, n_epochs=0)
+    assert record.outcome is FitOutcome.FITTED
+    assert record.loss is None
+    assert same(copies(model), before)
+    assert same(optimizer_state(model), optimizer)
+    assert "train/value_loss" not in model.logger.name_to_value
+
+
+@pytest.mark.parametrize(("space", "policy_kwargs"), [(VECTOR, {}), (DICT, {"share_features_extractor": True})])
+def test_a_frozen_critic_reports_its_loss_and_stays(space, policy_kwargs):
+    model = trained(space, policy_kwargs)
+    for parameter in critic_of(model.policy).values():
+        parameter.requires_grad_(False)
+    before = copies(model)
+    record = fit(model)
+    assert record.outcome is FitOutcome.FITTED
+    assert record.loss > 0.0
+    assert same(copies(model), before)
+    model.learn(N_STEPS, reset_num_timesteps=False)
+
+
+def test_a_frozen_critic_passes_errors_on_as_they_are():
+    model = trained()
+    for parameter in critic_of(model.policy).values():
+        parameter.requires_grad_(False)
+
+    def minibatches():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, minibatches=minibatches)
+
+
+def test_one_step_reports_the_loss_before_it():
+    model = trained()
+    batch = next(model.rollout_buffer.get(BATCH_SIZE))
+    with th.no_grad():
+        before = mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns)
+    total, n = descend(model.policy, list(critic_of(model.policy).values()), batch, 1.0, None, ALONE)
+    loss = total / n
+    assert loss == before
+    assert not loss.requires_grad
+    with th.no_grad():
+        assert mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns) < before
+
+
+class Recording(Ranks):
+    """Repeats the last minibatch with weight 0, and notes what it is given to average."""
+
+    def __init__(self) -> None:
+        self.averaged: list[tuple[list[th.Tensor], float]] = []
+
+    def in_step(self, minibatches, share):
+        for minibatch in minibatches:
+            yield minibatch, 1.0
+        yield minibatch, 0.0
+
+    def mean(self, total, weight):
+        self.averaged.append(([total.clone()], weight))
+        return total / max(weight, 1.0)
+
+    def mean_gradients(self, gradients, parameters, n):
+        self.averaged.append(([gradient.clone() for gradient in gradients], n))
+        return [gradient / max(n, 1.0) for gradient in gradients]
+
+
+@pytest.mark.parametrize("way", ["general", "stack"])
+def test_a_minibatch_of_weight_0_adds_nothing(way):
+    model, ranks = trained(), Recording()
+    critic = list(split_parameters(model.policy).critic.values())
+    if way == "general":
+        fit_critic(model.policy, critic, partial(model.rollout_buffer.get, BATCH_SIZE), 1, None, ranks)
+    else:
+        networks = read_networks(model.policy)
+        regression = plain_regression(model.policy, networks, critic, model.rollout_buffer, BATCH_SIZE)
+        fit_stack(regression, 1, None, ranks)
+    *counted, (last, weight) = ranks.averaged
+    assert [n for _, n in counted] == [20, 20, 8]
+    assert all(any(part.any() for part in parts) for parts, _ in counted)
+    assert weight == 0
+    assert not any(part.any() for part in last)

@@ -1,0 +1,488 @@
+"""The critic's fit without a graph: equal to the general one in all it leaves behind, and left to it where it cannot be."""
+
+import copy
+import io
+from functools import partial
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.oracle import interrupt_at
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.utils import set_random_seed
+from test_layers import FUNCTIONS
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks.plain_network import read_networks
+from sb3_trpo.networks.preallocated import BoundPass, TapePass
+from sb3_trpo.rollouts.inputs import minibatches_of
+from sb3_trpo.update.critic import FitOutcome, fit_critic
+from sb3_trpo.update.flat_critic import fit_stack, plain_regression
+from sb3_trpo.update.parameter_split import split_by_structure
+
+N_STEPS, N_ENVS, BATCH_SIZE = 16, 3, 20  # the last minibatch is short
+LEARNING_RATE = 1e-3  # a larger one shows the rounding errors of small gradients, which Adam scales up
+ACTIONS = spaces.Box(-1.0, 1.0, (2,))
+VECTOR = spaces.Box(-1.0, 1.0, (3,))
+IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+VECTORS = spaces.Dict({"one": VECTOR, "two": spaces.Box(-1.0, 1.0, (2, 2))})
+SMALL = {"net_arch": [6, 5]}
+FEW = {"features_extractor_kwargs": {"features_dim": 8}}
+
+
+def share_hidden_layers(policy):
+    policy.mlp_extractor.value_net = policy.mlp_extractor.policy_net
+
+
+def freeze_lower_layer(policy):
+    policy.mlp_extractor.value_net[0].requires_grad_(False)
+
+
+def turn_channels_last(policy):
+    policy.to(memory_format=th.channels_last)
+
+
+KINDS = {
+    "mlp": (MlpPolicy, VECTOR, SMALL, None),
+    "no-hidden-layer": (MlpPolicy, VECTOR, {"net_arch": []}, None),
+    "matrix": (MlpPolicy, VECTORS["two"], SMALL, None),
+    "choice": (MlpPolicy, spaces.Discrete(4), SMALL, None),
+    "dict": (MultiInputPolicy, VECTORS, SMALL, None),
+    "cnn": (CnnPolicy, IMAGE, FEW, None),
+    "cnn-deeper": (CnnPolicy, IMAGE, FEW | {"net_arch": [4]}, None),
+    "cnn-channels-last": (CnnPolicy, IMAGE, FEW, turn_channels_last),
+    "cnn-shared": (CnnPolicy, IMAGE, FEW | {"share_features_extractor": True}, None),
+    "shared": (MlpPolicy, VECTOR, SMALL, share_hidden_layers),
+    "frozen-below": (MlpPolicy, VECTOR, SMALL, freeze_lower_layer),
+}
+
+
+class Setup:
+    """A policy and a full buffer of random transitions, the same ones each time."""
+
+    def __init__(self, kind="mlp", optimizer=None, before=0, buffer_class=None, activation=None, **options):
+        set_random_seed(0)
+        policy_class, space, kwargs, alter = KINDS[kind]
+        if activation is not None:
+            kwargs = kwargs | {"activation_fn": activation}
+        self.policy = policy_class(space, ACTIONS, lambda _: LEARNING_RATE, optimizer_kwargs=options, **kwargs)
+        if alter is not None:
+            alter(self.policy)
+        if optimizer is not None:
+            self.policy.optimizer = optimizer(self.policy.parameters())
+        self.policy.set_training_mode(False)
+        self.buffer = filled(buffer_class or (DictRolloutBuffer if kind == "dict" else RolloutBuffer), space)
+        if before:
+            self.slow(before)
+
+    @property
+    def optimizer(self):
+        return self.policy.optimizer
+
+    @property
+    def parameters(self):
+        return list(split_by_structure(self.policy, read_networks(self.policy)).critic.values())
+
+    def regression(self, batch_size=BATCH_SIZE):
+        return plain_regression(self.policy, read_networks(self.policy), self.parameters, self.buffer, batch_size)
+
+    def fast(self, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
+        np.random.seed(7)
+        regression = self.regression(batch_size)
+        assert regression is not None
+        return fit_stack(regression, n_epochs, max_grad_norm)
+
+    def slow(self, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
+        np.random.seed(7)
+        return fit_critic(
+            self.policy, self.parameters, partial(minibatches_of, self.buffer, batch_size), n_epochs, max_grad_norm
+        )
+
+    def snapshot(self):
+        """Copy all that a fit may change, bit for bit."""
+        parameters = {name: value.detach().clone() for name, value in self.policy.named_parameters()}
+        return parameters, copy.deepcopy(self.optimizer.state_dict())
+
+    def restore(self, snapshot):
+        with th.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                parameter.copy_(snapshot[0][name])
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot[1]))
+
+
+def filled(buffer_class, space):
+    rng = np.random.default_rng(0)
+    space = copy.deepcopy(space)
+    space.seed(0)
+    buffer = buffer_class(N_STEPS, space, ACTIONS, device="cpu", n_envs=N_ENVS)
+    for _ in range(N_STEPS):
+        samples = [space.sample() for _ in range(N_ENVS)]
+        if isinstance(space, spaces.Dict):
+            observation = {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+        else:
+            observation = np.stack(samples)
+        actions, numbers = rng.normal(size=(N_ENVS, 2)), th.zeros(N_ENVS)
+        buffer.add(observation, actions, np.zeros(N_ENVS), np.zeros(N_ENVS), numbers, numbers)
+    buffer.returns = rng.normal(1.0, 1.0, (N_STEPS, N_ENVS)).astype(np.float32)
+    next(buffer.get(1))  # joins (step, env)
+    return buffer
+
+
+def same(left, right) -> bool:
+    """Compare bit for bit."""
+    if isinstance(left, th.Tensor):
+        return left.dtype == right.dtype and th.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return all(map(same, left, right)) if isinstance(left, list | tuple) else left == right
+
+
+def agree(fast: Setup, slow: Setup) -> None:
+    """Compare parameters and the optimizer's state up to rounding, and the layout of the state exactly."""
+    (parameters, optimizer), (expected, expected_optimizer) = fast.snapshot(), slow.snapshot()
+    th.testing.assert_close(parameters, expected, rtol=1e-5, atol=1e-5)
+    assert optimizer["param_groups"] == expected_optimizer["param_groups"]
+    th.testing.assert_close(optimizer["state"], expected_optimizer["state"], rtol=1e-5, atol=1e-5)
+    assert all(list(state) == ["step", "exp_avg", "exp_avg_sq"] for state in optimizer["state"].values())
+
+
+def compare(make, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
+    """Fit both ways and compare all that is left."""
+    fast, slow = make(), make()
+    before, of_critic = fast.snapshot(), {id(parameter) for parameter in fast.parameters}
+    record, generator = fast.fast(n_epochs, max_grad_norm, batch_size), np.random.get_state()
+    expected, expected_generator = slow.slow(n_epochs, max_grad_norm, batch_size), np.random.get_state()
+    agree(fast, slow)
+    assert record.outcome is expected.outcome is FitOutcome.FITTED
+    assert record.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert all(np.array_equal(*pair) for pair in zip(generator, expected_generator, strict=True))
+    for name, parameter in fast.policy.named_parameters():
+        assert same(parameter.detach(), before[0][name]) != (id(parameter) in of_critic), name
+        assert parameter.grad is None
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.0, 0.05, 1e9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_fit_is_the_general_one(kind, max_grad_norm, before):
+    compare(partial(Setup, kind, before=before), max_grad_norm=max_grad_norm)
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "none"])
+@pytest.mark.parametrize("kind", ["mlp", "shared", "cnn-deeper"])
+def test_the_fit_is_the_general_one_for_every_activation(kind, name):
+    compare(partial(Setup, kind, activation=FUNCTIONS[name]), n_epochs=1)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_decay": 0.5},
+        {"betas": (0.5, 0.7)},
+        {"betas": (0.0, 0.0)},
+        {"eps": 1e-3},
+        {"foreach": True},
+        {"foreach": False},
+        {"fused": True},
+        {"weight_decay": 0.1, "betas": (0.8, 0.9), "eps": 1e-2},
+    ],
+    ids=str,
+)
+def test_the_fit_is_the_general_one_for_other_options_of_adam(options, before):
+    compare(partial(Setup, before=before, **options), max_grad_norm=0.5)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize(("n_epochs", "batch_size"), [(1, 48), (1, 1000), (3, 47), (4, 16), (1, 1), (1, np.int64(20))])
+def test_the_fit_is_the_general_one_for_any_division_into_minibatches(kind, n_epochs, batch_size):
+    compare(partial(Setup, kind), n_epochs, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("lr", [3e-4, np.float64(0.003)])
+def test_the_learning_rate_is_the_one_of_the_moment(lr):
+    def make():
+        setup = Setup(before=1)
+        setup.optimizer.param_groups[0]["lr"] = lr
+        return setup
+
+    compare(make)
+
+
+class Doubled(RolloutBuffer):
+    """Gives every return twice as high, and first of all minibatches one of its own."""
+
+    def get(self, batch_size=None):
+        batches = list(super().get(batch_size))
+        for batch in [batches[-1], *batches]:
+            yield batch._replace(returns=2.0 * batch.returns)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "shared"])
+def test_a_buffer_of_another_class_is_asked_for_its_own_minibatches(kind):
+    compare(partial(Setup, kind, buffer_class=Doubled))
+    plain, doubled = Setup(kind), Setup(kind, buffer_class=Doubled)
+    plain.fast()
+    doubled.fast()
+    assert not same(plain.snapshot()[0], doubled.snapshot()[0])
+
+
+def test_parameters_outside_the_critic_do_not_matter():
+    def make():
+        setup = Setup()
+        setup.policy.register_parameter("stray", nn.Parameter(th.ones(3)))
+        return setup
+
+    fast, slow = make(), make()
+    fast.fast()
+    slow.slow()
+    agree(fast, slow)
+    assert same(fast.policy.stray.detach(), th.ones(3))
+
+
+def test_a_group_of_its_own_has_its_own_options():
+    def make():
+        setup = Setup()
+        critic = setup.parameters
+        others = [each for each in setup.policy.parameters() if all(each is not parameter for parameter in critic)]
+        groups = [{"params": others, "lr": 9.0}, {"params": critic, "lr": 2e-3, "betas": (0.5, 0.6), "weight_decay": 0.1}]
+        setup.policy.optimizer = th.optim.Adam(groups)
+        return setup
+
+    compare(make)
+
+
+def test_the_critic_of_vectors_is_fitted_by_prepared_passes_and_the_one_of_images_by_a_tape(monkeypatch):
+    made = []
+    for kind in (BoundPass, TapePass):
+        monkeypatch.setattr(
+            f"sb3_trpo.update.flat_critic.{kind.__name__}", lambda *args, kind=kind: made.append(kind) or kind(*args)
+        )
+    Setup("mlp").fast(3)
+    assert made == [BoundPass] * 2  # one for the whole minibatches, one for the short one
+    made.clear()
+    Setup("cnn").fast(1)
+    assert set(made) == {TapePass}
+
+
+def set_group(**changes):
+    return lambda setup: setup.optimizer.param_groups[0].update(changes)
+
+
+class OwnAdam(th.optim.Adam):
+    pass
+
+
+def take_optimizer(make):
+    def alter(setup):
+        setup.policy.optimizer = make(setup.policy.parameters())
+
+    return alter
+
+
+def two_groups(setup):
+    critic = setup.parameters
+    others = [each for each in setup.policy.parameters() if all(each is not parameter for parameter in critic[1:])]
+    setup.policy.optimizer = th.optim.Adam([{"params": others}, {"params": critic[1:]}], lr=1e-3)
+
+
+def different_steps(setup):
+    setup.slow(1)
+    setup.optimizer.state[setup.parameters[0]]["step"] += 1
+
+
+def one_without_state(setup):
+    setup.slow(1)
+    setup.optimizer.state.pop(setup.parameters[0])
+
+
+def one_not_in_the_optimizer(setup):
+    setup.policy.optimizer = th.optim.Adam(setup.parameters[1:], lr=1e-3)
+
+
+def none_in_the_optimizer(setup):
+    setup.policy.optimizer = th.optim.Adam([setup.policy.log_std], lr=1e-3)
+
+
+def tie(setup):
+    setup.policy.mlp_extractor.value_net.append(nn.Linear(5, 5))
+    setup.policy.mlp_extractor.value_net.append(setup.policy.mlp_extractor.value_net[4])
+    setup.policy.optimizer = th.optim.Adam(setup.policy.parameters(), lr=1e-3)
+
+
+REFUSED = {
+    "sgd": take_optimizer(partial(th.optim.SGD, lr=1e-3)),
+    "adamw": take_optimizer(partial(th.optim.AdamW, lr=1e-3)),
+    "rmsprop": take_optimizer(partial(th.optim.RMSprop, lr=1e-3)),
+    "amsgrad": take_optimizer(partial(th.optim.Adam, lr=1e-3, amsgrad=True)),
+    "maximize": take_optimizer(partial(th.optim.Adam, lr=1e-3, maximize=True)),
+    "decoupled-weight-decay": take_optimizer(partial(th.optim.Adam, lr=1e-3, decoupled_weight_decay=True)),
+    "set-amsgrad": set_group(amsgrad=True),
+    "subclass": take_optimizer(partial(OwnAdam, lr=1e-3)),
+    "tensor-lr": take_optimizer(partial(th.optim.Adam, lr=th.tensor(1e-3))),
+    "set-tensor-lr": set_group(lr=th.tensor(1e-3)),
+    "pre-hook": lambda setup: setup.optimizer.register_step_pre_hook(lambda *_: None),
+    "post-hook": lambda setup: setup.optimizer.register_step_post_hook(lambda *_: None),
+    "patched-step": lambda setup: setattr(setup.optimizer, "step", partial(setup.optimizer.step)),
+    "scheduler": lambda setup: th.optim.lr_scheduler.StepLR(setup.optimizer, 1),
+    "frozen-bias": lambda setup: setup.policy.mlp_extractor.value_net[0].bias.requires_grad_(False),
+    "frozen-head-bias": lambda setup: setup.policy.value_net.bias.requires_grad_(False),
+    "frozen-middle": lambda setup: setup.policy.mlp_extractor.value_net[2].requires_grad_(False),
+    "frozen-head": lambda setup: setup.policy.value_net.requires_grad_(False),
+    "frozen": lambda setup: [parameter.requires_grad_(False) for parameter in setup.parameters],
+    "two-groups": two_groups,
+    "different-steps": different_steps,
+    "one-without-state": one_without_state,
+    "one-not-in-the-optimizer": one_not_in_the_optimizer,
+    "none-in-the-optimizer": none_in_the_optimizer,
+    "tied": tie,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_fit_cannot_do_as_the_optimizer_would_is_left_to_the_general_one(name):
+    setup = Setup()
+    assert setup.regression() is not None
+    REFUSED[name](setup)
+    before = setup.snapshot()
+    assert setup.regression() is None
+    assert same(setup.snapshot(), before)
+
+
+def test_a_hook_of_all_optimizers_is_called_or_leaves_the_fit_to_the_general_one():
+    setup, calls = Setup(), []
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append(None))
+    try:
+        regression = setup.regression()
+        if regression is not None:
+            fit_stack(regression, 1, None)
+        assert regression is None or calls
+    finally:
+        handle.remove()
+
+
+def spoil_returns(setup, number):
+    setup.buffer.returns[5] = number
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "shared"])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        set_group(lr=1e30),
+        partial(spoil_returns, number=np.inf),
+        partial(spoil_returns, number=np.nan),
+        partial(spoil_returns, number=1e25),
+    ],
+    ids=["lr", "inf", "nan", "1e25"],
+)
+def test_a_fit_that_diverges_leaves_all_as_it_was(spoil, max_grad_norm, kind, before):
+    setup, other = Setup(kind, before=before), Setup(kind, before=before)
+    spoil(setup)
+    spoil(other)
+    old = setup.snapshot()
+    record = setup.fast(max_grad_norm=max_grad_norm)
+    assert record.outcome is other.slow(max_grad_norm=max_grad_norm).outcome
+    if record.outcome is FitOutcome.DIVERGED:
+        assert same(setup.snapshot(), old)
+    assert (record.outcome is FitOutcome.DIVERGED) or max_grad_norm
+    assert all(parameter.grad is None for parameter in setup.policy.parameters())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_no_epochs_leave_all_as_it_was(before):
+    setup = Setup(before=before)
+    old = setup.snapshot()
+    record = setup.fast(n_epochs=0)
+    assert (record.outcome, record.loss) == (FitOutcome.FITTED, None)
+    assert same(setup.snapshot(), old)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "shared"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_interrupt_at_any_moment_leaves_the_old_or_the_new(kind, before):
+    setup = Setup(kind, before=before)
+    old = setup.snapshot()
+    setup.fast(1, 0.5, N_STEPS * N_ENVS)
+    new = setup.snapshot()
+    assert not same(new, old)
+    setup.restore(old)
+    ended_old = []
+    for moment in range(100_000):
+        regression = setup.regression(N_STEPS * N_ENVS)
+        np.random.seed(7)
+        try:
+            with th.enable_grad(), interrupt_at(moment):
+                fit_stack(regression, 1, 0.5)
+        except KeyboardInterrupt:
+            now = setup.snapshot()
+            ended_old.append(same(now, old))
+            assert ended_old[-1] or same(now, new), f"interrupted at moment {moment}"
+            if not ended_old[-1]:
+                setup.restore(old)
+        else:
+            break
+    assert set(ended_old) == {True, False}
+    assert same(setup.snapshot(), new)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn-shared"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_error_in_the_minibatches_leaves_all_as_it_was(kind, before):
+    class Failing(RolloutBuffer):
+        fails = False
+
+        def get(self, batch_size=None):
+            for index, batch in enumerate(super().get(batch_size)):
+                if index == 1 and self.fails:
+                    raise ArithmeticError
+                yield batch
+
+    setup = Setup(kind, before=before, buffer_class=Failing)
+    setup.buffer.fails = True
+    old = setup.snapshot()
+    with pytest.raises(ArithmeticError):
+        setup.fast()
+    assert same(setup.snapshot(), old)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("kind", ["mlp", "cnn-shared"])
+def test_the_optimizer_is_saved_and_goes_on_as_after_a_general_fit(kind, fused):
+    fast, slow, loaded = (Setup(kind, fused=fused) for _ in range(3))
+    fast.fast()
+    slow.slow()
+    file = io.BytesIO()
+    th.save(fast.snapshot(), file)
+    file.seek(0)
+    loaded.restore(th.load(file))
+    for setup in (fast, loaded, slow):
+        setup.slow()
+    agree(fast, slow)
+    agree(loaded, slow)
+    for setup in (fast, loaded):
+        setup.fast()
+    slow.slow()
+    agree(fast, slow)
+    agree(loaded, slow)
+
+
+def test_no_two_parameters_share_a_state_after_a_fit():
+    setup = Setup()
+    setup.fast()
+    tensors = [tensor for state in setup.optimizer.state.values() for tensor in state.values()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+    sizes = [tensor.untyped_storage().nbytes() for tensor in tensors]
+    assert sizes == [tensor.numel() * tensor.element_size() for tensor in tensors]
+
+
+def test_parameters_stay_where_they_lie():
+    setup = Setup()
+    places = [parameter.data_ptr() for parameter in setup.policy.parameters()]
+    setup.fast()
+    assert [parameter.data_ptr() for parameter in setup.policy.parameters()] == places

@@ -1,0 +1,227 @@
+"""Dropout and batch norm: the policy step sees neither, the critic drops out, statistics follow once per update."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.envs import BOX_ACTION, RandomEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from sb3_trpo import TRPO
+from sb3_trpo.update.modes import critic_mode, evaluation_mode, follow_statistics, statistical_layers
+
+N_STEPS = 16
+
+
+class Extractor(BaseFeaturesExtractor):
+    """Batch norm right on the observations, so that its statistics are theirs; then dropout."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.norm, self.drop = th.nn.BatchNorm1d(3), th.nn.Dropout(0.5)
+
+    def forward(self, observations):
+        return self.drop(self.norm(observations))
+
+
+def make(share=False, observation_scale=1.0, **settings) -> TRPO:
+    settings = {"n_steps": N_STEPS, "batch_size": N_STEPS, "seed": 0, "device": "cpu"} | settings
+    space = spaces.Box(2.0 * observation_scale, 3.0 * observation_scale, (3,), np.float32)
+    policy_kwargs = {"features_extractor_class": Extractor, "share_features_extractor": share}
+    return TRPO("MlpPolicy", RandomEnv(space, BOX_ACTION), policy_kwargs=policy_kwargs, **settings)
+
+
+def training(policy, kind) -> set[bool]:
+    return {module.training for module in policy.modules() if isinstance(module, kind)}
+
+
+def statistics(policy) -> list[th.Tensor]:
+    return [buffer.clone() for norm in statistical_layers(policy) for buffer in norm.buffers()]
+
+
+def test_statistical_layers_are_those_that_track():
+    policy = make().policy
+    assert statistical_layers(policy) == [policy.pi_features_extractor.norm, policy.vf_features_extractor.norm]
+    policy.extra = th.nn.ModuleList(
+        [
+            th.nn.BatchNorm1d(2, track_running_stats=False),
+            th.nn.InstanceNorm1d(2),
+            th.nn.InstanceNorm1d(2, track_running_stats=True),
+            th.nn.LayerNorm(2),
+        ]
+    )
+    assert statistical_layers(policy)[2:] == [policy.extra[2]]
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
+def test_evaluation_mode_is_on_for_a_while(before, fault):
+    policy = make().policy
+    policy.set_training_mode(before)
+    seen = enter(evaluation_mode(policy), lambda: training(policy, th.nn.Module), fault)
+    assert seen == {False}
+    assert training(policy, th.nn.Module) == {before}
+
+
+def enter(context, look, fault):
+    """Look around in a context, and leave it by a fault if there is one."""
+    with nullcontext() if fault is None else pytest.raises(fault), context:
+        seen = look()
+        if fault is not None:
+            raise fault
+    return seen
+
+
+@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
+def test_critic_mode_drops_out_but_keeps_statistics_and_ends_in_evaluation_mode(fault):
+    policy = make().policy
+    policy.set_training_mode(False)
+    seen = enter(critic_mode(policy), lambda: (training(policy, th.nn.Dropout), training(policy, th.nn.BatchNorm1d)), fault)
+    assert seen == ({True}, {False})
+    assert training(policy, th.nn.Module) == {False}
+
+
+class Wrapped(th.nn.Module):
+    """Keeps a statistic of its own, and dropout and batch norm inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", th.zeros(()))
+        self.inside = th.nn.Sequential(th.nn.Dropout(0.5), th.nn.BatchNorm1d(3))
+
+
+def test_dropout_inside_a_layer_with_statistics_stays_on_in_critic_mode():
+    policy = make().policy
+    policy.wrapped = Wrapped()
+    with critic_mode(policy):
+        assert policy.wrapped.inside[0].training
+        assert not policy.wrapped.training
+        assert not policy.wrapped.inside[1].training
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
+    policy = make(share).policy
+    policy.set_training_mode(False)
+    observations = th.rand(10, 3) + 2.0
+    parameters = [value.detach().clone() for value in policy.parameters()]
+    random_state = th.get_rng_state()
+    follow_statistics(policy, observations)
+    assert len(statistical_layers(policy)) == (1 if share else 2)
+    for norm in statistical_layers(policy):
+        assert int(norm.num_batches_tracked) == 1
+        assert th.allclose(norm.running_mean, 0.1 * observations.mean(0))
+        assert th.allclose(norm.running_var, 0.9 + 0.1 * observations.var(0))
+    assert all(map(th.equal, parameters, policy.parameters()))
+    assert th.equal(th.get_rng_state(), random_state)  # no dropout
+    assert training(policy, th.nn.Module) == {False}
+
+
+def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
+    policy = make().policy
+    policy.vf_features_extractor = policy.pi_features_extractor
+    policy.set_training_mode(False)
+    observations = th.rand(10, 3)
+    follow_statistics(policy, observations)
+    (norm,) = statistical_layers(policy)
+    assert int(norm.num_batches_tracked) == 1
+    policy.set_training_mode(True)
+    for _ in range(2):
+        norm(observations)
+    assert int(norm.num_batches_tracked) == 3
+
+
+def test_following_ends_in_evaluation_mode_whatever_happens():
+    policy = make().policy
+    policy.set_training_mode(False)
+    misshapen = th.zeros(2, 5)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        follow_statistics(policy, misshapen)
+    assert training(policy, th.nn.Module) == {False}
+
+
+def test_one_transition_has_no_variance_to_follow():
+    policy = make().policy
+    before = statistics(policy)
+    follow_statistics(policy, th.zeros(1, 3))
+    assert all(map(th.equal, before, statistics(policy)))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_policy_step_is_in_evaluation_mode(share):
+    model = make(share, n_critic_updates=0)
+    collected = model.collect_rollouts
+    marks = []
+
+    def mark(*args, **kwargs):
+        complete = collected(*args, **kwargs)
+        marks.extend([th.get_rng_state(), *statistics(model.policy)])
+        return complete
+
+    model.collect_rollouts = mark
+    follow = model._follow_statistics
+    model._follow_statistics = lambda: (marks.append(statistics(model.policy)), follow())
+    model.learn(N_STEPS)
+    random_state, *old_statistics, at_the_end = marks
+    assert model.policy_outcome.value == "accepted"
+    assert th.equal(th.get_rng_state(), random_state)
+    assert all(map(th.equal, old_statistics, at_the_end))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_critic_drops_out_and_leaves_the_statistics(share):
+    model = make(share)
+    marks = []
+    fit, follow = model._fit_critic, model._follow_statistics
+    model._fit_critic = lambda *args: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(*args))
+    model._follow_statistics = lambda: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow())
+    model.learn(N_STEPS)
+    state_before, statistics_before, state_after, statistics_after = marks
+    assert not th.equal(state_before, state_after)
+    assert all(map(th.equal, statistics_before, statistics_after))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("chunk_size", [None, 5, 2])
+def test_statistics_follow_once_per_update(share, chunk_size):
+    model = make(share, chunk_size=chunk_size, n_critic_updates=2)
+    for n_updates in (1, 2):
+        model.learn(N_STEPS, reset_num_timesteps=False)
+        for norm in statistical_layers(model.policy):
+            assert int(norm.num_batches_tracked) == n_updates
+            mean = 2.5 * (1.0 - 0.9**n_updates)  # of observations between 2 and 3
+            assert norm.running_mean.tolist() == pytest.approx([mean] * 3, rel=0.2)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_smallest_chunk_trains_batch_norm_too(share):
+    make(share, chunk_size=1).learn(2 * N_STEPS)
+
+
+def test_one_transition_trains_batch_norm_too():
+    make(n_steps=1, batch_size=1, normalize_advantage=False).learn(2)
+
+
+def test_a_last_minibatch_of_one_transition_is_fine():
+    make(n_steps=17).learn(17)
+    assert 17 % N_STEPS == 1
+
+
+def test_a_policy_with_batch_norm_and_dropout_survives_saving(tmp_path):
+    model = make().learn(2 * N_STEPS)
+    model.save(tmp_path / "model")
+    loaded = TRPO.load(tmp_path / "model")
+    assert all(map(th.equal, statistics(model.policy), statistics(loaded.policy)))
+    observation = np.full(3, 2.5, np.float32)
+    assert np.array_equal(
+        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
+    )
+
+
+def test_without_batch_norm_nothing_is_shown():
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=N_STEPS, batch_size=N_STEPS, device="cpu")
+    model.policy.evaluate_actions = None
+    model.learn(N_STEPS)
+    assert model._n_updates == 1

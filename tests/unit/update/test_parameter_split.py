@@ -1,0 +1,426 @@
+"""Which parameters the distribution depends on: found by what they do, whatever they are called and wherever they sit."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.update.parameter_split import ParameterSplit, agree, split_parameters
+
+DISCRETE = spaces.Discrete(3)
+IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+DICT = spaces.Dict({"vector": VECTOR, "image": IMAGE, "choice": spaces.Discrete(3), "bits": spaces.MultiBinary(2)})
+
+
+def make(policy_class=MlpPolicy, observation_space=VECTOR, action_space=DISCRETE, **kwargs):
+    th.manual_seed(0)
+    return policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
+
+
+def names(policy) -> tuple[set[str], set[str], set[str]]:
+    split = split_parameters(policy)
+    for group in split:
+        assert all(policy.get_parameter(name) is parameter for name, parameter in group.items())
+    return tuple(set(group) for group in split)
+
+
+def snapshot(policy) -> dict[str, th.Tensor]:
+    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
+
+
+def unchanged(policy, before) -> bool:
+    state = policy.state_dict()
+    return state.keys() == before.keys() and all(th.equal(value, before[name]) for name, value in state.items())
+
+
+def trainable(policy) -> set[str]:
+    return {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+STANDARD = {
+    "discrete": ({}, ("mlp_extractor.policy_net.", "action_net.")),
+    "box": ({"action_space": BOX_ACTION}, ("mlp_extractor.policy_net.", "action_net.", "log_std")),
+    "bits": ({"action_space": spaces.MultiBinary(3)}, ("mlp_extractor.policy_net.", "action_net.")),
+    "choices": ({"action_space": spaces.MultiDiscrete([2, 3])}, ("mlp_extractor.policy_net.", "action_net.")),
+    "gsde": ({"action_space": BOX_ACTION, "use_sde": True}, ("mlp_extractor.policy_net.", "action_net.", "log_std")),
+    "squashed": (
+        {"action_space": BOX_ACTION, "use_sde": True, "squash_output": True, "use_expln": True, "full_std": False},
+        ("mlp_extractor.policy_net.", "action_net.", "log_std"),
+    ),
+    "number": ({"observation_space": spaces.Discrete(4)}, ("mlp_extractor.policy_net.", "action_net.")),
+    "numbers": ({"observation_space": spaces.MultiDiscrete([4, 2])}, ("mlp_extractor.policy_net.", "action_net.")),
+    "linear": ({"net_arch": []}, ("action_net.",)),
+    "uneven": ({"net_arch": {"pi": [], "vf": [8]}}, ("action_net.",)),
+    "cnn": (
+        {"policy_class": CnnPolicy, "observation_space": IMAGE},
+        ("pi_features_extractor.", "features_extractor.", "mlp_extractor.policy_net.", "action_net."),
+    ),
+    "shared cnn": (
+        {"policy_class": CnnPolicy, "observation_space": IMAGE, "share_features_extractor": True},
+        ("features_extractor.", "mlp_extractor.policy_net.", "action_net."),
+    ),
+    "dict": (
+        {"policy_class": MultiInputPolicy, "observation_space": DICT, "action_space": BOX_ACTION},
+        ("pi_features_extractor.", "features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std"),
+    ),
+    "shared dict": (
+        {"policy_class": MultiInputPolicy, "observation_space": DICT, "share_features_extractor": True},
+        ("features_extractor.", "mlp_extractor.policy_net.", "action_net."),
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "prefixes"), STANDARD.values(), ids=STANDARD)
+def test_sb3s_policies_are_split_into_actor_and_critic(arguments, prefixes):
+    policy = make(**arguments)
+    actor, critic, detached = names(policy)
+    assert actor == {name for name in trainable(policy) if name.startswith(prefixes)}
+    assert critic == trainable(policy) - actor
+    assert not detached
+    assert {"value_net.weight", "value_net.bias"} <= critic
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_critics_extractor_is_the_critics_only_if_it_has_its_own(share):
+    actor, critic, _ = names(make(CnnPolicy, IMAGE, share_features_extractor=share))
+    assert any("extractor.cnn" in name for name in actor)
+    assert any(".cnn." in name for name in critic) is not share
+
+
+@pytest.mark.parametrize("frozen", ["mlp_extractor.policy_net", "mlp_extractor.value_net", "action_net", "log_std"])
+def test_frozen_parameters_are_in_no_group(frozen):
+    policy = make(action_space=BOX_ACTION)
+    before = names(policy)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    after = names(policy)
+    assert after == tuple({name for name in group if not name.startswith(frozen)} for group in before)
+    assert after != before
+
+
+def test_a_frozen_policy_leaves_an_empty_group():
+    policy = make()
+    policy.requires_grad_(False)
+    assert names(policy) == (set(), set(), set())
+
+
+class Tied(MlpPolicy):
+    """The critic's first layer is the actor's, under another name."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mlp_extractor.value_net[0].weight = self.mlp_extractor.policy_net[0].weight
+        self.mlp_extractor.value_net[2] = self.mlp_extractor.policy_net[2]
+
+
+def test_tied_parameters_are_the_policys_once():
+    policy = make(Tied)
+    actor, critic, detached = names(policy)
+    assert {"mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.2.weight"} <= actor
+    assert critic == {"mlp_extractor.value_net.0.bias", "value_net.weight", "value_net.bias"}
+    assert not detached
+    values = list(split_parameters(policy).policy.values())
+    assert len({id(value) for value in values}) == len(values)
+
+
+class Misnamed(MlpPolicy):
+    """Acts by a net called value and judges by one called policy."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.value_like_actor = th.nn.Linear(64, 64)
+        self.policy_like_critic = th.nn.Linear(64, 64)
+        self.critic_log_value = th.nn.Parameter(th.zeros(()))
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(self.value_like_actor(latent_pi) * self.critic_log_value.exp())
+
+    def predict_values(self, obs):
+        latent_vf = self.mlp_extractor.forward_critic(self.extract_features(obs, self.vf_features_extractor))
+        return self.value_net(self.policy_like_critic(latent_vf))
+
+
+def test_names_mean_nothing():
+    actor, critic, detached = names(make(Misnamed))
+    assert {"value_like_actor.weight", "value_like_actor.bias", "critic_log_value"} <= actor
+    assert {"policy_like_critic.weight", "policy_like_critic.bias"} <= critic
+    assert not detached
+
+
+class Detached(MlpPolicy):
+    """The actor reads features that only the critic's regression was meant to train."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{**kwargs, "share_features_extractor": True, "features_extractor_class": Linear})
+
+    def get_distribution(self, obs):
+        features = self.extract_features(obs, self.pi_features_extractor).detach()
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+
+
+class Linear(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 5)
+        self.layer, self.norm = th.nn.Linear(3, 5), th.nn.LayerNorm(5)
+
+    def forward(self, observations):
+        return self.norm(self.layer(observations))
+
+
+FEATURES = {"features_extractor.layer.weight", "features_extractor.layer.bias"} | {
+    "features_extractor.norm.weight",
+    "features_extractor.norm.bias",
+}
+
+
+def test_what_acts_behind_a_detach_is_neithers():
+    actor, critic, detached = names(make(Detached))
+    assert detached == FEATURES
+    assert "action_net.weight" in actor
+    assert "value_net.weight" in critic
+
+
+def test_what_acts_behind_a_detach_is_moved_by_nobody_and_warned_about():
+    with pytest.warns(UserWarning, match=r"features_extractor\.layer\.weight.*detach"):
+        model = TRPO(Detached, RandomEnv(), n_steps=16, batch_size=16, seed=0)
+    before = {name: value.detach().clone() for name, value in model.policy.named_parameters()}
+    model.learn(32)
+    moved = {name for name, value in model.policy.named_parameters() if not th.equal(value, before[name])}
+    assert moved == before.keys() - FEATURES
+
+
+class Aliased(MlpPolicy):
+    """Its critic's net is one module under two names."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.judge = self.mlp_extractor.value_net
+
+
+@pytest.mark.parametrize("policy_class", [Aliased, Detached])
+def test_a_module_with_several_names_is_left_as_it_was(policy_class):
+    policy = make(policy_class)
+    parameters, before = list(policy.parameters()), snapshot(policy)
+    split_parameters(policy)
+    assert unchanged(policy, before)
+    assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
+
+
+class Routed(BaseFeaturesExtractor):
+    """Passes an observation to one of two layers by its sign, as a multi-task policy does by the task."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.layers = th.nn.ModuleList([th.nn.Linear(3, 4), th.nn.Linear(3, 4)])
+
+    def forward(self, observations):
+        positive = observations[:, 0] > 0
+        features = observations.new_zeros(len(observations), 4)
+        for chosen, layer in zip((positive, ~positive), self.layers, strict=True):
+            if chosen.any():
+                features[chosen] = layer(observations[chosen])
+        return features
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_the_critic_leaves_what_acts_in_some_states_only(chunk_size):
+    model = TRPO(
+        "MlpPolicy",
+        RandomEnv(),
+        n_steps=32,
+        batch_size=32,
+        target_kl=lambda progress_remaining: 0.01 * progress_remaining,  # 0 at the only update: the policy stays
+        policy_kwargs={"features_extractor_class": Routed, "share_features_extractor": True},
+        chunk_size=chunk_size,
+        seed=0,
+    )
+    before = snapshot(model.policy)
+    model.learn(32)
+    assert model.policy_outcome.value == "empty trust region"
+    state = model.policy.state_dict()
+    moved = {name for name in before if not th.equal(before[name], state[name])}
+    assert moved == {name for name in before if "value_net" in name}
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_the_policy_step_moves_what_acts_in_some_states_only(chunk_size):
+    routed = {"features_extractor_class": Routed}
+    settings = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 0, "chunk_size": chunk_size, "seed": 0}
+    model = TRPO("MlpPolicy", RandomEnv(), policy_kwargs=routed, **settings)
+    before = snapshot(model.policy)
+    model.learn(32)
+    assert model.policy_outcome.value == "accepted"
+    for layer in model.policy.pi_features_extractor.layers:
+        (name,) = (name for name, value in model.policy.named_parameters() if value is layer.weight)
+        assert not th.equal(layer.weight, before[name])
+
+
+class Refusing(Detached):
+    """Raises where others would pass NaN on."""
+
+    def get_distribution(self, obs):
+        if not self.extract_features(obs, self.pi_features_extractor).isfinite().all():
+            raise ValueError("not finite")
+        return super().get_distribution(obs)
+
+
+def test_a_policy_that_refuses_nan_has_seen_it():
+    assert names(make(Refusing))[2] == FEATURES
+
+
+def test_a_parameter_that_nothing_uses_is_the_critics_and_never_moves():
+    policy = make()
+    policy.unused = th.nn.Linear(4, 4)
+    policy.empty = th.nn.Parameter(th.zeros(0))
+    _, critic, detached = names(policy)
+    assert {"unused.weight", "unused.bias", "empty"} <= critic
+    assert not detached
+
+
+class Direction(BaseFeaturesExtractor):
+    """Gives 0 / 0 for the blank observation, as no true one does."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+
+    def forward(self, observations):
+        return observations / observations.norm(dim=1, keepdim=True)
+
+
+def test_features_that_are_nan_for_a_blank_observation_hide_nothing():
+    assert names(make(features_extractor_class=Direction)) == names(make())
+
+
+@pytest.mark.parametrize("bound", [np.inf, float(np.finfo(np.float32).max), 1e30])
+@pytest.mark.parametrize("activation_fn", [th.nn.Tanh, th.nn.ReLU])
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX_ACTION], ids=["discrete", "box"])
+def test_bounds_that_no_observation_comes_near_hide_nothing(bound, activation_fn, action_space):
+    wide = spaces.Box(-bound, bound, (100,), np.float32)
+    policy = make(observation_space=wide, action_space=action_space, activation_fn=activation_fn)
+    assert names(policy) == names(make(action_space=action_space))
+
+
+class Constant(MlpPolicy):
+    """Its distribution ignores the observation: only the bias of the last layer acts."""
+
+    def _get_action_dist_from_latent(self, latent_pi):
+        return super()._get_action_dist_from_latent(th.zeros_like(latent_pi))
+
+
+def test_a_layer_multiplied_by_zeros_still_belongs_to_the_graph():
+    actor, _, detached = names(make(Constant))
+    assert actor == {"action_net.weight", "action_net.bias"}
+    assert not detached
+
+
+@pytest.mark.parametrize(("arguments", "prefixes"), STANDARD.values(), ids=STANDARD)
+@pytest.mark.parametrize("training", [False, True])
+def test_splitting_leaves_no_trace(arguments, prefixes, training):
+    policy = make(**arguments)
+    policy.set_training_mode(training)
+    for parameter in policy.parameters():
+        parameter.grad = th.full_like(parameter, 0.5)
+    parameters, before = list(policy.parameters()), snapshot(policy)
+    random_state = th.get_rng_state()
+    np.random.seed(0)
+    policy.observation_space.seed(0)
+    sample = str(policy.observation_space.sample())
+    policy.observation_space.seed(0)
+    split_parameters(policy)
+    assert str(policy.observation_space.sample()) == sample
+    assert np.random.random() == np.random.RandomState(0).random()
+    assert th.equal(th.get_rng_state(), random_state)
+    assert th.distributions.Distribution._validate_args is __debug__  # torch's default
+    assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
+    assert all((parameter.grad == 0.5).all() for parameter in parameters)
+    assert unchanged(policy, before)
+    assert all(module.training is training for module in policy.modules())
+
+
+def test_every_split_looks_at_the_same_observation():
+    policy, seen = make(observation_space=spaces.Box(-1.0, 1.0, (3,))), []
+    get_distribution = policy.get_distribution
+    policy.get_distribution = lambda observation: seen.append(observation) or get_distribution(observation)
+    for _ in range(2):
+        split_parameters(policy)
+        policy.observation_space.sample()
+    assert len(seen) >= 4
+    assert all(th.equal(seen[0], observation) for observation in seen)
+
+
+def test_splitting_neither_drops_out_nor_moves_statistics():
+    policy = make(activation_fn=Noisy)
+    policy.set_training_mode(True)
+    norms = [module for module in policy.modules() if isinstance(module, th.nn.BatchNorm1d)]
+    random_state = th.get_rng_state()
+    split_parameters(policy)
+    assert th.equal(th.get_rng_state(), random_state)
+    assert norms
+    assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() for norm in norms)
+    assert all(module.training for module in policy.modules())
+
+
+class Noisy(th.nn.Sequential):
+    def __init__(self):
+        super().__init__(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64), th.nn.Tanh())
+
+
+@pytest.mark.parametrize(("call", "fault"), [(1, KeyboardInterrupt), (2, KeyboardInterrupt), (1, MemoryError)])
+def test_an_interrupted_split_leaves_no_trace(call, fault):
+    policy = make()
+    policy.set_training_mode(True)
+    before = snapshot(policy)
+    get_distribution, calls = policy.get_distribution, []
+
+    def interrupted(observation):
+        calls.append(observation)
+        if len(calls) == call:
+            raise fault
+        return get_distribution(observation)
+
+    policy.get_distribution = interrupted
+    with pytest.raises(fault):
+        split_parameters(policy)
+    assert unchanged(policy, before)
+    assert all(module.training for module in policy.modules())
+
+
+def test_an_unknown_distribution_is_named():
+    class Odd(MlpPolicy):
+        def get_distribution(self, obs):
+            return super().get_distribution(obs).distribution
+
+    with pytest.raises(TypeError, match="No Fisher metric is known for Categorical"):
+        split_parameters(make(Odd))
+
+
+class WithAnother(Ranks):
+    """A rank beside one that has met states in which other parameters matter."""
+
+    def __init__(self, others: dict[str, int], policy) -> None:
+        self.others = [others[name] for name, _ in policy.named_parameters()]
+
+    def stack(self, values):
+        return th.stack((values, th.tensor(self.others)))
+
+
+def test_ranks_agree_on_what_any_of_them_has_found():
+    policy = TRPO("MlpPolicy", "CartPole-v1", device="cpu").policy
+    parameters = dict(policy.named_parameters())
+    names = list(parameters)
+    here = ParameterSplit(
+        policy={names[3]: parameters[names[3]], names[0]: parameters[names[0]]},
+        critic={name: parameters[name] for name in names[:0:-1] if name not in names[2:4]},
+        detached={names[2]: parameters[names[2]]},
+    )
+    there = dict.fromkeys(names, 0) | {names[1]: 2, names[2]: 2, names[4]: 1}
+    agreed = agree(here, policy, WithAnother(there, policy))
+    assert list(agreed.policy) == names[:4]
+    assert list(agreed.detached) == [names[4]]
+    assert list(agreed.critic) == names[5:]
+    assert agree(here, policy, ALONE).policy.keys() == here.policy.keys()
+    assert all(group[name] is parameters[name] for group in agreed for name in group)

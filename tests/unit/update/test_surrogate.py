@@ -1,0 +1,291 @@
+import gc
+import math
+import weakref
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch as th
+from helpers.oracle import (
+    CASES,
+    LARGE_CASES,
+    SMALL_CASES,
+    DensePolicy,
+    chunked,
+    interrupt_at,
+    joint_kl,
+    make_policy,
+    make_transitions,
+    networks_of,
+    take,
+    torch_distributions,
+)
+
+from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.distributions.kinds import family
+from sb3_trpo.numerics.flat import assign, flatten, unflatten
+from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
+from sb3_trpo.update.actor import AutogradActor, NetworkActor
+from sb3_trpo.update.surrogate import PolicyObjective
+
+N_STATES = 7
+SETTINGS = Settings(
+    target_kl=0.01, cg_max_steps=15, cg_residual_tol=1e-10, cg_damping=0.1, shrinking_factor=0.8, line_search_max_iter=10
+)
+
+
+class Setup:
+    """A policy, its transitions, and objectives on them over all parameters, the critic's included."""
+
+    def __init__(self, case, kind="autograd", n_states=N_STATES):
+        self.policy = make_policy(case)
+        self.transitions = make_transitions(case, self.policy, n_states)
+        self.parameters = list(self.policy.parameters())
+        if kind == "network":
+            self.actor = NetworkActor(self.policy, networks_of(self.policy), self.parameters)
+        else:
+            self.actor = AutogradActor(self.policy, self.parameters)
+
+    def objective(self, size=N_STATES, **changes):
+        return replace(PolicyObjective(self.actor, self.parameters, chunked(self.transitions, size)), **changes)
+
+    def random_vector(self, seed=0):
+        shape = flatten(self.parameters).shape
+        return th.randn(shape, generator=th.Generator().manual_seed(seed), dtype=th.float64)
+
+    def move(self, length=0.05):
+        vector = self.random_vector(3)
+        pieces = unflatten(length * vector / vector.norm(), self.parameters)
+        assign(self.parameters, [parameter.detach() + piece for parameter, piece in zip(self.parameters, pieces, strict=True)])
+
+    def distributions(self):
+        return torch_distributions(self.policy.get_distribution(self.transitions.inputs))
+
+    def surrogate(self, ent_coef):
+        """Mean surrogate and mean entropy of the current policy from what SB3's ``evaluate_actions`` says."""
+        observations, actions, old_log_prob, advantages = self.transitions[:4]
+        _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+        ratio = (log_prob - old_log_prob).exp()
+        entropy = -ratio * log_prob if entropy is None else entropy
+        return (ratio * advantages + ent_coef * entropy).mean(), entropy.mean()
+
+
+def kinds(cases):
+    """Name every way to differentiate each case: by layers where the policy is a plain stack of them."""
+    plain = [name for name in cases if networks_of(make_policy(cases[name])) is not None]
+    return [(name, "autograd") for name in cases] + [(name, "network") for name in plain]
+
+
+@pytest.fixture(params=kinds(SMALL_CASES), ids="-".join)
+def small(request):
+    name, kind = request.param
+    return Setup(CASES[name], kind)
+
+
+@pytest.fixture(params=kinds(CASES), ids="-".join)
+def setup(request):
+    name, kind = request.param
+    return Setup(CASES[name], kind)
+
+
+@pytest.fixture
+def gaussian():
+    return Setup(CASES["gaussian"])
+
+
+def test_all_but_gsde_and_mixed_dicts_are_plain_stacks():
+    plain = [name for name, kind in kinds(CASES) if kind == "network"]
+    assert plain == ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
+
+
+@pytest.mark.parametrize("kind", ["autograd", "network"])
+def test_the_rollout_is_compared_with_the_policy(kind, monkeypatch):
+    """Log-probabilities are 0.3 off at two of seven states: by hand, the mean square is 2 * 0.09 / 7."""
+    setup = Setup(CASES["gaussian"], kind)
+    with th.no_grad():
+        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs, setup.transitions.actions)
+    shift = th.tensor([0.3, 0, 0, -0.3, 0, 0, 0], dtype=log_prob.dtype)
+    setup.transitions = setup.transitions._replace(old_log_prob=log_prob + shift)
+    for size in (N_STATES, 2):
+        found = setup.objective(size).local_model()
+        assert found.log_prob_error == pytest.approx(math.sqrt(0.18 / 7))
+        assert found.model.rounding == 0.0
+    assert setup.objective(tolerance=0.2).local_model().log_prob_error == pytest.approx(math.sqrt(0.18 / 7))
+    monkeypatch.setattr(PolicyObjective, "_rounding_error", lambda *_: 0.05)  # of the same order
+    found = setup.objective().local_model()
+    assert (found.log_prob_error, found.model.rounding) == (0.0, pytest.approx(0.18 / 7))
+
+
+@pytest.mark.parametrize("kind", ["autograd", "network"])
+def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_bit(kind):
+    setup = Setup(CASES["gaussian"], kind)
+    setup.transitions = setup.transitions._replace(old_log_prob=setup.transitions.old_log_prob + 1.0)
+    objective = setup.objective()
+    snapshots = [tuple(part.detach() for part in family_parameters(setup))]
+    before = [parameter.detach().numpy().tobytes() for parameter in setup.parameters]
+    for moment in range(10_000):
+        try:
+            with th.enable_grad(), interrupt_at(moment):
+                objective._rounding_error(snapshots)
+        except KeyboardInterrupt:
+            assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before, moment
+        else:
+            break
+    assert moment > 50
+    assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before
+
+
+def family_parameters(setup):
+    distribution = setup.actor.distribution(setup.transitions.inputs)
+    return family(distribution).parameters(distribution)
+
+
+def fisher_matrix(operator, n):
+    return th.stack([operator(v) for v in th.eye(n, dtype=th.float64)])
+
+
+def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
+    dense = DensePolicy(small.policy, small.transitions.inputs)
+    fisher = fisher_matrix(small.objective().local_model().model.fisher, len(dense.theta))
+    th.testing.assert_close(fisher, dense.fisher(), rtol=1e-9, atol=1e-12)
+    th.testing.assert_close(fisher, dense.kl_hessian(), rtol=1e-9, atol=1e-12)
+    assert fisher.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), kinds(LARGE_CASES), ids=lambda part: "-".join(part) if isinstance(part, tuple) else part
+)
+def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kind):
+    setup = Setup(CASES[name], kind, n_states=3)
+    product = DensePolicy(setup.policy, setup.transitions.inputs).fisher_product()
+    operator = setup.objective().local_model().model.fisher
+    for seed in (0, 1):
+        v = setup.random_vector(seed)
+        expected = product(v)
+        th.testing.assert_close(operator(v), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+def test_surrogate_and_gradient_are_those_of_sb3s_log_probabilities(setup, ent_coef):
+    surrogate, entropy = setup.surrogate(ent_coef)
+    gradient = flatten(th.autograd.grad(surrogate, setup.parameters, materialize_grads=True))
+    model, mean_entropy, _ = setup.objective(ent_coef=ent_coef).local_model()
+    assert model.surrogate == pytest.approx(surrogate.item())
+    assert mean_entropy == pytest.approx(entropy.item())
+    th.testing.assert_close(model.gradient, gradient)
+    assert model.gradient.any()
+    assert not model.gradient.requires_grad
+
+
+@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
+def test_model_is_of_the_old_policy_and_evaluation_of_the_current_one(setup, ent_coef):
+    old = setup.distributions()
+    model = setup.objective(ent_coef=ent_coef).local_model().model
+    assert model.evaluate() == (model.surrogate, 0.0)
+    setup.move()
+    candidate = model.evaluate()
+    assert candidate.kl == pytest.approx(joint_kl(old, setup.distributions()).mean().item())
+    assert candidate.kl > 0.0
+    assert candidate.surrogate == pytest.approx(setup.surrogate(ent_coef)[0].item())
+    assert candidate.surrogate != model.surrogate
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_chunks_change_no_result(setup, size):
+    whole, parts = (setup.objective(each, ent_coef=0.2).local_model() for each in (N_STATES, size))
+    v = setup.random_vector()
+    th.testing.assert_close(parts.model.gradient, whole.model.gradient)
+    th.testing.assert_close(parts.model.fisher(v), whole.model.fisher(v))
+    assert parts.model.surrogate == pytest.approx(whole.model.surrogate)
+    assert parts.entropy == pytest.approx(whole.entropy)
+    setup.move()
+    assert parts.model.evaluate() == pytest.approx(whole.model.evaluate())
+
+
+def test_fisher_matrix_may_use_other_states_than_the_surrogate(gaussian):
+    few = chunked(take(gaussian.transitions, slice(0, N_STATES, 3)), N_STATES)
+    model = gaussian.objective(fisher_chunks=few).local_model().model
+    v = gaussian.random_vector()
+    th.testing.assert_close(model.fisher(v), gaussian.objective(chunks=few, fisher_chunks=few).local_model().model.fisher(v))
+    th.testing.assert_close(model.gradient, gaussian.objective().local_model().model.gradient)
+
+
+def test_every_mean_goes_through_the_one_reduction(gaussian):
+    weights = []
+
+    def mean(total, weight):
+        weights.append(weight)
+        return (2.0 * total) / weight
+
+    plain, doubled = gaussian.objective(3).local_model(), gaussian.objective(3, mean=mean).local_model()
+    v = gaussian.random_vector()
+    assert doubled.model.surrogate == pytest.approx(2.0 * plain.model.surrogate)
+    assert doubled.entropy == pytest.approx(2.0 * plain.entropy)
+    th.testing.assert_close(doubled.model.gradient, 2.0 * plain.model.gradient)
+    th.testing.assert_close(doubled.model.fisher(v), 2.0 * plain.model.fisher(v))
+    gaussian.move()
+    assert doubled.model.evaluate() == pytest.approx([2.0 * value for value in plain.model.evaluate()])
+    assert set(weights) == {N_STATES}
+
+
+@pytest.mark.parametrize(("size", "reads"), [(N_STATES, 1), (3, 2 * 3)])
+def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_anew(gaussian, size, reads):
+    calls = []
+    counted = [lambda chunk=chunk: calls.append(None) or chunk() for chunk in chunked(gaussian.transitions, size)]
+    model = gaussian.objective(fisher_chunks=counted).local_model().model
+    assert not calls
+    first, second = (model.fisher(gaussian.random_vector()) for _ in range(2))
+    assert len(calls) == reads
+    assert th.equal(first, second)
+
+
+class Saved:
+    """A tensor that autograd keeps for a backward pass; detached, for its graph would refer back to it."""
+
+    def __init__(self, tensor, alive):
+        self.tensor = tensor.detach()
+        alive.add(self)
+
+
+def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
+    chunks, held = chunked(gaussian.transitions, 1), []
+    for some in (chunks[:2], chunks):
+        alive = weakref.WeakSet()
+        with th.autograd.graph.saved_tensors_hooks(partial(Saved, alive=alive), lambda saved: saved.tensor):
+            model = gaussian.objective(chunks=some, fisher_chunks=some).local_model().model
+            model.fisher(gaussian.random_vector())
+        gc.collect()
+        held.append(len(alive))
+    assert held[1] == held[0] > 0
+
+
+def test_nothing_is_left_in_the_grad_of_parameters(setup):
+    model = setup.objective().local_model().model
+    model.fisher(setup.random_vector())
+    model.evaluate()
+    assert all(parameter.grad is None for parameter in setup.parameters)
+
+
+def test_policies_gone_nan_are_measured_and_not_refused(small):
+    model = small.objective().local_model().model
+    with unvalidated(), th.no_grad():
+        for parameter in small.parameters:
+            parameter.fill_(math.nan)
+        assert all(math.isnan(value) for value in model.evaluate())
+
+
+@pytest.mark.parametrize("size", [3, N_STATES])
+def test_step_improves_a_policy_inside_its_trust_region(setup, size):
+    old = setup.distributions()
+    model = setup.objective(size).local_model().model
+    critic_gradient = [gradient.any() for gradient in unflatten(model.gradient, setup.parameters)]
+    before = [parameter.detach().clone() for parameter in setup.parameters]
+    step = trust_region_step(model, SETTINGS)
+    assert step.outcome is Outcome.ACCEPTED
+    true_kl = joint_kl(old, setup.distributions()).mean().item()
+    assert step.kl == pytest.approx(true_kl)
+    assert 0.001 < true_kl <= 0.01
+    assert setup.objective().local_model().model.surrogate == pytest.approx(step.surrogate)
+    assert step.surrogate > model.surrogate
+    moved = [not th.equal(old, new) for old, new in zip(before, setup.parameters, strict=True)]
+    assert moved == critic_gradient
