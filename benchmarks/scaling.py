@@ -122,13 +122,16 @@ def timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_collectives(ranks: World) -> dict[str, Any]:
+def measure_collectives(communicator: World) -> dict[str, Any]:
     """Time the reduction as it is, and gloo's all-reduce."""
     found: dict[str, Any] = {}
     for length in LENGTHS:
         vector = th.ones(length)
         repeats = 200 if length <= 50_000 else 20 if length <= 500_000 else 5
-        jobs = {"sum": lambda vector=vector: ranks.sum(vector), "all_reduce": lambda vector=vector: dist.all_reduce(vector)}
+        jobs = {
+            "sum": lambda vector=vector: communicator.sum(vector),
+            "all_reduce": lambda vector=vector: dist.all_reduce(vector),
+        }
         times: dict[str, list[float]] = {name: [] for name in jobs}
         for _ in range(3):
             for name, job in jobs.items():
@@ -137,11 +140,11 @@ def measure_collectives(ranks: World) -> dict[str, Any]:
     return found
 
 
-def measure_updates(ranks: World) -> dict[str, Any]:
+def measure_updates(communicator: World) -> dict[str, Any]:
     """Time updates of one rank, the others at rest, and of all; count the messages of the latter."""
     found: dict[str, Any] = {}
     for name, settings in UPDATES.items():
-        together = make(ranks.size, **settings)
+        together = make(communicator.size, **settings)
         update = ready_to_update(together)
         with counting() as counter:
             update()
@@ -158,26 +161,26 @@ def measure_updates(ranks: World) -> dict[str, Any]:
             **counter,
             "seconds": times,
         }
-        if ranks.size == WORLDS[0]:
-            found[name]["alone"] = measure_alone(ranks, settings)
+        if communicator.size == WORLDS[0]:
+            found[name]["alone"] = measure_alone(communicator, settings)
     return found
 
 
-def measure_alone(ranks: World, settings: dict[str, Any]) -> list[float]:
+def measure_alone(communicator: World, settings: dict[str, Any]) -> list[float]:
     """Time updates of the first rank, alone."""
-    update = ready_to_update(make(1, **settings)) if ranks.is_first else int
+    update = ready_to_update(make(1, **settings)) if communicator.is_first else int
     update()
     return [timed(update) for _ in range(5)]
 
 
-def critic_unbucketed(ranks: World, model: TRPO) -> Callable[[], None]:
+def critic_unbucketed(communicator: World, model: TRPO) -> Callable[[], None]:
     """Have the critic's gradient reduced tensor by tensor."""
     update, step = ready_to_update(model), FlatAdam.step
     sizes = [each.numel() for part, each in model.policy.named_parameters() if "value" in part]
 
     def stepped(adam: FlatAdam) -> None:
         for part in adam.g.split(sizes)[1:]:  # one has been reduced already
-            ranks.mean(part, 1.0)
+            communicator.mean(part, 1.0)
         step(adam)
 
     def job() -> None:
@@ -187,13 +190,13 @@ def critic_unbucketed(ranks: World, model: TRPO) -> Callable[[], None]:
     return job
 
 
-def measure_weak(ranks: World) -> dict[str, Any]:
+def measure_weak(communicator: World) -> dict[str, Any]:
     """Time learn() of one rank with the other at rest, of both each for itself, and of both together, in turn."""
     found: dict[str, Any] = {}
     for n_steps, batch_size in WEAK:
         alone = make(1, n_steps=n_steps, batch_size=batch_size)
-        models = {"alone": alone if ranks.is_first else None, "side by side": alone}
-        models["together"] = make(ranks.size, n_steps=n_steps, batch_size=batch_size)
+        models = {"alone": alone if communicator.is_first else None, "side by side": alone}
+        models["together"] = make(communicator.size, n_steps=n_steps, batch_size=batch_size)
         times: dict[str, list[float]] = {name: [] for name in models}
         n_iterations = max(1, 4096 // n_steps)
         with counting() as counter:
@@ -205,8 +208,8 @@ def measure_weak(ranks: World) -> dict[str, Any]:
                     times[name].append(timed(lambda model=model, n=n_iterations: _learn(model, n)) / n_iterations)
         per_iteration = {key: count / (ROUNDS * n_iterations) for key, count in counter.items()}
         found[f"{n_steps} steps, minibatches of {batch_size}"] = {"seconds": times, "per iteration": per_iteration}
-    model = make(ranks.size)
-    bucketed, unbucketed = ready_to_update(model), critic_unbucketed(ranks, make(ranks.size))
+    model = make(communicator.size)
+    bucketed, unbucketed = ready_to_update(model), critic_unbucketed(communicator, make(communicator.size))
     updates: dict[str, list[float]] = {"one vector": [], "a message per tensor": []}
     for _ in range(ROUNDS):
         updates["one vector"].append(timed(bucketed))
@@ -236,10 +239,10 @@ def work(job: str, out: Path) -> None:
     :param out: where the first rank writes what was measured
     """
     th.set_num_threads(1)
-    ranks = join(True, CPU)
-    assert isinstance(ranks, World)
-    found = JOBS[job](ranks)
-    if ranks.is_first:
+    communicator = join(True, CPU)
+    assert isinstance(communicator, World)
+    found = JOBS[job](communicator)
+    if communicator.is_first:
         out.write_text(json.dumps(found))
     dist.barrier()
 

@@ -26,7 +26,7 @@ from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.launcher import join
 from sb3_trpo.parallel.rollout_sync import Solo, crew_of, shapes_of
 from sb3_trpo.policies import (
@@ -124,7 +124,7 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    _ranks: Ranks = ALONE
+    _communicator: Communicator = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
     @explains_unknown_keywords
@@ -216,10 +216,10 @@ class TRPO(OnPolicyAlgorithm):
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
-            self._ranks.require_same(shapes_of(self.policy), "the policy's tensors")
-            self._ranks.copy_first([*self.policy.state_dict().values()])
+            self._communicator.compare(shapes_of(self.policy), "the policy's tensors")
+            self._communicator.broadcast([*self.policy.state_dict().values()])
             n_transitions = self._check_batch()
-            if self._ranks.is_first:
+            if self._communicator.is_first:
                 warn_about_batch_size(n_transitions, self.batch_size)
 
     def train(self) -> None:
@@ -228,16 +228,16 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
         """
-        self._ranks.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
+        self._communicator.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
         present = [scheduled(name, setting, progress) for name, setting in names.items()]
-        target_kl, ent_coef, learning_rate = self._ranks.stack(th.tensor(present, dtype=th.float64))[0].tolist()
+        target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
         networks = read_networks(self.policy)
         split = self._split_parameters(networks, self._input_chunks())
-        split = split if networks else agree(split, self.policy, self._ranks)
+        split = split if networks else agree(split, self.policy, self._communicator)
 
         self.policy.set_training_mode(False)
         self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
@@ -245,7 +245,7 @@ class TRPO(OnPolicyAlgorithm):
         self._follow_statistics()
 
         self._n_updates += 1
-        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._ranks))
+        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._communicator))
         record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -257,14 +257,16 @@ class TRPO(OnPolicyAlgorithm):
             actor = make_actor(self.policy, networks, parameters)
             size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
             are_few = bool(2 * self._n_transitions <= size)  # twice, for sequences may be filled up to that
-            standardise = partial(standardisation, ranks=self._ranks) if self.normalize_advantage else as_they_are
+            standardise = (
+                partial(standardisation, communicator=self._communicator) if self.normalize_advantage else as_they_are
+            )
             chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, standardise), None
             if self.fisher_subsampling > 1:
                 every *= self.fisher_subsampling
                 fisher_chunks = split_rollout(self.rollout_buffer, every, size)
             tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
             objective = PolicyObjective(
-                actor, parameters, chunks, fisher_chunks, ent_coef, self._ranks.mean, are_few, tolerance
+                actor, parameters, chunks, fisher_chunks, ent_coef, self._communicator.mean, are_few, tolerance
             )
             model, entropy, log_prob_error = objective.local_model()
             step = trust_region_step(model, self._step_settings(target_kl))
@@ -277,8 +279,8 @@ class TRPO(OnPolicyAlgorithm):
     def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            share = self._ranks.share(self.batch_size, self._n_transitions)
-            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._ranks, share)
+            share = self._communicator.share(self.batch_size, self._n_transitions)
+            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._communicator, share)
             regression = networks and plain_regression(self.policy, networks, parameters, buffer, share.batch_size)
             if regression:
                 fit = fit_stack(regression, *how)
@@ -292,7 +294,7 @@ class TRPO(OnPolicyAlgorithm):
         """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
         if statistical_layers(self.policy):
             size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
-            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size), self._ranks)
+            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size), self._communicator)
 
     def _input_chunks(self) -> Iterator[Read]:
         """Read what the policy acted on, in chunks."""
@@ -349,7 +351,7 @@ class TRPO(OnPolicyAlgorithm):
         """Tell whether something is to be said that has not been said before, by the rank that speaks."""
         is_new = what not in self._advised
         self._advised.add(what)
-        return is_new and self._ranks.is_first
+        return is_new and self._communicator.is_first
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -427,14 +429,14 @@ class TRPO(OnPolicyAlgorithm):
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, crew = keeper_of(callback), crew_of(self, self._ranks)
+        keeper, crew = keeper_of(callback), crew_of(self, self._communicator)
         with crew.at_work(keeper), keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
                 crew.callbacks(callback),
                 reset_num_timesteps,
                 tb_log_name,
-                progress_bar and self._ranks.is_first,
+                progress_bar and self._communicator.is_first,
             )
             crew.begin(total_timesteps)
             self._n_iterations = iteration = 0
@@ -492,7 +494,7 @@ class TRPO(OnPolicyAlgorithm):
         :param exclude: names of attributes to leave out
         :param include: names of attributes to keep that are otherwise left out
         """
-        if self._ranks.is_first:
+        if self._communicator.is_first:
             super().save(path, exclude, include)
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -501,17 +503,17 @@ class TRPO(OnPolicyAlgorithm):
 
         :param seed: of the run; each rank derives its own
         """
-        super().set_random_seed(self._ranks.seed_of(seed))
+        super().set_random_seed(self._communicator.seed_of(seed))
 
     def _setup_model(self) -> None:
         check_default_type()
         self._check_settings()
-        self._ranks = join(self.distributed, self.device)
+        self._communicator = join(self.distributed, self.device)
         check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         given = self.n_steps, self.observation_space, self.action_space
         try:
-            self.n_steps = self._ranks.part_of(self.n_steps, "n_steps")
+            self.n_steps = self._communicator.part_of(self.n_steps, "n_steps")
             self.observation_space, self.action_space = self._plain.observation_space, self._plain.action_space
             self._build()
         finally:
@@ -537,7 +539,7 @@ class TRPO(OnPolicyAlgorithm):
 
     def _check_batch(self) -> int:
         """Count the transitions of all ranks in a rollout; raise if they are too few."""
-        n_transitions = int(self._ranks.sum(th.tensor(self._n_transitions)))
+        n_transitions = int(self._communicator.sum(th.tensor(self._n_transitions)))
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
         return n_transitions
 
@@ -574,7 +576,7 @@ class TRPO(OnPolicyAlgorithm):
             "policy_outcome",
             "critic_outcome",
             "distributed",
-            "_ranks",
+            "_communicator",
             "_plain",
         ]
 

@@ -71,7 +71,7 @@ class ResumableCheckpoint(RunKeeper):
         self.stopped_by: str | None = None
         self._stop: StopRequest | None = None
         self._found: Found | None = None
-        self._ranks = ALONE
+        self._communicator = ALONE
         self._last_saved = self._due = 0
         self._is_failing = self._is_cluttered = False
         self._has_told_lost = self._has_told_beyond = False
@@ -91,18 +91,18 @@ class ResumableCheckpoint(RunKeeper):
         :raises ValueError: if its checkpoint is of another run
         """
         self.model, self.stopped_by, self._stop = model, None, None
-        self._ranks = getattr(model, "_ranks", ALONE)
+        self._communicator = getattr(model, "_communicator", ALONE)
         folder = self.folder_of(self._env_name(), model.seed)
-        self.path = folder_of_rank(folder, self._ranks)
+        self.path = folder_of_rank(folder, self._communicator)
         with ExitStack() as stack:
-            for owned in {folder, self.path} if self._ranks.is_first else {self.path}:
+            for owned in {folder, self.path} if self._communicator.is_first else {self.path}:
                 stack.enter_context(sole_owner(owned))
             settings = present_settings(model)  # a callback may change them later
             self._marks = Marks(settings=mark_settings(settings))
             self._identity, self._schedules = identity(model), schedule_digests(settings)
-            self._found = find(folder, self._ranks)
+            self._found = find(folder, self._communicator)
             if self._found is not None:
-                self._ranks.agree(partial(self._refuse_another_run, self._found.checkpoint))
+                self._communicator.agree(partial(self._refuse_another_run, self._found.checkpoint))
             venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
             venvs += filter(None, [model.env])
             stack.enter_context(taped(venvs))
@@ -136,7 +136,7 @@ class ResumableCheckpoint(RunKeeper):
                 "Give this run a folder of its own, or make it as it was."
             )
         changed = differences(found.versions, versions())
-        if changed and self._ranks.is_first:
+        if changed and self._communicator.is_first:
             warnings.warn(
                 f"The run goes on from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed), stacklevel=2
             )
@@ -170,11 +170,11 @@ class ResumableCheckpoint(RunKeeper):
         checkpoint, n_ranks = found
         self._tell_lost(run["lost"] or checkpoint.state["run"]["lost"])
         self._last_saved, self._due = checkpoint.n_timesteps, checkpoint.n_timesteps + self.every
-        if n_ranks == self._ranks.size:
+        if n_ranks == self._communicator.size:
             restore_run(self.model, root, checkpoint.state["run"], checkpoint.arrays)
         else:
             self._tell_inexact(found)
-            continue_run(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._ranks)
+            continue_run(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._communicator)
         self._compare_totals(checkpoint)
         reached = describe_progress(checkpoint.n_timesteps, self.model._total_timesteps)
         if checkpoint.n_timesteps >= self.model._total_timesteps:
@@ -183,11 +183,12 @@ class ResumableCheckpoint(RunKeeper):
             self._tell(1, f"Continuing from {checkpoint.path}, {reached}")
 
     def _tell_inexact(self, found: Found) -> None:
-        if self._ranks.is_first:
+        if self._communicator.is_first:
             warnings.warn(
-                f"The checkpoint {found.checkpoint.path} is of {found.n_ranks} rank(s), and {self._ranks.size} go on. As they "
-                "were: policy, optimizer, counters, VecNormalize's statistics, and the first rank's log and callbacks. Not "
-                "exact: the episodes under way begin anew, and all random generators are seeded anew, from a recorded seed.",
+                f"The checkpoint {found.checkpoint.path} is of {found.n_ranks} rank(s), and {self._communicator.size} go on. "
+                "As they were: policy, optimizer, counters, VecNormalize's statistics, and the first rank's log and "
+                "callbacks. Not exact: the episodes under way begin again, and all random generators are seeded again, from a "
+                "recorded seed.",
                 stacklevel=2,
             )
 
@@ -229,7 +230,7 @@ class ResumableCheckpoint(RunKeeper):
 
         :return: whether to go on
         """
-        heard = self._ranks.gather(self._stop.received if self._stop is not None else None)
+        heard = self._communicator.gather_objects(self._stop.received if self._stop is not None else None)
         stopped_by = next(filter(None, heard), None)  # one rank's signal stops all
         n_timesteps = self.model.num_timesteps
         is_last = stopped_by is not None or n_timesteps >= self.model._total_timesteps
@@ -247,7 +248,7 @@ class ResumableCheckpoint(RunKeeper):
     def _save(self) -> None:
         """Write a checkpoint; if that fails, the run goes on, and tries again."""
         n_timesteps = self.model.num_timesteps
-        told = next(filter(None, self._ranks.gather(_fault_of(self._write))), None)
+        told = next(filter(None, self._communicator.gather_objects(_fault_of(self._write))), None)
         if told is None:
             self._last_saved, self._due = n_timesteps, n_timesteps + self.every
             self._tell(2, f"Saved {self.path / name_of(n_timesteps)}")
@@ -295,7 +296,7 @@ class ResumableCheckpoint(RunKeeper):
         return {**state, "total_timesteps": plain_total(self.model._total_timesteps)}, arrays
 
     def _tell(self, level: int, message: str) -> None:
-        if self.verbose >= level and self._ranks.is_first:
+        if self.verbose >= level and self._communicator.is_first:
             print(message)
 
 

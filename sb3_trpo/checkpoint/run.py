@@ -27,7 +27,7 @@ from sb3_trpo.checkpoint.nodes import Node, qualified_name
 from sb3_trpo.checkpoint.recording import Recorder
 from sb3_trpo.checkpoint.restoring import Restorer
 from sb3_trpo.checkpoint.simulators import UNASKED
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.running_statistics import layers_of
 
 MODEL_SKIPPED = frozenset(
@@ -106,7 +106,7 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays
 
 
 def continue_run(
-    model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray], ranks: Ranks
+    model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray], communicator: Communicator
 ) -> None:
     """
     Go on from where the first of another number of ranks was: with new episodes, and generators seeded anew.
@@ -115,7 +115,7 @@ def continue_run(
     :param root: all its callbacks
     :param node: from :func:`record_run`
     :param arrays: from there
-    :param ranks: that go on
+    :param communicator: that go on
     :raises MismatchError: if policy or optimizer do not fit
     """
     restorer = Restorer(arrays)
@@ -126,10 +126,10 @@ def continue_run(
     model.start_time = time.time_ns() - int(1e9 * node["seconds"])
     there = dict(named_callbacks(root))
     restore_callbacks(root, {key: value for key, value in node["callbacks"].items() if key in there}, restorer)
-    if ranks.is_first:
+    if communicator.is_first:
         restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
     model.set_random_seed(node["reset_seed"])
-    _begin_episodes(model, _own_seed(node["reset_seed"], ranks))
+    _begin_episodes(model, _own_seed(node["reset_seed"], communicator))
 
 
 def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> None:
@@ -192,11 +192,11 @@ def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
 def _reset_seed(model: OnPolicyAlgorithm) -> int:
     """Choose a seed for envs that cannot be restored, without drawing from any generator."""
     seed = int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
-    return _own_seed(seed, getattr(model, "_ranks", ALONE))
+    return _own_seed(seed, getattr(model, "_communicator", ALONE))
 
 
-def _own_seed(seed: int, ranks: Ranks) -> int:
-    own = ranks.seed_of(seed)
+def _own_seed(seed: int, communicator: Communicator) -> int:
+    own = communicator.seed_of(seed)
     assert own is not None
     return own
 

@@ -1,8 +1,8 @@
 """
 The ranks of one training run, and the one reduction over them.
 
-A process that is alone has :class:`Ranks`, whose reductions are identities. Under a launcher such as ``torchrun`` there are as
-many processes as ``WORLD_SIZE`` says, which ``rendezvous.py`` brings together, and :class:`World` reduces over them by
+A process that is alone has :class:`Communicator`, whose reductions are identities. Under a launcher such as ``torchrun`` there
+are as many processes as ``WORLD_SIZE`` says, which ``launcher.py`` brings together, and :class:`World` reduces over them by
 ``torch.distributed``: gloo for tensors on the CPU, NCCL on CUDA. Every rank gets the same bits from a reduction, so all ranks
 that decide by its result decide alike.
 """
@@ -45,7 +45,7 @@ WHOLE = Share(0, 0, 0)
 """The share of a rank that is alone, which nothing asks for its numbers."""
 
 
-class Ranks:
+class Communicator:
     """One process, alone: every reduction is the identity."""
 
     rank = 0
@@ -88,12 +88,12 @@ class Ranks:
         :param n: transitions of this rank
         :return: its part, at least 1 each
         """
-        numbers = self.stack(th.tensor(n)).tolist()
+        numbers = self.gather(th.tensor(n)).tolist()
         sizes = [-(-batch_size * each // sum(numbers)) for each in numbers]
         counts = [-(-each // size) for each, size in zip(numbers, sizes, strict=True)]
         return Share(sizes[self.rank], counts[self.rank], max(counts))
 
-    def stack(self, values: th.Tensor) -> th.Tensor:
+    def gather(self, values: th.Tensor) -> th.Tensor:
         """
         Collect a tensor from each rank.
 
@@ -121,7 +121,7 @@ class Ranks:
         """
         return total / weight
 
-    def gather(self, value: T) -> list[T]:
+    def gather_objects(self, value: T) -> list[T]:
         """
         Collect a small value from each rank.
 
@@ -130,7 +130,7 @@ class Ranks:
         """
         return [value]
 
-    def of_first(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """
         Give all ranks what the first one has.
 
@@ -139,7 +139,7 @@ class Ranks:
         """
         return value
 
-    def copy_first(self, tensors: Sequence[th.Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[th.Tensor]) -> None:
         """
         Overwrite tensors by those of the first rank.
 
@@ -179,7 +179,7 @@ class Ranks:
         """
         check()
 
-    def require_same(self, values: dict[str, Any], what: str) -> None:
+    def compare(self, values: dict[str, Any], what: str) -> None:
         """
         Compare with the other ranks.
 
@@ -194,7 +194,7 @@ class Ranks:
         yield
 
 
-class World(Ranks):
+class World(Communicator):
     """
     Several processes.
 
@@ -210,7 +210,7 @@ class World(Ranks):
         self._leave = leave
         self._has_left = False
 
-    def stack(self, values: th.Tensor) -> th.Tensor:
+    def gather(self, values: th.Tensor) -> th.Tensor:
         """Gather once."""
         sent = values.detach().to(self._device).contiguous()
         stacked = sent.new_empty(self.size, *sent.shape)
@@ -239,21 +239,21 @@ class World(Ranks):
         """Add up in place."""
         dist.all_reduce(values)
 
-    def gather(self, value: T) -> list[T]:
+    def gather_objects(self, value: T) -> list[T]:
         """Pickle, and take two all-gathers: of lengths and of contents."""
         values: list[Any] = [None] * self.size
         with self._contact():
             dist.all_gather_object(values, value)
         return values
 
-    def of_first(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Pickle, and take two broadcasts."""
         values = [value if self.is_first else None]
         with self._contact():
             dist.broadcast_object_list(values, src=0)
         return values[0]  # type: ignore[return-value]  # None has been replaced
 
-    def copy_first(self, tensors: Sequence[th.Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[th.Tensor]) -> None:
         """Take a broadcast for each tensor."""
         with self._contact():
             for tensor in tensors:
@@ -294,13 +294,13 @@ class World(Ranks):
             check()
         except ValueError as error:
             fault = str(error)
-        if self.stack(th.tensor(fault is not None)).any():
-            faults = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather(fault)) if text is not None]
+        if self.gather(th.tensor(fault is not None)).any():
+            faults = [f"rank {rank}: {text}" for rank, text in enumerate(self.gather_objects(fault)) if text is not None]
             raise ValueError("\n".join(faults))
 
-    def require_same(self, values: dict[str, Any], what: str) -> None:
+    def compare(self, values: dict[str, Any], what: str) -> None:
         """Gather, and compare with the first rank's."""
-        first, *others = self.gather(values)
+        first, *others = self.gather_objects(values)
         parted = {
             rank: [name for name in first | other if first.get(name, "absent") != other.get(name, "absent")]
             for rank, other in enumerate(others, start=1)
@@ -393,7 +393,7 @@ def _finish(works: Iterable[Any]) -> None:
         work.wait()
 
 
-ALONE = Ranks()
+ALONE = Communicator()
 
 
 def fingerprint(tensors: Iterable[th.Tensor]) -> th.Tensor:

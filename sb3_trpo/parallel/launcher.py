@@ -10,7 +10,7 @@ import uuid
 import torch as th
 import torch.distributed as dist
 
-from sb3_trpo.parallel.communicator import ALONE, Ranks, Store, World, WorldOverGloo
+from sb3_trpo.parallel.communicator import ALONE, Communicator, Store, World, WorldOverGloo
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets; torch's ``env://`` reads them."""
@@ -57,7 +57,7 @@ class Group:
             dist.destroy_process_group()
 
 
-def join(distributed: bool | None, device: th.device) -> Ranks:
+def join(distributed: bool | None, device: th.device) -> Communicator:
     """
     Join the ranks of this run.
 

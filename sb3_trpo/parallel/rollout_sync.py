@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.parallel.communicator import Ranks, fingerprint
+from sb3_trpo.parallel.communicator import Communicator, fingerprint
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, monitor_files, statistics_of
 from sb3_trpo.settings import CONSTANT_RULES, RULES, scheduled
 
@@ -112,33 +112,33 @@ class Crew(Solo, BaseCallback):
     equally far in theirs.
 
     :param model: of this rank
-    :param ranks: all of them
+    :param communicator: all of them
     """
 
     model: OnPolicyAlgorithm
 
-    def __init__(self, model: OnPolicyAlgorithm, ranks: Ranks) -> None:
+    def __init__(self, model: OnPolicyAlgorithm, communicator: Communicator) -> None:
         super().__init__()
         self.model = model
-        self._ranks = ranks
+        self._communicator = communicator
         self._env: VecEnv = model.env  # type: ignore[assignment]  # learn() has asked for one
 
     def callbacks(self, root: MaybeCallback) -> MaybeCallback:
         """Put this one first, and leave out what is for the first rank only if this is another."""
         given = root if isinstance(root, list) else [] if root is None else [root]
         members = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
-        return [self, *(members if self._ranks.is_first else of_every_rank(members))]
+        return [self, *(members if self._communicator.is_first else of_every_rank(members))]
 
     @contextmanager
     def at_work(self, keeper: RunKeeper) -> Iterator[None]:
         """Check that settings agree, take over the first rank's state, and fall silent on the others."""
-        with self._ranks.together():
-            self._ranks.require_same({**self._settings(), "keeper of the run": type(keeper).__name__}, "settings")
-            self._ranks.copy_first([*self.model.policy.state_dict().values()])
+        with self._communicator.together():
+            self._communicator.compare({**self._settings(), "keeper of the run": type(keeper).__name__}, "settings")
+            self._communicator.broadcast([*self.model.policy.state_dict().values()])
             self._share_optimizer()
             self._share_statistics()
             self._part_monitors()
-            if not self._ranks.is_first:
+            if not self._communicator.is_first:
                 self.model.set_logger(Logger(folder=None, output_formats=[]))
             yield
 
@@ -166,36 +166,36 @@ class Crew(Solo, BaseCallback):
             index: {name: value.cpu() if isinstance(value, th.Tensor) else value for name, value in values.items()}
             for index, values in own["state"].items()
         }
-        optimizer.load_state_dict(self._ranks.of_first({**own, "state": state}))
+        optimizer.load_state_dict(self._communicator.broadcast_object({**own, "state": state}))
 
     def _share_statistics(self) -> None:
         present = [moments_of(each) for each in statistics_of(self._env)]
-        self._before = self._ranks.of_first(present)
+        self._before = self._communicator.broadcast_object(present)
         for statistics, moments in zip(statistics_of(self._env), self._before, strict=True):
             statistics.mean, statistics.var, statistics.count = moments
 
     def _part_monitors(self) -> None:
         """Keep other ranks from writing into the first one's Monitor files."""
         monitors, host = monitor_files(self._env), socket.gethostname()
-        first, *others = self._ranks.gather((host, [*monitors]))
+        first, *others = self._communicator.gather_objects((host, [*monitors]))
         shared = {path for there, paths in others for path in paths if there == first[0]} & {*first[1]}
-        if self._ranks.is_first and shared:
+        if self._communicator.is_first and shared:
             warnings.warn(
                 f"Monitor writes to {min(shared)} on several ranks; from now on the first alone does. To have all episodes, "
                 "give each rank a folder of its own, or make_vec_env(..., start_index=rank * n_envs).",
                 UserWarning,
                 stacklevel=2,
             )
-        for path in shared & monitors.keys() if host == first[0] and not self._ranks.is_first else ():
+        for path in shared & monitors.keys() if host == first[0] and not self._communicator.is_first else ():
             monitors[path].results_writer.close()
             monitors[path].results_writer = None
 
     def begin(self, total_timesteps: int) -> None:
         """Count the world's timesteps of a rollout, and merge the statistics of the first observations."""
-        self._ranks.require_same({"total_timesteps": total_timesteps}, "settings")
+        self._communicator.compare({"total_timesteps": total_timesteps}, "settings")
         self._n_of_rollout = self.model.rollout_buffer.buffer_size * self.model.n_envs
-        self._n_of_all = int(self._ranks.sum(th.tensor(self._n_of_rollout)))
-        self._merge(self._ranks.gather(self._observed()))
+        self._n_of_all = int(self._communicator.sum(th.tensor(self._n_of_rollout)))
+        self._merge(self._communicator.gather_objects(self._observed()))
 
     def follow_resumption(self) -> None:
         """Take the running statistics that are there for those that all ranks have."""
@@ -225,7 +225,9 @@ class Crew(Solo, BaseCallback):
         episodes, successes = self._windows()
         new = [*episodes][len(self._episodes) :], [*successes][len(self._successes) :]
         digest = "" if self._start else self._digest()
-        reports = self._ranks.gather(Report(self._n_here, is_complete, *new, self._observed(), digest, self._numbers()))
+        reports = self._communicator.gather_objects(
+            Report(self._n_here, is_complete, *new, self._observed(), digest, self._numbers())
+        )
         if digest:
             self._compare([report.digest for report in reports])
         for name, value in reports[0].settings.items():  # which a callback of the first rank may have changed
@@ -248,7 +250,7 @@ class Crew(Solo, BaseCallback):
 
     def _compare(self, digests: list[str]) -> None:
         """Notice ranks that waste their time; an env whose rewards and actions are always the same looks like that, too."""
-        if self._ranks.is_first and len(set(digests)) < len(digests):
+        if self._communicator.is_first and len(set(digests)) < len(digests):
             warnings.warn(
                 f"{len(digests)} ranks have collected {len(set(digests))} different rollouts, where each should have its own. "
                 "Give the model a seed, from which each rank derives one, or seed envs and generators by rank.",
@@ -265,9 +267,11 @@ class Crew(Solo, BaseCallback):
     def prove_agreement(self) -> None:
         """Gather the parameters' checksums."""
         state = self.model.policy.state_dict()
-        checksums = self._ranks.stack(fingerprint(state.values()))
+        checksums = self._communicator.gather(fingerprint(state.values()))
         if (checksums != checksums[0]).any():
-            self._ranks.require_same(dict(zip(state, checksums[self._ranks.rank].tolist(), strict=True)), "parameters")
+            self._communicator.compare(
+                dict(zip(state, checksums[self._communicator.rank].tolist(), strict=True)), "parameters"
+            )
 
 
 def shapes_of(policy: nn.Module) -> dict[str, list[int]]:
@@ -318,12 +322,12 @@ def _of_every_rank(callback: BaseCallback) -> BaseCallback | None:
     return callback
 
 
-def crew_of(model: OnPolicyAlgorithm, ranks: Ranks) -> Solo:
+def crew_of(model: OnPolicyAlgorithm, communicator: Communicator) -> Solo:
     """
     Find out who works with a model.
 
     :param model: about to learn
-    :param ranks: of the run
+    :param communicator: of the run
     :return: what it is to do with them
     """
-    return Crew(model, ranks) if ranks.size > 1 else Solo()
+    return Crew(model, communicator) if communicator.size > 1 else Solo()

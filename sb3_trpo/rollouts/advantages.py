@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 
 ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
@@ -30,7 +30,7 @@ def as_they_are(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, floa
     return 0.0, 1.0
 
 
-def standardisation(buffer: RolloutBuffer, indices: np.ndarray, ranks: Ranks = ALONE) -> tuple[float, float]:
+def standardisation(buffer: RolloutBuffer, indices: np.ndarray, communicator: Communicator = ALONE) -> tuple[float, float]:
     """
     Find what gives the advantages of some transitions, those of all ranks together, mean 0 and standard deviation 1.
 
@@ -39,27 +39,27 @@ def standardisation(buffer: RolloutBuffer, indices: np.ndarray, ranks: Ranks = A
 
     :param buffer: a full rollout buffer, with (step, env) joined
     :param indices: of the transitions
-    :param ranks: which have other transitions each
+    :param communicator: which have other transitions each
     :return: shift and scale
     """
-    n, mean, squares = pooled(buffer.advantages.reshape(-1)[indices], ranks)
+    n, mean, squares = pooled(buffer.advantages.reshape(-1)[indices], communicator)
     spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0
-    largest = float(ranks.stack(th.tensor(np.abs(buffer.returns).max())).max())
+    largest = float(communicator.gather(th.tensor(np.abs(buffer.returns).max())).max())
     rounding = ROUNDINGS * np.finfo(np.float32).eps * largest
     return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)
 
 
-def pooled(values: np.ndarray, ranks: Ranks) -> tuple[float, float, float]:
+def pooled(values: np.ndarray, communicator: Communicator) -> tuple[float, float, float]:
     """
     Take the moments of what several ranks have.
 
     :param values: of this rank
-    :param ranks: all
+    :param communicator: all
     :return: how many, their mean, and the sum of squares about it
     """
     values = values.astype(np.float64)
     own = len(values), values.sum(), np.square(values - values.mean()).sum()
-    n, total, squares = ranks.stack(th.tensor(own, dtype=th.float64)).numpy().T
+    n, total, squares = communicator.gather(th.tensor(own, dtype=th.float64)).numpy().T
     mean = total.sum() / n.sum()
     return float(n.sum()), float(mean), float((squares + n * np.square(total / n - mean)).sum())
 

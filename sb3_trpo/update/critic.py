@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_trpo.numerics.flat import assign
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Ranks, Share
+from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
 from sb3_trpo.rollouts.inputs import inputs_in, state_values
 
 Minibatch = Any
@@ -60,7 +60,7 @@ def fit_critic(
     minibatches: Callable[[], Iterable[Minibatch]],
     n_epochs: int,
     max_grad_norm: float | None,
-    ranks: Ranks = ALONE,
+    communicator: Communicator = ALONE,
     share: Share = WHOLE,
 ) -> CriticFit:
     """
@@ -73,7 +73,7 @@ def fit_critic(
     :param minibatches: gives one pass over the rollout
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param ranks: which have minibatches of their own; all take the same steps
+    :param communicator: which have minibatches of their own; all take the same steps
     :param share: how many minibatches a pass has
     :return: the record of the fit
     """
@@ -87,11 +87,13 @@ def fit_critic(
 
     try:
         errors = [
-            descend(policy, parameters, minibatch, weight, max_grad_norm, ranks)
+            descend(policy, parameters, minibatch, weight, max_grad_norm, communicator)
             for _ in range(n_epochs)
-            for minibatch, weight in ranks.in_step(minibatches(), share)
+            for minibatch, weight in communicator.in_step(minibatches(), share)
         ]
-        loss = mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], ranks) if errors else None
+        loss = (
+            mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], communicator) if errors else None
+        )
         policy.optimizer.zero_grad()
         sound = is_sound(policy.optimizer, parameters)
         if not sound:
@@ -116,16 +118,16 @@ def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
     return all(bool(tensor.isfinite().all()) for tensor in (*parameters, *state))
 
 
-def mean_loss(totals: th.Tensor, sizes: Sequence[float], ranks: Ranks) -> float:
+def mean_loss(totals: th.Tensor, sizes: Sequence[float], communicator: Communicator) -> float:
     """
     Average over the minibatches their mean squared errors.
 
     :param totals: squared errors summed over each minibatch of this rank
     :param sizes: how many there were
-    :param ranks: whose minibatches are parts of the same ones
+    :param communicator: whose minibatches are parts of the same ones
     :return: the average
     """
-    total, n = ranks.sum(th.stack((totals, totals.new_tensor(sizes))))
+    total, n = communicator.sum(th.stack((totals, totals.new_tensor(sizes))))
     return float((total / n).mean())
 
 
@@ -155,7 +157,7 @@ def descend(
     minibatch: Minibatch,
     weight: float,
     max_grad_norm: float | None,
-    ranks: Ranks,
+    communicator: Communicator,
 ) -> SquaredErrors:
     """
     Take one optimizer step on one minibatch.
@@ -168,7 +170,7 @@ def descend(
     :param minibatch: inputs and returns
     :param weight: 1, or 0 if the minibatch does not count
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param ranks: over whose minibatches the gradient is averaged
+    :param communicator: over whose minibatches the gradient is averaged
     :return: the weighted errors before the step, without a graph
     """
     total, n = squared_errors(minibatch, policy)
@@ -176,7 +178,7 @@ def descend(
     if parameters and total.requires_grad:
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(total, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, ranks.mean_gradients(gradients, parameters, n), strict=True):
+        for parameter, gradient in zip(parameters, communicator.mean_gradients(gradients, parameters, n), strict=True):
             parameter.grad = gradient
         if max_grad_norm:
             clip_grad_norm_(parameters, max_grad_norm)

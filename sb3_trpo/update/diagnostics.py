@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.numerics.trust_region import Outcome, Step
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import pooled
 from sb3_trpo.update.critic import CriticFit
 
@@ -74,7 +74,7 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
 
 
 def state_diagnostics(
-    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, ranks: Ranks = ALONE
+    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, communicator: Communicator = ALONE
 ) -> dict[str, Value]:
     """
     Name what belongs to no single part of an update.
@@ -82,28 +82,28 @@ def state_diagnostics(
     :param policy: after the update
     :param buffer: the rollout that it used
     :param n_rejected_steps: steps not accepted so far
-    :param ranks: with whose rollouts it did
+    :param communicator: with whose rollouts it did
     :return: values by logger key
     """
     log_std = getattr(policy, "log_std", None)
     return {
-        "train/explained_variance": explained_variance(buffer.values, buffer.returns, ranks),
+        "train/explained_variance": explained_variance(buffer.values, buffer.returns, communicator),
         "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
         "train/n_rejected_steps": n_rejected_steps,
     }
 
 
-def explained_variance(values: np.ndarray, returns: np.ndarray, ranks: Ranks = ALONE) -> float:
+def explained_variance(values: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> float:
     """
     Compare the variance of errors to that of returns.
 
     :param values: of the critic
     :param returns: that it should have foreseen
-    :param ranks: which have other ones each
+    :param communicator: which have other ones each
     :return: 1 less the quotient; NaN where the returns do not vary
     """
-    *_, unexplained = pooled((returns - values).flatten(), ranks)
-    *_, total = pooled(returns.flatten(), ranks)
+    *_, unexplained = pooled((returns - values).flatten(), communicator)
+    *_, total = pooled(returns.flatten(), communicator)
     return math.nan if total == 0.0 else 1.0 - unexplained / total
 
 

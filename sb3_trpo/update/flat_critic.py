@@ -29,7 +29,7 @@ from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import Features, Networks, is_patched
 from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
 from sb3_trpo.numerics.flat import unflatten
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Ranks, Share
+from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
 from sb3_trpo.rollouts.batch import DIRECT_BUFFERS, PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
 from sb3_trpo.update.critic import CriticFit, FitOutcome, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
@@ -128,7 +128,11 @@ def _features_of_all(buffer: RolloutBuffer, features: Features, size: int) -> th
 
 @th.no_grad()
 def fit_stack(
-    regression: StackRegression, n_epochs: int, max_grad_norm: float | None, ranks: Ranks = ALONE, share: Share = WHOLE
+    regression: StackRegression,
+    n_epochs: int,
+    max_grad_norm: float | None,
+    communicator: Communicator = ALONE,
+    share: Share = WHOLE,
 ) -> CriticFit:
     """
     Regress a critic's values on the returns.
@@ -138,7 +142,7 @@ def fit_stack(
     :param regression: the fit
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param ranks: which have minibatches of their own; all take the same steps
+    :param communicator: which have minibatches of their own; all take the same steps
     :param share: how many minibatches a pass has
     :return: the record of the fit
     """
@@ -151,19 +155,19 @@ def fit_stack(
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in ranks.in_step(batches(), share):
+        for (x, returns), weight in communicator.in_step(batches(), share):
             network = passes(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))
             network.pull(2.0 * errors[-1])
-            adam.g.copy_(ranks.mean(adam.g, sizes[-1]))
+            adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
             adam.step()
     sound = adam.is_finite()
     if sound and errors:
         adam.commit()
-    loss = mean_loss(_totals(errors), sizes, ranks) if errors else None
+    loss = mean_loss(_totals(errors), sizes, communicator) if errors else None
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
 
 

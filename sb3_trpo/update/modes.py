@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.numerics.flat import assign
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.inputs import Inputs, action_distribution, number_in, state_values
 
 
@@ -61,19 +61,19 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 @th.no_grad()
-def follow_statistics(policy: ActorCriticPolicy, inputs: Inputs, ranks: Ranks = ALONE) -> None:
+def follow_statistics(policy: ActorCriticPolicy, inputs: Inputs, communicator: Communicator = ALONE) -> None:
     """
     Let every layer with statistics see the data once, in one pass through policy and critic without dropout.
 
     :param policy: in evaluation mode, and left in it
     :param inputs: what the policy acted on; a single observation has no variance and is passed over
-    :param ranks: which end with the same statistics, the mean of theirs
+    :param communicator: which end with the same statistics, the mean of theirs
     """
     if number_in(inputs) > 1:
         _show(policy, inputs)
     buffers = [buffer for layer in statistical_layers(policy) for buffer in layer.buffers(recurse=False)]
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
-    assign(floats, [ranks.sum(buffer) / ranks.size for buffer in floats])
+    assign(floats, [communicator.sum(buffer) / communicator.size for buffer in floats])
 
 
 def _show(policy: ActorCriticPolicy, inputs: Inputs) -> None:

@@ -17,7 +17,7 @@ from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.numerics.gauss_newton import Outputs
-from sb3_trpo.parallel.communicator import Ranks
+from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.rollouts.inputs import Inputs, action_distribution, some_inputs
 from sb3_trpo.update.modes import evaluation_mode
 
@@ -65,18 +65,18 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
     )
 
 
-def agree(split: ParameterSplit, policy: ActorCriticPolicy, ranks: Ranks) -> ParameterSplit:
+def agree(split: ParameterSplit, policy: ActorCriticPolicy, communicator: Communicator) -> ParameterSplit:
     """
     Split as any rank must: what a policy uses in some states only, one rank may not have met.
 
     :param split: of this rank
     :param policy: the actor-critic policy, the same on all ranks
-    :param ranks: which have met other states each
+    :param communicator: which have met other states each
     :return: the same groups on all, in the policy's order
     """
     found = dict.fromkeys(split.critic, 0) | dict.fromkeys(split.detached, 1) | dict.fromkeys(split.policy, 2)
     parameters = {name: parameter for name, parameter in policy.named_parameters() if name in found}
-    groups = ranks.stack(th.tensor([found[name] for name in parameters])).amax(0).tolist()
+    groups = communicator.gather(th.tensor([found[name] for name in parameters])).amax(0).tolist()
 
     def chosen(wanted: int) -> dict[str, nn.Parameter]:
         return {name: value for (name, value), group in zip(parameters.items(), groups, strict=True) if group == wanted}

@@ -163,14 +163,16 @@ class ExperimentManager(RlZooManager):
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_file(algo))
         super().__init__(args, algo, *rest, **kwargs)
-        self._ranks = join(None, get_device(self.device))
-        if self._ranks.size > 1 and self.optimize_hyperparameters:
+        self._communicator = join(None, get_device(self.device))
+        if self._communicator.size > 1 and self.optimize_hyperparameters:
             raise ValueError(
                 "Ranks share one run, and a search makes many: start it without a launcher, in as many processes as you like "
                 "with one --storage."
             )
         # RL Zoo chooses the first free folder, and a seed by lot.
-        self.save_path, self.params_path, self.seed = self._ranks.of_first((self.save_path, self.params_path, self.seed))
+        self.save_path, self.params_path, self.seed = self._communicator.broadcast_object(
+            (self.save_path, self.params_path, self.seed)
+        )
         self.args.seed = self.seed
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
@@ -182,8 +184,8 @@ class ExperimentManager(RlZooManager):
         :param no_log: whether Monitor writes nothing
         :return: the environments
         """
-        make = partial(make_vec_env, start_index=0 if eval_env else self._ranks.rank * n_envs)
-        with nullcontext() if self._ranks.is_first else mock.patch.object(exp_manager, "make_vec_env", make):
+        make = partial(make_vec_env, start_index=0 if eval_env else self._communicator.rank * n_envs)
+        with nullcontext() if self._communicator.is_first else mock.patch.object(exp_manager, "make_vec_env", make):
             envs: VecEnv = super().create_envs(n_envs, eval_env, no_log)  # by several threads, in a search
         return envs
 
@@ -193,7 +195,7 @@ class ExperimentManager(RlZooManager):
 
         :param model: that learns
         """
-        if not self._ranks.is_first:
+        if not self._communicator.is_first:
             self.callbacks = of_every_rank(self.callbacks)
         super().learn(model)
 
@@ -203,11 +205,11 @@ class ExperimentManager(RlZooManager):
 
         :param model: that has learned
         """
-        if self._ranks.is_first:
+        if self._communicator.is_first:
             super().save_trained_model(model)
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
-        if self._ranks.is_first:
+        if self._communicator.is_first:
             super()._save_config(saved_hyperparams)
 
     @staticmethod
@@ -236,7 +238,7 @@ class ExperimentManager(RlZooManager):
 
     def _go_on_with(self, folder: Path) -> None:
         """Take log folder and seed of the run that a folder of checkpoints belongs to; RL Zoo would choose both anew."""
-        name, seed = self._ranks.of_first(self._run_in(folder) if self._ranks.is_first else ("", 0))
+        name, seed = self._communicator.broadcast_object(self._run_in(folder) if self._communicator.is_first else ("", 0))
         if seed != self.seed:
             self.seed = self.args.seed = seed
             print(f"Seed of the run that goes on: {seed}")

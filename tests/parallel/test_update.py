@@ -283,8 +283,8 @@ def test_a_buffer_that_gives_too_few_minibatches_is_named():
 def learn_over_nccl(rank: int) -> list[Any]:
     """Take the same updates alone and as one rank of one, whose reductions go through NCCL."""
     models = [make("MLP", 2, 32, device="cuda", distributed=distributed).learn(128) for distributed in (False, True)]
-    assert models[1]._ranks.size == 1
-    assert models[1]._ranks is not models[0]._ranks
+    assert models[1]._communicator.size == 1
+    assert models[1]._communicator is not models[0]._communicator
     return [{name: tensor.cpu().numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
 
 

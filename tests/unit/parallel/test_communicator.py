@@ -15,7 +15,7 @@ from helpers import ranks
 from helpers.ranks import RankFailedError, free_port, in_ranks
 from hypothesis import given, strategies as st
 
-from sb3_trpo.parallel.communicator import ALONE, SHORT, WHOLE, Ranks, Share, World, fingerprint
+from sb3_trpo.parallel.communicator import ALONE, SHORT, WHOLE, Communicator, Share, World, fingerprint
 from sb3_trpo.parallel.launcher import VARIABLES, Group, _meet, join
 
 CPU = th.device("cpu")
@@ -23,13 +23,13 @@ INTEGERS = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
 DTYPES = (th.float32, th.float64, th.float16, th.bfloat16, th.int64, th.int32, th.int16, th.int8, th.uint8, th.bool)
 
 
-class Fake(Ranks):
+class Fake(Communicator):
     """One of several ranks that exist only as numbers."""
 
     def __init__(self, rank, size, numbers=()):
         self.rank, self.size, self.numbers = rank, size, numbers
 
-    def stack(self, values):
+    def gather(self, values):
         assert values == self.numbers[self.rank]
         return th.tensor(self.numbers)
 
@@ -224,22 +224,22 @@ def numbers_of(rank, n):
     return th.from_numpy(np.random.default_rng(rank).standard_normal(n).astype(np.float32))
 
 
-def summed(ranks, n, shape=(-1,)):
+def summed(communicator, n, shape=(-1,)):
     """Give a sum's digest and its distance from numpy's."""
-    own = numbers_of(ranks.rank, n).reshape(shape)
+    own = numbers_of(communicator.rank, n).reshape(shape)
     before = own.clone()
-    total = ranks.sum(own).double().numpy()
-    exact = sum(numbers_of(rank, n).double().numpy() for rank in range(ranks.size)).reshape(shape)
+    total = communicator.sum(own).double().numpy()
+    exact = sum(numbers_of(rank, n).double().numpy() for rank in range(communicator.size)).reshape(shape)
     assert own.equal(before)
     return hashlib.sha256(total.tobytes()).hexdigest(), float(np.abs(total - exact).max())
 
 
-def check(ranks, faulty, kind=ValueError):
+def check(communicator, faulty, kind=ValueError):
     def fail():
-        if ranks.rank in faulty:
+        if communicator.rank in faulty:
             raise kind(f"bad {ranks.rank}")
 
-    return raised(ranks.agree, fail)
+    return raised(communicator.agree, fail)
 
 
 def tensors_of(rank):
@@ -254,35 +254,35 @@ def tensors_of(rank):
 
 
 def reduce_all(rank):
-    ranks = join(None, CPU)
-    assert isinstance(ranks, World)
-    few, many = SHORT // 4 // ranks.size, SHORT // 4 + 1
+    communicator = join(None, CPU)
+    assert isinstance(communicator, World)
+    few, many = SHORT // 4 // communicator.size, SHORT // 4 + 1
     copied = tensors_of(rank)
-    ranks.copy_first(copied)
-    own = dict.fromkeys("abcde", 1) | ({"b": 2, "d": 3} if rank == ranks.size - 1 else {})
+    communicator.broadcast(copied)
+    own = dict.fromkeys("abcde", 1) | ({"b": 2, "d": 3} if rank == communicator.size - 1 else {})
     n_minibatches = 1 + 2 * rank
     return {
-        "who": (ranks.rank, ranks.size, ranks.is_first),
-        "sum": ranks.sum(th.tensor([rank, 10])).tolist(),
-        "mean": ranks.mean(th.tensor([rank * (rank + 1.0), 3.0 * (rank + 1)]), rank + 1).tolist(),
-        "stack": ranks.stack(th.tensor([[rank, 7]])).tolist(),
-        "stack of bools": ranks.stack(th.tensor(rank == 1)).tolist(),
-        "gather": ranks.gather({"rank": rank, "long": "x" * 1000 * rank}),
-        "of_first": ranks.of_first([rank, None, "a"]),
+        "who": (communicator.rank, communicator.size, communicator.is_first),
+        "sum": communicator.sum(th.tensor([rank, 10])).tolist(),
+        "mean": communicator.mean(th.tensor([rank * (rank + 1.0), 3.0 * (rank + 1)]), rank + 1).tolist(),
+        "stack": communicator.gather(th.tensor([[rank, 7]])).tolist(),
+        "stack of bools": communicator.gather(th.tensor(rank == 1)).tolist(),
+        "gather": communicator.gather_objects({"rank": rank, "long": "x" * 1000 * rank}),
+        "of_first": communicator.broadcast_object([rank, None, "a"]),
         "copied": all(a.equal(b) and a.dtype == b.dtype for a, b in zip(copied, tensors_of(0), strict=True)),
-        "few": summed(ranks, few),
-        "many": summed(ranks, many),
-        "in_step": [*ranks.in_step(range(n_minibatches), Share(4, n_minibatches, 2 * ranks.size - 1))],
-        "too long": raised(lambda: [*ranks.in_step(range(3), Share(4, 2, 2))]),
-        "too short": raised(lambda: [*ranks.in_step(range(1), Share(4, 2, 2))]),
-        "empty": raised(lambda: [*ranks.in_step((), Share(4, 2, 2))]),
-        "all well": check(ranks, []),
-        "one bad": check(ranks, [1]),
-        "two bad": check(ranks, [0, 1]),
-        "alike": raised(ranks.require_same, dict.fromkeys("abc", 1.5), "settings"),
-        "unlike": raised(ranks.require_same, own, "settings"),
-        "lacking": raised(ranks.require_same, {"a": 1} if rank else {"a": 1, "gamma": None}, "settings"),
-        "seed": ranks.seed_of(3),
+        "few": summed(communicator, few),
+        "many": summed(communicator, many),
+        "in_step": [*communicator.in_step(range(n_minibatches), Share(4, n_minibatches, 2 * communicator.size - 1))],
+        "too long": raised(lambda: [*communicator.in_step(range(3), Share(4, 2, 2))]),
+        "too short": raised(lambda: [*communicator.in_step(range(1), Share(4, 2, 2))]),
+        "empty": raised(lambda: [*communicator.in_step((), Share(4, 2, 2))]),
+        "all well": check(communicator, []),
+        "one bad": check(communicator, [1]),
+        "two bad": check(communicator, [0, 1]),
+        "alike": raised(communicator.compare, dict.fromkeys("abc", 1.5), "settings"),
+        "unlike": raised(communicator.compare, own, "settings"),
+        "lacking": raised(communicator.compare, {"a": 1} if rank else {"a": 1, "gamma": None}, "settings"),
+        "seed": communicator.seed_of(3),
         "again": join(True, CPU).size,
     }
 
@@ -360,18 +360,18 @@ def test_what_a_rank_lacks_differs_though_it_is_none(reduced):
 
 def use_own_group(rank):
     dist.init_process_group("gloo")
-    ranks = join(None, CPU)
-    total = int(ranks.sum(th.tensor(rank + 1)))
-    text = raised(raise_together, ranks)
+    communicator = join(None, CPU)
+    total = int(communicator.sum(th.tensor(rank + 1)))
+    text = raised(raise_together, communicator)
     Group.leave()
     still_there = dist.is_initialized()
-    again = int(ranks.sum(th.tensor(1)))
+    again = int(communicator.sum(th.tensor(1)))
     dist.destroy_process_group()
     return total, text, still_there, again
 
 
-def raise_together(ranks):
-    with ranks.together():
+def raise_together(communicator):
+    with communicator.together():
         raise KeyError("oh")
 
 
@@ -381,8 +381,8 @@ def test_a_process_group_of_the_scripts_is_used_and_left_alone():
 
 def come_and_go(rank):
     alone = join(None, CPU) is ALONE
-    ranks = join(True, CPU)
-    kind = type(ranks).__name__, ranks.size, int(ranks.sum(th.tensor(5)))
+    communicator = join(True, CPU)
+    kind = type(communicator).__name__, communicator.size, int(communicator.sum(th.tensor(5)))
     Group.leave()
     Group.leave()
     return alone, kind, dist.is_initialized(), raised(join, True, CPU)
@@ -398,14 +398,14 @@ def test_who_has_left_cannot_come_back():
 
 
 def raise_in(rank, culprit):
-    ranks = join(None, CPU)
-    ranks.sum(th.tensor(0))
+    communicator = join(None, CPU)
+    communicator.sum(th.tensor(0))
     try:
-        with ranks.together():
+        with communicator.together():
             if rank == culprit:
                 time.sleep(0.3)
                 raise KeyError("the env broke")
-            ranks.sum(th.tensor(1))
+            communicator.sum(th.tensor(1))
     finally:
         time.sleep(1.0 if culprit == rank == 0 else 0.0)  # it has the store; under torchrun the launcher has
 
@@ -425,10 +425,10 @@ def test_who_waits_for_a_rank_that_raises_is_told_why(size, culprit):
 
 def reduce_by_collectives(rank):
     """Take the way of other devices, which gloo can go too."""
-    ranks = join(None, CPU)
+    communicator = join(None, CPU)
     plain = World(CPU, None, Group.leave)
     values = th.linspace(-1, 1, 7) * (rank + 1)
-    pairs = [(each.stack(values), each.sum(values), each.mean(values, 2.0 + rank)) for each in (ranks, plain)]
+    pairs = [(each.stack(values), each.sum(values), each.mean(values, 2.0 + rank)) for each in (communicator, plain)]
     return [th.allclose(one, other, atol=1e-6) for one, other in zip(*pairs, strict=True)], pairs[1][1].numpy().tobytes()
 
 

@@ -238,9 +238,9 @@ def test_all_ranks_have_the_same_parameters_though_generators_differ(run):
 
 
 def test_only_the_first_rank_logs_evaluates_and_writes(run):
-    folder, ranks = run
-    assert [each["outputs"] for each in ranks] == [1, 0]
-    assert [bool(each["evaluated"]) for each in ranks] == [True, False]
+    folder, communicator = run
+    assert [each["outputs"] for each in communicator] == [1, 0]
+    assert [bool(each["evaluated"]) for each in communicator] == [True, False]
     assert (folder / "model0.zip").exists()
     assert not (folder / "model1.zip").exists()
     assert len((folder / "log0" / "progress.csv").read_text().splitlines()) >= 1 + N_ROLLOUTS

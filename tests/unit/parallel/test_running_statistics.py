@@ -87,11 +87,11 @@ def test_all_ranks_merge_to_the_same_bits():
     past = observations(0, 9, (3,))
     before = moments_of(of_past((3,), past))
     new = [observations(1, 5, (3,)), observations(2, 8, (3,))]
-    ranks = [observing(of_past((3,), past), [batch]) for batch in new]
-    parts = [added(before, moments_of(each)) for each in ranks]
-    for each in ranks:
+    communicator = [observing(of_past((3,), past), [batch]) for batch in new]
+    parts = [added(before, moments_of(each)) for each in communicator]
+    for each in communicator:
         merge(each, before, parts)
-    assert len({(each.mean.tobytes(), each.var.tobytes(), each.count) for each in ranks}) == 1
+    assert len({(each.mean.tobytes(), each.var.tobytes(), each.count) for each in communicator}) == 1
 
 
 def test_moments_stay_as_they_were_read():

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from sb3_trpo import TRPO
 from sb3_trpo.networks.plain_network import read_networks
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.update.critic import FitOutcome, descend, fit_critic
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
 from sb3_trpo.update.parameter_split import split_parameters
@@ -303,7 +303,7 @@ def test_one_step_reports_the_loss_before_it():
         assert mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns) < before
 
 
-class Recording(Ranks):
+class Recording(Communicator):
     """Repeats the last minibatch with weight 0, and notes what it is given to average."""
 
     def __init__(self) -> None:
@@ -325,15 +325,15 @@ class Recording(Ranks):
 
 @pytest.mark.parametrize("way", ["general", "stack"])
 def test_a_minibatch_of_weight_0_adds_nothing(way):
-    model, ranks = trained(), Recording()
+    model, communicator = trained(), Recording()
     critic = list(split_parameters(model.policy).critic.values())
     if way == "general":
-        fit_critic(model.policy, critic, partial(model.rollout_buffer.get, BATCH_SIZE), 1, None, ranks)
+        fit_critic(model.policy, critic, partial(model.rollout_buffer.get, BATCH_SIZE), 1, None, communicator)
     else:
         networks = read_networks(model.policy)
         regression = plain_regression(model.policy, networks, critic, model.rollout_buffer, BATCH_SIZE)
-        fit_stack(regression, 1, None, ranks)
-    *counted, (last, weight) = ranks.averaged
+        fit_stack(regression, 1, None, communicator)
+    *counted, (last, weight) = communicator.averaged
     assert [n for _, n in counted] == [20, 20, 8]
     assert all(any(part.any() for part in parts) for parts, _ in counted)
     assert weight == 0

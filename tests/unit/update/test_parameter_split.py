@@ -8,7 +8,7 @@ from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.parallel.communicator import ALONE, Ranks
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.update.parameter_split import ParameterSplit, agree, split_parameters
 
 DISCRETE = spaces.Discrete(3)
@@ -398,13 +398,13 @@ def test_an_unknown_distribution_is_named():
         split_parameters(make(Odd))
 
 
-class WithAnother(Ranks):
+class WithAnother(Communicator):
     """A rank beside one that has met states in which other parameters matter."""
 
     def __init__(self, others: dict[str, int], policy) -> None:
         self.others = [others[name] for name, _ in policy.named_parameters()]
 
-    def stack(self, values):
+    def gather(self, values):
         return th.stack((values, th.tensor(self.others)))
 
 
