@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_trpo.callbacks import keeper_of
+from sb3_trpo.callbacks import lifecycle_of
 from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
@@ -429,8 +429,8 @@ class TRPO(OnPolicyAlgorithm):
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, crew = keeper_of(callback), crew_of(self, self._communicator)
-        with crew.at_work(keeper), keeper.session(self, callback):
+        lifecycle, crew = lifecycle_of(callback), crew_of(self, self._communicator)
+        with crew.at_work(lifecycle), lifecycle.training(self, callback):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
                 crew.callbacks(callback),
@@ -440,12 +440,14 @@ class TRPO(OnPolicyAlgorithm):
             )
             crew.begin(total_timesteps)
             self._n_iterations = iteration = 0
-            keeper.announce(callback)
+            lifecycle.before_training_start(callback)
             callback.on_training_start(locals(), globals())
-            keeper.resume(callback)
+            lifecycle.after_training_start(callback)
             crew.follow_resumption()
             while (
-                self.num_timesteps < total_timesteps and self._iterate(crew, callback, log_interval) and keeper.at_boundary()
+                self.num_timesteps < total_timesteps
+                and self._iterate(crew, callback, log_interval)
+                and lifecycle.after_iteration()
             ):
                 continue
             callback.on_training_end()

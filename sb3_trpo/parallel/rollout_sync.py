@@ -32,7 +32,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_trpo.callbacks import RunKeeper, callback_tree
+from sb3_trpo.callbacks import TrainingLifecycle, callback_tree
 from sb3_trpo.parallel.communicator import Communicator, fingerprint
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, monitor_files, statistics_of
 from sb3_trpo.settings import CONSTANT_RULES, RULES, scheduled
@@ -56,11 +56,11 @@ class Solo:
         return root
 
     @contextmanager
-    def at_work(self, keeper: RunKeeper) -> Iterator[None]:
+    def at_work(self, lifecycle: TrainingLifecycle) -> Iterator[None]:
         """
         Accompany a call of ``learn()``.
 
-        :param keeper: of the run, of the same kind on all ranks
+        :param lifecycle: acts around training, of the same class on all ranks
         """
         yield
 
@@ -130,10 +130,10 @@ class Crew(Solo, BaseCallback):
         return [self, *(members if self._communicator.is_first else of_every_rank(members))]
 
     @contextmanager
-    def at_work(self, keeper: RunKeeper) -> Iterator[None]:
+    def at_work(self, lifecycle: TrainingLifecycle) -> Iterator[None]:
         """Check that settings agree, take over the first rank's state, and fall silent on the others."""
         with self._communicator.together():
-            self._communicator.compare({**self._settings(), "keeper of the run": type(keeper).__name__}, "settings")
+            self._communicator.compare({**self._settings(), "keeper of the run": type(lifecycle).__name__}, "settings")
             self._communicator.broadcast([*self.model.policy.state_dict().values()])
             self._share_optimizer()
             self._share_statistics()

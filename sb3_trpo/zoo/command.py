@@ -48,8 +48,7 @@ try:
         from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
     from sb3_trpo.checkpoint import ResumableCheckpoint
-    from sb3_trpo.checkpoint.ranks import first_ranks_in
-    from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+    from sb3_trpo.checkpoint.run_folder import checkpoints_in, folders_of_first_ranks, sole_owner
     from sb3_trpo.maskable.collecting import MaskedBy
     from sb3_trpo.maskable.trpo import MaskableTRPO
     from sb3_trpo.recurrent.trpo import MaskableRecurrentTRPO, RecurrentTRPO
@@ -249,7 +248,7 @@ class ExperimentManager(RlZooManager):
         """Give name and seed of the run in a folder of checkpoints, or put this one's there."""
         note, name, seed = folder / NOTE, Path(self.save_path).name, self.seed
         with sole_owner(folder):  # before a log is opened that another process may be writing
-            if note.is_file() and any(map(checkpoints_in, first_ranks_in(folder).values())):
+            if note.is_file() and any(map(checkpoints_in, folders_of_first_ranks(folder).values())):
                 noted = json.loads(note.read_text())
                 if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a name, and no way out of the log folder
                     name = noted["run"]

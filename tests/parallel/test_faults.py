@@ -21,7 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, storage as checkpoint_storage
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, run_folder as checkpoint_folder
 from sb3_trpo.update.flat_adam import FlatAdam
 from sb3_trpo.update.surrogate import PolicyObjective
 
@@ -235,7 +235,7 @@ def test_a_run_of_two_ranks_that_crashes_twice_ends_like_one_that_does_not(tmp_p
 def test_another_number_of_ranks_goes_on_with_a_note(before, now, tmp_path):
     in_ranks(before, run_in_parts, tmp_path, 220 // before)
     results = in_ranks(now, run_in_parts, tmp_path, None)
-    assert f"is of {before} rank(s), and {now} go on" in results[0]["notes"][0]
+    assert f"is of {before} rank(s), and the run continues on {now}" in results[0]["notes"][0]
     for result in results:
         assert result["updates"] == results[0]["updates"] > 3
         assert result["count"] == results[0]["count"]
@@ -279,14 +279,14 @@ def test_older_checkpoints_stay_until_every_rank_has_written(tmp_path):
 def run_with_a_folder_that_stays(rank: int, folder: Path) -> list[str]:
     """Train with checkpoints, the removal of which fails on one rank."""
     if rank == 1:
-        replaced = checkpoint_storage.remove
+        replaced = checkpoint_folder.remove
 
         def refuse(path: Path) -> None:
             if path.name.endswith(f"-{2 * ITERATION:012d}"):
                 raise PermissionError(13, "Permission denied")
             replaced(path)
 
-        checkpoint_storage.remove = refuse
+        checkpoint_folder.remove = refuse
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make().learn(5 * ITERATION, callback=ResumableCheckpoint(folder, every=2 * ITERATION, keep=1, verbose=0))

@@ -25,7 +25,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.callbacks import RunKeeper, callback_tree
+from sb3_trpo.callbacks import TrainingLifecycle, callback_tree
 from sb3_trpo.parallel.communicator import ALONE, RanksPartedError
 from sb3_trpo.parallel.rollout_sync import Crew, Solo, crew_of, in_turn, of_every_rank
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, statistics_of
@@ -69,7 +69,7 @@ def test_an_event_that_holds_several_callbacks_for_every_rank_stays():
 
 
 def test_callbacks_of_the_users_own_stay():
-    stay = [Leaf(), ConvertCallback(lambda *_: True), RunKeeper(), StopTrainingOnMaxEpisodes(5)]
+    stay = [Leaf(), ConvertCallback(lambda *_: True), TrainingLifecycle(), StopTrainingOnMaxEpisodes(5)]
     events = [EveryNTimesteps(5, Leaf()), EveryNTimesteps(5, CallbackList([Leaf()]))]
     assert of_every_rank([*stay, *events]) == [*stay, *events]
 

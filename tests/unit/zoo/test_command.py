@@ -19,7 +19,7 @@ from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint.storage import sole_owner
+from sb3_trpo.checkpoint.run_folder import sole_owner
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.zoo import command as zoo
 
