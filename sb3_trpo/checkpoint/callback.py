@@ -29,11 +29,11 @@ from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
 from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.settings import Rule, count, require
+from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
-    "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
-    "keep": Rule(count(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+    "every": Rule(is_integer_from(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
+    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
 }
 
 
@@ -62,7 +62,7 @@ class ResumableCheckpoint(RunKeeper):
     ) -> None:
         super().__init__(verbose)
         for name, value in {"every": every, "keep": keep}.items():
-            require(name, value, RULES[name])
+            check_setting(name, value, RULES[name])
         self.folder = folder
         self.path = Path(folder)
         self.every = every
