@@ -17,17 +17,30 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
-from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
+from sb3_trpo.checkpoint.codecs.environments import taped
+from sb3_trpo.checkpoint.codecs.nodes import Node
+from sb3_trpo.checkpoint.identity import (
+    differences,
+    identity,
+    present_settings,
+    schedule_differences,
+    schedule_digests,
+    versions,
+)
+from sb3_trpo.checkpoint.limits import CheckpointTooLargeError
 from sb3_trpo.checkpoint.loading import settings
-from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restore_run
-from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
-from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.ranks import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.run import (
+    continue_run,
+    describe_progress,
+    describe_total,
+    lost_parts,
+    plain_total,
+    record_run,
+    restore_run,
+)
 from sb3_trpo.checkpoint.signals import StopRequest
-from sb3_trpo.checkpoint.simulators import taped
-from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
-from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
