@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch as th
 
+from sb3_trpo.numerics.torch_private import copy_all
+
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """
@@ -42,4 +44,4 @@ def assign(parameters: Sequence[th.Tensor], values: Sequence[th.Tensor]) -> None
     :param values: as many tensors of the same shapes
     """
     if parameters:
-        th._foreach_copy_(list(parameters), list(values))
+        copy_all(parameters, values)
