@@ -50,9 +50,9 @@ from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfi
 from sb3_trpo.settings import (
     check_batch,
     check_settings,
+    evaluate_schedule,
     explains_unknown_keywords,
-    scheduled,
-    timesteps_to_take,
+    parse_total_timesteps,
     warn_about_batch_size,
 )
 from sb3_trpo.update.actor import make_actor
@@ -235,7 +235,7 @@ class TRPO(OnPolicyAlgorithm):
         self._communicator.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
-        present = [scheduled(name, setting, progress) for name, setting in names.items()]
+        present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
         target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
@@ -428,7 +428,7 @@ class TRPO(OnPolicyAlgorithm):
         :return: the model itself
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
-        total_timesteps = timesteps_to_take(total_timesteps)
+        total_timesteps = parse_total_timesteps(total_timesteps)
         require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
@@ -539,7 +539,7 @@ class TRPO(OnPolicyAlgorithm):
     def _check_settings(self) -> None:
         check_settings(vars(self))
         for name in ("target_kl", "ent_coef", "learning_rate"):
-            scheduled(name, getattr(self, name), progress_remaining=1.0)
+            evaluate_schedule(name, getattr(self, name), progress_remaining=1.0)
 
     def _check_batch(self) -> int:
         """Count the transitions of all ranks in a rollout; raise if they are too few."""
