@@ -27,7 +27,7 @@ from sb3_trpo.parallel.consistency import require_same, require_same_parameters,
 from sb3_trpo.parallel.faults import leaving_on_error
 from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks, leave_monitor_files_to_first_rank
 from sb3_trpo.parallel.running_statistics import Moments, StatisticsSync
-from sb3_trpo.settings import CONSTANT_RULES, RULES, scheduled
+from sb3_trpo.settings import CONSTANT_RULES, RULES, evaluate_schedule
 
 OTHER_SETTINGS = ("normalize_advantage",)
 """Settings that have no rule and must be the same on all ranks all the same."""
@@ -146,7 +146,7 @@ class RolloutSync(NoSync, BaseCallback):
         """Collect what must be the same on all ranks for them to stay in step."""
         return {
             **self._constant_settings(),
-            **{name: scheduled(name, getattr(self.model, name), 1.0) for name in CONSTANT_RULES},
+            **{name: evaluate_schedule(name, getattr(self.model, name), 1.0) for name in CONSTANT_RULES},
             "VecNormalize's statistics": len(self._statistics),
             "algorithm": type(self.model).__name__,
             **shapes_of(self.model.policy),

@@ -24,22 +24,10 @@ Minibatch = Any
 
 
 class FitOutcome(Enum):
-    """How a critic fit ended; ``advice`` says what to do about it."""
+    """How a critic fit ended."""
 
     FITTED = "fitted"
     DIVERGED = "diverged"
-
-    @property
-    def advice(self) -> str:
-        """One sentence on what to do if this outcome persists."""
-        return _ADVICE[self]
-
-
-_ADVICE = {
-    FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
-    FitOutcome.DIVERGED: "The critic became non-finite and was put back; lower learning_rate, set max_grad_norm, or scale the "
-    "rewards with VecNormalize.",
-}
 
 
 @dataclass(frozen=True)
