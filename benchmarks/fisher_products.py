@@ -19,7 +19,8 @@ from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import fisher_operator
 from sb3_trpo.numerics.linear_operator import Operator
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.rollouts.inputs import ObservationInputs
+from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, AutogradActor, NetworkActor
 from sb3_trpo.update.surrogate import CurvatureStore
 
@@ -37,8 +38,9 @@ def product_of(actor: Actor, observations: th.Tensor) -> Operator:
     """
     size = min(actor.chunk_limits.transitions, max(1, actor.chunk_limits.entries // observations[0].numel()))
     nothing = th.zeros(0)
-    chunks = [lambda part=part: Transitions(part, nothing, nothing, nothing) for part in observations.split(size)]
-    return fisher_operator(CurvatureStore(actor, chunks), ALONE.mean)
+    parts = observations.split(size)
+    chunks = [Transitions(ObservationInputs(part), nothing, nothing, advantages=part[:, 0], returns=nothing) for part in parts]
+    return fisher_operator(CurvatureStore(actor, chunks, are_few=False), ALONE.mean)
 
 
 def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Tensor], observations: th.Tensor) -> Operator:

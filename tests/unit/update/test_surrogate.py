@@ -10,6 +10,7 @@ from helpers.oracle import (
     CASES,
     LARGE_CASES,
     SMALL_CASES,
+    CountedReads,
     DensePolicy,
     chunked,
     interrupt_at,
@@ -59,12 +60,12 @@ class Setup:
         assign(self.parameters, [parameter.detach() + piece for parameter, piece in zip(self.parameters, pieces, strict=True)])
 
     def distributions(self):
-        return torch_distributions(self.policy.get_distribution(self.transitions.inputs))
+        return torch_distributions(self.transitions.inputs.distribution(self.policy))
 
     def surrogate(self, ent_coef):
         """Mean surrogate and mean entropy of the current policy from what SB3's ``evaluate_actions`` says."""
-        observations, actions, old_log_prob, advantages = self.transitions[:4]
-        _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+        inputs, actions, old_log_prob, advantages = self.transitions[:4]
+        _, log_prob, entropy = self.policy.evaluate_actions(inputs.observations, actions)
         ratio = (log_prob - old_log_prob).exp()
         entropy = -ratio * log_prob if entropy is None else entropy
         return (ratio * advantages + ent_coef * entropy).mean(), entropy.mean()
@@ -103,7 +104,7 @@ def test_the_rollout_is_compared_with_the_policy(kind, monkeypatch):
     """Log-probabilities are 0.3 off at two of seven states: by hand, the mean square is 2 * 0.09 / 7."""
     setup = Setup(CASES["gaussian"], kind)
     with th.no_grad():
-        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs, setup.transitions.actions)
+        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs.observations, setup.transitions.actions)
     shift = th.tensor([0.3, 0, 0, -0.3, 0, 0, 0], dtype=log_prob.dtype)
     setup.transitions = setup.transitions._replace(old_log_prob=log_prob + shift)
     for size in (N_STATES, 2):
@@ -145,7 +146,7 @@ def fisher_matrix(operator, n):
 
 
 def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
-    dense = DensePolicy(small.policy, small.transitions.inputs)
+    dense = DensePolicy(small.policy, small.transitions.inputs.observations)
     fisher = fisher_matrix(small.objective().local_model().model.fisher, len(dense.theta))
     th.testing.assert_close(fisher, dense.fisher(), rtol=1e-9, atol=1e-12)
     th.testing.assert_close(fisher, dense.kl_hessian(), rtol=1e-9, atol=1e-12)
@@ -157,7 +158,7 @@ def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
 )
 def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kind):
     setup = Setup(CASES[name], kind, n_states=3)
-    product = DensePolicy(setup.policy, setup.transitions.inputs).fisher_product()
+    product = DensePolicy(setup.policy, setup.transitions.inputs.observations).fisher_product()
     operator = setup.objective().local_model().model.fisher
     for seed in (0, 1):
         v = setup.random_vector(seed)
@@ -229,13 +230,12 @@ def test_every_mean_goes_through_the_one_reduction(gaussian):
 
 
 @pytest.mark.parametrize(("size", "reads"), [(N_STATES, 1), (3, 2 * 3)])
-def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_anew(gaussian, size, reads):
-    calls = []
-    counted = [lambda chunk=chunk: calls.append(None) or chunk() for chunk in chunked(gaussian.transitions, size)]
+def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_again(gaussian, size, reads):
+    counted = CountedReads(chunked(gaussian.transitions, size))
     model = gaussian.objective(fisher_chunks=counted).local_model().model
-    assert not calls
+    assert not counted.n_reads
     first, second = (model.fisher(gaussian.random_vector()) for _ in range(2))
-    assert len(calls) == reads
+    assert counted.n_reads == reads
     assert th.equal(first, second)
 
 
