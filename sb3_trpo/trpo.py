@@ -25,7 +25,9 @@ from sb3_trpo.callbacks import keeper_of
 from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, trust_region_step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.launcher import join
 from sb3_trpo.parallel.rollout_sync import Solo, crew_of, shapes_of
@@ -49,12 +51,14 @@ from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfi
 from sb3_trpo.settings import (
     check_batch,
     check_settings,
+    evaluate_schedule,
     explains_unknown_keywords,
-    scheduled,
-    timesteps_to_take,
+    parse_total_timesteps,
     warn_about_batch_size,
 )
 from sb3_trpo.update.actor import make_actor
+from sb3_trpo.update.advice import ADVICE
+from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.critic import FitOutcome, fit_critic
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
@@ -251,7 +255,7 @@ class TRPO(OnPolicyAlgorithm):
         """Evaluate the schedules as of now: set the learning rate, and give ``target_kl`` and ``ent_coef``."""
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
-        present = [scheduled(name, setting, progress) for name, setting in names.items()]
+        present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
         target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
@@ -273,10 +277,20 @@ class TRPO(OnPolicyAlgorithm):
             chunks, fisher_chunks = self._policy_chunks(batch, size)
             tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
             objective = PolicyObjective(
-                actor, parameters, chunks, fisher_chunks, ent_coef, self._communicator.mean, are_few, tolerance
+                actor,
+                parameters,
+                chunks,
+                [mean_kl(target_kl)],
+                fisher_chunks,
+                ent_coef,
+                self._communicator.mean,
+                are_few,
+                tolerance,
             )
             model, entropy, log_prob_error = objective.local_model()
-            step = trust_region_step(model, self._step_settings(target_kl))
+            solver = ConjugateGradient(self.cg_max_steps, self.cg_residual_tol)
+            line_search = BacktrackingLineSearch(self.line_search_shrinking_factor, self.line_search_max_iter)
+            step = trust_region_step(model, solver, line_search, self.cg_damping)
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
         self._warn_of_mismatch(log_prob_error)
         self.policy_outcome = step.outcome
@@ -319,16 +333,6 @@ class TRPO(OnPolicyAlgorithm):
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self._plain.observation_space, limits)
 
-    def _step_settings(self, target_kl: float) -> Settings:
-        return Settings(
-            target_kl=target_kl,
-            cg_max_steps=self.cg_max_steps,
-            cg_residual_tol=self.cg_residual_tol,
-            cg_damping=self.cg_damping,
-            shrinking_factor=self.line_search_shrinking_factor,
-            line_search_max_iter=self.line_search_max_iter,
-        )
-
     def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
         """Count an outcome under a name for the log, and tell what to do about an unwanted one the first time it comes up."""
         self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
@@ -337,7 +341,7 @@ class TRPO(OnPolicyAlgorithm):
         if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
             return  # a schedule of target_kl that ends at 0 has nothing to mend, unless its end is all there was
         if self._is_first_time(outcome.value):
-            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}"
+            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {ADVICE[outcome]}"
             if outcome is Outcome.LOST_IN_ROUNDING:  # nothing will be learned, whatever verbose is
                 warnings.warn(advice, UserWarning, stacklevel=2)
             elif self.verbose >= 1:
@@ -433,7 +437,7 @@ class TRPO(OnPolicyAlgorithm):
         :return: the model itself
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
-        total_timesteps = timesteps_to_take(total_timesteps)
+        total_timesteps = parse_total_timesteps(total_timesteps)
         require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
@@ -544,7 +548,7 @@ class TRPO(OnPolicyAlgorithm):
     def _check_settings(self) -> None:
         check_settings(vars(self))
         for name in ("target_kl", "ent_coef", "learning_rate"):
-            scheduled(name, getattr(self, name), progress_remaining=1.0)
+            evaluate_schedule(name, getattr(self, name), progress_remaining=1.0)
 
     def _check_batch(self) -> int:
         """Count the transitions of all ranks in a rollout; raise if they are too few."""

@@ -17,23 +17,36 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
-from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
+from sb3_trpo.checkpoint.codecs.environments import taped
+from sb3_trpo.checkpoint.codecs.nodes import Node
+from sb3_trpo.checkpoint.identity import (
+    differences,
+    identity,
+    present_settings,
+    schedule_differences,
+    schedule_digests,
+    versions,
+)
+from sb3_trpo.checkpoint.limits import CheckpointTooLargeError
 from sb3_trpo.checkpoint.loading import settings
-from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restore_run
-from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
-from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.ranks import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.run import (
+    continue_run,
+    describe_progress,
+    describe_total,
+    lost_parts,
+    plain_total,
+    record_run,
+    restore_run,
+)
 from sb3_trpo.checkpoint.signals import StopRequest
-from sb3_trpo.checkpoint.simulators import taped
-from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
-from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.settings import Rule, count, require
+from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
-    "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
-    "keep": Rule(count(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+    "every": Rule(is_integer_from(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
+    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
 }
 
 
@@ -62,7 +75,7 @@ class ResumableCheckpoint(RunKeeper):
     ) -> None:
         super().__init__(verbose)
         for name, value in {"every": every, "keep": keep}.items():
-            require(name, value, RULES[name])
+            check_setting(name, value, RULES[name])
         self.folder = folder
         self.path = Path(folder)
         self.every = every

@@ -18,10 +18,10 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
-from sb3_trpo.checkpoint.places import Places
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.file_paths import Places
+from sb3_trpo.checkpoint.codecs.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError, Restorer
 from sb3_trpo.parallel.rollout_sync import Crew
 
 CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))

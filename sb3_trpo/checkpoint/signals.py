@@ -12,7 +12,7 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_trpo.checkpoint.simulators import ask
+from sb3_trpo.checkpoint.codecs.environments import ask
 from sb3_trpo.parallel.running_statistics import layers_of
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")

@@ -25,6 +25,7 @@ import torch as th
 from torch import nn
 
 from sb3_trpo.networks.cudnn import without_cudnn
+from sb3_trpo.numerics.torch_private import fused_lstm_layer
 
 States = tuple[th.Tensor, th.Tensor]
 Tangents = tuple[th.Tensor | None, ...]
@@ -59,7 +60,7 @@ class LayerRun:
         self._inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
         x, h, c, *weights = self._inputs
         with th.enable_grad():  # training mode, without which cuDNN has no derivative at all
-            self._h, _, self._c = th._VF.lstm(x, (h, c), weights, len(weights) == 4, 1, 0.0, True, False, False)
+            self._h, _, self._c = fused_lstm_layer(x, h, c, weights)
 
     def outputs(self) -> States:
         """Give all h and the last c, without their graph: new tensors, for autograd ties them to whoever holds the run."""

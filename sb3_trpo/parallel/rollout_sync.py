@@ -35,7 +35,7 @@ from torch import nn
 from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.parallel.communicator import Communicator, fingerprint
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, monitor_files, statistics_of
-from sb3_trpo.settings import CONSTANT_RULES, RULES, scheduled
+from sb3_trpo.settings import CONSTANT_RULES, RULES, evaluate_schedule
 
 FIRST_RANK_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
 """Callbacks that evaluate, write or draw. A callback with an attribute ``first_rank_only`` says for itself."""
@@ -144,7 +144,7 @@ class Crew(Solo, BaseCallback):
 
     def _settings(self) -> dict[str, Any]:
         """Give what must be the same for the ranks to stay in step."""
-        schedules = {name: scheduled(name, getattr(self.model, name), 1.0) for name in CONSTANT_RULES}
+        schedules = {name: evaluate_schedule(name, getattr(self.model, name), 1.0) for name in CONSTANT_RULES}
         n_statistics = {"VecNormalize's statistics": len(statistics_of(self._env))}
         return {
             **self._numbers(),

@@ -19,22 +19,10 @@ from sb3_trpo.rollouts.reader import Minibatch
 
 
 class FitOutcome(Enum):
-    """How a critic fit ended; ``advice`` tells what to do about it."""
+    """How a critic fit ended."""
 
     FITTED = "fitted"
     DIVERGED = "diverged"
-
-    @property
-    def advice(self) -> str:
-        """One sentence on what to do if this keeps happening."""
-        return _ADVICE[self]
-
-
-_ADVICE = {
-    FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
-    FitOutcome.DIVERGED: "The critic became non-finite and was restored; lower learning_rate, set max_grad_norm, or scale the "
-    "rewards with VecNormalize.",
-}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch as th
-from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
+from sb3_trpo.numerics.torch_private import fused_adam_step, has_step_hooks
 
 REQUIRED_OPTIONS = {
     "amsgrad": False,
@@ -26,8 +26,6 @@ REQUIRED_OPTIONS = {
     "decoupled_weight_decay": False,
 }
 """Options of ``th.optim.Adam`` that the flat step does not have, with the values that leave them off."""
-GLOBAL_HOOKS = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
-"""Hooks that torch calls around the steps of all optimizers."""
 FUSED_DEVICES = ("cpu", "cuda")
 """Devices that torch has a fused kernel for."""
 
@@ -62,20 +60,17 @@ class FlatAdam:
         # The fused kernel updates m, v and theta in one pass. torch's own fused step calls it too, after checks in Python at
         # every step; here the arguments are bound once for the whole fit.
         self._update = partial(
-            th._fused_adam_,
+            fused_adam_step,
             [self.theta],
             [self.g],
             [self.m],
             [self.v],
-            [],
             [self.t],
             lr=self.group["lr"],
             beta1=self.group["betas"][0],
             beta2=self.group["betas"][1],
             weight_decay=self.group["weight_decay"],
             eps=self.group["eps"],
-            amsgrad=False,
-            maximize=False,
         )
 
     def step(self) -> None:
@@ -133,8 +128,8 @@ def flat_adam(optimizer: th.optim.Optimizer, parameters: Sequence[th.Tensor]) ->
     :param parameters: the parameters to fit
     :return: the flat Adam, or ``None`` if it cannot continue this optimizer
     """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_HOOKS)
-    if type(optimizer) is not th.optim.Adam or any(hooks) or "step" in vars(optimizer):  # where torch's schedulers put one
+    is_patched = "step" in vars(optimizer)  # torch's schedulers put one there
+    if type(optimizer) is not th.optim.Adam or is_patched or has_step_hooks(optimizer):
         return None
     wanted = {id(parameter) for parameter in parameters}
     groups = [group for group in optimizer.param_groups if wanted & {id(parameter) for parameter in group["params"]}]

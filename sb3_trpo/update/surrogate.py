@@ -1,8 +1,8 @@
 """
-The policy's surrogate, KL divergence and Fisher matrix over one rollout: what the trust-region step is given.
+The trust-region problem of one rollout: the policy's surrogate, its constraints and its Fisher matrix.
 
-Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a sum over states divided by their number; it
-is accumulated over chunks, so that memory is bounded by one chunk.
+Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a mean over states. Its sum is accumulated
+chunk by chunk, so memory is bounded by one chunk.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions.kinds import family
 from sb3_trpo.numerics.flat import assign, flatten
-from sb3_trpo.numerics.gauss_newton import Curvature, Mean, Outputs, fisher_operator, weighted
+from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Mean, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
+from sb3_trpo.update.constraints import PolicyConstraint
 
 KEPT_BYTES = 2**27
-"""What the derivatives of all chunks may hold together between Fisher products."""
+"""Memory that the derivatives of all chunks together may hold between Fisher products."""
 MISMATCH = 0.01
-"""Root mean square, in nats, beyond which log-probabilities are not those of the policy that acted; rounding gives 1e-6."""
+"""Root mean square error, in nats, beyond which log-probabilities are not those of the acting policy; rounding gives 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,20 @@ class PolicyObjective:
     The trust-region problem of one rollout.
 
     :param actor: the policy
-    :param parameters: those that the step moves
-    :param chunks: transitions for the surrogate, its gradient and the KL; read one chunk at a time
-    :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
+    :param parameters: the parameters that the step changes
+    :param chunks: transitions for the surrogate, its gradient and the constraints; read one chunk at a time
+    :param constraints: the mean KL(old || new), whose Hessian is the Fisher matrix, and any further ones
+    :param fisher_chunks: transitions for the Fisher matrix, possibly fewer; ``None`` for ``chunks``
     :param ent_coef: weight of the entropy in the surrogate
-    :param mean: the one reduction, over the ranks
-    :param are_few: whether all chunks together are no more than may be differentiated at a time
-    :param tolerance: root mean square by which log-probabilities may differ from those of the policy that acted, in nats
+    :param mean: divides sums over states by their weight; all ranks together
+    :param are_few: whether all chunks together are small enough to be differentiated at once
+    :param tolerance: root mean square error of log-probabilities, in nats, that needs no explanation
     """
 
     actor: Actor
     parameters: Sequence[th.nn.Parameter]
     chunks: Sequence[Transitions]
+    constraints: Sequence[PolicyConstraint]
     fisher_chunks: Sequence[Transitions] | None = None
     ent_coef: float = 0.0
     mean: Mean = ALONE.mean
@@ -58,9 +61,10 @@ class PolicyObjective:
         """
         Describe the problem at the current parameters, which become the old ones.
 
-        :return: the model, with the policy's entropy beside it
+        :return: the problem, and what the same pass over the rollout shows of the policy
         """
-        gradient = th.zeros_like(flatten(self.parameters))
+        theta = flatten(self.parameters).detach()
+        gradient = th.zeros_like(theta)
         sums, weight = gradient.new_zeros(3), 0.0
         snapshots: list[Outputs] = []
         of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
@@ -79,7 +83,8 @@ class PolicyObjective:
             self.parameters,
             mean_surrogate,
             self.mean(gradient, weight),
-            fisher_operator(curvatures, self.mean),
+            GaussNewtonOperator(theta, curvatures, self.mean),
+            self.constraints,
             lambda: self.evaluate(snapshots),
             squared_error if is_rounding else 0.0,
         )
@@ -103,7 +108,7 @@ class PolicyObjective:
             assign(places, [th.nextafter(value, th.full_like(value, math.inf)) for value in old])
             kl = self.evaluate(snapshots).kl
             assign(places, old)
-        except BaseException:  # an interrupt, too, even one in the midst of the lines above
+        except BaseException:  # interrupts too, even one that comes between the lines above
             assign(places, old)
             raise
         return math.inf if math.isnan(kl) else math.sqrt(2.0 * max(0.0, kl))
@@ -130,17 +135,17 @@ class PolicyObjective:
         Measure the policy at its current parameters against the old one.
 
         :param snapshots: z of the old policy, a tuple for each chunk
-        :return: the surrogate (eq. 14) and the mean KL(old || current) that bounds it (eq. 12)
+        :return: the surrogate (eq. 14) and the constraints' values
         """
-        sums, weight = snapshots[0][0].new_zeros(2), 0.0
+        sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
         for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
-            kind = family(distribution)
-            kl = kind.kl(old, kind.parameters(distribution))
+            bounded = [constraint.terms(old, distribution, chunk) for constraint in self.constraints]
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
-            sums = sums + th.stack((chunk.total(surrogate), chunk.total(kl)))
+            sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
             weight += chunk.weight
-        return Candidate(*self.mean(sums, weight).tolist())
+        surrogate_mean, *values = self.mean(sums, weight).tolist()
+        return Candidate(surrogate_mean, tuple(values))
 
 
 class CurvatureStore:

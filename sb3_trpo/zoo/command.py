@@ -48,7 +48,7 @@ try:
         from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
     from sb3_trpo.checkpoint import ResumableCheckpoint
-    from sb3_trpo.checkpoint.shared import first_ranks_in
+    from sb3_trpo.checkpoint.ranks import first_ranks_in
     from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
     from sb3_trpo.maskable.collecting import SelfMaskingModel
     from sb3_trpo.maskable.trpo import MaskableTRPO

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_trpo.checkpoint.replay import Simulator, register
+from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register
 
 N_WORDS = 624
 TWISTER = re.compile(rb"(\d{1,10} ){623,624}\d{1,10}")

@@ -21,10 +21,10 @@ import torch as th
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoint.nodes import LIVE, NUMBERS, brings_own_state, fingerprint, qualified_name
-from sb3_trpo.checkpoint.places import is_file_path
-from sb3_trpo.checkpoint.recording import PACKED_LENGTH, Recorder
-from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.file_paths import is_file_path
+from sb3_trpo.checkpoint.codecs.nodes import LIVE, NUMBERS, brings_own_state, fingerprint, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import PACKED_LENGTH, Recorder
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
 
 Point = namedtuple("Point", "x y")
 TORCH_DTYPES = [

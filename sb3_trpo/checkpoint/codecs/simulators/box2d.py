@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.checkpoint.replay import Simulator, register
+from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register
 
 TASKS = ("gymnasium.envs.box2d.lunar_lander.LunarLander", "gymnasium.envs.box2d.car_racing.CarRacing")
 

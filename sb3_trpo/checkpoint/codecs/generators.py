@@ -11,9 +11,9 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoint.nodes import Node, space_parts
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.nodes import Node, space_parts
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 TWISTER_LENGTH, PHILOX_LENGTH = 624, 4

@@ -18,10 +18,10 @@ import safetensors.numpy
 import torch as th
 from hypothesis import given, settings, strategies as st
 
-from sb3_trpo.checkpoint.generators import BIT_GENERATORS
-from sb3_trpo.checkpoint.nodes import LIVE, qualified_name
-from sb3_trpo.checkpoint.recording import Recorder
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.generators import BIT_GENERATORS
+from sb3_trpo.checkpoint.codecs.nodes import LIVE, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 
 Point = namedtuple("Point", "x y")
 HUGE = 10**400

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoint.nodes import BRAIN_FLOAT, NUMBERS, Node, owner_of
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.nodes import BRAIN_FLOAT, NUMBERS, Node, owner_of
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 
 VIEWED_AT_MOST = 4
 """How many times as large as a view an array may be that is recorded for the view's sake."""

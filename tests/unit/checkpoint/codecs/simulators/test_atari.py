@@ -9,19 +9,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from helpers.env_states import assert_alike, changed, is_same, roam, sent
 from helpers.runs import outcome, run_until_done
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
-from test_replay import changed
-from test_simulators import assert_alike, is_same, roam, sent
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, atari_state
-from sb3_trpo.checkpoint.replay import start_tape, stop_tape
-from sb3_trpo.checkpoint.restoring import MismatchError
-from sb3_trpo.checkpoint.simulators import get_state, set_state, taped
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.codecs.environments import get_state, set_state, taped
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.simulators import atari
+from sb3_trpo.checkpoint.codecs.simulators.replay import start_tape, stop_tape
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")  # for SB3's AtariWrapper
@@ -170,7 +170,7 @@ def test_a_game_that_is_heard_is_beyond_reach() -> None:
 def test_a_state_that_is_laid_out_in_another_way_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     env = roam(game(), 5, seed=1)
     assert get_state(env).opaque == {}
-    monkeypatch.setattr(atari_state, "BEGIN", 20)
+    monkeypatch.setattr(atari, "BEGIN", 20)
     assert "ale_py._ale_py.ALEInterface" in get_state(env).opaque.values()
 
 

@@ -19,10 +19,10 @@ from stable_baselines3.common.logger import HParam, Image, Logger, configure, ma
 from stable_baselines3.common.monitor import Monitor, ResultsWriter, load_results
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_trpo.checkpoint.logs import PENDING, file_content, record_logger, restore_logger, rewrite
-from sb3_trpo.checkpoint.recording import Recorder
-from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
-from sb3_trpo.checkpoint.simulators import EnvState, get_state, set_state
+from sb3_trpo.checkpoint.codecs.environments import EnvState, get_state, set_state
+from sb3_trpo.checkpoint.codecs.logs import PENDING, file_content, record_logger, restore_logger, rewrite
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError, Restorer
 
 FILES = ("progress.csv", "progress.json", "log.txt")
 FORMATS = ["csv", "json", "log"]

@@ -1,5 +1,5 @@
 """
-Live objects as plain data; :mod:`sb3_trpo.checkpoint.restoring` is the way back.
+Live objects as plain data; :mod:`sb3_trpo.checkpoint.codecs.restoring` is the way back.
 
 A :class:`Recorder` turns a value into a node, with arrays kept apart under their path.
 """
@@ -25,7 +25,8 @@ import numpy as np
 import torch as th
 from gymnasium.envs.registration import EnvSpec
 
-from sb3_trpo.checkpoint.nodes import (
+from sb3_trpo.checkpoint.codecs.file_paths import Places, Verdict
+from sb3_trpo.checkpoint.codecs.nodes import (
     LIVE,
     NOT_STATE,
     TEXT_LIKE,
@@ -34,7 +35,6 @@ from sb3_trpo.checkpoint.nodes import (
     fits,
     qualified_name,
 )
-from sb3_trpo.checkpoint.places import Places, Verdict
 
 PACKED_LENGTH = 8
 """From this length on, a list of numbers of one type is kept as an array."""

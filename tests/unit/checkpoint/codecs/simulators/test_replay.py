@@ -11,17 +11,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from helpers.env_states import assert_alike, changed, is_same, record_of, restore, roam, sent
 from helpers.runs import outcome, run_until_done
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from test_simulators import assert_alike, is_same, record_of, restore, roam, sent
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, replay
-from sb3_trpo.checkpoint.replay import Simulator, register, start_tape, stop_tape, tape_of
-from sb3_trpo.checkpoint.restoring import MismatchError
-from sb3_trpo.checkpoint.simulators import EnvState, get_state, set_state, taped
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.codecs.environments import get_state, set_state, taped
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.simulators import replay
+from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register, start_tape, stop_tape, tape_of
 
 LUNAR = {"discrete": {}, "continuous": {"continuous": True, "enable_wind": True}}
 N_STEPS = {"just after a reset": 0, "mid-episode": 40, "in a later episode": 230}
@@ -153,18 +154,6 @@ def test_a_simulation_that_was_changed_amid_the_episode_is_refused() -> None:
     other.reset()
     with pytest.raises(MismatchError, match=r"its episode of 21 steps came out differently"):
         set_state(other, sent(get_state(one)))
-
-
-def changed(state: EnvState, **parts: Any) -> EnvState:
-    """Change parts of what was recorded of the env itself."""
-    node = state.node
-    while "replayed" not in node:
-        node = node["state"]["env"]
-    node |= {name: value for name, value in parts.items() if name in node}
-    for name, value in parts.items():
-        if name not in node:
-            state.arrays[node[name.removeprefix("array_")]] = value
-    return state
 
 
 FORGED = {

@@ -17,17 +17,17 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
-import sb3_trpo.checkpoint.arrays
-import sb3_trpo.checkpoint.atari_state
-import sb3_trpo.checkpoint.box2d_state
-import sb3_trpo.checkpoint.logs
-import sb3_trpo.checkpoint.mujoco_state  # noqa: F401  # they tell how to record parts of envs
-from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
-from sb3_trpo.checkpoint.nodes import ANSWER, LIVE, Node, brings_own_state, qualified_name
-from sb3_trpo.checkpoint.places import Places
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.replay import start_tape, stop_tape
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+import sb3_trpo.checkpoint.codecs.arrays
+import sb3_trpo.checkpoint.codecs.logs
+import sb3_trpo.checkpoint.codecs.simulators.atari
+import sb3_trpo.checkpoint.codecs.simulators.box2d
+import sb3_trpo.checkpoint.codecs.simulators.mujoco  # noqa: F401  # they tell how to record parts of envs
+from sb3_trpo.checkpoint.codecs.file_paths import Places
+from sb3_trpo.checkpoint.codecs.generators import record_global_generators, restore_global_generators
+from sb3_trpo.checkpoint.codecs.nodes import ANSWER, LIVE, Node, brings_own_state, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.simulators.replay import start_tape, stop_tape
 from sb3_trpo.parallel.running_statistics import layers_of
 
 UNASKED = "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"

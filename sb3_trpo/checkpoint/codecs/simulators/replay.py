@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from sb3_trpo.checkpoint.generators import checked
-from sb3_trpo.checkpoint.nodes import LIVE, NOT_STATE, Node, fingerprint, qualified_name
-from sb3_trpo.checkpoint.recording import SIMULATORS, Recorder, record_object
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.generators import checked
+from sb3_trpo.checkpoint.codecs.nodes import LIVE, NOT_STATE, Node, fingerprint, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import SIMULATORS, Recorder, record_object
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 
 LONGEST = 500_000
 """Steps of an episode from which on its actions are no longer kept: playing Atari's at their limit takes half a minute."""

@@ -23,9 +23,9 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.monitor import ResultsWriter
 
-from sb3_trpo.checkpoint.nodes import LIVE, Node
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MAKERS, Restorer
+from sb3_trpo.checkpoint.codecs.nodes import LIVE, Node
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, Restorer
 
 PENDING = ("name_to_value", "name_to_count", "name_to_excluded")
 """Attributes of SB3's logger that hold what the next dump writes."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.recording import SIMULATORS, Recorder
-from sb3_trpo.checkpoint.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.nodes import Node
+from sb3_trpo.checkpoint.codecs.recording import SIMULATORS, Recorder
+from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 
 ARENA = ("efc_", "iefc_", "iacc", "ifrc_", "island_")
 """Arrays of constraints, whose sizes change with the contacts: each step makes them anew before it reads them."""

@@ -1,5 +1,5 @@
 """
-Plain data back into live objects: the way back from :mod:`sb3_trpo.checkpoint.recording`.
+Plain data back into live objects: the way back from :mod:`sb3_trpo.checkpoint.codecs.recording`.
 
 A :class:`Restorer` makes the value of a node in the likeness of what is there: objects are filled in place, everything else is
 made anew. No class is looked up and nothing is called by a name that a node gives: a node from a stranger cannot run code.
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.monitor import ResultsWriter
 
-from sb3_trpo.checkpoint.nodes import (
+from sb3_trpo.checkpoint.codecs.file_paths import is_file_path, points_away
+from sb3_trpo.checkpoint.codecs.nodes import (
     FUNCTIONS,
     NOT_STATE,
     TEXT_LIKE,
@@ -25,8 +26,7 @@ from sb3_trpo.checkpoint.nodes import (
     fits,
     qualified_name,
 )
-from sb3_trpo.checkpoint.places import is_file_path, points_away
-from sb3_trpo.checkpoint.recording import is_open
+from sb3_trpo.checkpoint.codecs.recording import is_open
 
 
 class MismatchError(ValueError):

@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from helpers.env_states import LIMIT, MOMENTS, assert_alike, is_same, record_of, restore, roam, sent, stay_up
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
-from test_simulators import LIMIT, MOMENTS, assert_alike, is_same, record_of, restore, roam, sent, stay_up
 
-from sb3_trpo.checkpoint.mujoco_state import ARENA, SHAPES, numbers_of
-from sb3_trpo.checkpoint.restoring import MismatchError
-from sb3_trpo.checkpoint.simulators import EnvState, get_state, set_state
+from sb3_trpo.checkpoint.codecs.environments import EnvState, get_state, set_state
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.simulators.mujoco import ARENA, SHAPES, numbers_of
 
 mujoco = pytest.importorskip("mujoco")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date")

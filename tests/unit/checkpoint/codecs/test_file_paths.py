@@ -14,9 +14,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.places import Places, Verdict, points_away
-from sb3_trpo.checkpoint.recording import Recorder
-from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.file_paths import Places, Verdict, points_away
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 384, 64
