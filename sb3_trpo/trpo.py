@@ -29,8 +29,11 @@ from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, trust_region_step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.launcher import join
-from sb3_trpo.parallel.rollout_sync import Solo, crew_of, shapes_of
+from sb3_trpo.parallel.consistency import require_same, shapes_of
+from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.parallel.faults import check_on_all_ranks
+from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
+from sb3_trpo.parallel.sharding import seed_of_rank, shard_minibatches, steps_of_rank
 from sb3_trpo.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -223,7 +226,7 @@ class TRPO(OnPolicyAlgorithm):
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
-            self._communicator.compare(shapes_of(self.policy), "the policy's tensors")
+            require_same(shapes_of(self.policy), "the policy's tensors", self._communicator)
             self._communicator.broadcast([*self.policy.state_dict().values()])
             n_transitions = self._check_batch()
             if self._communicator.is_first:
@@ -235,7 +238,7 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
         """
-        self._communicator.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
+        check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
         target_kl, ent_coef = self._schedule()
         batch = RolloutBatch([self.rollout_buffer], self.rollout_reader)
         networks = read_networks(self.policy)
@@ -252,7 +255,7 @@ class TRPO(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _schedule(self) -> tuple[float, float]:
-        """Evaluate the schedules as of now: set the learning rate, and give ``target_kl`` and ``ent_coef``."""
+        """Evaluate the schedules as of now: set the learning rate, and return ``target_kl`` and ``ent_coef``."""
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
         present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
@@ -308,13 +311,14 @@ class TRPO(OnPolicyAlgorithm):
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in parameters that the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            share = self._communicator.share(self.batch_size, batch.n_transitions)
-            settings = self.n_critic_updates, self.max_grad_norm, self._communicator, share
-            regression = networks and plain_regression(self.policy, networks, parameters, batch, share.batch_size)
+            shard = shard_minibatches(self.batch_size, batch.n_transitions, self._communicator)
+            batch_size = self.batch_size if shard is None else shard.batch_size
+            settings = self.n_critic_updates, self.max_grad_norm, self._communicator, shard
+            regression = networks and plain_regression(self.policy, networks, parameters, batch, batch_size)
             if regression:
                 fit = fit_stack(regression, *settings)
             else:
-                fit = fit_critic(self.policy, parameters, partial(batch.minibatches, share.batch_size), *settings)
+                fit = fit_critic(self.policy, parameters, partial(batch.minibatches, batch_size), *settings)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))
@@ -442,40 +446,40 @@ class TRPO(OnPolicyAlgorithm):
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, crew = keeper_of(callback), crew_of(self, self._communicator)
-        with crew.at_work(keeper), keeper.session(self, callback):
+        keeper, sync = keeper_of(callback), make_rollout_sync(self, self._communicator)
+        with sync.session(keeper), keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
-                crew.callbacks(callback),
+                sync.callbacks(callback),
                 reset_num_timesteps,
                 tb_log_name,
                 progress_bar and self._communicator.is_first,
             )
-            crew.begin(total_timesteps)
+            sync.after_reset(total_timesteps)
             self._n_iterations = iteration = 0
             keeper.announce(callback)
             callback.on_training_start(locals(), globals())
             keeper.resume(callback)
-            crew.follow_resumption()
+            sync.after_resume()
             while (
-                self.num_timesteps < total_timesteps and self._iterate(crew, callback, log_interval) and keeper.at_boundary()
+                self.num_timesteps < total_timesteps and self._iterate(sync, callback, log_interval) and keeper.at_boundary()
             ):
                 continue
             callback.on_training_end()
         return self
 
-    def _iterate(self, crew: Solo, callback: BaseCallback, log_interval: int | None) -> bool:
+    def _iterate(self, sync: NoSync, callback: BaseCallback, log_interval: int | None) -> bool:
         """Collect a rollout and learn from it, unless a callback ends the training."""
         assert self.env is not None
         is_complete = self.collect_rollouts(self.env, callback, self.rollout_buffer, self.rollout_buffer.buffer_size)
-        if not crew.finish_rollout(is_complete, callback):
+        if not sync.after_rollout(is_complete, callback):
             return False
         self._n_iterations += 1
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if log_interval is not None and self._n_iterations % log_interval == 0:
             self.dump_logs(self._n_iterations)
         self.train()
-        crew.prove_agreement()
+        sync.after_update()
         return True
 
     @classmethod
@@ -516,17 +520,17 @@ class TRPO(OnPolicyAlgorithm):
 
         :param seed: of the run; each rank derives its own
         """
-        super().set_random_seed(self._communicator.seed_of(seed))
+        super().set_random_seed(seed_of_rank(seed, self._communicator))
 
     def _setup_model(self) -> None:
         check_default_type()
         self._check_settings()
-        self._communicator = join(self.distributed, self.device)
+        self._communicator = connect(self.distributed, self.device)
         check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         given = self.n_steps, self.observation_space, self.action_space
         try:
-            self.n_steps = self._communicator.part_of(self.n_steps, "n_steps")
+            self.n_steps = steps_of_rank(self.n_steps, self._communicator)
             self.observation_space, self.action_space = self._plain.observation_space, self._plain.action_space
             self._build()
         finally:

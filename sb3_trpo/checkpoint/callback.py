@@ -42,6 +42,7 @@ from sb3_trpo.checkpoint.run import (
 from sb3_trpo.checkpoint.signals import StopRequest
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
 from sb3_trpo.parallel.communicator import ALONE
+from sb3_trpo.parallel.faults import check_on_all_ranks
 from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
@@ -115,7 +116,7 @@ class ResumableCheckpoint(RunKeeper):
             self._identity, self._schedules = identity(model), schedule_digests(settings)
             self._found = find(folder, self._communicator)
             if self._found is not None:
-                self._communicator.agree(partial(self._refuse_another_run, self._found.checkpoint))
+                check_on_all_ranks(partial(self._refuse_another_run, self._found.checkpoint), self._communicator)
             venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
             venvs += filter(None, [model.env])
             stack.enter_context(taped(venvs))

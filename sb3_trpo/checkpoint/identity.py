@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_trpo.checkpoint.codecs.environments import ask, describe
 from sb3_trpo.checkpoint.codecs.nodes import qualified_name
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
 """Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""

@@ -29,7 +29,8 @@ from sb3_trpo.checkpoint.codecs.recording import Recorder
 from sb3_trpo.checkpoint.codecs.restoring import Restorer
 from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.sharding import seed_of_rank
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 MODEL_SKIPPED = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
@@ -197,7 +198,7 @@ def _reset_seed(model: OnPolicyAlgorithm) -> int:
 
 
 def _own_seed(seed: int, communicator: Communicator) -> int:
-    own = communicator.seed_of(seed)
+    own = seed_of_rank(seed, communicator)
     assert own is not None
     return own
 

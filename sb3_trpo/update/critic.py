@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_trpo.numerics.flat import assign
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.sharding import MinibatchShard, mean_gradients, weighted_minibatches
 from sb3_trpo.rollouts.reader import Minibatch
 
 
@@ -45,7 +46,7 @@ def fit_critic(
     n_epochs: int,
     max_grad_norm: float | None,
     communicator: Communicator = ALONE,
-    share: Share = WHOLE,
+    shard: MinibatchShard | None = None,
 ) -> CriticFit:
     """
     Regress the values on the returns, in place.
@@ -58,7 +59,7 @@ def fit_critic(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
-    :param share: how many minibatches this rank's pass has, and the longest pass of all ranks
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
@@ -73,7 +74,7 @@ def fit_critic(
         errors = [
             descend(policy, parameters, minibatch, weight, max_grad_norm, communicator)
             for _ in range(n_epochs)
-            for minibatch, weight in communicator.in_step(minibatches(), share)
+            for minibatch, weight in weighted_minibatches(minibatches(), shard)
         ]
         loss = (
             mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], communicator) if errors else None
@@ -166,7 +167,7 @@ def descend(
     if parameters and total.requires_grad:
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(total, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, communicator.mean_gradients(gradients, parameters, n), strict=True):
+        for parameter, gradient in zip(parameters, mean_gradients(gradients, parameters, n, communicator), strict=True):
             parameter.grad = gradient
         if max_grad_norm:
             clip_grad_norm_(parameters, max_grad_norm)

@@ -31,7 +31,8 @@ from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
 from sb3_trpo.numerics.flat import unflatten
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.sharding import MinibatchShard, weighted_minibatches
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import FeatureEpoch
 from sb3_trpo.update.critic import CriticFit, FitOutcome, mean_loss
@@ -112,7 +113,7 @@ def fit_stack(
     n_epochs: int,
     max_grad_norm: float | None,
     communicator: Communicator = ALONE,
-    share: Share = WHOLE,
+    shard: MinibatchShard | None = None,
 ) -> CriticFit:
     """
     Regress a critic's values on the returns.
@@ -123,7 +124,7 @@ def fit_stack(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
-    :param share: how many minibatches this rank's pass has, and the longest pass of all ranks
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
     critic, adam, epoch = regression
@@ -136,7 +137,7 @@ def fit_stack(
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in communicator.in_step(epoch(), share):
+        for (x, returns), weight in weighted_minibatches(epoch(), shard):
             network = passes(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))

@@ -39,9 +39,9 @@ def _run(connection: Any, variables: dict[str, str], task: Callable[..., Any], a
         connection.send(("result", task(int(variables["RANK"]), *args)))
     except BaseException as error:
         connection.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-    from sb3_trpo.parallel.launcher import Group
+    from sb3_trpo.parallel.launcher import PROCESS_GROUP
 
-    Group.leave()
+    PROCESS_GROUP.leave()
 
 
 class Process:
@@ -61,7 +61,7 @@ class Process:
         self.process.start()
         sender.close()
 
-    def outcome(self, timeout: float = 120.0) -> tuple[str, Any]:
+    def outcome(self, timeout: float = 20.0) -> tuple[str, Any]:
         """Wait for the end: "result" or "error" and what it is, or "died"."""
         try:
             if not self._receiver.poll(timeout):

@@ -28,7 +28,7 @@ from sb3_trpo.checkpoint.codecs.nodes import ANSWER, LIVE, Node, brings_own_stat
 from sb3_trpo.checkpoint.codecs.recording import Recorder, record
 from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
 from sb3_trpo.checkpoint.codecs.simulators.replay import start_tape, stop_tape
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 UNASKED = "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"
 VEC_NOT_STATE = frozenset(("class_attributes", "num_envs", "render_mode", "metadata", "remotes", "work_remotes", "processes"))

@@ -15,8 +15,12 @@ from helpers import ranks
 from helpers.ranks import RankFailedError, free_port, in_ranks
 from hypothesis import given, strategies as st
 
-from sb3_trpo.parallel.communicator import ALONE, SHORT, WHOLE, Communicator, Share, World, fingerprint
-from sb3_trpo.parallel.launcher import VARIABLES, Group, _meet, join
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.consistency import checksums as fingerprint, require_same
+from sb3_trpo.parallel.distributed import SHORT_MESSAGE as SHORT, DistributedCommunicator, connect
+from sb3_trpo.parallel.faults import check_on_all_ranks, leaving_on_error
+from sb3_trpo.parallel.launcher import PROCESS_GROUP, VARIABLES, meet
+from sb3_trpo.parallel.sharding import MinibatchShard, seed_of_rank, shard_minibatches, steps_of_rank, weighted_minibatches
 
 CPU = th.device("cpu")
 INTEGERS = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
@@ -52,20 +56,20 @@ def test_a_reduction_of_one_rank_is_the_identity():
     values = th.tensor([1.5, -2.0])
     assert ALONE.is_first
     assert ALONE.sum(values) is values
-    assert ALONE.stack(values).equal(values[None])
+    assert ALONE.gather(values).equal(values[None])
     assert ALONE.mean(values, 4.0).equal(values / 4.0)
-    assert ALONE.gather("a") == ["a"]
-    assert ALONE.of_first("a") == "a"
-    assert (ALONE.seed_of(7), ALONE.seed_of(None), ALONE.part_of(5, "n_steps")) == (7, None, 5)
+    assert ALONE.gather_objects("a") == ["a"]
+    assert ALONE.broadcast_object("a") == "a"
+    assert (seed_of_rank(7, ALONE), seed_of_rank(None, ALONE), steps_of_rank(5, ALONE)) == (7, None, 5)
 
 
 def test_one_rank_needs_nobody():
     values = th.tensor([1.5, -2.0])
-    ALONE.copy_first([values])
-    ALONE.require_same({"a": 1}, "settings")
-    ALONE.agree(lambda: None)
+    ALONE.broadcast([values])
+    require_same({"a": 1}, "settings", ALONE)
+    check_on_all_ranks(lambda: None, ALONE)
     assert values.tolist() == [1.5, -2.0]
-    assert [*ALONE.in_step("abc", WHOLE)] == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+    assert [*weighted_minibatches("abc", None)] == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
 
 
 def test_one_rank_lets_errors_through_as_they_are():
@@ -74,23 +78,23 @@ def test_one_rank_lets_errors_through_as_they_are():
     def check():
         raise error
 
-    with pytest.raises(ValueError, match=r"^no good$") as caught, ALONE.together():
-        ALONE.agree(check)
+    with pytest.raises(ValueError, match=r"^no good$") as caught, leaving_on_error(ALONE):
+        check_on_all_ranks(check, ALONE)
     assert caught.value is error
 
 
 def test_without_a_launcher_a_process_is_alone(launched):
-    assert join(None, CPU) is join(False, CPU) is ALONE
+    assert connect(None, CPU) is connect(False, CPU) is ALONE
 
 
 def test_a_launcher_of_one_process_leaves_it_alone(launched):
     launched(WORLD_SIZE="1", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    assert join(None, CPU) is ALONE
+    assert connect(None, CPU) is ALONE
 
 
 def test_who_wants_to_be_alone_is_so_under_a_launcher(launched):
     launched(WORLD_SIZE="2", RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
-    assert join(False, CPU) is ALONE
+    assert connect(False, CPU) is ALONE
     assert not dist.is_initialized()
 
 
@@ -102,21 +106,21 @@ def test_who_wants_to_be_alone_is_so_under_a_launcher(launched):
 def test_what_a_launcher_has_not_set_is_named(launched, distributed, given, missing):
     launched(**dict.fromkeys(given, "2"))
     with pytest.raises(ValueError, match=rf"{missing} missing\. Start the script with torchrun, .* give distributed=False"):
-        join(distributed, CPU)
+        connect(distributed, CPU)
     assert not dist.is_initialized()
 
 
 def test_the_first_rank_keeps_the_seed_and_the_others_get_their_own():
-    seeds = {Fake(rank, 32).seed_of(seed) for seed in range(100) for rank in range(32)}
-    assert all(Fake(0, 32).seed_of(seed) == seed for seed in range(100))
+    seeds = {seed_of_rank(seed, Fake(rank, 32)) for seed in range(100) for rank in range(32)}
+    assert all(seed_of_rank(seed, Fake(0, 32)) == seed for seed in range(100))
     assert len(seeds) == 100 * 32
-    assert Fake(3, 4).seed_of(None) is None
+    assert seed_of_rank(None, Fake(3, 4)) is None
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 10_000))
 def test_a_derived_seed_suits_every_generator(seed, rank):
-    derived = Fake(rank, rank + 1).seed_of(seed)
-    assert derived == Fake(rank, rank + 5).seed_of(seed)
+    derived = seed_of_rank(seed, Fake(rank, rank + 1))
+    assert derived == seed_of_rank(seed, Fake(rank, rank + 5))
     assert 0 <= derived < 2**31
     np.random.RandomState(derived)
     gym.utils.seeding.np_random(derived)
@@ -124,7 +128,7 @@ def test_a_derived_seed_suits_every_generator(seed, rank):
 
 @given(st.integers(1, 50), st.integers(0, 10_000))
 def test_parts_are_even_and_add_up(size, more):
-    parts = [Fake(rank, size).part_of(size + more, "n_steps") for rank in range(size)]
+    parts = [steps_of_rank(size + more, Fake(rank, size)) for rank in range(size)]
     assert sum(parts) == size + more
     assert 1 <= min(parts) <= max(parts) <= min(parts) + 1
 
@@ -133,12 +137,12 @@ def test_parts_are_even_and_add_up(size, more):
 def test_too_little_for_all_is_refused(size, data):
     n = data.draw(st.integers(0, size - 1))
     with pytest.raises(ValueError, match=rf"n_steps is {n}, which {size} ranks share; it must be at least {size}\. Raise"):
-        Fake(0, size).part_of(n, "n_steps")
+        steps_of_rank(n, Fake(0, size))
 
 
-@given(st.integers(1, 5000), st.lists(st.integers(1, 10_000), min_size=1, max_size=9))
+@given(st.integers(1, 5000), st.lists(st.integers(1, 10_000), min_size=2, max_size=9))
 def test_minibatches_are_shared_in_proportion(batch_size, numbers):
-    shares = [Fake(rank, len(numbers), numbers).share(batch_size, n) for rank, n in enumerate(numbers)]
+    shares = [shard_minibatches(batch_size, n, Fake(rank, len(numbers), numbers)) for rank, n in enumerate(numbers)]
     exact = [Fraction(batch_size * n, sum(numbers)) for n in numbers]
     assert all(0 <= size - part < 1 and size >= 1 for (size, *_), part in zip(shares, exact, strict=True))
     n_minibatches = [-(-n // size) for n, (size, *_) in zip(numbers, shares, strict=True)]
@@ -149,7 +153,7 @@ def test_minibatches_are_shared_in_proportion(batch_size, numbers):
 
 @given(st.integers(1, 10_000), st.integers(1, 10_000))
 def test_one_rank_has_the_minibatches_asked_for(batch_size, n):
-    assert ALONE.share(batch_size, n) == (batch_size, *[-(-n // batch_size)] * 2)
+    assert shard_minibatches(batch_size, n, ALONE) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -237,9 +241,9 @@ def summed(communicator, n, shape=(-1,)):
 def check(communicator, faulty, kind=ValueError):
     def fail():
         if communicator.rank in faulty:
-            raise kind(f"bad {ranks.rank}")
+            raise kind(f"bad {communicator.rank}")
 
-    return raised(communicator.agree, fail)
+    return raised(check_on_all_ranks, fail, communicator)
 
 
 def tensors_of(rank):
@@ -254,8 +258,8 @@ def tensors_of(rank):
 
 
 def reduce_all(rank):
-    communicator = join(None, CPU)
-    assert isinstance(communicator, World)
+    communicator = connect(None, CPU)
+    assert isinstance(communicator, DistributedCommunicator)
     few, many = SHORT // 4 // communicator.size, SHORT // 4 + 1
     copied = tensors_of(rank)
     communicator.broadcast(copied)
@@ -272,18 +276,18 @@ def reduce_all(rank):
         "copied": all(a.equal(b) and a.dtype == b.dtype for a, b in zip(copied, tensors_of(0), strict=True)),
         "few": summed(communicator, few),
         "many": summed(communicator, many),
-        "in_step": [*communicator.in_step(range(n_minibatches), Share(4, n_minibatches, 2 * communicator.size - 1))],
-        "too long": raised(lambda: [*communicator.in_step(range(3), Share(4, 2, 2))]),
-        "too short": raised(lambda: [*communicator.in_step(range(1), Share(4, 2, 2))]),
-        "empty": raised(lambda: [*communicator.in_step((), Share(4, 2, 2))]),
+        "in_step": [*weighted_minibatches(range(n_minibatches), MinibatchShard(4, n_minibatches, 2 * communicator.size - 1))],
+        "too long": raised(lambda: [*weighted_minibatches(range(3), MinibatchShard(4, 2, 2))]),
+        "too short": raised(lambda: [*weighted_minibatches(range(1), MinibatchShard(4, 2, 2))]),
+        "empty": raised(lambda: [*weighted_minibatches((), MinibatchShard(4, 2, 2))]),
         "all well": check(communicator, []),
         "one bad": check(communicator, [1]),
         "two bad": check(communicator, [0, 1]),
-        "alike": raised(communicator.compare, dict.fromkeys("abc", 1.5), "settings"),
-        "unlike": raised(communicator.compare, own, "settings"),
-        "lacking": raised(communicator.compare, {"a": 1} if rank else {"a": 1, "gamma": None}, "settings"),
-        "seed": communicator.seed_of(3),
-        "again": join(True, CPU).size,
+        "alike": raised(require_same, dict.fromkeys("abc", 1.5), "settings", communicator),
+        "unlike": raised(require_same, own, "settings", communicator),
+        "lacking": raised(require_same, {"a": 1} if rank else {"a": 1, "gamma": None}, "settings", communicator),
+        "seed": seed_of_rank(3, communicator),
+        "again": connect(True, CPU).size,
     }
 
 
@@ -360,10 +364,10 @@ def test_what_a_rank_lacks_differs_though_it_is_none(reduced):
 
 def use_own_group(rank):
     dist.init_process_group("gloo")
-    communicator = join(None, CPU)
+    communicator = connect(None, CPU)
     total = int(communicator.sum(th.tensor(rank + 1)))
     text = raised(raise_together, communicator)
-    Group.leave()
+    PROCESS_GROUP.leave()
     still_there = dist.is_initialized()
     again = int(communicator.sum(th.tensor(1)))
     dist.destroy_process_group()
@@ -371,7 +375,7 @@ def use_own_group(rank):
 
 
 def raise_together(communicator):
-    with communicator.together():
+    with leaving_on_error(communicator):
         raise KeyError("oh")
 
 
@@ -380,28 +384,28 @@ def test_a_process_group_of_the_scripts_is_used_and_left_alone():
 
 
 def come_and_go(rank):
-    alone = join(None, CPU) is ALONE
-    communicator = join(True, CPU)
+    alone = connect(None, CPU) is ALONE
+    communicator = connect(True, CPU)
     kind = type(communicator).__name__, communicator.size, int(communicator.sum(th.tensor(5)))
-    Group.leave()
-    Group.leave()
-    return alone, kind, dist.is_initialized(), raised(join, True, CPU)
+    PROCESS_GROUP.leave()
+    PROCESS_GROUP.leave()
+    return alone, kind, dist.is_initialized(), raised(connect, True, CPU)
 
 
 def test_who_has_left_cannot_come_back():
     [(alone, kind, is_there, (error, text))] = in_ranks(1, come_and_go)
     assert alone
-    assert kind == ("WorldOverGloo", 1, 5)
+    assert kind == ("GlooCommunicator", 1, 5)
     assert not is_there
     assert error == "RuntimeError"
     assert "start the script again" in text
 
 
 def raise_in(rank, culprit):
-    communicator = join(None, CPU)
+    communicator = connect(None, CPU)
     communicator.sum(th.tensor(0))
     try:
-        with communicator.together():
+        with leaving_on_error(communicator):
             if rank == culprit:
                 time.sleep(0.3)
                 raise KeyError("the env broke")
@@ -425,10 +429,10 @@ def test_who_waits_for_a_rank_that_raises_is_told_why(size, culprit):
 
 def reduce_by_collectives(rank):
     """Take the way of other devices, which gloo can go too."""
-    communicator = join(None, CPU)
-    plain = World(CPU, None, Group.leave)
+    communicator = connect(None, CPU)
+    plain = DistributedCommunicator(CPU, None)
     values = th.linspace(-1, 1, 7) * (rank + 1)
-    pairs = [(each.stack(values), each.sum(values), each.mean(values, 2.0 + rank)) for each in (communicator, plain)]
+    pairs = [(each.gather(values), each.sum(values), each.mean(values, 2.0 + rank)) for each in (communicator, plain)]
     return [th.allclose(one, other, atol=1e-6) for one, other in zip(*pairs, strict=True)], pairs[1][1].numpy().tobytes()
 
 
@@ -442,7 +446,7 @@ def test_ranks_meet_anew_in_a_store_that_still_knows_the_dead():
     store, words = dist.HashStore(), []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
-            (word,) = {*pool.map(lambda rank: _meet(store, rank, 3), range(3))}
+            (word,) = {*pool.map(lambda rank: meet(store, rank, 3), range(3))}
         words.append(word)
     assert len({*words}) == 3
 
@@ -451,12 +455,12 @@ PART = """
 import weakref
 import torch.distributed as dist
 from sb3_trpo import TRPO
-from sb3_trpo.parallel.launcher import Group
+from sb3_trpo.parallel.launcher import PROCESS_GROUP
 
 TRPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, distributed=True).learn(8)
 group = weakref.ref(dist.group.WORLD)
 assert group() is not None
-Group.leave()
+PROCESS_GROUP.leave()
 assert group() is None, "something keeps the process group"
 """
 

@@ -26,13 +26,15 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
 from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.parallel.communicator import ALONE, RanksPartedError
-from sb3_trpo.parallel.rollout_sync import Crew, Solo, crew_of, in_turn, of_every_rank
+from sb3_trpo.parallel.communicator import ALONE
+from sb3_trpo.parallel.faults import RanksPartedError
+from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
+from sb3_trpo.parallel.rollout_sync import NoSync, RolloutSync, interleave, make_rollout_sync
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, statistics_of
 
 
 def leaves(callbacks):
-    return [each for each in callback_tree(of_every_rank(callbacks)) if not isinstance(each, CallbackList)]
+    return [each for each in callback_tree(callbacks_of_other_ranks(callbacks)) if not isinstance(each, CallbackList)]
 
 
 class Leaf(BaseCallback):
@@ -51,43 +53,43 @@ def checkpoints():
 @pytest.mark.parametrize("make", [evaluation, checkpoints, ProgressBarCallback])
 def test_what_evaluates_writes_or_draws_is_left_out_wherever_it_is(make):
     one, two = Leaf(), Leaf()
-    assert of_every_rank([one, make(), two]) == [one, two]
+    assert callbacks_of_other_ranks([one, make(), two]) == [one, two]
     assert {*leaves([CallbackList([make(), one]), two])} == {one, two}
-    assert of_every_rank([CallbackList([CallbackList([make()])])]) == []
-    assert of_every_rank([EveryNTimesteps(5, make()), one]) == [one]
-    assert of_every_rank([EveryNTimesteps(5, CallbackList([make()])), one]) == [one]
+    assert callbacks_of_other_ranks([CallbackList([CallbackList([make()])])]) == []
+    assert callbacks_of_other_ranks([EveryNTimesteps(5, make()), one]) == [one]
+    assert callbacks_of_other_ranks([EveryNTimesteps(5, CallbackList([make()])), one]) == [one]
 
 
 def test_of_several_callbacks_that_an_event_holds_only_those_for_the_first_rank_are_left_out():
     only = checkpoints()
-    assert only not in [*callback_tree(of_every_rank([EveryNTimesteps(5, CallbackList([Leaf(), only]))]))]
+    assert only not in [*callback_tree(callbacks_of_other_ranks([EveryNTimesteps(5, CallbackList([Leaf(), only]))]))]
 
 
 def test_an_event_that_holds_several_callbacks_for_every_rank_stays():
     event = EveryNTimesteps(5, CallbackList([Leaf(), Leaf()]))
-    assert of_every_rank([event]) == [event]
+    assert callbacks_of_other_ranks([event]) == [event]
 
 
 def test_callbacks_of_the_users_own_stay():
     stay = [Leaf(), ConvertCallback(lambda *_: True), RunKeeper(), StopTrainingOnMaxEpisodes(5)]
     events = [EveryNTimesteps(5, Leaf()), EveryNTimesteps(5, CallbackList([Leaf()]))]
-    assert of_every_rank([*stay, *events]) == [*stay, *events]
+    assert callbacks_of_other_ranks([*stay, *events]) == [*stay, *events]
 
 
 def test_a_callback_may_say_for_itself_whether_it_is_for_the_first_rank_only():
     own, everywhere = Leaf(), checkpoints()
     own.first_rank_only, everywhere.first_rank_only = True, False
-    assert of_every_rank([own, everywhere]) == [everywhere]
+    assert callbacks_of_other_ranks([own, everywhere]) == [everywhere]
     assert leaves([EveryNTimesteps(5, own), CallbackList([everywhere, own])]) == [everywhere]
 
 
 def test_one_rank_has_no_crew():
-    crew = crew_of(None, ALONE)
+    crew = make_rollout_sync(None, ALONE)
     callback = Leaf()
-    assert type(crew) is Solo
+    assert type(crew) is NoSync
     assert crew.callbacks(callback) is callback
     assert crew.callbacks(None) is None
-    assert [crew.finish_rollout(is_complete, callback) for is_complete in (True, False)] == [True, False]
+    assert [crew.after_rollout(is_complete, callback) for is_complete in (True, False)] == [True, False]
 
 
 # ---------------------------------------------------------------------------------------------------- in real processes
@@ -196,7 +198,7 @@ def test_all_ranks_hold_the_same_episodes_after_each_rollout(run):
     for (*_, episodes), (_, mine), (_, theirs) in zip(states[1:], own, their_own, strict=True):
         assert mine
         assert theirs
-        known += in_turn([mine, theirs])
+        known += interleave([mine, theirs])
         assert episodes == known[-100:]
     assert {each["window"] for each in run[1]} == {100}
 
@@ -375,17 +377,17 @@ def test_who_waits_for_a_rank_whose_env_broke_is_told_so(broken):
 def test_several_ranks_have_a_crew_that_comes_before_the_users_callbacks():
     several = type("Several", (type(ALONE),), {"size": 2})()
     model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, device="cpu")
-    crew, mine = crew_of(model, several), Leaf()
-    assert isinstance(crew, Crew)
+    crew, mine = make_rollout_sync(model, several), Leaf()
+    assert isinstance(crew, RolloutSync)
     assert crew.callbacks(mine) == crew.callbacks([mine]) == [crew, mine]
     assert crew.callbacks(None) == [crew]
     assert isinstance(crew.callbacks(lambda *_: True)[1], ConvertCallback)
 
 
 def test_what_ranks_have_seen_is_merged_as_it_came():
-    assert in_turn([[1, 2, 3, 4], ["a", "b"]]) == [1, 2, "a", 3, 4, "b"]
-    assert in_turn([[], [1], []]) == [1]
-    last = in_turn([[0] * 150, [1] * 150, [2] * 50])[-100:]
+    assert interleave([[1, 2, 3, 4], ["a", "b"]]) == [1, 2, "a", 3, 4, "b"]
+    assert interleave([[], [1], []]) == [1]
+    last = interleave([[0] * 150, [1] * 150, [2] * 50])[-100:]
     assert [last.count(rank) for rank in range(3)] == [42, 43, 15]
 
 

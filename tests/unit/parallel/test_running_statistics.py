@@ -6,7 +6,8 @@ from hypothesis import given, strategies as st
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_trpo.parallel.running_statistics import added, layers_of, merge, moments_of, statistics_of
+from sb3_trpo.parallel.running_statistics import added, merge, moments_of, statistics_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NUMERIC_DICT = spaces.Dict({name: DICT[name] for name in ("vector", "image")})
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 2)])

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from sb3_trpo import TRPO
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.sharding import MinibatchShard
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.advice import ADVICE
@@ -315,37 +316,32 @@ def test_one_step_reports_the_loss_before_it():
 
 
 class Recording(Communicator):
-    """Repeats the last minibatch with weight 0, and notes what it is given to average."""
+    """One of two ranks; records the sums that it is given to average."""
+
+    size = 2
 
     def __init__(self) -> None:
-        self.averaged: list[tuple[list[th.Tensor], float]] = []
-
-    def in_step(self, minibatches, share):
-        for minibatch in minibatches:
-            yield minibatch, 1.0
-        yield minibatch, 0.0
+        self.averaged: list[tuple[th.Tensor, float]] = []
 
     def mean(self, total, weight):
-        self.averaged.append(([total.clone()], weight))
+        self.averaged.append((total.clone(), weight))
         return total / max(weight, 1.0)
-
-    def mean_gradients(self, gradients, parameters, n):
-        self.averaged.append(([gradient.clone() for gradient in gradients], n))
-        return [gradient / max(n, 1.0) for gradient in gradients]
 
 
 @pytest.mark.parametrize("way", ["general", "stack"])
 def test_a_minibatch_of_weight_0_adds_nothing(way):
-    model, communicator = trained(), Recording()
+    model, communicator, shard = trained(), Recording(), MinibatchShard(BATCH_SIZE, n_minibatches=3, n_steps=4)
     critic = critic_by_split(model.policy)
     if way == "general":
-        fit_critic(model.policy, critic, partial(batch_of(model).minibatches, BATCH_SIZE), 1, None, communicator)
+        minibatches = partial(batch_of(model).minibatches, BATCH_SIZE)
+        fit_critic(model.policy, critic, minibatches, 1, None, communicator, shard)
     else:
         networks = read_networks(model.policy)
         regression = plain_regression(model.policy, networks, critic, batch_of(model), BATCH_SIZE)
-        fit_stack(regression, 1, None, communicator)
+        fit_stack(regression, 1, None, communicator, shard)
     *counted, (last, weight) = communicator.averaged
     assert [n for _, n in counted] == [20, 20, 8]
-    assert all(any(part.any() for part in parts) for parts, _ in counted)
+    n_entries = sum(parameter.numel() for parameter in critic)  # the general fit adds a flag for each parameter
+    assert all(gradient[:n_entries].any() for gradient, _ in counted)
     assert weight == 0
-    assert not any(part.any() for part in last)
+    assert not last[:n_entries].any()
