@@ -333,8 +333,7 @@ def test_a_minibatch_of_weight_0_adds_nothing(way):
     model, communicator, shard = trained(), Recording(), MinibatchShard(BATCH_SIZE, n_minibatches=3, n_steps=4)
     critic = critic_by_split(model.policy)
     if way == "general":
-        minibatches = partial(batch_of(model).minibatches, BATCH_SIZE)
-        fit_critic(model.policy, critic, minibatches, 1, None, communicator, shard)
+        fit_critic(model.policy, critic, partial(batch_of(model).minibatches, BATCH_SIZE), 1, None, communicator, shard)
     else:
         networks = read_networks(model.policy)
         regression = plain_regression(model.policy, networks, critic, batch_of(model), BATCH_SIZE)
