@@ -1,4 +1,4 @@
-"""What the algorithms on sb3-contrib's policies and buffers have in common: how these are made."""
+"""How policy and buffer are made for the algorithms that build on sb3-contrib's."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_trpo.trpo import TRPO
 
 
-class Variant(TRPO):
-    """TRPO with a policy and a buffer that are made from other arguments than SB3's."""
+class ContribTRPO(TRPO):
+    """TRPO with a policy and a buffer of sb3-contrib's, which take other arguments than SB3's."""
 
     policy_base: ClassVar[type[BasePolicy]]
-    """What a policy must be a kind of."""
+    """Class that every policy must derive from."""
     buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]]
-    """For plain observations, and for Dict ones; those of the user's choice must be kinds of these."""
+    """Default buffers for observations without and with keys (Dict); a buffer of the user's must derive from them."""
 
     def _build(self) -> None:
         kind = self.buffer_classes[isinstance(self.observation_space, spaces.Dict)]
@@ -45,9 +45,9 @@ class Variant(TRPO):
             )
 
     def _policy_settings(self) -> dict[str, Any]:
-        """Give the policy's further arguments."""
+        """Return the policy's arguments, spaces and learning rate apart."""
         return {"use_sde": self.use_sde, **self.policy_kwargs}
 
     def _buffer_settings(self) -> dict[str, Any]:
-        """Give the buffer's further arguments, when the policy is there."""
+        """Return arguments that the buffer takes beyond SB3's; called after the policy has been made."""
         return {}

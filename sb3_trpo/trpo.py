@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -43,12 +43,13 @@ from sb3_trpo.policies import (
     check_policy_class,
     check_policy_fits,
 )
-from sb3_trpo.rollouts.advantages import as_they_are, standardisation
-from sb3_trpo.rollouts.batch import GRAPH_LIMITS, ChunkLimits, default_chunk_size, inputs_of, split_rollout, spread_inputs
+from sb3_trpo.rollouts.advantages import standardisation
+from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
 from sb3_trpo.rollouts.fast_collector import can_collect, collect
-from sb3_trpo.rollouts.inputs import minibatches_of
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
+from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
+from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, ChunkLimits, Chunks, default_chunk_size
 from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfit_type
 from sb3_trpo.settings import (
     check_batch,
@@ -65,7 +66,7 @@ from sb3_trpo.update.critic import FitOutcome, fit_critic
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
 from sb3_trpo.update.modes import critic_mode, follow_statistics, statistical_layers
-from sb3_trpo.update.parameter_split import ParameterSplit, Read, agree, split_by_structure, split_parameters
+from sb3_trpo.update.parameter_split import ParameterSplit, split_by_structure, split_parameters
 from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -131,6 +132,8 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    rollout_reader: ClassVar[type[RolloutReader]] = TransitionReader
+    """How the update reads the rollout buffer."""
     _communicator: Communicator = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
@@ -236,41 +239,45 @@ class TRPO(OnPolicyAlgorithm):
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
         """
         check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
+        target_kl, ent_coef = self._schedule()
+        batch = RolloutBatch([self.rollout_buffer], self.rollout_reader)
+        networks = read_networks(self.policy)
+        split = self._split_parameters(networks, batch)
+
+        self.policy.set_training_mode(False)
+        self._improve_policy(batch, networks, list(split.policy.values()), target_kl, ent_coef)
+        self._fit_critic(batch, networks, list(split.critic.values()))
+        self._follow_statistics(batch)
+
+        self._n_updates += 1
+        record(self.logger, state_diagnostics(self.policy, batch, self._n_rejected_steps, self._communicator))
+        record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _schedule(self) -> tuple[float, float]:
+        """Evaluate the schedules as of now: set the learning rate, and give ``target_kl`` and ``ent_coef``."""
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
         present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
         target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
-        networks = read_networks(self.policy)
-        split = self._split_parameters(networks, self._input_chunks())
-        split = split if networks else agree(split, self.policy, self._communicator)
-
-        self.policy.set_training_mode(False)
-        self._improve_policy(networks, list(split.policy.values()), target_kl, ent_coef)
-        self._fit_critic(networks, list(split.critic.values()))
-        self._follow_statistics()
-
-        self._n_updates += 1
-        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._communicator))
-        record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        return target_kl, ent_coef
 
     def _improve_policy(
-        self, networks: Networks | None, parameters: list[nn.Parameter], target_kl: float, ent_coef: float
+        self,
+        batch: RolloutBatch,
+        networks: Networks | None,
+        parameters: list[nn.Parameter],
+        target_kl: float,
+        ent_coef: float,
     ) -> None:
         """Take one trust-region step."""
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
             actor = make_actor(self.policy, networks, parameters)
-            size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
-            are_few = bool(2 * self._n_transitions <= size)  # twice, for sequences may be filled up to that
-            standardise = (
-                partial(standardisation, communicator=self._communicator) if self.normalize_advantage else as_they_are
-            )
-            chunks, fisher_chunks = split_rollout(self.rollout_buffer, every, size, standardise), None
-            if self.fisher_subsampling > 1:
-                every *= self.fisher_subsampling
-                fisher_chunks = split_rollout(self.rollout_buffer, every, size)
+            size = self._chunk_size(actor.chunk_limits)
+            are_few = 2 * batch.n_transitions <= size  # twice, for up to half of a chunk may be padding
+            chunks, fisher_chunks = self._policy_chunks(batch, size)
             tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
             objective = PolicyObjective(
                 actor,
@@ -293,36 +300,38 @@ class TRPO(OnPolicyAlgorithm):
         self._count(step.outcome, step.outcome.name.lower())
         record(self.logger, step_diagnostics(step, target_kl, entropy))
 
-    def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
-        """Regress the values on the returns, in what the policy does not depend on."""
+    def _policy_chunks(self, batch: RolloutBatch, size: int) -> tuple[Chunks, Chunks | None]:
+        """Choose transitions for the step, and fewer ones for the Fisher matrix if it is to have fewer."""
+        every = self.sub_sampling_factor
+        chunks = batch.chunks(every, size)
+        if self.normalize_advantage:
+            chunks = chunks.with_advantages(*standardisation(chunks.advantages, batch.returns, self._communicator))
+        return chunks, batch.chunks(every * self.fisher_subsampling, size) if self.fisher_subsampling > 1 else None
+
+    def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
+        """Regress the values on the returns, in parameters that the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            shard = shard_minibatches(self.batch_size, self._n_transitions, self._communicator)
+            shard = shard_minibatches(self.batch_size, batch.n_transitions, self._communicator)
             batch_size = self.batch_size if shard is None else shard.batch_size
-            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._communicator, shard)
-            regression = networks and plain_regression(self.policy, networks, parameters, buffer, batch_size)
+            settings = self.n_critic_updates, self.max_grad_norm, self._communicator, shard
+            regression = networks and plain_regression(self.policy, networks, parameters, batch, batch_size)
             if regression:
-                fit = fit_stack(regression, *how)
+                fit = fit_stack(regression, *settings)
             else:
-                fit = fit_critic(self.policy, parameters, partial(minibatches_of, buffer, batch_size), *how)
+                fit = fit_critic(self.policy, parameters, partial(batch.minibatches, batch_size), *settings)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))
 
-    def _follow_statistics(self) -> None:
-        """Show batch norms and their like, if there are any, one chunk spread evenly over the rollout."""
+    def _follow_statistics(self, batch: RolloutBatch) -> None:
+        """Show batch norms and the like, if there are any, one chunk spread evenly over the rollout."""
         if statistical_layers(self.policy):
             size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
-            follow_statistics(self.policy, spread_inputs(self.rollout_buffer, size), self._communicator)
-
-    def _input_chunks(self) -> Iterator[Read]:
-        """Read what the policy acted on, in chunks."""
-        size = self._chunk_size(GRAPH_LIMITS)
-        for chunk in split_rollout(self.rollout_buffer, every=1, chunk_size=size):
-            yield partial(inputs_of, chunk)
+            follow_statistics(self.policy, batch.spread_inputs(size), self._communicator)
 
     @property
     def _n_transitions(self) -> int:
-        """Of this rank, in a rollout."""
+        """Number of this rank's transitions in a rollout."""
         return int(self.rollout_buffer.buffer_size * self.n_envs)
 
     def _chunk_size(self, limits: ChunkLimits) -> int:
@@ -551,9 +560,15 @@ class TRPO(OnPolicyAlgorithm):
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
         return n_transitions
 
-    def _split_parameters(self, networks: Networks | None, batches: Iterable[Read] = ()) -> ParameterSplit:
-        """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
-        split = split_parameters(self.policy, list(batches)) if networks is None else split_by_structure(self.policy, networks)
+    def _split_parameters(self, networks: Networks | None, batch: RolloutBatch | None = None) -> ParameterSplit:
+        """Find out what the policy depends on; at each update again, for users freeze and replace parts between updates."""
+        if networks is not None:
+            split = split_by_structure(self.policy, networks)
+        elif batch is None:
+            split = split_parameters(self.policy, [self.rollout_reader.any_inputs(self.policy)])
+        else:
+            states = batch.chunks(1, self._chunk_size(GRAPH_LIMITS)).inputs
+            split = split_parameters(self.policy, states).over_ranks(self.policy, self._communicator)
         if not split.policy:
             raise ValueError(
                 f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "

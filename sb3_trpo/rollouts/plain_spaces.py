@@ -9,7 +9,7 @@ axis. Policies and buffers use the plain space; environments and callers of ``pr
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -167,3 +167,16 @@ def _start(space: spaces.Space[Any]) -> np.ndarray:
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     assert space.shape is not None, "only Dict and Tuple spaces have no shape"
     return space.shape
+
+
+def map_parts(function: Callable[[np.ndarray], np.ndarray], observation: Observation) -> Observation:
+    """
+    Apply a function to each array of an observation.
+
+    :param function: maps an array to an array
+    :param observation: an array or a dict of arrays
+    :return: the results, in the same form
+    """
+    if isinstance(observation, dict):
+        return {key: function(part) for key, part in observation.items()}
+    return function(observation)
