@@ -221,7 +221,7 @@ def test_nan_on_one_rank_restores_the_policy_of_all(case):
 
 @pytest.mark.parametrize("case", ["MLP", "autograd"])
 def test_a_critic_that_diverges_on_one_rank_is_restored_on_all(case):
-    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # whose square is beyond float32
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # its square is beyond float32
     assert first["log"]["critic_outcome"] == second["log"]["critic_outcome"] == "diverged"
     assert first["moved"] == second["moved"] != set()
     assert not any("value" in name for name in first["moved"])
