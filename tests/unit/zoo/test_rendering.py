@@ -9,7 +9,7 @@ import pytest
 
 import sb3_trpo
 from sb3_trpo import TRPO
-from sb3_trpo.zoo import screens
+from sb3_trpo.zoo import rendering
 
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such variables")
@@ -75,23 +75,23 @@ def headless(monkeypatch):
 
 @pytest.mark.parametrize("name", DISPLAYS)
 def test_either_display_shows_windows(headless, monkeypatch, name):
-    assert not screens.shows_windows()
+    assert not rendering.has_display()
     monkeypatch.setenv(name, "")
-    assert not screens.shows_windows()
+    assert not rendering.has_display()
     monkeypatch.setenv(name, ":0")
-    assert screens.shows_windows()
+    assert rendering.has_display()
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_other_systems_show_windows_without_a_variable(headless, monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
-    assert screens.shows_windows()
+    assert rendering.has_display()
 
 
 @pytest.mark.parametrize("mode", [None, "rgb_array"])
 def test_only_windows_are_refused(headless, monkeypatch, mode):
-    monkeypatch.setattr(screens, "pictures", lambda _: {})
-    screens.prepare("Hopper-v5", mode)
+    monkeypatch.setattr(rendering, "rendering_settings", lambda _: {})
+    rendering.prepare_rendering("Hopper-v5", mode)
 
 
 def test_the_backend_that_works_is_taken(headless, monkeypatch):
@@ -105,14 +105,14 @@ def test_the_backend_that_works_is_taken(headless, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("MUJOCO_GL", "to be put back")
     monkeypatch.delenv("MUJOCO_GL")
-    screens.prepare("Hopper-v5", "rgb_array")
+    rendering.prepare_rendering("Hopper-v5", "rgb_array")
     assert tried == [None, "egl", "osmesa"]
     assert os.environ["MUJOCO_GL"] == "osmesa"
 
 
 def test_it_says_if_nothing_draws(headless, monkeypatch, capsys):
-    monkeypatch.setattr(screens, "pictures", lambda _: None)
-    screens.prepare("Hopper-v5", "rgb_array")
+    monkeypatch.setattr(rendering, "rendering_settings", lambda _: None)
+    rendering.prepare_rendering("Hopper-v5", "rgb_array")
     assert "A trial to draw Hopper-v5 failed. Without a display MuJoCo's environments are drawn if MUJOCO_GL" in (
         capsys.readouterr().err
     )
@@ -120,9 +120,9 @@ def test_it_says_if_nothing_draws(headless, monkeypatch, capsys):
 
 def test_an_environment_that_draws_anywhere_needs_no_backend(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    assert screens.pictures("MaskedTMaze-v0") == {}
+    assert rendering.rendering_settings("MaskedTMaze-v0") == {}
 
 
 def test_an_environment_that_is_not_there_is_tried_with_every_backend(monkeypatch):
-    monkeypatch.setattr(screens, "TRIAL", "raise SystemExit(1)")
-    assert screens.pictures("NoSuchEnv-v0") is None
+    monkeypatch.setattr(rendering, "TRIAL", "raise SystemExit(1)")
+    assert rendering.rendering_settings("NoSuchEnv-v0") is None
