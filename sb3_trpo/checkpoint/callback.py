@@ -38,11 +38,12 @@ from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
 from sb3_trpo.checkpoint.signals import StopRequest
 from sb3_trpo.checkpoint.storage import Checkpoint, name_of, write
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.settings import Rule, count, require
+from sb3_trpo.parallel.faults import check_on_all_ranks
+from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
-    "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
-    "keep": Rule(count(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+    "every": Rule(is_integer_from(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
+    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
 }
 
 
@@ -72,7 +73,7 @@ class ResumableCheckpoint(TrainingLifecycle):
     ) -> None:
         super().__init__(verbose)
         for name, value in {"every": every, "keep": keep}.items():
-            require(name, value, RULES[name])
+            check_setting(name, value, RULES[name])
         self.folder = folder
         self.path = Path(folder)
         self.every = every
@@ -111,7 +112,7 @@ class ResumableCheckpoint(TrainingLifecycle):
             self._identity, self._schedules = identity(model), schedule_digests(settings)
             self._found = find(folder, self._communicator)
             if self._found is not None:
-                self._communicator.agree(partial(self._refuse_another_run, self._found.checkpoint))
+                check_on_all_ranks(partial(self._refuse_another_run, self._found.checkpoint), self._communicator)
             attributes = [value for callback in callback_tree(root) for value in vars(callback).values()]
             vec_envs = [value for value in (*attributes, model.env) if isinstance(value, VecEnv)]
             stack.enter_context(episodes_recorded(vec_envs, REPLAYED))

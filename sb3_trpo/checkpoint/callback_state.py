@@ -25,7 +25,7 @@ from sb3_trpo.checkpoint.codecs.codec import LIVE, Decoder, Encoded, Encoder, Mi
 from sb3_trpo.checkpoint.codecs.file_paths import FilePaths
 from sb3_trpo.checkpoint.codecs.inspection import FUNCTIONS, fingerprint, has_own_state, qualified_name
 from sb3_trpo.checkpoint.codecs.registry import CODECS
-from sb3_trpo.parallel.rollout_sync import Crew
+from sb3_trpo.parallel.rollout_sync import RolloutSync
 
 FROM_OUTSIDE = frozenset(("model", "parent", "locals", "globals", "verbose"))
 """Attributes of callbacks that are given to them and are no state of them."""
@@ -107,7 +107,7 @@ def named_callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
     n_met: Counter[str] = Counter()
     for callback in callback_tree(root):
         name = qualified_name(type(callback))
-        if not isinstance(callback, (TrainingLifecycle, CallbackList, ProgressBarCallback, Crew)):
+        if not isinstance(callback, (TrainingLifecycle, CallbackList, ProgressBarCallback, RolloutSync)):
             yield f"{name}#{n_met[name]}", callback
             n_met[name] += 1
 

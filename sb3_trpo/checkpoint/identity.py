@@ -21,7 +21,7 @@ from sb3_trpo.checkpoint.codecs.environments import describe_env
 from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 from sb3_trpo.checkpoint.schedules import quarters
 from sb3_trpo.checkpoint.worker_rpc import call
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
 """Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""

@@ -29,7 +29,8 @@ from sb3_trpo.checkpoint.codecs.registry import CODECS
 from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.sharding import seed_of_rank
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NOT_STATE = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
@@ -219,7 +220,7 @@ def _reset_seed(model: OnPolicyAlgorithm) -> int:
 
 
 def _seed_of_rank(seed: int, communicator: Communicator) -> int:
-    own = communicator.seed_of(seed)
+    own = seed_of_rank(seed, communicator)
     assert own is not None
     return own
 

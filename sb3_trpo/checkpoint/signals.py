@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoint.worker_rpc import SIGNALS, Handler, call_all, ignore_signals, install_again, release_workers
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 
 class StopRequest:

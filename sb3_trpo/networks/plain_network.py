@@ -18,10 +18,10 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_trpo.distributions.sampling import DRAWS
 from sb3_trpo.networks.layers import ACTIVATIONS, IDENTITY, Affine, Convolution, Dense, Layer, Stack
+from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
 Features = Callable[[PyTorchObs], th.Tensor]
 """Turns observations, a tensor or a dict of tensors, into the input of a stack."""
@@ -105,7 +105,7 @@ def _computes_as_sb3_does(policy: ActorCriticPolicy) -> bool:
     nets = policy.mlp_extractor
     return (
         own
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's, without types
+        and not has_global_module_hooks()
         and type(policy.action_dist) in DRAWS
         and type(nets) is MlpExtractor
         and type(nets.policy_net) is type(nets.value_net) is nn.Sequential
@@ -124,8 +124,7 @@ def _see_alike(policy: ActorCriticPolicy) -> bool:
 
 def _is_altered(module: nn.Module) -> bool:
     """Look for what changes a module's effect behind its type."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or is_patched(module) or module._compiled_call_impl is not None
+    return is_hooked_or_compiled(module) or is_patched(module)
 
 
 def is_patched(thing: object) -> bool:
@@ -237,6 +236,6 @@ def _are_uniform(tensors: list[th.Tensor]) -> bool:
     return all(
         type(tensor) is nn.Parameter
         and (tensor.dtype, tensor.device) == (first.dtype, first.device)
-        and not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+        and not has_gradient_hooks(tensor)
         for tensor in tensors
     )

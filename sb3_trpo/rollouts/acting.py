@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, cast
 
 import numpy as np
@@ -20,13 +20,13 @@ from sb3_trpo.distributions.floating_point import copy_quietly
 from sb3_trpo.distributions.sampling import DRAWS, NAN_ADVICE
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import BoundPass
-from sb3_trpo.rollouts.batch import PASS_LIMITS, default_chunk_size, map_parts
+from sb3_trpo.numerics.torch_private import write_counts
 from sb3_trpo.rollouts.environment import RolloutEnv
-from sb3_trpo.rollouts.plain_spaces import Observation
+from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
+from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
 from sb3_trpo.rollouts.validation import cut_off_at, require_finite_end
 
 CPU = th.device("cpu")
-_VERSION = attrgetter("_version")
 
 
 def _pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -102,7 +102,7 @@ class RolloutPolicy:
         """Give what changes with the weights: torch counts writes, and a tensor replaced lies elsewhere."""
         is_watched = self._algorithm.policy.optimizer is self._optimizer
         places = [*map(th.Tensor.data_ptr, self._tensors)]
-        return self._n_optimizer_steps, is_watched, [*map(_VERSION, self._tensors)], places
+        return self._n_optimizer_steps, is_watched, write_counts(self._tensors), places
 
     def _follow_changes(self) -> None:
         """Settle by the old weights what belongs to them; SB3 bootstraps the last step after the callback, by the new ones."""

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 from sb3_trpo.checkpoint.worker_rpc import call_all
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 LONGEST_EPISODE = 500_000
 """Steps after which actions are no longer noted: replaying that many takes Atari half a minute."""
