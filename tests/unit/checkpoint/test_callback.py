@@ -293,8 +293,8 @@ def test_a_write_that_fails_does_not_end_the_run_and_leaves_the_last_checkpoint(
         warnings.simplefilter("always")
         disk = FailingDisk(patched, k)
         model.learn(128, callback=[watch, resumable])
-    told = [each for each in caught if "No checkpoint could be written" in str(each.message)]
-    assert disk.failed == len(told) == 1
+    messages = [each for each in caught if "No checkpoint could be written" in str(each.message)]
+    assert disk.failed == len(messages) == 1
     first_fails, is_in_place = k <= 10, k in (10,)  # the tenth is to sync the folder, after the checkpoint has its name
     assert seen == ([96, 64, 32] if is_in_place else [64, 32] if first_fails else [96, 64])
     newest = [read(path).n_timesteps for path in checkpoints_in(tmp_path)]
@@ -329,10 +329,10 @@ def test_an_older_checkpoint_that_cannot_be_removed_draws_one_warning_and_saving
             patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
         model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
     assert written == [64, 128, 192, 256, 320, 352]
-    (told,) = [str(each.message) for each in caught]
-    assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in told
-    assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in told
-    assert "by hand" in told
+    (message,) = [str(each.message) for each in caught]
+    assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in message
+    assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in message
+    assert "by hand" in message
     assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == ([352, 320, 64] if how == "rename" else [352, 320])
     assert model.num_timesteps == 352
     trained(tmp_path, total=416, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
@@ -365,9 +365,9 @@ def test_a_checkpoint_too_large_to_be_read_draws_one_warning_and_the_last_one_st
     monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
     with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
         trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
-    (told,) = [str(each.message) for each in caught]
-    assert f"at most 1,000,000 are read at a restart. Most are in callbacks/{qualified_name(Hoarding)}#0/buffer." in told
-    assert "tried again after 64 more" in told
+    (message,) = [str(each.message) for each in caught]
+    assert f"at most 1,000,000 are read at a restart. Most are in callbacks/{qualified_name(Hoarding)}#0/buffer." in message
+    assert "tried again after 64 more" in message
     assert tried == [64, 128, 192, 256, 320, 352]
     assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]
 
@@ -508,9 +508,9 @@ def test_in_another_thread_it_works_without_signals(tmp_path):
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    ((model, told),) = results
+    ((model, messages),) = results
     assert model.num_timesteps == TOTAL
-    assert any("main thread only" in text for text in told)
+    assert any("main thread only" in text for text in messages)
 
 
 def test_learning_twice_with_one_folder_continues(tmp_path):
@@ -618,7 +618,7 @@ def test_the_time_to_the_next_checkpoint_counts_from_the_one_that_was_found(tmp_
 
 
 class Shrinking(RandomEnv):
-    """Becomes one that cannot be recorded, in the midst of a run."""
+    """Becomes one that cannot be encoded during a run."""
 
     def step(self, action):
         self.secret = iter(()) if self.n_steps == 5 else None

@@ -598,7 +598,7 @@ def monitored_images() -> gym.Env:
 
 
 class Moody(RandomEnv):
-    """Can be told to fail when its state is read or set."""
+    """Can be made to fail when its state is read or set."""
 
     fails_to = ""
 
@@ -748,21 +748,21 @@ def test_an_env_in_another_worker_continues_from_its_state(start_method: str, ve
     assert assert_vec_alike(venv, twin, n_steps=60) > 2
 
 
-class Tape(RandomEnv):
-    """Writes on and on."""
+class Growing(RandomEnv):
+    """Has an array of bytes that grows with each step."""
 
     def __init__(self) -> None:
         super().__init__(action_space=spaces.Box(-1.0, 1.0, (2,)))
-        self.tape = bytearray()
+        self.history = bytearray()
 
     def step(self, action: Any) -> Any:
-        self.tape.append(self.n_steps)
+        self.history.append(self.n_steps)
         observation, _, *rest = super().step(action)
-        return observation, float(sum(self.tape)), *rest
+        return observation, float(sum(self.history)), *rest
 
 
 def test_an_env_continues_after_its_state_was_read() -> None:
-    env = roam(Tape(), 3, seed=1)
+    env = roam(Growing(), 3, seed=1)
     state = get_state(env)
     kept = {path: each.copy() for path, each in state.arrays.items()}
     roam(env, 5, seed=2)
@@ -770,7 +770,7 @@ def test_an_env_continues_after_its_state_was_read() -> None:
 
 
 def test_an_env_in_a_worker_continues_after_its_state_was_read(venvs: Any) -> None:
-    venv = venvs(SubprocVecEnv([lambda: Monitor(Tape())], start_method="fork"))
+    venv = venvs(SubprocVecEnv([lambda: Monitor(Growing())], start_method="fork"))
     roam_together(venv, 3, seed=1)
     assert record_of(venv).unsupported == {}
     assert roam_together(venv, 3, seed=1).num_envs == 1
@@ -871,7 +871,7 @@ class Batch(VecEnv):
 
 
 class BatchWithOwnState(Batch):
-    """Its simulator is beyond reach, but for its own methods."""
+    """Its simulator is reached by its own methods only."""
 
     def __init__(self, n_envs: int = 3) -> None:
         super().__init__(n_envs)

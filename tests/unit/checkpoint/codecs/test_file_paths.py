@@ -140,9 +140,9 @@ def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_wa
     model, moving = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Moving(tmp_path / "files")
     with pytest.warns(UserWarning, match="changed a path that is absolute") as caught:
         model.learn(128, callback=[moving, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)])
-    told = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
-    assert len(told) == 1
-    assert "Moving#0/current" in told[0]
+    messages = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
+    assert len(messages) == 1
+    assert "Moving#0/current" in messages[0]
     other = Moving(tmp_path / "elsewhere")
     TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(
         128, callback=[other, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)]

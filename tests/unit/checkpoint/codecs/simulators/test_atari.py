@@ -1,4 +1,4 @@
-"""Atari's games, played again from their last reset."""
+"""Atari's games, replayed from their last reset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Episodes that are played again, in place of states of simulators that cannot be written."""
+"""Episodes that are replayed, since the states of their simulators cannot be written."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_racing_car_continues_from_its_state() -> None:
 
 @pytest.mark.parametrize("task", ["LunarLander-v3", "CarRacing-v3"])
 def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
-    """That of BipedalWalker, which keeps its world, does: what was played again would come out differently."""
+    """BipedalWalker's do, since it keeps its world: a replayed one would come out differently."""
     pytest.importorskip("Box2D")
     fresh, used = gym.make(task, max_episode_steps=40), roam(gym.make(task, max_episode_steps=40), 100, seed=2)
     for env in (fresh, used):
@@ -208,7 +208,7 @@ def test_a_recorder_leaves_an_env_as_it_was() -> None:
     base = env.unwrapped
     assert {"reset", "step"} <= vars(base).keys()
     start_recording(env, REPLAYED)
-    assert isinstance(recorder_of(base)._step.__func__, type(lander))  # the env's own method, not that of a tape
+    assert isinstance(recorder_of(base)._step.__func__, type(lander))  # the env's own method, not the recorder's
     stop_recording(env)
     assert not {"reset", "step"} & vars(base).keys()
     own = base.step = lambda action: "mine"
