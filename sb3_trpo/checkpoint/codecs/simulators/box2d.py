@@ -2,8 +2,8 @@
 Gymnasium's tasks on Box2D. Their episodes are replayed.
 
 Box2D begins a step with the impulses of the last one, and its Python bindings have no way to write those of a joint. Only
-tasks in which a new episode does not depend on earlier ones are listed. BipedalWalker is not: it keeps its world from episode to
-episode, and the same seed and actions led elsewhere in most of the episodes tried, probably because contacts were processed
+tasks in which a new episode does not depend on earlier ones are listed. BipedalWalker is not: it keeps its world from episode
+to episode, and the same seed and actions led elsewhere in most of the episodes tried, probably because contacts were processed
 in another order.
 """
 
