@@ -13,7 +13,7 @@ from timing import alternate, ratio, rounded, show
 
 from sb3_trpo import CnnPolicy, MlpPolicy
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import fisher_operator
@@ -60,11 +60,11 @@ def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Ten
             observations,
             tie_weights=False,  # features extractors are known by two names, and would keep what they were lent
         )
-        return family(distribution).parameters(distribution)
+        return kind_of(distribution, CORE_KINDS).parameters(distribution)
 
     theta = flatten(like).detach().requires_grad_()
     z = outputs(theta)
-    metric = family(policy.action_dist).fisher_metric(tuple(part.detach() for part in z))
+    metric = kind_of(policy.action_dist, CORE_KINDS).fisher_metric(tuple(part.detach() for part in z))
     _, push = th.func.linearize(outputs, theta.detach())
     return lambda v: th.autograd.grad(z, theta, metric(push(v)), retain_graph=True)[0] / len(observations)
 
@@ -141,7 +141,7 @@ def measure_case(
     named = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) in of_actor}
     parameters = list(named.values())
     products = {
-        "ours": product_of(NetworkActor(policy, networks, parameters), observations),
+        "ours": product_of(NetworkActor(networks, parameters), observations),
         "double backward": product_of(AutogradActor(policy, parameters), observations),
         "forward mode": forward_mode_product(policy, named, observations),
     }

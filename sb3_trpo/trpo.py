@@ -23,6 +23,8 @@ from torch import nn
 
 from sb3_trpo.callbacks import keeper_of
 from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
@@ -41,7 +43,7 @@ from sb3_trpo.policies import (
 from sb3_trpo.rollouts.advantages import as_they_are, standardisation
 from sb3_trpo.rollouts.batch import GRAPH_LIMITS, ChunkLimits, default_chunk_size, inputs_of, split_rollout, spread_inputs
 from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
-from sb3_trpo.rollouts.fast_collector import can_collect, collect
+from sb3_trpo.rollouts.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector
 from sb3_trpo.rollouts.inputs import minibatches_of
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfit_type
@@ -124,6 +126,10 @@ class TRPO(OnPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    distribution_kinds: ClassVar[tuple[DistributionKind, ...]] = CORE_KINDS
+    """Known kinds of action distributions; a subclass may add its own."""
+    acting_policies: ClassVar[ActingPolicies] = CORE_ACTING_POLICIES
+    """How the policy acts in the fast rollout loop, by type of buffer."""
     _communicator: Communicator = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
 
@@ -235,7 +241,7 @@ class TRPO(OnPolicyAlgorithm):
         target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
-        networks = read_networks(self.policy)
+        networks = read_networks(self.policy, self.distribution_kinds)
         split = self._split_parameters(networks, self._input_chunks())
         split = split if networks else agree(split, self.policy, self._communicator)
 
@@ -245,7 +251,8 @@ class TRPO(OnPolicyAlgorithm):
         self._follow_statistics()
 
         self._n_updates += 1
-        record(self.logger, state_diagnostics(self.policy, self.rollout_buffer, self._n_rejected_steps, self._communicator))
+        what = self.policy, self.rollout_buffer, self._n_rejected_steps, self._communicator, self.distribution_kinds
+        record(self.logger, state_diagnostics(*what))
         record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -254,7 +261,7 @@ class TRPO(OnPolicyAlgorithm):
     ) -> None:
         """Take one trust-region step."""
         with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
-            actor = make_actor(self.policy, networks, parameters)
+            actor = make_actor(self.policy, networks, parameters, self.distribution_kinds)
             size, every = self._chunk_size(actor.chunk_limits), self.sub_sampling_factor
             are_few = bool(2 * self._n_transitions <= size)  # twice, for sequences may be filled up to that
             standardise = (
@@ -370,11 +377,10 @@ class TRPO(OnPolicyAlgorithm):
         inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                observations, networks = self._plain.encode(self._last_obs), read_networks(self.policy)
-                keep_as_seen(rollout_buffer, observations)
-                knows = partial(can_collect, observations, self.policy.action_space)
-                if networks is not None and knows(networks, rollout_buffer, n_rollout_steps):
-                    return collect(self, inner, callback, rollout_buffer, general)
+                keep_as_seen(rollout_buffer, self._plain.encode(self._last_obs))
+                collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
+                if collector.can_collect(n_rollout_steps):
+                    return collector.collect(callback, general)
                 return general(inner, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
@@ -518,7 +524,7 @@ class TRPO(OnPolicyAlgorithm):
             self._build()
         finally:
             self.n_steps, self.observation_space, self.action_space = given
-        detached = self._split_parameters(read_networks(self.policy)).detached
+        detached = self._split_parameters(read_networks(self.policy, self.distribution_kinds)).detached
         if detached:
             warnings.warn(
                 f"The policy's distribution depends on {', '.join(detached)}, but through a detach() that stops gradients. "
@@ -545,7 +551,10 @@ class TRPO(OnPolicyAlgorithm):
 
     def _split_parameters(self, networks: Networks | None, batches: Iterable[Read] = ()) -> ParameterSplit:
         """Find out what the policy depends on; anew each time, for users freeze and replace parts between updates."""
-        split = split_parameters(self.policy, list(batches)) if networks is None else split_by_structure(self.policy, networks)
+        if networks is None:
+            split = split_parameters(self.policy, list(batches), self.distribution_kinds)
+        else:
+            split = split_by_structure(self.policy, networks)
         if not split.policy:
             raise ValueError(
                 f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "

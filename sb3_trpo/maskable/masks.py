@@ -17,17 +17,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.distributions.kinds import Family, ProductOfCategoricals, family
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.distributions import ProductOfMaskableCategoricals
 from sb3_trpo.rollouts.inputs import Inputs, action_distribution, inputs_in, observations_in, restrict, state_values
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBufferSamples, MaskableRolloutBufferSamples
     from sb3_contrib.common.maskable.distributions import (
-        MaskableCategoricalDistribution,
         MaskableDistribution,
-        MaskableMultiCategoricalDistribution,
     )
     from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
 
@@ -72,16 +68,6 @@ def _(inputs: Masked) -> PyTorchObs:
 @inputs_in.register
 def _(samples: MaskableRolloutBufferSamples | MaskableDictRolloutBufferSamples) -> Masked:
     return Masked(samples.observations, samples.action_masks)
-
-
-@family.register(MaskableCategoricalDistribution)
-def _(distribution: object) -> Family:
-    return ProductOfCategoricals()
-
-
-@family.register(MaskableMultiCategoricalDistribution)
-def _(distribution: object) -> Family:
-    return ProductOfMaskableCategoricals()
 
 
 def options_of(space: spaces.Space[Any]) -> list[int]:

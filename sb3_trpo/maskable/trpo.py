@@ -23,28 +23,35 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.contrib_base import Variant
-from sb3_trpo.distributions import sampling as drawing
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.maskable.collecting import Acting, MaskedPolicy
+from sb3_trpo.maskable.distributions import MASKED_KINDS
 from sb3_trpo.maskable.masks import IMPOSSIBLE, checked_masks, masks_from, require_masks
 from sb3_trpo.maskable.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks import plain_network as networks
-from sb3_trpo.rollouts.acting import RolloutPolicy
+from sb3_trpo.rollouts.acting import ActingPolicy
 from sb3_trpo.rollouts.batch import DIRECT_BUFFERS
-from sb3_trpo.rollouts.callback_locals import OwnLocals
-from sb3_trpo.rollouts.fast_collector import ROLLOUT_POLICIES
+from sb3_trpo.rollouts.callback_locals import ReplacedLocals
+from sb3_trpo.rollouts.fast_collector import ActingPolicies
 from sb3_trpo.rollouts.inputs import number_in
+from sb3_trpo.trpo import TRPO
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-    from sb3_contrib.common.maskable.distributions import (
-        MaskableBernoulliDistribution,
-        MaskableCategoricalDistribution,
-        MaskableMultiCategoricalDistribution,
-    )
     from sb3_contrib.common.maskable.policies import (
         MaskableActorCriticPolicy,
     )
+
+
+class MaskedActingPolicy(ActingPolicy):
+    """The policy in the fast rollout loop when its actions are masked."""
+
+    def _mask(self, output: np.ndarray) -> dict[str, Any]:
+        buffer: Any = self._buffer
+        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
+        buffer.action_masks[buffer.pos] = masks
+        output[~masks] = IMPOSSIBLE
+        return {"action_masks": masks}
 
 
 class MaskableTRPO(Variant):
@@ -67,6 +74,10 @@ class MaskableTRPO(Variant):
         MaskableDictRolloutBuffer,
     )
     action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    distribution_kinds: ClassVar[tuple[DistributionKind, ...]] = (*TRPO.distribution_kinds, *MASKED_KINDS)
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(
+        (MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedActingPolicy
+    )
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -126,30 +137,10 @@ class MaskableTRPO(Variant):
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
         acting = Acting(self, MaskedPolicy(self, env, rollout_buffer, callback))
-        return bool(loop.__func__(acting, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
+        return bool(loop.__func__(acting, env, ReplacedLocals(callback, self=self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:
         return self.policy_kwargs  # no use_sde
 
 
-class MaskedRolloutPolicy(RolloutPolicy):
-    """The policy while it collects, when its actions are masked."""
-
-    def _restrict(self, output: np.ndarray) -> dict[str, Any]:
-        buffer: Any = self._buffer
-        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
-        buffer.action_masks[buffer.pos] = masks
-        output[~masks] = IMPOSSIBLE
-        return {"action_masks": masks}
-
-
-networks.PLAIN_POLICIES.append(MaskableActorCriticPolicy)
-ROLLOUT_POLICIES.update(dict.fromkeys((MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedRolloutPolicy))
 DIRECT_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
-drawing.DRAWS.update(
-    {
-        MaskableCategoricalDistribution: drawing.choice,
-        MaskableMultiCategoricalDistribution: drawing.choices,
-        MaskableBernoulliDistribution: drawing.choices,  # of two options each
-    }
-)

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.distributions.floating_point import as_float32
+from sb3_trpo.rollouts.floating_point import as_float32
 from sb3_trpo.rollouts.plain_spaces import Observation
 
 

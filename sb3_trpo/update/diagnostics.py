@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,6 +12,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import pooled
@@ -74,7 +76,11 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
 
 
 def state_diagnostics(
-    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, communicator: Communicator = ALONE
+    policy: ActorCriticPolicy,
+    buffer: RolloutBuffer,
+    n_rejected_steps: int,
+    communicator: Communicator = ALONE,
+    kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> dict[str, Value]:
     """
     Name what belongs to no single part of an update.
@@ -83,13 +89,14 @@ def state_diagnostics(
     :param buffer: the rollout that it used
     :param n_rejected_steps: steps not accepted so far
     :param communicator: with whose rollouts it did
+    :param kinds: known kinds of distributions, which may have something to report of the policy
     :return: values by logger key
     """
-    log_std = getattr(policy, "log_std", None)
+    of_kinds = {f"train/{name}": value for kind in kinds for name, value in kind.diagnostics(policy).items()}
     return {
         "train/explained_variance": explained_variance(buffer.values, buffer.returns, communicator),
-        "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
         "train/n_rejected_steps": n_rejected_steps,
+        **of_kinds,
     }
 
 

@@ -25,9 +25,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import Features, Networks, is_patched
-from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
+from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner, Runner
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
 from sb3_trpo.rollouts.batch import DIRECT_BUFFERS, PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
@@ -150,16 +150,16 @@ def fit_stack(
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
 
     @cache
-    def passes(n_rows: int) -> Pass:
-        return BoundPass(copy, n_rows, gradient) if copy.is_dense else TapePass(copy, gradient)
+    def runner(n_rows: int) -> Runner:
+        return PreallocatedRunner(copy, n_rows, gradient) if copy.is_dense else AllocatingRunner(copy, gradient)
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
         for (x, returns), weight in communicator.in_step(batches(), share):
-            network = passes(len(x))
+            network = runner(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))
-            network.pull(2.0 * errors[-1])
+            network.vjp(2.0 * errors[-1])
             adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping

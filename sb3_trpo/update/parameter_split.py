@@ -12,7 +12,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import assign
@@ -23,6 +24,8 @@ from sb3_trpo.update.modes import evaluation_mode
 
 Read = Callable[[], Inputs]
 """Gives what the policy acts on in some states when called."""
+Look = Callable[[Inputs], Outputs]
+"""Computes the parameters of the policy's distribution."""
 
 
 class ParameterSplit(NamedTuple):
@@ -39,7 +42,9 @@ class ParameterSplit(NamedTuple):
     detached: dict[str, nn.Parameter]
 
 
-def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) -> ParameterSplit:
+def split_parameters(
+    policy: ActorCriticPolicy, batches: Sequence[Read] = (), kinds: Sequence[DistributionKind] = CORE_KINDS
+) -> ParameterSplit:
     """
     Split the trainable parameters by what the action distribution depends on, in given states.
 
@@ -50,14 +55,15 @@ def split_parameters(policy: ActorCriticPolicy, batches: Sequence[Read] = ()) ->
     :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
     :param batches: all states that matter, for a policy may use some parameters in some of them only; if there are none,
         one that the observation space allows
+    :param kinds: known kinds of distributions
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    batches = batches or [partial(_any_inputs, policy)]
+    batches, look = batches or [partial(_any_inputs, policy)], partial(_distribution_parameters, policy, kinds)
     with evaluation_mode(policy), unvalidated():
-        reached = _reached_by_gradient(policy, batches, trainable)
+        reached = _reached_by_gradient(look, batches, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
-        detached = _seen_by_value(policy, batches, others)
+        detached = _seen_by_value(look, batches, others)
     return ParameterSplit(
         policy={name: parameter for name, parameter in trainable.items() if name in reached},
         critic={name: parameter for name, parameter in others.items() if name not in detached},
@@ -109,16 +115,16 @@ def _any_inputs(policy: ActorCriticPolicy) -> Inputs:
     return some_inputs(policy, observation)
 
 
-def _distribution_parameters(policy: ActorCriticPolicy, inputs: Inputs) -> Outputs:
+def _distribution_parameters(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind], inputs: Inputs) -> Outputs:
     with twice_differentiable(policy):  # cuDNN's recurrent layers have no derivative in evaluation mode at all
         distribution = action_distribution(inputs, policy)
-    return family(distribution).parameters(distribution)
+    return kind_of(distribution, kinds).parameters(distribution)
 
 
-def _reached_by_gradient(policy: ActorCriticPolicy, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
+def _reached_by_gradient(look: Look, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
     reached: set[str] = set()
     for read in batches:
-        outputs = [z.sum() for z in _distribution_parameters(policy, read()) if z.requires_grad]
+        outputs = [z.sum() for z in look(read()) if z.requires_grad]
         if outputs:
             gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
             reached |= {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -126,23 +132,23 @@ def _reached_by_gradient(policy: ActorCriticPolicy, batches: Sequence[Read], par
 
 
 @th.no_grad()
-def _seen_by_value(policy: ActorCriticPolicy, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
+def _seen_by_value(look: Look, batches: Sequence[Read], parameters: dict[str, nn.Parameter]) -> set[str]:
     """Find the parameters whose value shows in the distribution: all at once first, for mostly there are none."""
     seen: set[str] = set()
     for read in batches:
         left = {name: parameter for name, parameter in parameters.items() if name not in seen}
         inputs = read()
-        if left and _shows(policy, inputs, list(left.values())):
-            seen |= {name for name, parameter in left.items() if _shows(policy, inputs, [parameter])}
+        if left and _shows(look, inputs, list(left.values())):
+            seen |= {name for name, parameter in left.items() if _shows(look, inputs, [parameter])}
     return seen
 
 
-def _shows(policy: ActorCriticPolicy, inputs: Inputs, parameters: Sequence[nn.Parameter]) -> bool:
+def _shows(look: Look, inputs: Inputs, parameters: Sequence[nn.Parameter]) -> bool:
     """Put NaN in the parameters' place for one look at the distribution; in place, so that no alias escapes."""
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        suspicious = [z.isnan() for z in _distribution_parameters(policy, inputs)]
+        suspicious = [z.isnan() for z in look(inputs)]
         assign(parameters, old)
     except Exception:  # a policy that refuses the NaN, by whatever error, has seen it
         assign(parameters, old)
@@ -152,5 +158,5 @@ def _shows(policy: ActorCriticPolicy, inputs: Inputs, parameters: Sequence[nn.Pa
         raise
     if not any(bool(part.any()) for part in suspicious):
         return False
-    healthy = _distribution_parameters(policy, inputs)  # which may have NaN of its own, for huge observations
+    healthy = look(inputs)  # which may have NaN of its own, for huge observations
     return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

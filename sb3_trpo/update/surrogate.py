@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
 from sb3_trpo.numerics.gauss_newton import Curvature, Mean, Outputs, fisher_operator, weighted
 from sb3_trpo.numerics.line_search import Candidate
@@ -116,7 +116,7 @@ class PolicyObjective:
         The sums are those of the surrogate, of the entropy and of the squared errors of the log-probabilities.
         """
         local = self.actor.local(chunk.inputs)
-        z = _snapshot(local.distribution)
+        z = _snapshot(local.kind, local.distribution)
         is_kept = self.fisher_chunks is None and curvatures.offer(local, z, chunk)
         log_ratio = log_ratios(local.distribution, chunk)
         surrogate = chunk.total(surrogate_terms(log_ratio, local.distribution, chunk, self.ent_coef))
@@ -137,7 +137,7 @@ class PolicyObjective:
         for read, old in zip(self.chunks, snapshots, strict=True):
             chunk = read()
             distribution = self.actor.distribution(chunk.inputs)
-            kind = family(distribution)
+            kind = self.actor.kind_of(distribution)
             kl = kind.kl(old, kind.parameters(distribution))
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
             sums = sums + th.stack((chunk.total(surrogate), chunk.total(kl)))
@@ -173,7 +173,7 @@ class CurvatureStore:
     def _build(self, read: Chunk) -> Curvature:
         chunk = read()
         local = self._actor.local(chunk.inputs)
-        z = _snapshot(local.distribution)
+        z = _snapshot(local.kind, local.distribution)
         return self._kept[-1] if self.offer(local, z, chunk) else _curvature(local, z, chunk)
 
     def offer(self, local: LocalPolicy, z: Outputs, chunk: Transitions) -> bool:
@@ -193,13 +193,13 @@ class CurvatureStore:
 
 
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
-    metric = family(local.distribution).fisher_metric(z)
+    metric = local.kind.fisher_metric(z)
     return Curvature(local.linearise(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
 
 
-def _snapshot(distribution: Distribution) -> Outputs:
+def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:
     """Read z without its graph."""
-    return tuple(z.detach() for z in family(distribution).parameters(distribution))
+    return tuple(z.detach() for z in kind.parameters(distribution))
 
 
 class PolicyModel(NamedTuple):

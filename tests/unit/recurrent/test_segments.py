@@ -64,7 +64,7 @@ def objective_of(model, size=WHOLE, every=1, normalize=True, convert=double, **m
     chunks = split_rollout(model.rollout_buffer, every, size, standardisation if normalize else as_they_are)
     converted = [lambda chunk=chunk: convert(chunk()) for chunk in chunks]
     parameters = list(model.policy.parameters())
-    return PolicyObjective(AutogradActor(model.policy, parameters), parameters, converted, **more)
+    return PolicyObjective(AutogradActor(model.policy, parameters, model.distribution_kinds), parameters, converted, **more)
 
 
 FAMILIES = {name: (RecurrentTRPO, space, {}) for name, space in ACTIONS.items()}

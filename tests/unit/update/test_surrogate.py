@@ -22,7 +22,7 @@ from helpers.oracle import (
 )
 
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
 from sb3_trpo.update.actor import AutogradActor, NetworkActor
@@ -42,7 +42,7 @@ class Setup:
         self.transitions = make_transitions(case, self.policy, n_states)
         self.parameters = list(self.policy.parameters())
         if kind == "network":
-            self.actor = NetworkActor(self.policy, networks_of(self.policy), self.parameters)
+            self.actor = NetworkActor(networks_of(self.policy), self.parameters)
         else:
             self.actor = AutogradActor(self.policy, self.parameters)
 
@@ -121,7 +121,7 @@ def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_
     setup = Setup(CASES["gaussian"], kind)
     setup.transitions = setup.transitions._replace(old_log_prob=setup.transitions.old_log_prob + 1.0)
     objective = setup.objective()
-    snapshots = [tuple(part.detach() for part in family_parameters(setup))]
+    snapshots = [tuple(part.detach() for part in parameters_of(setup))]
     before = [parameter.detach().numpy().tobytes() for parameter in setup.parameters]
     for moment in range(10_000):
         try:
@@ -135,9 +135,9 @@ def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_
     assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before
 
 
-def family_parameters(setup):
+def parameters_of(setup):
     distribution = setup.actor.distribution(setup.transitions.inputs)
-    return family(distribution).parameters(distribution)
+    return kind_of(distribution, CORE_KINDS).parameters(distribution)
 
 
 def fisher_matrix(operator, n):
