@@ -41,7 +41,7 @@ ACTOR = (
 """The parameters of a policy of one hidden layer of ``WIDTH`` units, in the order of the oracle's theta."""
 WIDTH = SMALL["net_arch"][0]
 SPACES = {"choice": spaces.Discrete(5), "choices": spaces.MultiDiscrete([3, 2, 4]), "bits": spaces.MultiBinary(3)}
-KINDS = MaskableTRPO.distribution_kinds
+DISTRIBUTIONS = MaskableTRPO.distribution_kinds
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 ROUNDING = 2e-6
 
@@ -139,10 +139,10 @@ class Problem(NamedTuple):
     def objective(self, kind: str, size: int = 100, ent_coef: float = 0.0) -> PolicyObjective:
         if kind == "network":
             is_double = self.observations.dtype == th.float64
-            networks = networks_of(self.policy, KINDS) if is_double else read_networks(self.policy, KINDS)
-            actor = NetworkActor(networks, self.parameters, KINDS)
+            networks = networks_of(self.policy, DISTRIBUTIONS) if is_double else read_networks(self.policy, DISTRIBUTIONS)
+            actor = NetworkActor(networks, self.parameters, DISTRIBUTIONS)
         else:
-            actor = AutogradActor(self.policy, self.parameters, KINDS)
+            actor = AutogradActor(self.policy, self.parameters, DISTRIBUTIONS)
         starts = range(0, len(self.masks), size)
         chunks = [lambda rows=slice(start, start + size): self.transitions(rows) for start in starts]
         return PolicyObjective(actor, self.parameters, chunks, ent_coef=ent_coef)
