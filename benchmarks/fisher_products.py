@@ -16,8 +16,7 @@ from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.numerics.gauss_newton import fisher_operator
-from sb3_trpo.numerics.linear_operator import Operator
+from sb3_trpo.numerics.gauss_newton import GaussNewtonOperator
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.rollouts.batch import Transitions
 from sb3_trpo.update.actor import Actor, AutogradActor, NetworkActor
@@ -25,23 +24,27 @@ from sb3_trpo.update.surrogate import CurvatureStore
 
 CASES = [(11, 64, 3, 2048), (17, 256, 6, 2048), (17, 64, 6, 16384), (17, 256, 6, 16384)]
 CNN_FRAMES = 512
+Product = Callable[[th.Tensor], th.Tensor]
+"""``v -> F v``."""
 
 
-def product_of(actor: Actor, observations: th.Tensor) -> Operator:
+def product_of(actor: Actor, parameters: list[th.Tensor], observations: th.Tensor) -> Product:
     """
     Make the Fisher product as an update has it.
 
     :param actor: the policy
+    :param parameters: of the actor
     :param observations: the states, cut into chunks if they are many
     :return: ``v -> F v``
     """
     size = min(actor.chunk_limits.transitions, max(1, actor.chunk_limits.entries // observations[0].numel()))
     nothing = th.zeros(0)
     chunks = [lambda part=part: Transitions(part, nothing, nothing, nothing) for part in observations.split(size)]
-    return fisher_operator(CurvatureStore(actor, chunks), ALONE.mean)
+    curvatures = CurvatureStore(actor, chunks, are_few=2 * len(observations) <= size)
+    return GaussNewtonOperator(flatten(parameters).detach(), curvatures, ALONE.mean).__matmul__
 
 
-def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Tensor], observations: th.Tensor) -> Operator:
+def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Tensor], observations: th.Tensor) -> Product:
     """
     Make the same by torch's forward mode, linearised once, and one backward pass.
 
@@ -141,8 +144,8 @@ def measure_case(
     named = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) in of_actor}
     parameters = list(named.values())
     products = {
-        "ours": product_of(NetworkActor(networks, parameters), observations),
-        "double backward": product_of(AutogradActor(policy, parameters), observations),
+        "ours": product_of(NetworkActor(networks, parameters), parameters, observations),
+        "double backward": product_of(AutogradActor(policy, parameters), parameters, observations),
         "forward mode": forward_mode_product(policy, named, observations),
     }
     v = th.randn(sum(parameter.numel() for parameter in parameters))

@@ -27,8 +27,7 @@ from environment import RESULTS, environment
 from stable_baselines3.common.logger import Logger
 
 from sb3_trpo import TRPO
-from sb3_trpo.parallel.communicator import World
-from sb3_trpo.parallel.launcher import join
+from sb3_trpo.parallel.distributed import DistributedCommunicator, connect
 from sb3_trpo.update.flat_adam import FlatAdam
 
 TASK = "HalfCheetah-v5"
@@ -122,7 +121,7 @@ def timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_collectives(communicator: World) -> dict[str, Any]:
+def measure_collectives(communicator: DistributedCommunicator) -> dict[str, Any]:
     """Time the reduction as it is, and gloo's all-reduce."""
     found: dict[str, Any] = {}
     for length in LENGTHS:
@@ -140,7 +139,7 @@ def measure_collectives(communicator: World) -> dict[str, Any]:
     return found
 
 
-def measure_updates(communicator: World) -> dict[str, Any]:
+def measure_updates(communicator: DistributedCommunicator) -> dict[str, Any]:
     """Time updates of one rank, the others at rest, and of all; count the messages of the latter."""
     found: dict[str, Any] = {}
     for name, settings in UPDATES.items():
@@ -166,14 +165,14 @@ def measure_updates(communicator: World) -> dict[str, Any]:
     return found
 
 
-def measure_alone(communicator: World, settings: dict[str, Any]) -> list[float]:
+def measure_alone(communicator: DistributedCommunicator, settings: dict[str, Any]) -> list[float]:
     """Time updates of the first rank, alone."""
     update = ready_to_update(make(1, **settings)) if communicator.is_first else int
     update()
     return [timed(update) for _ in range(5)]
 
 
-def critic_unbucketed(communicator: World, model: TRPO) -> Callable[[], None]:
+def critic_unbucketed(communicator: DistributedCommunicator, model: TRPO) -> Callable[[], None]:
     """Have the critic's gradient reduced tensor by tensor."""
     update, step = ready_to_update(model), FlatAdam.step
     sizes = [each.numel() for part, each in model.policy.named_parameters() if "value" in part]
@@ -190,7 +189,7 @@ def critic_unbucketed(communicator: World, model: TRPO) -> Callable[[], None]:
     return job
 
 
-def measure_weak(communicator: World) -> dict[str, Any]:
+def measure_weak(communicator: DistributedCommunicator) -> dict[str, Any]:
     """Time learn() of one rank with the other at rest, of both each for itself, and of both together, in turn."""
     found: dict[str, Any] = {}
     for n_steps, batch_size in WEAK:
@@ -224,7 +223,7 @@ def _learn(model: TRPO | None, iterations: int) -> None:
         model.learn(n_timesteps, reset_num_timesteps=model.num_timesteps == 0)
 
 
-JOBS: dict[str, Callable[[World], dict[str, Any]]] = {
+JOBS: dict[str, Callable[[DistributedCommunicator], dict[str, Any]]] = {
     "collectives": measure_collectives,
     "updates": measure_updates,
     "weak": measure_weak,
@@ -239,8 +238,8 @@ def work(job: str, out: Path) -> None:
     :param out: where the first rank writes what was measured
     """
     th.set_num_threads(1)
-    communicator = join(True, CPU)
-    assert isinstance(communicator, World)
+    communicator = connect(True, CPU)
+    assert isinstance(communicator, DistributedCommunicator)
     found = JOBS[job](communicator)
     if communicator.is_first:
         out.write_text(json.dumps(found))

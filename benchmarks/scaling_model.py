@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from environment import RESULTS
 
-from sb3_trpo.parallel.communicator import SHORT
+from sb3_trpo.parallel.distributed import SHORT_MESSAGE
 
 PREDICTED = (1, 8, 64, 1024)
 HELD_OUT = 3
@@ -133,7 +133,7 @@ class Model:
         :return: three factors
         """
         others = n_ranks - 1.0
-        if size <= SHORT:
+        if size <= SHORT_MESSAGE:
             return np.array([1.0, others - 1.0, 2.0 * others * size])
         return np.array([2.0 * others, 0.0, 2.0 * others / n_ranks * size])
 

@@ -1,4 +1,4 @@
-"""What is missing when a library of an extra is, and how to install it: the only place in the code that names a command."""
+"""Errors for missing optional dependencies. The only place in the code that contains a ``pip install`` command."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from contextlib import contextmanager
 
 PACKAGE = __name__.partition(".")[0]
 CONTRIB = ("Action masks and policies with memory need", "contrib")
-"""For :func:`needs`, in every module that imports sb3-contrib."""
+"""Arguments of :func:`needs` for every module that imports sb3-contrib."""
 ZOO = ("RL Zoo's scripts need", "zoo")
-"""For :func:`needs`, around what they import."""
+"""Arguments of :func:`needs` for the imports of the zoo."""
 
 
 class MissingExtraError(ImportError):
     """
-    A library is missing that an extra of this package brings.
+    A library is missing that one of this package's extras installs.
 
-    :param what: that needs the library, with its verb
-    :param module: that could not be imported
-    :param extra: that brings it, as in ``pyproject.toml``
+    :param what: feature that needs the library, with its verb, such as "Checkpoints need"
+    :param module: name of the module that could not be imported
+    :param extra: name of the extra, as in ``pyproject.toml``
     """
 
     def __init__(self, what: str, module: str, extra: str) -> None:
-        # A name alone, "sb3-trpo[...]", would have pip look for the package on an index, which need not be ours.
+        # The bare name "sb3-trpo[...]" would have pip look for the package on an index, which need not be ours.
         super().__init__(
             f"{what} {module}, which the extra [{extra}] brings. In a checkout of sb3_trpo: pip install '.[{extra}]'. "
             f"From a wheel: pip install 'WHEEL[{extra}]', where WHEEL is the path of its .whl file.",
@@ -34,11 +34,11 @@ class MissingExtraError(ImportError):
 @contextmanager
 def needs(what: str, extra: str) -> Iterator[None]:
     """
-    Import what an extra brings in this block.
+    Import modules of an extra inside this block.
 
-    :param what: that needs it, with its verb, such as "Checkpoints need"
-    :param extra: that brings it
-    :raises MissingExtraError: if a module is not there
+    :param what: feature that needs them, with its verb, such as "Checkpoints need"
+    :param extra: name of the extra
+    :raises MissingExtraError: if a module is missing
     """
     try:
         yield
@@ -51,12 +51,12 @@ def needs(what: str, extra: str) -> Iterator[None]:
 
 def require(what: str, extra: str, *modules: str) -> None:
     """
-    Check that modules are there before others import them.
+    Check that modules can be imported before other code imports them.
 
-    :param what: that needs them, with its verb
-    :param extra: that brings them
-    :param modules: names to import
-    :raises MissingExtraError: if one is not there
+    :param what: feature that needs them, with its verb
+    :param extra: name of the extra
+    :param modules: names of the modules
+    :raises MissingExtraError: if one is missing
     """
     with needs(what, extra):
         for module in modules:
@@ -65,11 +65,11 @@ def require(what: str, extra: str, *modules: str) -> None:
 
 def require_for_learning(progress_bar: bool, tensorboard_log: str | None) -> None:
     """
-    Check what ``learn()`` was asked to show and to log, before any work.
+    Check before ``learn()`` does any work that it can show and log what it was asked to.
 
-    :param progress_bar: whether it shows one
+    :param progress_bar: whether to show a progress bar
     :param tensorboard_log: folder for TensorBoard, ``None`` for no log
-    :raises MissingExtraError: if a library for it is not there
+    :raises MissingExtraError: if a library is missing
     """
     if progress_bar:
         require("progress_bar=True needs", "progress", "tqdm", "rich")

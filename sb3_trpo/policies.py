@@ -1,4 +1,10 @@
-"""TODO."""
+"""
+The policies behind the aliases, and the checks of the policy that a user gives.
+
+The policies are SB3's own, with separate features extractors for policy and critic by default. The critic must not change
+anything that the policy depends on, so with a shared extractor it could train nothing but its last layers.
+``policy_kwargs=dict(share_features_extractor=True)`` shares the extractor all the same.
+"""
 
 from __future__ import annotations
 
@@ -11,79 +17,16 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 
-
-def check_policy(policy: Any) -> None:
-    """
-    Check that a policy is given by name or as a class.
-
-    :param policy: what the constructor was given
-    :raises TypeError: if it is something else
-    """
-    if isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, BasePolicy)):
-        return
-    if isinstance(policy, BasePolicy):
-        name = type(policy).__name__
-        raise TypeError(
-            f"policy is an instance of {name}, but must be a name or a class, of which the model makes its own. To begin with "
-            f"the weights of this one: model = TRPO({name}, env, policy_kwargs=...), then "
-            "model.policy.load_state_dict(policy.state_dict())."
-        )
-    raise TypeError(
-        f'policy is {policy!r}, but must be a name, such as "MlpPolicy", or a subclass of SB3\'s ActorCriticPolicy.'
-    )
-
-
-def check_default_type() -> None:
-    """
-    Check that the layers that are about to be made will fit what they are shown.
-
-    :raises ValueError: if torch makes them of another type than float32
-    """
-    if th.get_default_dtype() != th.float32:
-        raise ValueError(
-            f"torch's default type is {th.get_default_dtype()}, but must be torch.float32 while a model is made: SB3 shows "
-            "observations to policies in that type. Call th.set_default_dtype(th.float32) before, and yours again afterwards."
-        )
-
-
-def check_policy_class(policy: type[Any], base: type[Any]) -> None:
-    """
-    Check that a policy has the methods that the algorithm calls.
-
-    :param policy: its class
-    :param base: what it must be a kind of
-    :raises ValueError: if it is not
-    """
-    if not issubclass(policy, base):
-        raise ValueError(
-            f"policy is {policy.__name__}, but must be {base.__name__} or a subclass of it, with an actor and a critic."
-        )
-
-
-def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], aliases: Mapping[str, type[Any]]) -> None:
-    """
-    Check that one of our policies is for the observations that there are.
-
-    :param policy: its class
-    :param observation_space: of the environment
-    :param aliases: our policies by name
-    :raises ValueError: if it is for Dict observations and these are not, or the other way round
-    """
-    name = next((alias for alias, each in aliases.items() if each is policy), None)
-    is_dict = isinstance(observation_space, spaces.Dict)
-    if name is not None and name.startswith("MultiInput") is not is_dict:
-        fitting = [alias for alias in aliases if alias.startswith("MultiInput") is is_dict]
-        raise ValueError(
-            f"policy is {name!r}, but for {type(observation_space).__name__} observations it must be {' or '.join(fitting)}."
-        )
-
-
 SMALLEST_IMAGE = 36
-"""Pixels a side of which NatureCNN's convolutions leave one: 8 wide every 4th, (36 - 8) / 4 + 1 = 8; 4 every 2nd, 3; 3, 1."""
+"""
+Pixels per side of the smallest image that NatureCNN can read.
+
+Its convolutions take (kernel, stride) = (8, 4), (4, 2) and (3, 1): 36 pixels become 8, then 3, then 1.
+"""
 
 
 class SeparateExtractors(BasePolicy):
-    """Turns ``share_features_extractor`` off unless it is asked for, and lets it survive ``policy.save``."""
+    """Mixin that sets ``share_features_extractor=False`` by default and keeps the setting through ``policy.save``."""
 
     share_features_extractor: bool
 
@@ -92,25 +35,19 @@ class SeparateExtractors(BasePolicy):
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """
-        Make a features extractor, as SB3 does.
+        Make a features extractor.
 
         :return: the extractor
-        :raises ValueError: if SB3's own has convolutions that an image is too small for
+        :raises ValueError: if an image is too small for the convolutions of SB3's own extractors
         """
         for key, image in self._images_for_convolutions().items():
             height, width = image.shape[-2:]
             if min(height, width) < SMALLEST_IMAGE:
-                name = f"The observation {key!r}" if key else "The observation"
-                flat = "" if key else "take a policy that flattens images (MlpPolicy, MlpLstmPolicy), "
-                raise ValueError(
-                    f"{name} is an image of {height}x{width} pixels, but NatureCNN, which reads images, needs at least "
-                    f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE}. Enlarge it, as gymnasium.wrappers.ResizeObservation does, {flat}or "
-                    "give an extractor of your own: policy_kwargs=dict(features_extractor_class=...)."
-                )
+                raise _image_error(key, height, width)
         return super().make_features_extractor()
 
     def _images_for_convolutions(self) -> dict[str, spaces.Box]:
-        """Find the images that SB3's own extractors read by convolutions, by key; the key is empty if there is one alone."""
+        """Find the images that SB3's own extractors read by convolutions, by key. A single image has an empty key."""
         space, extractor = self.observation_space, self.features_extractor_class
         if extractor is NatureCNN and isinstance(space, spaces.Box) and len(space.shape) == 3:
             return {"": space}
@@ -131,8 +68,84 @@ class MlpPolicy(SeparateExtractors, ActorCriticPolicy):
 
 
 class CnnPolicy(SeparateExtractors, ActorCriticCnnPolicy):
-    """SB3's ``ActorCriticCnnPolicy``: convolutional extractors for images, one for the policy and one for the critic."""
+    """SB3's ``ActorCriticCnnPolicy``: convolutional features extractors, one for the policy and one for the critic."""
 
 
 class MultiInputPolicy(SeparateExtractors, MultiInputActorCriticPolicy):
-    """SB3's ``MultiInputActorCriticPolicy``: combined extractors for Dict observations, one each."""
+    """SB3's ``MultiInputActorCriticPolicy`` for Dict observations: combined extractors, one for each network."""
+
+
+def check_policy(policy: Any) -> None:
+    """
+    Check that a policy is a name or a class.
+
+    :param policy: the constructor's argument
+    :raises TypeError: if it is anything else, an instance of a policy for example
+    """
+    if isinstance(policy, str) or (isinstance(policy, type) and issubclass(policy, BasePolicy)):
+        return
+    if isinstance(policy, BasePolicy):
+        name = type(policy).__name__
+        raise TypeError(
+            f"policy is an instance of {name}, but must be a name or a class; the model makes the instance. To start from "
+            f"the weights of this one: model = TRPO({name}, env, policy_kwargs=...), then "
+            "model.policy.load_state_dict(policy.state_dict())."
+        )
+    raise TypeError(
+        f'policy is {policy!r}, but must be a name, such as "MlpPolicy", or a subclass of SB3\'s ActorCriticPolicy.'
+    )
+
+
+def check_default_type() -> None:
+    """
+    Check that torch makes new layers in the type in which SB3 passes observations.
+
+    :raises ValueError: if torch's default type is not float32
+    """
+    if th.get_default_dtype() != th.float32:
+        raise ValueError(
+            f"torch's default type is {th.get_default_dtype()}, but must be torch.float32 while a model is made: SB3 passes "
+            "observations to policies in that type. Call th.set_default_dtype(th.float32) before, and yours again afterwards."
+        )
+
+
+def check_policy_class(policy: type[Any], base: type[Any]) -> None:
+    """
+    Check that a policy class has the methods that the algorithm calls.
+
+    :param policy: class of the policy
+    :param base: class that it must inherit from
+    :raises ValueError: if it does not
+    """
+    if not issubclass(policy, base):
+        raise ValueError(
+            f"policy is {policy.__name__}, but must be {base.__name__} or a subclass of it, with an actor and a critic."
+        )
+
+
+def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], aliases: Mapping[str, type[Any]]) -> None:
+    """
+    Check that one of our policies can read the observations.
+
+    :param policy: class of the policy
+    :param observation_space: space of the environment
+    :param aliases: our policy classes by name
+    :raises ValueError: if it is for Dict observations and these are not, or the other way round
+    """
+    name = next((alias for alias, each in aliases.items() if each is policy), None)
+    is_dict = isinstance(observation_space, spaces.Dict)
+    if name is not None and name.startswith("MultiInput") is not is_dict:
+        fitting = [alias for alias in aliases if alias.startswith("MultiInput") is is_dict]
+        raise ValueError(
+            f"policy is {name!r}, but for {type(observation_space).__name__} observations it must be {' or '.join(fitting)}."
+        )
+
+
+def _image_error(key: str, height: int, width: int) -> ValueError:
+    name = f"The observation {key!r}" if key else "The observation"
+    flat = "" if key else "take a policy that flattens images (MlpPolicy, MlpLstmPolicy), "
+    return ValueError(
+        f"{name} is an image of {height}x{width} pixels, but NatureCNN, which reads images, needs at least "
+        f"{SMALLEST_IMAGE}x{SMALLEST_IMAGE}. Enlarge it, for example with gymnasium.wrappers.ResizeObservation, {flat}or "
+        "use your own extractor: policy_kwargs=dict(features_extractor_class=...)."
+    )

@@ -1,4 +1,8 @@
-"""The settings: their rules and defaults, each stated once, and the errors that say which one is broken."""
+"""
+The rules that settings obey, the errors that explain a broken one, and hints for keywords that belong to other algorithms.
+
+The defaults are those of :class:`~sb3_trpo.trpo.TRPO`'s constructor; its docstring gives the source of each.
+"""
 
 from __future__ import annotations
 
@@ -14,81 +18,106 @@ from typing import Any, NamedTuple, ParamSpec
 import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
+P = ParamSpec("P")
+
 
 class Rule(NamedTuple):
-    """What a setting must satisfy, in code and in words, and a sane choice."""
+    """
+    What a setting must satisfy.
+
+    :param holds: whether a value is allowed; may raise for values that cannot be compared
+    :param allowed: the same in words, to follow "must be"
+    :param advice: a sentence that names a sensible value
+    """
 
     holds: Callable[[Any], bool]
     allowed: str
     advice: str
 
 
-def count(least: int) -> Callable[[Any], bool]:
+def is_integer_from(least: int) -> Callable[[Any], bool]:
     """
-    Make a rule for integers.
+    Make the test for integers that are not too small.
 
-    :param least: the smallest allowed
-    :return: tells whether a value is one
+    :param least: smallest integer allowed
+    :return: the test, for :attr:`Rule.holds`
     """
     return lambda value: isinstance(value, Integral) and int(value) >= least
 
 
+def is_finite_from_zero(value: Any) -> bool:
+    """
+    Test for a finite number that is not negative.
+
+    :param value: what was given
+    :return: whether ``0 <= value < inf``
+    """
+    return bool(0.0 <= value < math.inf)
+
+
+def is_probability(value: Any) -> bool:
+    """
+    Test for a number between 0 and 1.
+
+    :param value: what was given
+    :return: whether ``0 <= value <= 1``
+    """
+    return bool(0.0 <= value <= 1.0)
+
+
 RULES: dict[str, Rule] = {
-    "n_steps": Rule(count(1), "an integer >= 1", "The default is 2048."),
-    "batch_size": Rule(count(1), "an integer >= 1", "The default is 128."),
-    "gamma": Rule(
-        lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.99; above 1 returns grow without bound."
-    ),
-    "gae_lambda": Rule(lambda v: 0.0 <= v <= 1.0, "a number, in [0, 1]", "The default is 0.95."),
-    "n_critic_updates": Rule(count(0), "an integer >= 0", "The default is 20."),
-    "cg_max_steps": Rule(count(1), "an integer >= 1", "The default is 15."),
-    "cg_damping": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 0.1."),
-    "cg_residual_tol": Rule(
-        lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 1e-5; 0 never stops early."
-    ),
-    "line_search_max_iter": Rule(count(1), "an integer >= 1", "The default is 10."),
+    "n_steps": Rule(is_integer_from(1), "an integer >= 1", "The default is 2048."),
+    "batch_size": Rule(is_integer_from(1), "an integer >= 1", "The default is 128."),
+    "gamma": Rule(is_probability, "a number, in [0, 1]", "The default is 0.99; above 1 returns grow without bound."),
+    "gae_lambda": Rule(is_probability, "a number, in [0, 1]", "The default is 0.95."),
+    "n_critic_updates": Rule(is_integer_from(0), "an integer >= 0", "The default is 20."),
+    "cg_max_steps": Rule(is_integer_from(1), "an integer >= 1", "The default is 15."),
+    "cg_damping": Rule(is_finite_from_zero, "a number, finite and >= 0", "The default is 0.1."),
+    "cg_residual_tol": Rule(is_finite_from_zero, "a number, finite and >= 0", "The default is 1e-5; 0 never stops early."),
+    "line_search_max_iter": Rule(is_integer_from(1), "an integer >= 1", "The default is 10."),
     "line_search_shrinking_factor": Rule(lambda v: 0.0 < v < 1.0, "a number, inside (0, 1)", "The default is 0.8."),
-    "sub_sampling_factor": Rule(count(1), "an integer >= 1", "1 uses every transition."),
-    "fisher_subsampling": Rule(count(1), "an integer >= 1", "1 uses every state."),
-    "chunk_size": Rule(lambda v: v is None or count(1)(v), "None or an integer >= 1", "None chooses by observation size."),
-    "max_grad_norm": Rule(lambda v: v is None or 0.0 <= v < math.inf, "None or finite and >= 0", "None does not clip."),
+    "sub_sampling_factor": Rule(is_integer_from(1), "an integer >= 1", "1 uses every transition."),
+    "fisher_subsampling": Rule(is_integer_from(1), "an integer >= 1", "1 uses every state."),
+    "chunk_size": Rule(
+        lambda v: v is None or is_integer_from(1)(v), "None or an integer >= 1", "None chooses by observation size."
+    ),
+    "max_grad_norm": Rule(lambda v: v is None or is_finite_from_zero(v), "None or finite and >= 0", "None does not clip."),
 }
-
-
+"""Rules of the settings that stay constant, by keyword."""
 SCHEDULE_RULES: dict[str, Rule] = {
-    "target_kl": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "At 0 the policy stays as it is."),
+    "target_kl": Rule(is_finite_from_zero, "a number, finite and >= 0", "At 0 the policy no longer changes."),
     "ent_coef": Rule(math.isfinite, "a number, finite", "The default is 0.0."),
-    "learning_rate": Rule(lambda v: 0.0 <= v < math.inf, "a number, finite and >= 0", "The default is 1e-3."),
+    "learning_rate": Rule(is_finite_from_zero, "a number, finite and >= 0", "The default is 1e-3."),
 }
-"""For the value of a schedule at any time."""
+"""Rules of the values that a schedule returns, by keyword."""
 CONSTANT_RULES: dict[str, Rule] = {
     **SCHEDULE_RULES,
     "target_kl": Rule(
         lambda v: 0.0 < v < math.inf, "a number, finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
     ),
 }
-"""For a setting that may be a schedule and is not."""
+"""Rules of the same settings when a number is given. A constant ``target_kl`` of 0 would never learn anything."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """
-    Check every setting that has a rule.
+    Check every setting that has a rule in :data:`RULES`.
 
-    :param settings: values by name
-    :raises ValueError: for the first that breaks its rule
+    :param settings: values by keyword
+    :raises ValueError: if a value breaks its rule
     """
     for name, rule in RULES.items():
-        require(name, settings[name], rule)
+        check_setting(name, settings[name], rule)
 
 
-def require(name: str, value: Any, rule: Rule) -> None:
+def check_setting(name: str, value: Any, rule: Rule) -> None:
     """
     Check one setting.
 
-    :param name: as the user knows it
+    :param name: keyword that the user wrote
     :param value: what was given
     :param rule: what is allowed
-    :raises ValueError: if the rule is broken
+    :raises ValueError: if the value breaks the rule
     """
     try:
         holds = rule.holds(value)
@@ -98,36 +127,36 @@ def require(name: str, value: Any, rule: Rule) -> None:
         raise ValueError(f"{name} is {value!r}, but must be {rule.allowed}. {rule.advice}")
 
 
-def scheduled(name: str, schedule: float | Schedule, progress_remaining: float) -> float:
+def evaluate_schedule(name: str, schedule: float | Schedule, progress_remaining: float) -> float:
     """
     Evaluate a setting that may be a schedule.
 
-    :param name: as the user knows it, one of ``SCHEDULE_RULES``
+    :param name: keyword that the user wrote, one of ``SCHEDULE_RULES``
     :param schedule: a number, or a function of the progress remaining
-    :param progress_remaining: from 1 (begin) to 0 (end)
-    :return: the value now
-    :raises ValueError: if it is not a number that is allowed
+    :param progress_remaining: 1 at the beginning of training, 0 at the end
+    :return: the value at this progress
+    :raises ValueError: if it is not a number, or not allowed
     """
     if callable(schedule):
         value = schedule(progress_remaining)
-        require(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
+        check_setting(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
     else:
         value = schedule
-        require(name, value, CONSTANT_RULES[name])
+        check_setting(name, value, CONSTANT_RULES[name])
     return float(value)
 
 
-def timesteps_to_take(total: Any) -> float:
+def parse_total_timesteps(total: Any) -> float:
     """
-    Read ``total_timesteps``.
+    Round ``total_timesteps`` up to an integer.
 
-    :param total: an integer or another real number, infinity included
-    :return: the least integer that is not below it, or infinity
+    :param total: any real number of environment steps, infinity included
+    :return: the smallest integer that is not below it, or infinity
     :raises ValueError: if it is not a number
     """
     try:
         if isinstance(total, Integral):
-            return int(total) if math.isfinite(total) else math.nan  # which a float cannot hold
+            return int(total) if math.isfinite(total) else math.nan  # isfinite raises if a float cannot hold the integer
         number = math.nan if np.asarray(total).dtype.kind in "SU" else float(total)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -141,14 +170,14 @@ def timesteps_to_take(total: Any) -> float:
 
 def check_batch(n_transitions: int, sub_sampling_factor: int, fisher_subsampling: int, normalize_advantage: bool) -> None:
     """
-    Check that enough transitions are left to learn from.
+    Check that a rollout leaves enough transitions to learn from.
 
-    :param n_transitions: ``n_steps * n_envs``
+    :param n_transitions: transitions in a rollout, ``n_steps * n_envs`` of all ranks together
     :param sub_sampling_factor: the update uses every k-th transition
     :param fisher_subsampling: the Fisher matrix uses every k-th of those
     :param normalize_advantage: whether advantages are divided by their standard deviation
-    :raises AssertionError: if there is one transition but normalising needs two, as in sb3-contrib
-    :raises ValueError: if sub-sampling leaves too little
+    :raises AssertionError: if a single transition is to be normalized, as in sb3-contrib
+    :raises ValueError: if sub-sampling leaves too few
     """
     assert n_transitions > 1 or not normalize_advantage, (
         f"n_steps * n_envs is {n_transitions}, but must be greater than 1 to normalize advantages. "
@@ -170,32 +199,31 @@ def check_batch(n_transitions: int, sub_sampling_factor: int, fisher_subsampling
 
 def warn_about_batch_size(n_transitions: int, batch_size: int) -> None:
     """
-    Warn if the critic's minibatches are not all of one size.
+    Warn if the critic's last minibatch is smaller than the others.
 
-    :param n_transitions: ``n_steps * n_envs``
-    :param batch_size: transitions per minibatch of the critic
+    :param n_transitions: transitions in a rollout, ``n_steps * n_envs`` of all ranks together
+    :param batch_size: transitions in a minibatch of the critic
     """
     last = n_transitions % batch_size
     if last:
         warnings.warn(
             f"You have specified a mini-batch size of {batch_size}, which does not divide the {n_transitions} transitions of "
-            f"a rollout (n_steps * n_envs): the last minibatch of each critic pass has only {last}. A divisor uses all alike.",
+            f"a rollout (n_steps * n_envs): the last minibatch of each critic epoch has only {last}. Choose a divisor to "
+            "weight all transitions alike.",
             UserWarning,
             stacklevel=2,
         )
 
 
-P = ParamSpec("P")
-
-INSTEAD = {
-    "n_epochs": "the policy takes one step per rollout, and n_critic_updates counts the critic's passes over it",
+REPLACEMENTS = {
+    "n_epochs": "the policy takes one step per rollout, and n_critic_updates counts the critic's epochs",
     "clip_range": "target_kl bounds how far a step moves the policy, and nothing is clipped",
-    "clip_range_vf": "nothing clips the critic: n_critic_updates and learning_rate say how far it goes per rollout",
-    "vf_coef": "the critic has a regression of its own, which needs no weight",
+    "clip_range_vf": "nothing clips the critic: n_critic_updates and learning_rate control how far it moves per rollout",
+    "vf_coef": "the critic has its own regression, which needs no weight",
     "use_rms_prop": "policy_kwargs=dict(optimizer_class=...) chooses the critic's optimizer, Adam by default",
     "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=dict(eps=...)) sets it for the critic's optimizer",
 }
-"""What takes the place of the keywords of SB3's PPO and A2C that TRPO does not have."""
+"""What to use in place of the keywords of SB3's PPO and A2C that TRPO does not have."""
 RENAMED = {
     "max_kl": "target_kl",
     "timesteps_per_batch": "n_steps",
@@ -205,15 +233,15 @@ RENAMED = {
     "vf_stepsize": "learning_rate",
     "entcoeff": "ent_coef",
 }
-"""Stable Baselines 2's TRPO, and ours."""
+"""Keywords of Stable Baselines 2's TRPO, and their names here."""
 
 
 def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, None]:
     """
-    Let a constructor refuse keywords that it does not have by saying what takes their place.
+    Decorate a constructor so that the error for an unknown keyword names the right one.
 
-    :param constructor: with all its keywords in its signature, which stays as it is
-    :return: the same, with a more helpful ``TypeError``
+    :param constructor: ``__init__`` with every keyword in its signature
+    :return: the constructor, with the same signature and a more helpful ``TypeError``
     """
     known = [*inspect.signature(constructor).parameters][1:]
 
@@ -222,15 +250,16 @@ def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, Non
         unknown = [name for name in kwargs if name not in known]
         if unknown:
             owner = type(args[0]).__name__
-            raise TypeError(" ".join(f"{owner} has no keyword {name}{_explanation(name, known)}" for name in unknown))
+            raise TypeError(" ".join(f"{owner} has no keyword {name}{_hint(name, known)}" for name in unknown))
         constructor(*args, **kwargs)
 
     return construct
 
 
-def _explanation(name: str, known: Iterable[str]) -> str:
-    if name in INSTEAD:
-        return f": {INSTEAD[name]}."
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Say what to write in place of an unknown keyword."""
+    if name in REPLACEMENTS:
+        return f": {REPLACEMENTS[name]}."
     public = [each for each in known if not each.startswith("_")]
     close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, public, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; those it has are {', '.join(public)}."
+    return f"; did you mean {close[0]}?" if close else f"; the keywords are {', '.join(public)}."

@@ -27,10 +27,15 @@ from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, Settings, trust_region_step
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, trust_region_step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.launcher import join
-from sb3_trpo.parallel.rollout_sync import Solo, crew_of, shapes_of
+from sb3_trpo.parallel.consistency import require_same, shapes_of
+from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.parallel.faults import check_on_all_ranks
+from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
+from sb3_trpo.parallel.sharding import seed_of_rank, shard_minibatches, steps_of_rank
 from sb3_trpo.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -50,12 +55,14 @@ from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfi
 from sb3_trpo.settings import (
     check_batch,
     check_settings,
+    evaluate_schedule,
     explains_unknown_keywords,
-    scheduled,
-    timesteps_to_take,
+    parse_total_timesteps,
     warn_about_batch_size,
 )
 from sb3_trpo.update.actor import make_actor
+from sb3_trpo.update.advice import ADVICE
+from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.critic import FitOutcome, fit_critic
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
@@ -222,7 +229,7 @@ class TRPO(OnPolicyAlgorithm):
         self._advised: set[str] = set()
         if _init_setup_model:
             self._setup_model()
-            self._communicator.compare(shapes_of(self.policy), "the policy's tensors")
+            require_same(shapes_of(self.policy), "the policy's tensors", self._communicator)
             self._communicator.broadcast([*self.policy.state_dict().values()])
             n_transitions = self._check_batch()
             if self._communicator.is_first:
@@ -234,10 +241,10 @@ class TRPO(OnPolicyAlgorithm):
 
         :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
         """
-        self._communicator.agree(partial(require_finite, self.rollout_buffer, self._last_obs))
+        check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
         progress = self._current_progress_remaining
         names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
-        present = [scheduled(name, setting, progress) for name, setting in names.items()]
+        present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
         target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
         self._update_learning_rate(self.policy.optimizer)  # which records it, too
         update_learning_rate(self.policy.optimizer, learning_rate)
@@ -273,10 +280,20 @@ class TRPO(OnPolicyAlgorithm):
                 fisher_chunks = split_rollout(self.rollout_buffer, every, size)
             tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
             objective = PolicyObjective(
-                actor, parameters, chunks, fisher_chunks, ent_coef, self._communicator.mean, are_few, tolerance
+                actor,
+                parameters,
+                chunks,
+                [mean_kl(target_kl)],
+                fisher_chunks,
+                ent_coef,
+                self._communicator.mean,
+                are_few,
+                tolerance,
             )
             model, entropy, log_prob_error = objective.local_model()
-            step = trust_region_step(model, self._step_settings(target_kl))
+            solver = ConjugateGradient(self.cg_max_steps, self.cg_residual_tol)
+            line_search = BacktrackingLineSearch(self.line_search_shrinking_factor, self.line_search_max_iter)
+            step = trust_region_step(model, solver, line_search, self.cg_damping)
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
         self._warn_of_mismatch(log_prob_error)
         self.policy_outcome = step.outcome
@@ -286,13 +303,14 @@ class TRPO(OnPolicyAlgorithm):
     def _fit_critic(self, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
         """Regress the values on the returns, in what the policy does not depend on."""
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            share = self._communicator.share(self.batch_size, self._n_transitions)
-            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._communicator, share)
-            regression = networks and plain_regression(self.policy, networks, parameters, buffer, share.batch_size)
+            shard = shard_minibatches(self.batch_size, self._n_transitions, self._communicator)
+            batch_size = self.batch_size if shard is None else shard.batch_size
+            buffer, how = self.rollout_buffer, (self.n_critic_updates, self.max_grad_norm, self._communicator, shard)
+            regression = networks and plain_regression(self.policy, networks, parameters, buffer, batch_size)
             if regression:
                 fit = fit_stack(regression, *how)
             else:
-                fit = fit_critic(self.policy, parameters, partial(minibatches_of, buffer, share.batch_size), *how)
+                fit = fit_critic(self.policy, parameters, partial(minibatches_of, buffer, batch_size), *how)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))
@@ -317,16 +335,6 @@ class TRPO(OnPolicyAlgorithm):
     def _chunk_size(self, limits: ChunkLimits) -> int:
         return self.chunk_size or default_chunk_size(self._plain.observation_space, limits)
 
-    def _step_settings(self, target_kl: float) -> Settings:
-        return Settings(
-            target_kl=target_kl,
-            cg_max_steps=self.cg_max_steps,
-            cg_residual_tol=self.cg_residual_tol,
-            cg_damping=self.cg_damping,
-            shrinking_factor=self.line_search_shrinking_factor,
-            line_search_max_iter=self.line_search_max_iter,
-        )
-
     def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
         """Count an outcome under a name for the log, and tell what to do about an unwanted one the first time it comes up."""
         self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
@@ -335,7 +343,7 @@ class TRPO(OnPolicyAlgorithm):
         if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
             return  # a schedule of target_kl that ends at 0 has nothing to mend, unless its end is all there was
         if self._is_first_time(outcome.value):
-            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {outcome.advice}"
+            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {ADVICE[outcome]}"
             if outcome is Outcome.LOST_IN_ROUNDING:  # nothing will be learned, whatever verbose is
                 warnings.warn(advice, UserWarning, stacklevel=2)
             elif self.verbose >= 1:
@@ -430,45 +438,45 @@ class TRPO(OnPolicyAlgorithm):
         :return: the model itself
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
-        total_timesteps = timesteps_to_take(total_timesteps)
+        total_timesteps = parse_total_timesteps(total_timesteps)
         require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, crew = keeper_of(callback), crew_of(self, self._communicator)
-        with crew.at_work(keeper), keeper.session(self, callback):
+        keeper, sync = keeper_of(callback), make_rollout_sync(self, self._communicator)
+        with sync.session(keeper), keeper.session(self, callback):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
-                crew.callbacks(callback),
+                sync.callbacks(callback),
                 reset_num_timesteps,
                 tb_log_name,
                 progress_bar and self._communicator.is_first,
             )
-            crew.begin(total_timesteps)
+            sync.after_reset(total_timesteps)
             self._n_iterations = iteration = 0
             keeper.announce(callback)
             callback.on_training_start(locals(), globals())
             keeper.resume(callback)
-            crew.follow_resumption()
+            sync.after_resume()
             while (
-                self.num_timesteps < total_timesteps and self._iterate(crew, callback, log_interval) and keeper.at_boundary()
+                self.num_timesteps < total_timesteps and self._iterate(sync, callback, log_interval) and keeper.at_boundary()
             ):
                 continue
             callback.on_training_end()
         return self
 
-    def _iterate(self, crew: Solo, callback: BaseCallback, log_interval: int | None) -> bool:
+    def _iterate(self, sync: NoSync, callback: BaseCallback, log_interval: int | None) -> bool:
         """Collect a rollout and learn from it, unless a callback ends the training."""
         assert self.env is not None
         is_complete = self.collect_rollouts(self.env, callback, self.rollout_buffer, self.rollout_buffer.buffer_size)
-        if not crew.finish_rollout(is_complete, callback):
+        if not sync.after_rollout(is_complete, callback):
             return False
         self._n_iterations += 1
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         if log_interval is not None and self._n_iterations % log_interval == 0:
             self.dump_logs(self._n_iterations)
         self.train()
-        crew.prove_agreement()
+        sync.after_update()
         return True
 
     @classmethod
@@ -509,17 +517,17 @@ class TRPO(OnPolicyAlgorithm):
 
         :param seed: of the run; each rank derives its own
         """
-        super().set_random_seed(self._communicator.seed_of(seed))
+        super().set_random_seed(seed_of_rank(seed, self._communicator))
 
     def _setup_model(self) -> None:
         check_default_type()
         self._check_settings()
-        self._communicator = join(self.distributed, self.device)
+        self._communicator = connect(self.distributed, self.device)
         check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         given = self.n_steps, self.observation_space, self.action_space
         try:
-            self.n_steps = self._communicator.part_of(self.n_steps, "n_steps")
+            self.n_steps = steps_of_rank(self.n_steps, self._communicator)
             self.observation_space, self.action_space = self._plain.observation_space, self._plain.action_space
             self._build()
         finally:
@@ -541,7 +549,7 @@ class TRPO(OnPolicyAlgorithm):
     def _check_settings(self) -> None:
         check_settings(vars(self))
         for name in ("target_kl", "ent_coef", "learning_rate"):
-            scheduled(name, getattr(self, name), progress_remaining=1.0)
+            evaluate_schedule(name, getattr(self, name), progress_remaining=1.0)
 
     def _check_batch(self) -> int:
         """Count the transitions of all ranks in a rollout; raise if they are too few."""

@@ -17,23 +17,37 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
-from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
+from sb3_trpo.checkpoint.codecs.environments import taped
+from sb3_trpo.checkpoint.codecs.nodes import Node
+from sb3_trpo.checkpoint.identity import (
+    differences,
+    identity,
+    present_settings,
+    schedule_differences,
+    schedule_digests,
+    versions,
+)
+from sb3_trpo.checkpoint.limits import CheckpointTooLargeError
 from sb3_trpo.checkpoint.loading import settings
-from sb3_trpo.checkpoint.nodes import Node
-from sb3_trpo.checkpoint.run import continue_run, lost_parts, record_run, restore_run
-from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
-from sb3_trpo.checkpoint.shared import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.ranks import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.run import (
+    continue_run,
+    describe_progress,
+    describe_total,
+    lost_parts,
+    plain_total,
+    record_run,
+    restore_run,
+)
 from sb3_trpo.checkpoint.signals import StopRequest
-from sb3_trpo.checkpoint.simulators import taped
-from sb3_trpo.checkpoint.sizes import CheckpointTooLargeError
 from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
-from sb3_trpo.checkpoint.totals import describe_progress, describe_total, plain_total
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.settings import Rule, count, require
+from sb3_trpo.parallel.faults import check_on_all_ranks
+from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
-    "every": Rule(count(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
-    "keep": Rule(count(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+    "every": Rule(is_integer_from(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
+    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
 }
 
 
@@ -62,7 +76,7 @@ class ResumableCheckpoint(RunKeeper):
     ) -> None:
         super().__init__(verbose)
         for name, value in {"every": every, "keep": keep}.items():
-            require(name, value, RULES[name])
+            check_setting(name, value, RULES[name])
         self.folder = folder
         self.path = Path(folder)
         self.every = every
@@ -102,7 +116,7 @@ class ResumableCheckpoint(RunKeeper):
             self._identity, self._schedules = identity(model), schedule_digests(settings)
             self._found = find(folder, self._communicator)
             if self._found is not None:
-                self._communicator.agree(partial(self._refuse_another_run, self._found.checkpoint))
+                check_on_all_ranks(partial(self._refuse_another_run, self._found.checkpoint), self._communicator)
             venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
             venvs += filter(None, [model.env])
             stack.enter_context(taped(venvs))

@@ -18,11 +18,11 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
-from sb3_trpo.checkpoint.places import Places
-from sb3_trpo.checkpoint.recording import Recorder, record
-from sb3_trpo.checkpoint.restoring import MismatchError, Restorer
-from sb3_trpo.parallel.rollout_sync import Crew
+from sb3_trpo.checkpoint.codecs.file_paths import Places
+from sb3_trpo.checkpoint.codecs.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import Recorder, record
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError, Restorer
+from sb3_trpo.parallel.rollout_sync import RolloutSync
 
 CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))
 """Attributes of callbacks that are not their own."""
@@ -104,7 +104,7 @@ def named_callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
     met: Counter[str] = Counter()
     for callback in callback_tree(root):
         name = qualified_name(type(callback))
-        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback, Crew)):
+        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback, RolloutSync)):
             yield f"{name}#{met[name]}", callback
             met[name] += 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
 import math
 import platform
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,10 +19,9 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_trpo.checkpoint.nodes import qualified_name
-from sb3_trpo.checkpoint.schedules import quarters
-from sb3_trpo.checkpoint.simulators import ask, describe
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.checkpoint.codecs.environments import ask, describe
+from sb3_trpo.checkpoint.codecs.nodes import qualified_name
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
 """Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""
@@ -156,3 +157,109 @@ def _describe(value: Any) -> Any:
 def _describe_thing(value: Any) -> Any:
     values = quarters(value)
     return qualified_name(value if hasattr(value, "__qualname__") else type(value)) if values is None else _describe(values)
+
+
+QUARTERS = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Where a schedule's values are shown."""
+STEPS = 1000
+"""
+Parts of the run in which a schedule is compared with another. Two that pass as the same differ for less than a thousandth of
+the run at a stretch, a single update or none in runs of up to a thousand; and even a schedule that takes a millisecond costs
+no more than a second, once at the start.
+"""
+DIGITS = 9
+"""To which values are compared: the last bits of an exponential differ between systems, deliberate changes are larger."""
+
+
+def quarters(setting: Any) -> list[float] | None:
+    """
+    Give a schedule's values at each quarter of the run.
+
+    :param setting: of an algorithm
+    :return: five values, ``None`` if it is no schedule, or has no value at one of the quarters
+    """
+    values: list[float] = []
+    for value in _values(setting, QUARTERS):
+        if isinstance(value, str):
+            return None
+        values.append(value)
+    return values or None
+
+
+def present_value(setting: Any, progress: float) -> float | None:
+    """
+    Give a schedule's value.
+
+    :param setting: of an algorithm
+    :param progress: that remains
+    :return: the value, ``None`` if it is no schedule or has none there
+    """
+    value = next(_values(setting, (progress,)), None)
+    return value if isinstance(value, float) else None
+
+
+def schedule_digests(settings: dict[str, Any]) -> dict[str, str]:
+    """
+    Digest all schedules among settings.
+
+    :param settings: by name, perhaps nested
+    :return: digests of the schedules' values all along the run, by name
+    """
+    found = {}
+    for name, schedule in _callables(settings, ""):
+        values = _values(schedule, (1.0 - step / STEPS for step in range(STEPS + 1)))
+        first = next(values)
+        if isinstance(first, float):  # some other function need not be called a thousand times
+            text = " ".join(each if isinstance(each, str) else f"{each:.{DIGITS}g}" for each in (first, *values))
+            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
+
+
+def schedule_differences(saved: dict[str, str], live: dict[str, str]) -> list[str]:
+    """
+    Compare schedules that agree at each quarter of the run.
+
+    :param saved: digests in a checkpoint
+    :param live: digests of the run that is to go on
+    :return: one text per schedule that differs
+    """
+    return [
+        f"{name}: the same schedule in the checkpoint and here at 100, 75, 50, 25 and 0% of what remains, but not in between"
+        for name in sorted(saved.keys() & live.keys())
+        if saved[name] != live[name]
+    ]
+
+
+def _values(setting: Any, points: Iterable[float]) -> Iterator[float | str]:
+    """Evaluate a function, or a copy of an object, which may count its calls; where it raises, give the error's name."""
+    if not _is_function(setting):
+        return
+    schedule = _copy_of(setting)
+    for progress in points:
+        try:
+            yield float(schedule(progress))
+        except Exception as error:  # which the user has written
+            yield type(error).__name__
+
+
+def _copy_of(schedule: Callable[..., Any]) -> Callable[..., Any]:
+    try:
+        return copy.deepcopy(schedule)
+    except Exception:  # it cannot be copied
+        return schedule
+
+
+def _callables(value: Any, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Find what can be called among settings, also in containers."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from _callables(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from _callables(each, f"{name}.{index}")
+    elif _is_function(value):
+        yield name, value
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)

@@ -14,13 +14,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import ConstantSchedule
 from torch import nn, optim
 
-from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, present_settings, settings_of
-from sb3_trpo.checkpoint.nodes import Node, qualified_name
-from sb3_trpo.checkpoint.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.nodes import Node, qualified_name
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
+from sb3_trpo.checkpoint.identity import SPACES_AND_SHAPES, differences, identity, present_settings, present_value, settings_of
+from sb3_trpo.checkpoint.limits import MANIFEST
+from sb3_trpo.checkpoint.ranks import newest_in
 from sb3_trpo.checkpoint.run import restore_policy, restore_statistics
-from sb3_trpo.checkpoint.schedules import present_value
-from sb3_trpo.checkpoint.shared import newest_in
-from sb3_trpo.checkpoint.sizes import MANIFEST
 from sb3_trpo.checkpoint.storage import Checkpoint, read
 
 Model = TypeVar("Model", bound=OnPolicyAlgorithm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import warnings
 
@@ -20,15 +21,16 @@ from sb3_trpo.checkpoint.callback_state import (
     restore_attributes,
     restore_callbacks,
 )
-from sb3_trpo.checkpoint.generators import record_global_generators, restore_global_generators
+from sb3_trpo.checkpoint.codecs.environments import UNASKED
+from sb3_trpo.checkpoint.codecs.generators import record_global_generators, restore_global_generators
+from sb3_trpo.checkpoint.codecs.logs import record_logger, restore_logger
+from sb3_trpo.checkpoint.codecs.nodes import Node, qualified_name
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
 from sb3_trpo.checkpoint.identity import present_settings
-from sb3_trpo.checkpoint.logs import record_logger, restore_logger
-from sb3_trpo.checkpoint.nodes import Node, qualified_name
-from sb3_trpo.checkpoint.recording import Recorder
-from sb3_trpo.checkpoint.restoring import Restorer
-from sb3_trpo.checkpoint.simulators import UNASKED
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.sharding import seed_of_rank
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 MODEL_SKIPPED = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
@@ -196,7 +198,7 @@ def _reset_seed(model: OnPolicyAlgorithm) -> int:
 
 
 def _own_seed(seed: int, communicator: Communicator) -> int:
-    own = communicator.seed_of(seed)
+    own = seed_of_rank(seed, communicator)
     assert own is not None
     return own
 
@@ -215,3 +217,38 @@ def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
     normalizer = model.get_vec_normalize_env()
     if normalizer is not None:
         model._last_original_obs = normalizer.get_original_obs()
+
+
+def plain_total(total: float) -> float | None:
+    """
+    Give a total as JSON has it, which knows no infinity.
+
+    :param total: timesteps of a run
+    :return: the same, ``None`` for a run without end
+    """
+    return total if math.isfinite(total) else None
+
+
+def describe_total(total: float | None) -> str:
+    """
+    Name a total.
+
+    :param total: from :func:`plain_total`
+    :return: a text
+    """
+    return "infinity" if total is None else f"{total:,} timesteps"
+
+
+def describe_progress(n_timesteps: int, total: float) -> str:
+    """
+    Say how far a run is.
+
+    :param n_timesteps: of the run
+    :param total: where it ends
+    :return: a text
+    """
+    return (
+        f"{n_timesteps:,} of {total:,} timesteps"
+        if math.isfinite(total)
+        else f"{n_timesteps:,} timesteps of a run without end"
+    )

@@ -12,8 +12,8 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_trpo.checkpoint.simulators import ask
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.checkpoint.codecs.environments import ask
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 """Those of batch systems and keyboards; SLURM sends SIGUSR1 where asked by ``--signal``. Not every system has all."""

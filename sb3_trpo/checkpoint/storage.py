@@ -28,8 +28,8 @@ import safetensors
 import safetensors.numpy
 from filelock import FileLock, Timeout
 
+from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST, MANIFEST, STATE, require_arrays_fit, require_state_fits
 from sb3_trpo.checkpoint.removing import clear, faults_of, free, remove, set_aside
-from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST, MANIFEST, STATE, require_arrays_fit, require_state_fits
 
 FORMAT = 1
 """Rises when an older version of this package could not read what is written."""

@@ -6,9 +6,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import torch as th
+from sb3_trpo.numerics.torch_private import default_validate_args, set_default_validate_args
 
 
 class ValidationSwitch:
@@ -18,7 +17,7 @@ class ValidationSwitch:
     :param before: what the switch was
     """
 
-    def __init__(self, before: bool) -> None:
+    def __init__(self, before: object) -> None:
         self.before = before
         self.threads: Counter[int] = Counter()
         """How many times each thread is inside."""
@@ -38,18 +37,17 @@ _SWITCHING = threading.Lock()
 @contextmanager
 def unvalidated() -> Iterator[None]:
     """Let torch's distributions accept any number in this thread: a candidate with NaN is to be judged, not to raise."""
-    kind: Any = th.distributions.Distribution
     thread = threading.get_ident()
     with _SWITCHING:
-        found = kind._validate_args
+        found = default_validate_args()
         switch = found if isinstance(found, ValidationSwitch) else ValidationSwitch(found)
         switch.threads[thread] += 1
-        kind._validate_args = switch
+        set_default_validate_args(switch)
     try:
         yield
     finally:
         with _SWITCHING:
             switch.threads[thread] -= 1
             switch.threads += Counter()  # without those that have left
-            if not switch.threads and kind._validate_args is switch:  # else someone has set it meanwhile
-                kind._validate_args = switch.before
+            if not switch.threads and default_validate_args() is switch:  # else someone has set it meanwhile
+                set_default_validate_args(switch.before)

@@ -22,7 +22,10 @@ def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> Distri
     :return: the kind, ``None`` if there is none
     """
     by_class = {listed: kind for kind in kinds for listed in kind.distributions}
-    return next((by_class[each] for each in type(distribution).__mro__ if each in by_class), None)
+    for each in type(distribution).__mro__:
+        if each in by_class:
+            return by_class[each]
+    return None
 
 
 def kind_of(distribution: object, kinds: Sequence[DistributionKind]) -> DistributionKind:

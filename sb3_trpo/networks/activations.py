@@ -15,7 +15,14 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-aten = th.ops.aten  # the kernels that autograd itself calls for the slopes of activations
+from sb3_trpo.numerics.torch_private import (
+    elu_backward,
+    gelu_backward,
+    leaky_relu_backward,
+    silu_backward,
+    tanh_backward,
+    threshold_backward,
+)
 
 
 class Activation(NamedTuple):
@@ -43,22 +50,22 @@ def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
 IDENTITY = Activation(lambda a: a, lambda d, _: d, slope_from_input=False)
 ACTIVATIONS: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Identity: lambda _: IDENTITY,
-    nn.Tanh: lambda _: Activation(th.tanh_, aten.tanh_backward, slope_from_input=False, fast=_numpy_tanh),
-    nn.ReLU: lambda _: Activation(th.relu_, lambda d, h: aten.threshold_backward(d, h, 0), slope_from_input=False),
+    nn.Tanh: lambda _: Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh),
+    nn.ReLU: lambda _: Activation(th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False),
     nn.ELU: lambda module: Activation(
         lambda a: F.elu(a, module.alpha),
-        lambda d, a: aten.elu_backward(d, module.alpha, 1, 1, False, a),
+        lambda d, a: elu_backward(d, a, module.alpha),
         slope_from_input=True,
     ),
     nn.LeakyReLU: lambda module: Activation(
         lambda a: F.leaky_relu(a, module.negative_slope),
-        lambda d, a: aten.leaky_relu_backward(d, a, module.negative_slope, False),
+        lambda d, a: leaky_relu_backward(d, a, module.negative_slope),
         slope_from_input=True,
     ),
-    nn.SiLU: lambda _: Activation(F.silu, aten.silu_backward, slope_from_input=True),
+    nn.SiLU: lambda _: Activation(F.silu, silu_backward, slope_from_input=True),
     nn.GELU: lambda module: Activation(
         lambda a: F.gelu(a, approximate=module.approximate),
-        lambda d, a: aten.gelu_backward(d, a, approximate=module.approximate),
+        lambda d, a: gelu_backward(d, a, module.approximate),
         slope_from_input=True,
     ),
 }

@@ -1,45 +1,104 @@
-"""Recurrent layers computed by kernels that can be differentiated twice."""
+"""
+Recurrent layers that can be differentiated twice: the one place that knows what cuDNN cannot do.
+
+The Fisher products of a policy run by autograd need second derivatives. cuDNN's recurrent kernels have none, no forward
+mode, and in evaluation mode, in which a policy is updated, not even a first derivative. So, on any device:
+
+==============================  ====================================================================================
+plain LSTM                      ``lstm.py``: fused kernels, which cuDNN may provide, and a formula for ``J v``
+GRU, RNN, any other LSTM        without cuDNN, by kernels that autograd differentiates twice
+convolutions, everything else   as they are
+==============================  ====================================================================================
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch as th
 from torch import nn
 
-from sb3_trpo.networks.cudnn import without_cudnn
-from sb3_trpo.networks.lstm import forward_of, has_formula
+from sb3_trpo.networks.lstm import is_supported, linearisable_lstm
+
+
+class CudnnSwitch:
+    """
+    Turns cuDNN off while any thread needs that: torch has one switch for the whole process.
+
+    Layers that other threads run meanwhile do without cuDNN as well. That changes their rounding and time, nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._before = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Turn cuDNN off; the last thread to leave restores what the first one found."""
+        with self._lock:
+            if self._n_inside == 0:
+                self._before, th.backends.cudnn.enabled = th.backends.cudnn.enabled, False
+            self._n_inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_inside -= 1
+                if self._n_inside == 0:
+                    th.backends.cudnn.enabled = self._before
+
+
+SWITCH = CudnnSwitch()
+
+
+def without_cudnn(device: th.device) -> AbstractContextManager[None]:
+    """
+    Keep torch from using cuDNN inside a block.
+
+    :param device: device of the layer that runs inside; on a CPU there is no cuDNN, and nothing is switched
+    :return: the context manager
+    """
+    return SWITCH.off() if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
     """
-    Have recurrent layers computed by what has a second derivative, for :func:`linearise` needs one.
+    Make recurrent layers twice differentiable inside a block, as the table above says.
 
-    cuDNN's recurrent kernels have none, nor a forward mode, and no first one in evaluation mode. LSTMs are computed as
-    ``lstm.py`` has it, with fused kernels all the same; other recurrent layers without cuDNN. Convolutions keep cuDNN.
-
-    :param module: whatever is run inside
+    :param module: the policy, or whatever else runs inside
     """
     with ExitStack() as stack:
         for layer in module.modules():
-            if has_formula(layer):
-                stack.enter_context(_computed_by(layer, forward_of(layer)))
+            if is_supported(layer):
+                stack.enter_context(_replaced_forward(layer, partial(_lstm_forward, layer, layer.forward)))
             elif isinstance(layer, nn.RNNBase):
-                stack.enter_context(_computed_by(layer, partial(_without_cudnn, layer, layer.forward)))
+                stack.enter_context(_replaced_forward(layer, partial(_forward_without_cudnn, layer, layer.forward)))
         yield
 
 
-def _without_cudnn(layer: nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+def _lstm_forward(layer: nn.LSTM, forward: Callable[..., Any], input: Any, hx: Any = None) -> Any:  # noqa: A002  # as in torch
+    """Compute a plain LSTM by our formula where it applies and a derivative may be asked for."""
+    if not th.is_grad_enabled():
+        return forward(input, hx)
+    if not isinstance(input, th.Tensor) or input.dim() != 3:  # a packed sequence, or one without a batch dimension
+        return _forward_without_cudnn(layer, forward, input, hx)
+    return linearisable_lstm(layer, input, hx)
+
+
+def _forward_without_cudnn(layer: nn.Module, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
     with without_cudnn(next(layer.parameters()).device):
-        return forward(*inputs, **named)
+        return forward(*inputs, **keywords)
 
 
 @contextmanager
-def _computed_by(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Put something in the place of a layer's ``forward`` for a while."""
+def _replaced_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a layer's ``forward`` inside a block. The instance's own attributes are restored, patched methods included."""
     before = vars(layer).get("forward")
     vars(layer)["forward"] = forward
     try:

@@ -1,201 +1,213 @@
 r"""
-LSTM layers (Hochreiter & Schmidhuber 1997, with forget gates) whose ``J v`` costs a pass, and not a graph of backward steps.
+LSTM layers (Hochreiter & Schmidhuber 1997, with forget gates) whose ``J v`` costs about as much as a forward pass.
 
-Fused kernels compute the layer and ``J^T u``. They have no second derivative (cuDNN), or one that makes the weights' gradients
-anew at each step of time (oneDNN: 1 GiB for 1,000 steps of 256 units). But all that ``linearise`` in ``fisher.py`` asks for is
-the derivative of ``J^T u`` in u, which is ``J v``; it is written down here, and handed to autograd as that.
+``linearise`` in ``numerics/gauss_newton.py`` differentiates ``J^T u`` a second time. The fused LSTM kernels compute the
+layer and ``J^T u``, but cuDNN's has no second derivative, and oneDNN's builds the gradients of all weights again for every
+time step: 1 GiB for 1,000 steps of 256 units. But ``linearise`` differentiates ``J^T u`` only with respect to u, which gives
+``J v``. Here ``J v`` is written as the recurrence below and registered with autograd as that derivative; everything else is
+left to the fused kernels.
 
-==============  ========================================================================
-x, h, c         input, output and memory, ``(n_steps, n_sequences, n)``; h_0, c_0 before
-W, R, b         weights for x and for h, and the sum of both biases, four gates each
-a               ``W x_t + R h_{t-1} + b``, of the gates in torch's order i, f, g, o
-i, f, o, g      ``sigmoid(a)`` of the input, forget and output gate, ``tanh(a)``
+==============  ============================================================================================
+x, h, c         input, output and cell state, ``(n_steps, n_sequences, n)``; h_0 and c_0 come before step 1
+W, R, b         input weights, recurrent weights and the sum of both biases, each for all four gates
+a_t             pre-activations of the gates, ``W x_t + R h_{t-1} + b``, in torch's order i, f, g, o
+i, f, o, g      input, forget and output gate, ``sigmoid(a)``; candidate, ``tanh(a)``
 c_t, h_t        ``f c_{t-1} + i g`` and ``o tanh(c_t)``
 dx, dh, ...     tangents
-==============  ========================================================================
+u, v            cotangent of (h, last c); tangent of the inputs
+==============  ============================================================================================
+
+The tangents follow the same recurrence, linearised at the values of the forward pass:
+
+    da_t = W dx_t + dW x_t + dR h_{t-1} + db + R dh_{t-1}
+    dc_t = g i(1-i) da_i + c_{t-1} f(1-f) da_f + i(1-g^2) da_g + f dc_{t-1}
+    dh_t = tanh(c_t) o(1-o) da_o + o(1-tanh(c_t)^2) dc_t
+
+Only ``R dh_{t-1}`` needs the step before, so a step costs one product with R; all else is computed for all steps at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, TypeGuard
 
 import torch as th
 from torch import nn
 
-from sb3_trpo.networks.cudnn import without_cudnn
+from sb3_trpo.numerics.torch_private import fused_lstm_layer
 
 States = tuple[th.Tensor, th.Tensor]
+"""h and c."""
 Tangents = tuple[th.Tensor | None, ...]
+"""Tangents or cotangents of a layer's inputs, ``None`` for 0."""
 
 
 class Slopes(NamedTuple):
     """
-    How a step depends on a and on the c before it.
+    The factors in the recurrence of the tangents, for all steps.
 
-    ``dc_t = f dc_{t-1} + sum(of_gates[:3] da)`` and ``dh_t = of_gates[3] da + of_c dc_t``, with gates in the order i, f, g, o.
-
-    :param previous_h: h before each step
-    :param forget: f
-    :param of_gates: shape ``(n_steps, n_sequences, 4 n_hidden)``
-    :param of_c: ``o (1 - tanh(c)^2)``
+    :param previous_h: ``h_{t-1}``
+    :param of_gates: factors of da, for i, f, g and o; shape ``(n_steps, n_sequences, 4 n_hidden)``
+    :param of_previous_c: factor of ``dc_{t-1}``, f
+    :param of_c: factor of ``dc_t``, ``o (1 - tanh(c_t)^2)``
     """
 
     previous_h: th.Tensor
-    forget: th.Tensor
     of_gates: th.Tensor
+    of_previous_c: th.Tensor
     of_c: th.Tensor
 
 
 class LayerRun:
     """
-    One pass of one layer, with its derivatives.
+    One forward pass of one layer, and its derivatives.
 
-    :param inputs: x, h_0, c_0, W, R, and both biases if there are any
+    :param inputs: x, h_0, c_0, W, R and, unless the layer has no bias, both biases
     """
 
     def __init__(self, inputs: tuple[th.Tensor, ...]) -> None:
+        # A small graph of its own, from detached inputs: the fused kernel's backward pass is needed, but not as part of the
+        # graph that linearise() differentiates twice.
         self._inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
-        x, h, c, *weights = self._inputs
-        with th.enable_grad():  # training mode, without which cuDNN has no derivative at all
-            self._h, _, self._c = th._VF.lstm(x, (h, c), weights, len(weights) == 4, 1, 0.0, True, False, False)
+        x, h_0, c_0, *weights = self._inputs
+        with th.enable_grad():
+            self._h, _, self._c = fused_lstm_layer(x, h_0, c_0, weights)
 
     def outputs(self) -> States:
-        """Give all h and the last c, without their graph: new tensors, for autograd ties them to whoever holds the run."""
+        """
+        Return all h and the last c, without a graph.
+
+        These are new tensors: autograd gives them a reference to this object, so a reference back would be a cycle, which
+        keeps the memory until the garbage collector runs.
+        """
         return self._h.detach(), self._c.detach()
 
-    def pull(self, dh: th.Tensor | None, dc: th.Tensor | None) -> tuple[th.Tensor | None, ...]:
+    def vjp(self, dh: th.Tensor | None, dc: th.Tensor | None) -> Tangents:
         """
-        Compute ``J^T u``.
+        Compute ``J^T u``, by the fused kernel's backward pass.
 
         :param dh: cotangent of all h, ``None`` for 0
-        :param dc: cotangent of the last c, ``None`` for 0
-        :return: cotangents of the inputs, ``None`` for those that need none
+        :param dc: cotangent of the last c, ``None`` for 0; at least one of the two is given
+        :return: cotangents of the inputs, ``None`` for inputs that require no gradient
         """
-        pairs = [(out, u) for out, u in ((self._h, dh), (self._c, dc)) if u is not None]
+        given = [(output, u) for output, u in ((self._h, dh), (self._c, dc)) if u is not None]
         wanted = [tensor for tensor in self._inputs if tensor.requires_grad]
-        outputs, cotangents = zip(*pairs, strict=True)
+        outputs, cotangents = zip(*given, strict=True)
         found = iter(th.autograd.grad(outputs, wanted, cotangents, retain_graph=True, materialize_grads=True))
         return tuple(next(found) if tensor.requires_grad else None for tensor in self._inputs)
 
     @cached_property
     @th.no_grad()
     def _slopes(self) -> Slopes:
-        x, h, c, w, r, *biases = self._inputs
-        previous_h = th.cat((h, self._h[:-1]))
+        """Compute the gates again from the h already known, all steps at once: the fused kernel does not return them."""
+        x, h_0, c_0, w, r, *biases = self._inputs
+        previous_h = th.cat((h_0, self._h[:-1]))
         a = x @ w.t() + previous_h @ r.t() + sum(biases)
         i, f, g, o = a.chunk(4, dim=2)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        memory = [c[0]]
+        cells = [c_0[0]]
         for forget, new in zip(f, i * g, strict=True):
-            memory.append(th.addcmul(new, forget, memory[-1]))
-        previous_c, tanh_c = th.stack(memory[:-1]), th.stack(memory[1:]).tanh()
-        parts = (g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o))
-        return Slopes(previous_h, f, th.cat(parts, dim=2), o * (1 - tanh_c * tanh_c))
+            cells.append(th.addcmul(new, forget, cells[-1]))
+        previous_c, tanh_c = th.stack(cells[:-1]), th.stack(cells[1:]).tanh()
+        of_gates = (g * i * (1 - i), previous_c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o))
+        return Slopes(previous_h, th.cat(of_gates, dim=2), f, o * (1 - tanh_c * tanh_c))
+
+    def _gate_tangents(
+        self, dx: th.Tensor | None, dw: th.Tensor | None, dr: th.Tensor | None, *db: th.Tensor | None
+    ) -> th.Tensor:
+        """Compute ``W dx + dW x + dR h_{t-1} + db`` for all steps: da without the part that depends on the step before."""
+        x, _, _, w, *_ = self._inputs
+        da = th.zeros_like(self._slopes.of_gates)
+        for left, right in ((dx, w), (x, dw), (self._slopes.previous_h, dr)):
+            if left is not None and right is not None:
+                da += left @ right.t()
+        for bias in db:
+            da += 0.0 if bias is None else bias
+        return da
 
     @th.no_grad()
-    def push(self, tangents: Tangents) -> States:
+    def jvp(self, v: Tangents) -> States:
         """
         Compute ``J v``.
 
-        :param tangents: of the inputs, ``None`` for 0
+        :param v: tangents of the inputs, ``None`` for 0
         :return: tangents of all h, and of the last c
         """
-        x, h, c, w, r, *_ = self._inputs
-        dx, dh_0, dc_0, dw, dr, *of_biases = tangents
-        slopes = self._slopes
-        da = th.zeros_like(slopes.of_gates)
-        for left, right in ((dx, w), (x, dw), (slopes.previous_h, dr)):
-            if left is not None and right is not None:
-                da += left @ right.t()
-        for db in of_biases:
-            da += 0.0 if db is None else db
-        dh = th.zeros_like(h[0]) if dh_0 is None else dh_0[0]
-        dc = th.zeros_like(c[0]) if dc_0 is None else dc_0[0]
-        n, r_t, steps = 3 * h.shape[2], r.t(), []
-        for da_t, forget, of_gates, of_c in zip(da, slopes.forget, slopes.of_gates, slopes.of_c, strict=True):
-            through = of_gates * th.addmm(da_t, dh, r_t)
-            dc = th.addcmul(through[:, :n].unflatten(1, (3, -1)).sum(1), forget, dc)
-            dh = th.addcmul(through[:, n:], of_c, dc)
+        _, h_0, c_0, _, r, *_ = self._inputs
+        dx, dh_0, dc_0, *d_weights = v
+        dh = th.zeros_like(h_0[0]) if dh_0 is None else dh_0[0]
+        dc = th.zeros_like(c_0[0]) if dc_0 is None else dc_0[0]
+        da, slopes, n, r_t = self._gate_tangents(dx, *d_weights), self._slopes, 3 * h_0.shape[2], r.t()
+        steps = []
+        for da_t, of_gates, of_previous_c, of_c in zip(da, slopes.of_gates, slopes.of_previous_c, slopes.of_c, strict=True):
+            scaled = of_gates * th.addmm(da_t, dh, r_t)
+            dc = th.addcmul(scaled[:, :n].unflatten(1, (3, -1)).sum(1), of_previous_c, dc)  # i, f and g act through c
+            dh = th.addcmul(scaled[:, n:], of_c, dc)
             steps.append(dh)
         return th.stack(steps), dc[None]
 
 
 class _Layer(th.autograd.Function):
-    """The layer, to autograd."""
+    """The layer, as autograd sees it."""
 
     @staticmethod
     def forward(ctx: Any, run: LayerRun, *inputs: th.Tensor) -> States:
         ctx.run = run
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # None for 0, which saves the products with zeros
         return run.outputs()
 
     @staticmethod
     def backward(ctx: Any, dh: th.Tensor | None, dc: th.Tensor | None) -> Any:
-        return (None, *_Pullback.apply(ctx.run, dh, dc))  # type: ignore[no-untyped-call]  # torch's, without types
+        return (None, *_VJP.apply(ctx.run, dh, dc))  # type: ignore[no-untyped-call]  # torch's, without types
 
 
-class _Pullback(th.autograd.Function):
-    """``u -> J^T u``, to autograd: linear in u, with ``v -> J v`` as its own pullback. What else it depends on is left out."""
+class _VJP(th.autograd.Function):
+    """
+    ``u -> J^T u``, as autograd sees it: linear in u, so its derivative maps v to ``J v``.
+
+    ``J^T u`` depends on x and the weights as well, but that derivative is left out: :func:`linearise` never asks for it.
+    """
 
     @staticmethod
     def forward(ctx: Any, run: LayerRun, dh: th.Tensor | None, dc: th.Tensor | None) -> Any:
         ctx.run = run
         ctx.set_materialize_grads(False)
-        return run.pull(dh, dc)
+        return run.vjp(dh, dc)
 
     @staticmethod
-    def backward(ctx: Any, *tangents: th.Tensor | None) -> Any:
-        pushed = ctx.run.push(tangents)
-        return (None, *(part if wanted else None for part, wanted in zip(pushed, ctx.needs_input_grad[1:], strict=True)))
+    def backward(ctx: Any, *v: th.Tensor | None) -> Any:
+        tangents = zip(ctx.run.jvp(v), ctx.needs_input_grad[1:], strict=True)
+        return (None, *(tangent if is_wanted else None for tangent, is_wanted in tangents))
 
 
-def has_formula(layer: nn.Module) -> TypeGuard[nn.LSTM]:
+def is_supported(layer: nn.Module) -> TypeGuard[nn.LSTM]:
     """
-    Tell whether a layer is one that this module computes.
+    Check whether :func:`linearisable_lstm` computes a layer.
 
-    :param layer: the layer
-    :return: whether it is an LSTM of one direction without projections
+    :param layer: any module
+    :return: whether it is an LSTM with one direction, no projections, time first and no active dropout; subclasses are not,
+        for they may compute anything
     """
-    plain = type(layer) is nn.LSTM and not (layer.bidirectional or layer.proj_size or layer.batch_first)
-    return plain and not (layer.training and layer.dropout)
+    is_plain = type(layer) is nn.LSTM and not (layer.bidirectional or layer.proj_size or layer.batch_first)
+    return is_plain and not (layer.training and layer.dropout)
 
 
-def linearisable(layer: nn.LSTM, x: th.Tensor, states: States) -> tuple[th.Tensor, States]:
+def linearisable_lstm(layer: nn.LSTM, x: th.Tensor, states: States | None) -> tuple[th.Tensor, States]:
     """
-    Compute an LSTM whose derivatives ``linearise`` can take; without dropout between its layers.
+    Compute an LSTM so that ``linearise`` can differentiate it.
 
-    :param layer: the LSTM, in evaluation mode
+    :param layer: an LSTM for which :func:`is_supported` holds
     :param x: shape ``(n_steps, n_sequences, n_inputs)``
-    :param states: h and c before, shape ``(n_layers, n_sequences, n_hidden)``
-    :return: h of the last layer, and h and c of all layers after the last step
+    :param states: h_0 and c_0, each of shape ``(n_layers, n_sequences, n_hidden)``; ``None`` for zeros
+    :return: h of the last layer for all steps, and h and c of all layers after the last step
     """
-    last_h, last_c = [], []
-    for weights, h, c in zip(layer.all_weights, *(th.split(state, 1) for state in states), strict=True):
-        inputs = (x, h, c, *weights)
-        x, c_n = _Layer.apply(LayerRun(inputs), *inputs)  # type: ignore[no-untyped-call]  # torch's, without types
-        last_h.append(x[-1:])
-        last_c.append(c_n)
-    return x, (th.cat(last_h), th.cat(last_c))
-
-
-def forward_of(layer: nn.LSTM) -> Callable[..., Any]:
-    """
-    Make what takes the place of the layer's ``forward``.
-
-    :param layer: the LSTM
-    :return: :func:`linearisable` of it; its own where no derivative is asked for, or for sequences of a form not known here
-    """
-    own = layer.forward
-
-    def forward(x: Any, states: States | None = None) -> Any:
-        if not th.is_grad_enabled():
-            return own(x, states)
-        if not isinstance(x, th.Tensor) or x.dim() != 3:
-            with without_cudnn(next(layer.parameters()).device):
-                return own(x, states)
+    if states is None:
         zeros = x.new_zeros(layer.num_layers, x.shape[1], layer.hidden_size)
-        return linearisable(layer, x, (zeros, zeros) if states is None else states)
-
-    return forward
+        states = zeros, zeros
+    last_h, last_c = [], []
+    for weights, h_0, c_0 in zip(layer.all_weights, *(th.split(state, 1) for state in states), strict=True):
+        inputs = (x, h_0, c_0, *weights)
+        x, c = _Layer.apply(LayerRun(inputs), *inputs)  # type: ignore[no-untyped-call]  # torch's, without types
+        last_h.append(x[-1:])
+        last_c.append(c)
+    return x, (th.cat(last_h), th.cat(last_c))

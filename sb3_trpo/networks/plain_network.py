@@ -17,13 +17,13 @@ from stable_baselines3.common.preprocessing import is_image_space, preprocess_ob
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
 from sb3_trpo.networks.activations import ACTIVATIONS, IDENTITY
 from sb3_trpo.networks.affine import Affine, Convolution, Dense
 from sb3_trpo.networks.stack import Layer, Stack
+from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
 Features = Callable[[PyTorchObs], th.Tensor]
 """Turns observations, a tensor or a dict of tensors, into the input of a stack."""
@@ -114,7 +114,7 @@ def _computes_as_known(policy: ActorCriticPolicy, kind: DistributionKind) -> boo
     nets = policy.mlp_extractor
     return (
         inherits
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's, without types
+        and not has_global_module_hooks()
         and type(nets) is MlpExtractor
         and type(nets.policy_net) is type(nets.value_net) is nn.Sequential
         and _extract_alike(policy)
@@ -132,8 +132,7 @@ def _extract_alike(policy: ActorCriticPolicy) -> bool:
 
 def _is_altered(module: nn.Module) -> bool:
     """Look for what changes the effect of a module without changing its type."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or is_patched(module) or module._compiled_call_impl is not None
+    return is_hooked_or_compiled(module) or is_patched(module)
 
 
 def is_patched(thing: object) -> bool:
@@ -245,6 +244,6 @@ def _are_uniform(tensors: list[th.Tensor]) -> bool:
     return all(
         type(tensor) is nn.Parameter
         and (tensor.dtype, tensor.device) == (first.dtype, first.device)
-        and not (tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+        and not has_gradient_hooks(tensor)
         for tensor in tensors
     )

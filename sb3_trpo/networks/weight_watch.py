@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.utils.hooks import RemovableHandle
 
-_version = attrgetter("_version")
+from sb3_trpo.numerics.torch_private import write_counts
 
 
 class WeightWatch:
@@ -60,4 +59,4 @@ class WeightWatch:
 
     def _state(self) -> tuple[int, bool, list[int], list[int]]:
         is_hooked = self._policy.optimizer is self._optimizer
-        return self._n_optimizer_steps, is_hooked, [*map(_version, self._tensors)], [*map(th.Tensor.data_ptr, self._tensors)]
+        return self._n_optimizer_steps, is_hooked, write_counts(self._tensors), [*map(th.Tensor.data_ptr, self._tensors)]

@@ -1,1 +1,1 @@
-"""Numerical optimisation on flat vectors: imports torch and itself, and knows nothing of policies or environments."""
+"""Numerical optimisation on vectors: depends on torch alone, and knows nothing of policies, rewards or users."""

@@ -1,12 +1,17 @@
 """
-Conjugate gradient for ``A x = b``, with A symmetric and known only as ``v -> A v``.
+Conjugate gradient for ``A x = b`` with A symmetric, from products ``A v`` alone.
 
-Hestenes & Stiefel 1952; the symbols are those of Nocedal & Wright 2006, Algorithm 5.2, with r of the opposite sign.
+Hestenes & Stiefel 1952. Symbols follow Nocedal & Wright 2006, Algorithm 5.2, except that r has the opposite sign.
+
+Differences from the textbook:
+1. Curvature need not be positive: at ``p^T A p <= 0`` the iterate before is kept. A Gauss-Newton matrix is singular along
+   directions that change nothing, and rounding may make their curvature negative.
+2. An iterate is kept only if it is finite, so an overflow costs one iteration and not the solution.
 
 ======  ============================================
 A       the operator, positive definite where it matters
 b       right-hand side
-x       iterate, from zero: nothing is drawn at random
+x       iterate, starting at zero
 r       residual ``b - A x``
 p       search direction, conjugate to the earlier ones
 alpha   step length along p
@@ -17,83 +22,70 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 
 import torch as th
 
-from sb3_trpo.numerics.linear_operator import Operator
-
-
-class Termination(Enum):
-    """Why conjugate gradient stopped."""
-
-    CONVERGED = "the relative residual reached the tolerance"
-    ITERATION_LIMIT = "the iteration limit was reached"
-    NON_POSITIVE_CURVATURE = "a direction with p^T A p <= 0 was met; the iterate before it is kept"
-    NON_FINITE = "a product with A, or what follows from it, was not finite; the iterate before it is kept"
+from sb3_trpo.numerics.linear_operator import LinearOperator, Solution, Termination
 
 
 @dataclass(frozen=True)
-class Solution:
+class ConjugateGradient:
     """
-    An approximate solution and how it was reached.
+    The solver.
 
-    :param x: the last sound iterate
-    :param residual: ``b - A x``, by recurrence
-    :param iterations: products with A that entered ``x``
-    :param relative_residual: ``|b - A x| / |b|``
-    :param termination: why the solver stopped
+    :param max_iterations: largest number of products with A, >= 1
+    :param residual_tol: stop when ``|b - A x| <= residual_tol * |b|``, >= 0
     """
 
-    x: th.Tensor
-    residual: th.Tensor
-    iterations: int
-    relative_residual: float
-    termination: Termination
+    max_iterations: int
+    residual_tol: float
 
+    def __call__(self, operator: LinearOperator, b: th.Tensor) -> Solution:
+        """
+        Solve ``A x = b`` approximately.
 
-def conjugate_gradient(operator: Operator, b: th.Tensor, max_iterations: int, residual_tol: float) -> Solution:
-    """
-    Solve ``A x = b`` approximately.
+        :param operator: A
+        :param b: right-hand side, shape ``(n,)``, finite
+        :return: the solution; its ``x`` is always finite
+        """
+        x, r = th.zeros_like(b), b
+        p, r_dot_r = r, r.dot(r)
+        b_dot_b = float(r_dot_r)
+        if b_dot_b == 0.0:
+            return Solution(x, r, 0, 0.0, Termination.CONVERGED)
 
-    Three numbers per iteration go to the host, at once, to decide about stopping.
+        relative_residual = 1.0
+        for iteration in range(self.max_iterations):
+            a_p = operator @ p
+            p_a_p = p.dot(a_p)
+            alpha = r_dot_r / p_a_p
+            next_x, next_r = th.addcmul(x, alpha, p), th.addcmul(r, alpha, a_p, value=-1)
+            next_r_dot_r = next_r.dot(next_r)
 
-    :param operator: ``v -> A v``
-    :param b: right-hand side, shape ``(n,)``, finite
-    :param max_iterations: products with A at most
-    :param residual_tol: stop when ``|b - A x| <= residual_tol * |b|``
-    :return: the solution with its termination; ``x`` is always finite
-    """
-    x, r = th.zeros_like(b), b
-    p, r_dot_r = r, r.dot(r)
-    b_dot_b = float(r_dot_r)
-    if b_dot_b == 0.0:
-        return Solution(x, r, 0, 0.0, Termination.CONVERGED)
+            # One transfer of three numbers: each read from a GPU waits for it to finish.
+            curvature, squared_residual, largest = th.stack((p_a_p, next_r_dot_r, next_x.abs().max())).tolist()
+            breakdown = _breakdown(curvature, squared_residual, largest)
+            if breakdown is not None:
+                return Solution(x, r, iteration, relative_residual, breakdown)
 
-    relative_residual = 1.0
-    for iteration in range(max_iterations):
-        a_p = operator(p)
-        p_a_p = p.dot(a_p)
-        alpha = r_dot_r / p_a_p
-        next_x, next_r = th.addcmul(x, alpha, p), th.addcmul(r, alpha, a_p, value=-1)
-        next_r_dot_r = next_r.dot(next_r)
-
-        curvature, squared_residual, largest = th.stack((p_a_p, next_r_dot_r, next_x.abs().max())).tolist()
-        breakdown = _breakdown(curvature, squared_residual, largest)
-        if breakdown is not None:
-            return Solution(x, r, iteration, relative_residual, breakdown)
-
-        x, r = next_x, next_r
-        relative_residual = math.sqrt(squared_residual / b_dot_b)
-        if relative_residual <= residual_tol:
-            return Solution(x, r, iteration + 1, relative_residual, Termination.CONVERGED)
-        p = th.addcmul(r, next_r_dot_r / r_dot_r, p)
-        r_dot_r = next_r_dot_r
-    return Solution(x, r, max_iterations, relative_residual, Termination.ITERATION_LIMIT)
+            x, r = next_x, next_r
+            relative_residual = math.sqrt(squared_residual / b_dot_b)
+            if relative_residual <= self.residual_tol:
+                return Solution(x, r, iteration + 1, relative_residual, Termination.CONVERGED)
+            p = th.addcmul(r, next_r_dot_r / r_dot_r, p)
+            r_dot_r = next_r_dot_r
+        return Solution(x, r, self.max_iterations, relative_residual, Termination.ITERATION_LIMIT)
 
 
 def _breakdown(curvature: float, squared_residual: float, largest: float) -> Termination | None:
-    """Name what forbids the next iterate, if anything, by ``p^T A p``, its ``r^T r`` and its largest entry."""
+    """
+    Name the reason to reject the next iterate, if there is one.
+
+    :param curvature: ``p^T A p``
+    :param squared_residual: its ``r^T r``
+    :param largest: its largest entry in absolute value
+    :return: the reason, or ``None`` if the iterate is finite and the curvature positive
+    """
     if not math.isfinite(curvature):
         return Termination.NON_FINITE
     if curvature <= 0.0:

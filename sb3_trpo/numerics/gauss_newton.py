@@ -1,18 +1,18 @@
 r"""
-The Fisher matrix of a policy as an operator ``v -> F v``, never formed.
+Gauss-Newton matrices ``F = mean(J^T M J)`` as operators, never formed.
 
-``F = mean(J^T M J)`` over states (Schulman et al. 2015, arXiv:1502.05477, Appendix C.1), a Gauss-Newton matrix and hence
-positive semi-definite whatever the network.
+F is positive semi-definite for every function ``z(theta)``, since M is. If z are the parameters of a probability
+distribution and M is its Fisher metric, F is the Fisher matrix (Schulman et al. 2015, arXiv:1502.05477, Appendix C.1).
 
-======  ====================================================================
-theta   parameters of the policy, flattened
-z       parameters of the action distribution at a state, ``z = z(theta)``
+======  ========================================================
+theta   parameters, flattened
+z       outputs for one sample, ``z = z(theta)``
 J       ``dz / dtheta``
-M       the distribution's own Fisher metric, the Hessian of KL(old || .) in z
-w       weight of a state, 0 for padding
+M       metric in the space of z, positive semi-definite
+w       weight of a sample, 0 for padding
 v       a vector in the space of theta
 u       a vector in the space of z
-======  ====================================================================
+======  ========================================================
 """
 
 from __future__ import annotations
@@ -23,23 +23,36 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_trpo.numerics.flat import flatten
-from sb3_trpo.numerics.linear_operator import Operator
+from sb3_trpo.numerics.linear_operator import LinearOperator
 
 Outputs = tuple[th.Tensor, ...]
+"""z of several samples, or a tangent or cotangent of it: tensors whose first dimension counts samples."""
 Metric = Callable[[Outputs], Outputs]
+"""``dz -> M dz``."""
 Mean = Callable[[th.Tensor, float], th.Tensor]
-"""Maps a sum over states and the weight summed to their quotient; over ranks, it reduces both first."""
+"""``(sum, weight) -> sum / weight``; where processes share the samples, both are first summed over the processes."""
 
 
 class Linearisation(NamedTuple):
-    """The two products with J at the current parameters."""
+    """
+    The two products with J at the current parameters.
+
+    :param jvp: ``v -> J v``
+    :param vjp: ``u -> J^T u``, summed over samples
+    """
 
     jvp: Callable[[th.Tensor], Outputs]
     vjp: Callable[[Outputs], th.Tensor]
 
 
 class Curvature(NamedTuple):
-    """What one chunk of states adds to the Fisher matrix: ``J^T M J`` summed over them, and their weight."""
+    """
+    What one chunk of samples adds to F.
+
+    :param linearisation: products with J
+    :param metric: product with M, weights included
+    :param weight: sum of the samples' weights
+    """
 
     linearisation: Linearisation
     metric: Metric
@@ -48,35 +61,45 @@ class Curvature(NamedTuple):
 
 def linearise(z: Outputs, theta: Sequence[th.Tensor]) -> Linearisation:
     """
-    Give J v and J^T u from the autograd graph of z.
+    Make the products ``J v`` and ``J^T u`` from the autograd graph of z.
 
-    ``J^T u`` is one backward pass. It is linear in u, so differentiating ``(J^T u)^T v`` in u gives ``J v`` by a second one,
-    with every operation that autograd differentiates twice. Forward mode would need a formula of its own for each, and
-    the parameters swapped for dual numbers.
+    ``J^T u`` is one backward pass. It is linear in u, so a second backward pass, through the first, differentiates ``(J^T
+    u)^T v`` with respect to u and gives ``J v``. This works for every operation that autograd differentiates twice. Forward
+    mode would need a formula of its own for each operation, and the parameters replaced by dual numbers.
 
-    :param z: tensors of any shapes with a graph that leads to ``theta``; ones without a graph count as constants
-    :param theta: the tensors to differentiate in
-    :return: the products, valid as long as ``theta`` is not changed in place
+    :param z: outputs with a graph that leads to ``theta``; outputs without a graph count as constants
+    :param theta: the tensors to differentiate with respect to
+    :return: the products, valid until ``theta`` is changed in place
     """
-    moving = [tensor for tensor in z if tensor.requires_grad]
-    seeds = [th.zeros_like(tensor, requires_grad=True) for tensor in moving]
-    pulled = th.autograd.grad(moving, theta, seeds, create_graph=True, materialize_grads=True)
-    pulled_flat = flatten(pulled)
+    varying = [tensor for tensor in z if tensor.requires_grad]
+    seeds = [th.zeros_like(tensor, requires_grad=True) for tensor in varying]  # any u: only the graph of J^T u is needed
+    product_with_seeds = flatten(th.autograd.grad(varying, theta, seeds, create_graph=True, materialize_grads=True))
 
     def jvp(v: th.Tensor) -> Outputs:
-        tangents = iter(th.autograd.grad(pulled_flat, seeds, v, retain_graph=True, materialize_grads=True))
+        tangents = iter(th.autograd.grad(product_with_seeds, seeds, v, retain_graph=True, materialize_grads=True))
         return tuple(next(tangents) if tensor.requires_grad else th.zeros_like(tensor) for tensor in z)
 
     def vjp(u: Outputs) -> th.Tensor:
         cotangents = [part for part, tensor in zip(u, z, strict=True) if tensor.requires_grad]
-        return flatten(th.autograd.grad(moving, theta, cotangents, retain_graph=True, materialize_grads=True))
+        return flatten(th.autograd.grad(varying, theta, cotangents, retain_graph=True, materialize_grads=True))
 
     return Linearisation(jvp, vjp)
 
 
+def weighted(metric: Metric, weights: th.Tensor) -> Metric:
+    """
+    Make ``dz -> w M dz``, so that the mean over samples becomes ``sum(w J^T M J) / sum(w)``.
+
+    :param metric: M of each sample
+    :param weights: w of each sample, shape ``(n_samples,)``
+    :return: the weighted metric
+    """
+    return lambda dz: tuple(th.einsum("n,n...->n...", weights, part) for part in metric(dz))
+
+
 def gauss_newton_product(curvature: Curvature, v: th.Tensor) -> th.Tensor:
     """
-    Compute ``J^T M J v``, summed over the states of one chunk.
+    Compute ``J^T M J v``, summed over the samples of one chunk.
 
     :param curvature: the chunk's linearisation and metric
     :param v: shape ``(n_parameters,)``
@@ -85,35 +108,59 @@ def gauss_newton_product(curvature: Curvature, v: th.Tensor) -> th.Tensor:
     return curvature.linearisation.vjp(curvature.metric(curvature.linearisation.jvp(v)))
 
 
-def weighted(metric: Metric, weights: th.Tensor) -> Metric:
+def gauss_newton_diagonal(curvature: Curvature, e: th.Tensor) -> th.Tensor:
     """
-    Make ``dz -> w M dz``: the mean over states is then ``sum(w J^T M J) / sum(w)``.
+    Compute the diagonal of ``J^T M J``, ``(J e_i)^T M (J e_i)`` for each i, summed over the samples of one chunk.
 
-    :param metric: M of each state
-    :param weights: w of each, shape ``(n,)``
-    :return: the product
+    :param curvature: the chunk's linearisation and metric
+    :param e: zeros, shape ``(n_parameters,)``; each e_i is written into it in turn
+    :return: shape ``(n_parameters,)``
     """
-    return lambda dz: tuple(th.einsum("n,n...->n...", weights, part) for part in metric(dz))
+    diagonal = th.zeros_like(e)
+    for i in range(len(e)):
+        e[i] = 1.0
+        column = curvature.linearisation.jvp(e)
+        for part, image in zip(column, curvature.metric(column), strict=True):
+            diagonal[i] += (part * image).sum()
+        e[i] = 0.0
+    return diagonal
 
 
-def fisher_operator(curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> Operator:
+class GaussNewtonOperator(LinearOperator):
     """
-    Make ``v -> F v`` with ``F = mean(J^T M J)`` over all chunks.
+    ``F = mean(J^T M J)`` over all chunks of samples.
 
-    :param curvatures: called by every product: it may give a list made once, with the graphs at hand, or build one chunk after
-        the other, so that memory is bounded by one chunk
-    :param mean: divides the sum by the summed weight
-    :return: the operator on vectors of shape ``(n_parameters,)``
+    :param theta: the parameters, shape ``(n_parameters,)``
+    :param curvatures: called for each product; gives every chunk's curvature. It may return a list made once, with all
+        graphs in memory, or build one curvature after another, which bounds memory by one chunk
+    :param mean: divides the sum over samples by their weight
     """
 
-    def product(v: th.Tensor) -> th.Tensor:
-        def weighted(curvature: Curvature) -> tuple[th.Tensor, float]:
-            return gauss_newton_product(curvature, v), curvature.weight
+    def __init__(self, theta: th.Tensor, curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> None:
+        super().__init__(len(theta))
+        self._theta = theta
+        self._curvatures = curvatures
+        self._mean = mean
 
-        total, total_weight = th.zeros_like(v), 0.0
-        for part, weight in map(weighted, curvatures()):  # which lets go of each curvature before the next one is built
+    def __matmul__(self, v: th.Tensor) -> th.Tensor:
+        """Compute ``F v``."""
+        return self._mean_over_chunks(lambda curvature: gauss_newton_product(curvature, v))
+
+    def diagonal(self) -> th.Tensor:
+        """
+        Compute the diagonal of F exactly. This takes n products with J, so it suits networks with few parameters.
+
+        :return: shape ``(n,)``
+        """
+        return self._mean_over_chunks(lambda curvature: gauss_newton_diagonal(curvature, th.zeros_like(self._theta)))
+
+    def _mean_over_chunks(self, of_chunk: Callable[[Curvature], th.Tensor]) -> th.Tensor:
+        def weighted_sum(curvature: Curvature) -> tuple[th.Tensor, float]:
+            return of_chunk(curvature), curvature.weight
+
+        total, total_weight = th.zeros_like(self._theta), 0.0
+        # map() lets go of each curvature before the next one is built; a loop variable would keep it meanwhile.
+        for part, weight in map(weighted_sum, self._curvatures()):
             total += part
             total_weight += weight
-        return mean(total, total_weight)
-
-    return product
+        return self._mean(total, total_weight)

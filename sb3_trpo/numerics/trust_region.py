@@ -1,16 +1,19 @@
 """
 One trust-region step (Schulman et al. 2015, arXiv:1502.05477, Section 6 and Appendix C).
 
-========  ===========================================================
+========  =====================================================================
 theta     parameters, changed in place
-L         surrogate objective
+L         surrogate objective, to be increased
 g         its gradient at the old parameters
-F         Fisher matrix, an operator
+F         Hessian of the first constraint's value at the old parameters
 lambda    damping
 x         solution of ``(F + lambda I) x = g``, the natural gradient
 s         full step, x scaled to the boundary of the trust region
-delta     radius of the trust region, ``target_kl``
-========  ===========================================================
+delta     radius of the trust region, the bound of the first constraint
+========  =====================================================================
+
+The first constraint is the divergence that defines the trust region. To second order its value after a step s is ``s^T F s /
+2``, which gives the step its direction and length. The line search measures every constraint, the first one included.
 """
 
 from __future__ import annotations
@@ -22,21 +25,16 @@ from enum import Enum
 
 import torch as th
 
-from sb3_trpo.numerics.conjugate_gradient import Solution, Termination, conjugate_gradient
 from sb3_trpo.numerics.flat import assign, unflatten
-from sb3_trpo.numerics.line_search import Candidate, Judgement, LineSearch, backtrack
-from sb3_trpo.numerics.linear_operator import Operator, damped
+from sb3_trpo.numerics.line_search import Candidate, Constraint, Judgement, LineSearch, LineSearchResult
+from sb3_trpo.numerics.linear_operator import DampedOperator, LinearOperator, Solution, Solver, Termination
 
 ROUNDING_SHARE = 0.01
-"""
-How much of the trust region's radius rounding may make up.
-
-The mean square of what it changes log-probabilities by is about the KL that it adds to a step, if independent of the step.
-"""
+"""The largest share of delta that rounding errors may make up: beyond it, the first constraint's value means nothing."""
 
 
 class Outcome(Enum):
-    """How a trust-region step ended; ``advice`` says what to do about it."""
+    """How a trust-region step ended."""
 
     ACCEPTED = "accepted"
     EMPTY_REGION = "empty trust region"
@@ -47,93 +45,50 @@ class Outcome(Enum):
     NON_FINITE_CURVATURE = "non-finite curvature"
     NON_FINITE_CANDIDATE = "non-finite surrogate or KL"
     KL_NEVER_SATISFIED = "KL never satisfied"
+    CONSTRAINT_NEVER_SATISFIED = "constraint never satisfied"
     NO_IMPROVEMENT = "no improvement"
-
-    @property
-    def advice(self) -> str:
-        """One sentence on what to do if this outcome persists."""
-        return _ADVICE[self]
-
-
-_ADVICE = {
-    Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
-    Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
-    Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
-    Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalise the "
-    "observations, with VecNormalize for instance, or raise target_kl.",
-    Outcome.NON_FINITE_GRADIENT: "The policy was left alone; look for infinite log-probabilities (a std near 0, saturated "
-    "logits) and for observations or rewards of huge size, which VecNormalize would scale.",
-    Outcome.NON_POSITIVE_CURVATURE: "The Fisher matrix is singular along the gradient to rounding; raise cg_damping.",
-    Outcome.NON_FINITE_CURVATURE: "A Fisher product overflowed; raise cg_damping and look for a std or probability near 0.",
-    Outcome.NON_FINITE_CANDIDATE: "Even the smallest step made the policy non-finite; lower target_kl or raise cg_damping.",
-    Outcome.KL_NEVER_SATISFIED: "Even the smallest step left the trust region; raise line_search_max_iter, lower "
-    "line_search_shrinking_factor, or raise cg_damping.",
-    Outcome.NO_IMPROVEMENT: "No step inside the trust region improved the surrogate; once in a while this is harmless, "
-    "otherwise raise cg_max_steps or n_steps, or lower target_kl.",
-}
-
-_OUTCOME_OF_JUDGEMENT = {
-    Judgement.ACCEPTED: Outcome.ACCEPTED,
-    Judgement.NON_FINITE: Outcome.NON_FINITE_CANDIDATE,
-    Judgement.OUTSIDE: Outcome.KL_NEVER_SATISFIED,
-    Judgement.NO_IMPROVEMENT: Outcome.NO_IMPROVEMENT,
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """
-    The numbers that shape a step.
-
-    :param target_kl: delta, the largest mean KL(old || new), finite and >= 0
-    :param cg_max_steps: Fisher products at most, >= 1
-    :param cg_residual_tol: relative residual at which conjugate gradient stops, >= 0
-    :param cg_damping: lambda, >= 0
-    :param shrinking_factor: factor between candidates, in (0, 1)
-    :param line_search_max_iter: number of candidates, >= 1
-    """
-
-    target_kl: float
-    cg_max_steps: int
-    cg_residual_tol: float
-    cg_damping: float
-    shrinking_factor: float
-    line_search_max_iter: int
 
 
 @dataclass(frozen=True)
 class LocalModel:
     """
-    The problem at the old parameters.
+    The problem at the old parameters: increase L subject to the constraints.
 
     :param parameters: theta, the tensors to change in place
     :param surrogate: L at the old parameters
     :param gradient: g, shape ``(n_parameters,)``
-    :param fisher: ``v -> F v`` at the old parameters
-    :param evaluate: measures L and the mean KL(old || current) at whatever the parameters are when it is called
-    :param rounding: mean square of what rounding changes log-probabilities by, in nats squared
+    :param fisher: F at the old parameters
+    :param constraints: at least one; the first defines the trust region
+    :param evaluate: measures L and the constraints' values at the current parameters
+    :param rounding: what rounding errors alone may add to the first constraint's value
     """
 
     parameters: Sequence[th.Tensor]
     surrogate: float
     gradient: th.Tensor
-    fisher: Operator
+    fisher: LinearOperator
+    constraints: Sequence[Constraint]
     evaluate: Callable[[], Candidate]
     rounding: float = 0.0
+
+    @property
+    def radius(self) -> float:
+        """Delta."""
+        return self.constraints[0].bound
 
 
 @dataclass(frozen=True)
 class Step:
     """
-    The record of one trust-region step. What was not reached is ``None``.
+    The record of one trust-region step. Fields that the step did not reach are ``None``.
 
     :param outcome: how it ended
     :param surrogate: L at the parameters that remain
-    :param kl: mean KL(old || new) at the parameters that remain, 0 unless accepted
+    :param kl: value of the first constraint at the parameters that remain, 0 unless accepted
     :param gradient_norm: ``|g|``
-    :param solution: what conjugate gradient found
+    :param solution: what the solver found
     :param line_search: how the line search ended
-    :param expected_improvement: ``c^k g^T s``, the first-order promise of the last candidate
+    :param expected_improvement: ``c^k g^T s``, the first-order prediction for the last candidate
     :param improvement: ``L - L_old`` at the last candidate
     """
 
@@ -142,43 +97,44 @@ class Step:
     kl: float = 0.0
     gradient_norm: float | None = None
     solution: Solution | None = None
-    line_search: LineSearch | None = None
+    line_search: LineSearchResult | None = None
     expected_improvement: float | None = None
     improvement: float | None = None
 
 
-def trust_region_step(model: LocalModel, settings: Settings) -> Step:
+def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float) -> Step:
     """
-    Improve the surrogate within the trust region, in place.
+    Increase the surrogate subject to the constraints, in place.
 
-    Whatever happens, exceptions and interrupts included, the parameters end as an accepted candidate or as they were, bit for
-    bit.
+    Whatever happens, exceptions and interrupts included, the parameters end either at an accepted candidate or as they were,
+    bit for bit.
 
     :param model: the problem at the old parameters
-    :param settings: the numbers that shape the step
+    :param solver: solves ``(F + lambda I) x = g``
+    :param line_search: chooses among the candidates along the full step
+    :param damping: lambda, >= 0
     :return: the record of the step
     """
     old = [parameter.detach().clone() for parameter in model.parameters]
     try:
-        step = _attempt(model, settings, old)
+        step = _attempt(model, solver, line_search, damping, old)
         if step.outcome is not Outcome.ACCEPTED:
             assign(model.parameters, old)
-    except BaseException:  # an interrupt, too, even one in the midst of the lines above
+    except BaseException:  # interrupts too, even one that comes between the two lines above
         assign(model.parameters, old)
         raise
     return step
 
 
-def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) -> Step:
-    """Take the step of :func:`trust_region_step`; unless accepted, the parameters are left at the last candidate."""
+def _attempt(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float, old: Sequence[th.Tensor]) -> Step:
+    """Take the step of :func:`trust_region_step`, but leave the parameters at the last candidate even if it was rejected."""
     gradient_norm = math.sqrt(float(model.gradient.dot(model.gradient)))
-    hindrance = _hindrance(model, gradient_norm, settings.target_kl)
-    if hindrance is not None:
-        return Step(hindrance, model.surrogate, gradient_norm=gradient_norm)
+    obstacle = _obstacle(model, gradient_norm)
+    if obstacle is not None:
+        return Step(obstacle, model.surrogate, gradient_norm=gradient_norm)
 
-    operator = damped(model.fisher, settings.cg_damping)
-    solution = conjugate_gradient(operator, model.gradient, settings.cg_max_steps, settings.cg_residual_tol)
-    full_step = step_to_boundary(solution, model.gradient, settings.target_kl)
+    solution = solver(DampedOperator(model.fisher, damping), model.gradient)
+    full_step = step_to_boundary(solution, model.gradient, model.radius)
     breakdown = _breakdown(solution, full_step)
     if breakdown is not None:
         return Step(breakdown, model.surrogate, gradient_norm=gradient_norm, solution=solution)
@@ -189,50 +145,63 @@ def _attempt(model: LocalModel, settings: Settings, old: Sequence[th.Tensor]) ->
         assign(model.parameters, [start.add(step, alpha=fraction) for start, step in zip(old, directions, strict=True)])
         return model.evaluate()
 
-    search = backtrack(evaluate, model.surrogate, settings.target_kl, settings.shrinking_factor, settings.line_search_max_iter)
-    outcome = _OUTCOME_OF_JUDGEMENT[search.judgement]
-    reached = search.candidate if outcome is Outcome.ACCEPTED else Candidate(model.surrogate, 0.0)
+    search = line_search(evaluate, model.surrogate, model.constraints)
+    outcome = _outcome(search, model.constraints)
+    is_accepted = outcome is Outcome.ACCEPTED
     return Step(
         outcome,
-        reached.surrogate,
-        reached.kl,
-        gradient_norm,
-        solution,
-        search,
+        surrogate=search.candidate.surrogate if is_accepted else model.surrogate,
+        kl=search.candidate.kl if is_accepted else 0.0,
+        gradient_norm=gradient_norm,
+        solution=solution,
+        line_search=search,
         expected_improvement=search.fraction * float(model.gradient.dot(full_step)),
         improvement=search.candidate.surrogate - model.surrogate,
     )
 
 
-def step_to_boundary(solution: Solution, gradient: th.Tensor, target_kl: float) -> th.Tensor:
+def step_to_boundary(solution: Solution, gradient: th.Tensor, radius: float) -> th.Tensor:
     """
     Scale the natural gradient to the boundary of the trust region: ``s = sqrt(2 delta / x^T (F + lambda I) x) x``.
 
-    ``(F + lambda I) x = g - r`` saves the product.
+    Since ``(F + lambda I) x = g - r``, this takes no further product.
 
     :param solution: x and its residual r
     :param gradient: g
-    :param target_kl: delta
+    :param radius: delta
     :return: s, shape ``(n_parameters,)``
     """
     curvature = solution.x.dot(gradient - solution.residual)
-    return (2.0 * target_kl / curvature).sqrt() * solution.x
+    return (2.0 * radius / curvature).sqrt() * solution.x
 
 
-def _hindrance(model: LocalModel, gradient_norm: float, target_kl: float) -> Outcome | None:
-    """Name what makes a step pointless before it is begun, if anything."""
+def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
+    """Name the reason not to begin a step, if there is one."""
     if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
         return Outcome.NON_FINITE_GRADIENT
-    if target_kl > 0.0 and model.rounding > ROUNDING_SHARE * target_kl:  # where a gradient of 0 is noise, too
+    # Before the gradient is looked at: where rounding dominates, a gradient of 0 is noise as well.
+    if model.radius > 0.0 and model.rounding > ROUNDING_SHARE * model.radius:
         return Outcome.LOST_IN_ROUNDING
     if gradient_norm == 0.0:
         return Outcome.ZERO_GRADIENT
-    return Outcome.EMPTY_REGION if target_kl == 0.0 else None
+    return Outcome.EMPTY_REGION if model.radius == 0.0 else None
 
 
 def _breakdown(solution: Solution, full_step: th.Tensor) -> Outcome | None:
-    """Name what makes a solution unusable, if anything: the iterate before a breakdown is still a fine direction."""
+    """Name the reason not to use a solution, if there is one. An iterate from before a breakdown is still a good direction."""
     if solution.iterations == 0 and solution.termination is not Termination.NON_FINITE:
         return Outcome.NON_POSITIVE_CURVATURE
     is_usable = solution.iterations > 0 and bool(full_step.isfinite().all())  # x^T (F + lambda I) x may underflow to 0
     return None if is_usable else Outcome.NON_FINITE_CURVATURE
+
+
+def _outcome(search: LineSearchResult, constraints: Sequence[Constraint]) -> Outcome:
+    """Name the outcome of a step that reached the line search."""
+    if search.judgement is Judgement.VIOLATED:
+        is_first = search.violated is constraints[0]
+        return Outcome.KL_NEVER_SATISFIED if is_first else Outcome.CONSTRAINT_NEVER_SATISFIED
+    return {
+        Judgement.ACCEPTED: Outcome.ACCEPTED,
+        Judgement.NON_FINITE: Outcome.NON_FINITE_CANDIDATE,
+        Judgement.NO_IMPROVEMENT: Outcome.NO_IMPROVEMENT,
+    }[search.judgement]

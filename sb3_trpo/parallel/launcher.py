@@ -1,4 +1,9 @@
-"""How the processes that a launcher has started find together, and how they part."""
+"""
+How the processes that a launcher such as ``torchrun`` has started form a process group, and how they leave it.
+
+The launcher tells each process its rank, the number of ranks and the address of a store: a table of keys and values that all
+processes can reach.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,41 @@ import atexit
 import os
 import time
 import uuid
+from typing import TYPE_CHECKING
 
-import torch as th
 import torch.distributed as dist
 
-from sb3_trpo.parallel.communicator import ALONE, Communicator, Store, World, WorldOverGloo
+from sb3_trpo.parallel.faults import FaultReports
+
+if TYPE_CHECKING:  # torch may be built without it
+    from torch._C._distributed_c10d import Store
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets; torch's ``env://`` reads them."""
-FIRST_PATIENCE, PATIENCE = 15.0, 1800.0
-"""Seconds after which missing ranks are named, and after which they are given up, as torch has it for gloo."""
+REMINDER, TIMEOUT = 15.0, 1800.0
+"""Seconds until missing ranks are named, and until the others give up, which is torch's timeout for gloo."""
+POLL_INTERVAL = 0.01
+"""Seconds between two looks for ranks that are still missing."""
 
 
-class Group:
-    """The process group that this module makes, at most one in a process."""
+class ProcessGroup:
+    """
+    The process group that this package forms, for all models of this process: torch's default one.
 
-    store: Store | None = None
-    has_ended = False
+    :ivar faults: why ranks ended. It stays after :meth:`leave`: on the first rank it may hold the store, and others read on
+    :ivar is_open: whether it has been formed and not left
+    """
 
-    @classmethod
-    def make(cls) -> None:
+    def __init__(self) -> None:
+        self.faults: FaultReports | None = None
+        self.is_open = False
+
+    def form(self) -> None:
         """
-        Make it.
+        Form it with the other processes of the launcher.
 
         :raises ValueError: if there is no launcher
-        :raises RuntimeError: if it has been left before
+        :raises RuntimeError: if this process has left it before, or a rank is missing
         """
         missing = [name for name in VARIABLES if name not in os.environ]
         if missing or not dist.is_available():
@@ -38,74 +53,82 @@ class Group:
                 f"distributed=True or WORLD_SIZE > 1 needs a launcher, but {', '.join(missing) or 'torch.distributed'} is "
                 "missing. Start the script with torchrun, set these variables, or give distributed=False."
             )
-        if cls.has_ended:
-            raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
-        import torch.distributed.nn  # noqa: F401  # its functions' defaults keep the group that they meet, and with it gloo's threads
+        self.require_not_left()
+        # Default arguments in this module keep the group that exists when it is imported. Imported later, for example by a
+        # compiler, it would keep ours, and gloo's threads with it, until the interpreter ends.
+        import torch.distributed.nn  # noqa: F401
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         store, rank, size = next(rendezvous("env://"))
-        cls.store = PrefixStore(_meet(store, rank, size), store)
-        dist.init_process_group(store=cls.store, rank=rank, world_size=size)
-        atexit.register(cls.leave)
+        own_store = PrefixStore(meet(store, rank, size), store)
+        dist.init_process_group(store=own_store, rank=rank, world_size=size)
+        self.faults, self.is_open = FaultReports(own_store, rank, size), True
+        atexit.register(self.leave)
 
-    @classmethod
-    def leave(cls) -> None:
-        """End it, if it is there; ranks that wait for this one are told so by their connection's end."""
-        if cls.store is not None:
-            cls.store, cls.has_ended = None, True
+    def require_not_left(self) -> None:
+        """
+        Check that this process has not left the others: they have ended, or will not take it back.
+
+        :raises RuntimeError: if it has
+        """
+        if self.faults is not None and not self.is_open:
+            raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """
+        Leave it, if that has not been done. Ranks that wait for this one notice that their connections end.
+
+        :param error: what ends this rank, for the report; ``None`` at the regular end
+        """
+        if self.faults is not None and self.is_open:
+            if error is not None:
+                self.faults.write(error)
+            self.is_open = False
             dist.destroy_process_group()
 
 
-def join(distributed: bool | None, device: th.device) -> Communicator:
+PROCESS_GROUP = ProcessGroup()
+"""One for the whole process, like torch's default group: models that are made one after another share it."""
+
+
+def meet(store: Store, rank: int, size: int) -> str:
     """
-    Join the ranks of this run.
+    Agree on a name for this attempt to form a group, so that nothing is left in the store of an earlier attempt.
 
-    :param distributed: ``None`` joins if a launcher has started several processes, ``True`` in any case, ``False`` never.
-        A process group that the script has made is used and left alone
-    :param device: of the policy
-    :return: the ranks
-    :raises ValueError: if there is no launcher to be joined
-    :raises RuntimeError: if this process has left the others after an error
-    """
-    is_there = dist.is_available() and dist.is_initialized()
-    size = dist.get_world_size() if is_there else int(os.environ.get("WORLD_SIZE", "1"))
-    if distributed is False or (distributed is None and size == 1):
-        return ALONE
-    if device.type == "cuda" and device.index is None:
-        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    if not is_there:
-        Group.make()
-    kind = World if device.type == "cuda" else WorldOverGloo
-    return kind(device, Group.store, Group.leave)
+    torchrun keeps its store when it restarts the ranks, and the addresses in it are those of processes that have died. So each
+    rank says hello with a word that nobody has used before. The first rank answers every word it sees, until all have come.
 
-
-def _meet(store: Store, rank: int, size: int) -> str:
-    """
-    Agree on a name for this attempt, under which nothing is left of an earlier one.
-
-    torchrun keeps its store when it starts the ranks again, and the addresses in it are those of the dead. So each rank says
-    hello by a word that nobody has used, and the first one answers to every word that it sees, until all have come.
+    :param store: all ranks can reach it
+    :param rank: of this process
+    :param size: number of ranks
+    :return: the name, the same on all ranks
+    :raises RuntimeError: on the first rank, if others have not come in time
     """
     word = uuid.uuid4().hex
     if rank > 0:
         store.set(f"hello/{rank}", word)
-        attempt: str = store.get(f"welcome/{word}").decode()
+        attempt: str = store.get(f"welcome/{word}").decode()  # waits for the answer
         store.set(f"{attempt}/{rank}", "")
         return attempt
-    missing, begin, has_told = {*range(1, size)}, time.monotonic(), False
+    missing, start, has_reminded = {*range(1, size)}, time.monotonic(), False
     while missing:
-        for other in [*missing]:
-            if store.check([f"hello/{other}"]):
-                store.set(f"welcome/{store.get(f'hello/{other}').decode()}", word)
-            if store.check([f"{word}/{other}"]):
-                missing.remove(other)
-        waited = time.monotonic() - begin
-        if missing and waited > (PATIENCE if has_told else FIRST_PATIENCE):
+        _welcome(store, word, missing)
+        waited = time.monotonic() - start
+        if missing and waited > (TIMEOUT if has_reminded else REMINDER):
             who = f"of {size} ranks {', '.join(map(str, sorted(missing)))} have not come to share the run"
-            if has_told:
-                raise RuntimeError(f"In {PATIENCE:.0f} seconds {who}. See what they print.")
-            print(f"sb3_trpo waits: {who}. A model that is for one rank alone wants distributed=False.", flush=True)
-            has_told = True
-        time.sleep(0.01)
+            if has_reminded:
+                raise RuntimeError(f"In {TIMEOUT:.0f} seconds {who}. See what they print.")
+            print(f"sb3_trpo waits: {who}. For a model of one rank alone, set distributed=False.", flush=True)
+            has_reminded = True
+        time.sleep(POLL_INTERVAL)
     return word
+
+
+def _welcome(store: Store, word: str, missing: set[int]) -> None:
+    """Answer the ranks that have said hello, and cross off those that have got the answer."""
+    for rank in [*missing]:
+        if store.check([f"hello/{rank}"]):  # it may be a dead process's, which a live one will overwrite
+            store.set(f"welcome/{store.get(f'hello/{rank}').decode()}", word)
+        if store.check([f"{word}/{rank}"]):
+            missing.remove(rank)

@@ -1,4 +1,10 @@
-"""TODO."""
+"""
+Observation and action spaces: which are supported, and how to convert those that SB3's policies and buffers do not take.
+
+Options may start at any number (``Discrete(3, start=5)``), choices and bits may form a table (``MultiDiscrete([[2, 3],
+[4, 5]])``), and a Box may hold a single number without an axis. The *plain* form of such a space has options from 0 and one
+axis. Policies and buffers use the plain space; environments and callers of ``predict`` see the original.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +15,17 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-
-
-def check_spaces_of(env: Any) -> None:
-    """
-    Check the spaces of an environment; what is no environment, or one of OpenAI Gym's, is SB3's to refuse or to wrap.
-
-    :param env: vectorised or not
-    :raises ValueError: if they are not supported
-    """
-    observation_space, action_space = getattr(env, "observation_space", None), getattr(env, "action_space", None)
-    if isinstance(observation_space, spaces.Space) and isinstance(action_space, spaces.Space):
-        check_spaces(observation_space, action_space)
-
-
-def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-    """
-    Refuse spaces that no policy can be made for; SB3 itself compares the action space with those of the algorithm.
-
-    :param observation_space: of the environment
-    :param action_space: of the environment
-    :raises ValueError: if there is nothing in them, or something that is not supported
-    """
-    is_dict = isinstance(observation_space, spaces.Dict)
-    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
-    known = "Box, Discrete, MultiDiscrete and MultiBinary"
-    if not parts:
-        raise ValueError(f"The observation space is an empty Dict, but must hold at least one part, of {known}.")
-    for key, part in parts.items():
-        name = f"observation space's part {key!r}" if is_dict else "observation space"
-        if not isinstance(part, SUPPORTED_SPACES):
-            raise ValueError(
-                f"The {name} is {part}, but policies see {known}, or a Dict of these that holds no other Dict. Make numbers "
-                "of the rest in a wrapper of the environment, such as gymnasium.wrappers.FlattenObservation."
-            )
-        _check_size(name, part)
-    if isinstance(action_space, SUPPORTED_SPACES):
-        _check_size("action space", action_space)
-
-
-def _check_size(name: str, space: spaces.Space[Any]) -> None:
-    if 0 in (space.shape or ()):
-        raise ValueError(f"The {name} is {space}, which has no entries, but must have at least one.")
-
-
 Observation = np.ndarray | dict[str, np.ndarray]
+"""One array for each environment, or a dict of them."""
+SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class PlainSpaces:
     """
-    The plain spaces of an environment, and the way from and to its own.
+    The plain spaces of an environment, with the conversions.
 
-    :param observation_space: of the environment
-    :param action_space: of the environment
+    :param observation_space: original space of the environment
+    :param action_space: original space of the environment
     """
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
@@ -73,29 +36,29 @@ class PlainSpaces:
 
     def encode(self, observations: Any) -> Any:
         """
-        Bring observations into the plain space.
+        Convert observations to the plain space.
 
-        :param observations: of the environment's space, one or several along leading axes
-        :return: the same where the spaces are
+        :param observations: in the original space, with any leading axes
+        :return: in the plain space; the same object if the spaces are the same
         """
         return observations if self._observations is None else to_plain(self._observations, observations)
 
     def decode(self, actions: np.ndarray) -> np.ndarray:
         """
-        Bring actions into the environment's space.
+        Convert actions to the original space.
 
-        :param actions: of the plain space, one or several along leading axes
-        :return: the same where the spaces are
+        :param actions: in the plain space, with any leading axes
+        :return: in the original space; the same object if the spaces are the same
         """
         return actions if self._actions is None else from_plain(self._actions, actions)
 
 
 def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
-    Find the space that a policy can be made for.
+    Return the plain form of a space.
 
     :param space: of observations or actions
-    :return: the space itself, or its plain form
+    :return: the plain form, or the space itself if it is plain already
     """
     if isinstance(space, spaces.Dict):
         parts = {key: plain(part) for key, part in space.spaces.items()}
@@ -104,7 +67,7 @@ def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
         return space if space.start == 0 else spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         is_plain = space.nvec.ndim == 1 and not _start(space).any() and space.dtype == np.int64
-        return space if is_plain else spaces.MultiDiscrete(space.nvec.ravel().astype(np.int64))  # sums fit into it
+        return space if is_plain else spaces.MultiDiscrete(space.nvec.ravel().astype(np.int64))  # int8 would overflow in sums
     if isinstance(space, spaces.MultiBinary):
         return space if isinstance(space.n, (int, np.integer)) else spaces.MultiBinary(int(np.prod(space.shape)))
     if isinstance(space, spaces.Box) and space.shape == ():
@@ -114,7 +77,7 @@ def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 def dict_of(parts: dict[str, spaces.Space[Any]]) -> spaces.Dict:
     """
-    Make a Dict space that keeps the order of its parts, in which policies join them; Gymnasium sorts those of a dict.
+    Make a Dict space that keeps the order of its parts: policies concatenate them in it, and Gymnasium sorts a plain dict.
 
     :param parts: spaces by key
     :return: the space
@@ -124,11 +87,11 @@ def dict_of(parts: dict[str, spaces.Space[Any]]) -> spaces.Dict:
 
 def to_plain(space: spaces.Space[Any], values: Any) -> Any:
     """
-    Bring values of a space into its plain form.
+    Convert values of a space to its plain form.
 
-    :param space: as the environment has it
-    :param values: one or several along leading axes; a dict of them for a Dict
-    :return: likewise, in the plain space
+    :param space: original space
+    :param values: in the original space, with any leading axes; a dict of them for a Dict
+    :return: in the plain space
     """
     if isinstance(space, spaces.Dict) and isinstance(values, Mapping):
         return {key: to_plain(part, values[key]) for key, part in space.spaces.items()}
@@ -141,22 +104,66 @@ def to_plain(space: spaces.Space[Any], values: Any) -> Any:
 
 def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
     """
-    Bring values of the plain form back into a space.
+    Convert values of the plain form back to a space.
 
-    :param space: as the environment has it
-    :param values: of its plain form, one or several along leading axes
-    :return: likewise, in the space
+    :param space: original space
+    :param values: in the plain space, with any leading axes
+    :return: in the original space
     """
     leading = values.shape[: values.ndim - len(_shape(plain(space)))]
     dtype = space.dtype if isinstance(space, spaces.MultiDiscrete) else values.dtype
     return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
 
 
+def check_spaces_of(env: Any) -> None:
+    """
+    Check the spaces of an environment.
+
+    Anything without Gymnasium spaces is left to SB3, which refuses it or, for OpenAI Gym's environments, wraps it.
+
+    :param env: environment, vectorized or not
+    :raises ValueError: if a space is not supported
+    """
+    observation_space, action_space = getattr(env, "observation_space", None), getattr(env, "action_space", None)
+    if isinstance(observation_space, spaces.Space) and isinstance(action_space, spaces.Space):
+        check_spaces(observation_space, action_space)
+
+
+def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+    """
+    Check that a policy can be made for these spaces. SB3 itself checks the type of the action space.
+
+    :param observation_space: space of the environment
+    :param action_space: space of the environment
+    :raises ValueError: if a space is empty, or of a type that is not supported
+    """
+    is_dict = isinstance(observation_space, spaces.Dict)
+    parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {None: observation_space}
+    supported = "Box, Discrete, MultiDiscrete and MultiBinary"
+    if not parts:
+        raise ValueError(f"The observation space is an empty Dict, but must hold at least one part, of {supported}.")
+    for key, part in parts.items():
+        name = f"observation space's part {key!r}" if is_dict else "observation space"
+        if not isinstance(part, SUPPORTED_SPACES):
+            raise ValueError(
+                f"The {name} is {part}, but policies read {supported}, or a Dict of these without nested Dicts. Convert the "
+                "rest to numbers in a wrapper of the environment, such as gymnasium.wrappers.FlattenObservation."
+            )
+        _check_size(name, part)
+    if isinstance(action_space, SUPPORTED_SPACES):
+        _check_size("action space", action_space)
+
+
+def _check_size(name: str, space: spaces.Space[Any]) -> None:
+    if 0 in (space.shape or ()):
+        raise ValueError(f"The {name} is {space}, which has no entries, but must have at least one.")
+
+
 def _start(space: spaces.Space[Any]) -> np.ndarray:
-    """Give the lowest options, 0 for spaces without any."""
+    """Return the smallest options of a space; 0 for spaces without options."""
     return np.asarray(getattr(space, "start", 0))
 
 
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
-    assert space.shape is not None, "only a Dict or Tuple has none"
+    assert space.shape is not None, "only Dict and Tuple spaces have no shape"
     return space.shape

@@ -112,7 +112,8 @@ class NetworkActor:
     No module is called, and one forward pass serves both the gradient and the Fisher products.
 
     :param networks: the policy's networks
-    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, and any of the head's
+    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, any of the head's, and maybe
+        others, whose derivatives are 0
     :param kinds: known kinds of distributions
     """
 
@@ -175,7 +176,7 @@ class NetworkActor:
         of_trained: Sequence[th.Tensor],
     ) -> th.Tensor:
         """Compute the flat ``J^T u`` from the cotangents of the stack's output and of the head's trained parameters."""
-        flat = of_output.new_empty(sum(parameter.numel() for parameter in self._parameters))
+        flat = of_output.new_zeros(sum(parameter.numel() for parameter in self._parameters))
         out = unflatten(flat, self._parameters)
         of_stack = [out[position] for position in self._stack_positions]
         self._networks.actor.vjp(self._features(observations), intermediates, of_output, of_stack)

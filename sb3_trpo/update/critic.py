@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from sb3_trpo.numerics.flat import assign
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.sharding import MinibatchShard, mean_gradients, weighted_minibatches
 from sb3_trpo.rollouts.inputs import inputs_in, state_values
 
 Minibatch = Any
@@ -23,22 +24,10 @@ Minibatch = Any
 
 
 class FitOutcome(Enum):
-    """How a critic fit ended; ``advice`` says what to do about it."""
+    """How a critic fit ended."""
 
     FITTED = "fitted"
     DIVERGED = "diverged"
-
-    @property
-    def advice(self) -> str:
-        """One sentence on what to do if this outcome persists."""
-        return _ADVICE[self]
-
-
-_ADVICE = {
-    FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
-    FitOutcome.DIVERGED: "The critic became non-finite and was put back; lower learning_rate, set max_grad_norm, or scale the "
-    "rewards with VecNormalize.",
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +50,7 @@ def fit_critic(
     n_epochs: int,
     max_grad_norm: float | None,
     communicator: Communicator = ALONE,
-    share: Share = WHOLE,
+    shard: MinibatchShard | None = None,
 ) -> CriticFit:
     """
     Regress the values on the returns, in place.
@@ -74,7 +63,7 @@ def fit_critic(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
     :param communicator: which have minibatches of their own; all take the same steps
-    :param share: how many minibatches a pass has
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
@@ -89,7 +78,7 @@ def fit_critic(
         errors = [
             descend(policy, parameters, minibatch, weight, max_grad_norm, communicator)
             for _ in range(n_epochs)
-            for minibatch, weight in communicator.in_step(minibatches(), share)
+            for minibatch, weight in weighted_minibatches(minibatches(), shard)
         ]
         loss = (
             mean_loss(th.stack([each.total for each in errors]), [each.n for each in errors], communicator) if errors else None
@@ -178,7 +167,7 @@ def descend(
     if parameters and total.requires_grad:
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(total, parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, communicator.mean_gradients(gradients, parameters, n), strict=True):
+        for parameter, gradient in zip(parameters, mean_gradients(gradients, parameters, n, communicator), strict=True):
             parameter.grad = gradient
         if max_grad_norm:
             clip_grad_norm_(parameters, max_grad_norm)

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch as th
-from torch.optim import optimizer as optimizer_module
 
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
+from sb3_trpo.numerics.torch_private import fused_adam_step, has_step_hooks
 
 LAYOUT = {"amsgrad": False, "maximize": False, "capturable": False, "differentiable": False, "decoupled_weight_decay": False}
 """Options of ``th.optim.Adam`` that the flat step does not offer, with the values they must have."""
-GLOBAL_HOOKS = (optimizer_module._global_optimizer_pre_hooks, optimizer_module._global_optimizer_post_hooks)
 FUSED_DEVICES = ("cpu", "cuda")
 
 
@@ -44,20 +43,17 @@ class FlatAdam:
         if not fresh:
             self.t.copy_(states[0]["step"])
         self._update = partial(
-            th._fused_adam_,
+            fused_adam_step,
             [self.theta],
             [self.g],
             [self.m],
             [self.v],
-            [],
             [self.t],
             lr=self.group["lr"],
             beta1=self.group["betas"][0],
             beta2=self.group["betas"][1],
             weight_decay=self.group["weight_decay"],
             eps=self.group["eps"],
-            amsgrad=False,
-            maximize=False,
         )
 
     def step(self) -> None:
@@ -102,8 +98,8 @@ def flat_adam(optimizer: th.optim.Optimizer, parameters: Sequence[th.Tensor]) ->
     :param parameters: those to fit
     :return: Adam on a flat vector, or ``None`` if the optimizer is not one that it can continue
     """
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks, *GLOBAL_HOOKS)
-    if type(optimizer) is not th.optim.Adam or any(hooks) or "step" in vars(optimizer):  # torch's schedulers put one there
+    is_patched = "step" in vars(optimizer)  # torch's schedulers do that
+    if type(optimizer) is not th.optim.Adam or is_patched or has_step_hooks(optimizer):
         return None
     wanted = {id(parameter) for parameter in parameters}
     groups = [group for group in optimizer.param_groups if wanted & {id(parameter) for parameter in group["params"]}]

@@ -29,7 +29,8 @@ from sb3_trpo.networks.plain_network import Features, Networks, is_patched
 from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner, Runner
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import unflatten
-from sb3_trpo.parallel.communicator import ALONE, WHOLE, Communicator, Share
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.sharding import MinibatchShard, weighted_minibatches
 from sb3_trpo.rollouts.batch import DIRECT_BUFFERS, PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
 from sb3_trpo.update.critic import CriticFit, FitOutcome, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
@@ -132,7 +133,7 @@ def fit_stack(
     n_epochs: int,
     max_grad_norm: float | None,
     communicator: Communicator = ALONE,
-    share: Share = WHOLE,
+    shard: MinibatchShard | None = None,
 ) -> CriticFit:
     """
     Regress a critic's values on the returns.
@@ -143,7 +144,7 @@ def fit_stack(
     :param n_epochs: number of passes
     :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
     :param communicator: which have minibatches of their own; all take the same steps
-    :param share: how many minibatches a pass has
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
     critic, adam, batches = regression
@@ -155,7 +156,7 @@ def fit_stack(
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in communicator.in_step(batches(), share):
+        for (x, returns), weight in weighted_minibatches(batches(), shard):
             network = runner(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))

@@ -1,8 +1,8 @@
 """
-The policy's surrogate, KL divergence and Fisher matrix over one rollout: what the trust-region step is given.
+The trust-region problem of one rollout: the policy's surrogate, its constraints and its Fisher matrix.
 
-Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a sum over states divided by their number; it
-is accumulated over chunks, so that memory is bounded by one chunk.
+Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a mean over states. Its sum is accumulated
+chunk by chunk, so memory is bounded by one chunk.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
-from sb3_trpo.numerics.gauss_newton import Curvature, Mean, Outputs, fisher_operator, weighted
+from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Mean, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.rollouts.batch import Chunk, Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
+from sb3_trpo.update.constraints import PolicyConstraint
 
 KEPT_BYTES = 2**27
-"""What the derivatives of all chunks may hold together between Fisher products."""
+"""Memory that the derivatives of all chunks together may hold between Fisher products."""
 MISMATCH = 0.01
-"""Root mean square, in nats, beyond which log-probabilities are not those of the policy that acted; rounding gives 1e-6."""
+"""Root mean square error, in nats, beyond which log-probabilities are not those of the acting policy; rounding gives 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,20 @@ class PolicyObjective:
     The trust-region problem of one rollout.
 
     :param actor: the policy
-    :param parameters: those that the step moves
-    :param chunks: transitions for the surrogate, its gradient and the KL
-    :param fisher_chunks: transitions for the Fisher matrix only, possibly fewer; ``None`` for the same ones
+    :param parameters: the parameters that the step changes
+    :param chunks: transitions for the surrogate, its gradient and the constraints
+    :param constraints: the mean KL(old || new), whose Hessian is the Fisher matrix, and any further ones
+    :param fisher_chunks: transitions for the Fisher matrix, possibly fewer; ``None`` for ``chunks``
     :param ent_coef: weight of the entropy in the surrogate
-    :param mean: the one reduction, over the ranks
-    :param are_few: whether all chunks together are no more than may be differentiated at a time
-    :param tolerance: root mean square by which log-probabilities may differ from those of the policy that acted, in nats
+    :param mean: divides sums over states by their weight; all ranks together
+    :param are_few: whether all chunks together are small enough to be differentiated at once
+    :param tolerance: root mean square error of log-probabilities, in nats, that needs no explanation
     """
 
     actor: Actor
     parameters: Sequence[th.nn.Parameter]
     chunks: Sequence[Chunk]
+    constraints: Sequence[PolicyConstraint]
     fisher_chunks: Sequence[Chunk] | None = None
     ent_coef: float = 0.0
     mean: Mean = ALONE.mean
@@ -58,9 +61,10 @@ class PolicyObjective:
         """
         Describe the problem at the current parameters, which become the old ones.
 
-        :return: the model, with the policy's entropy beside it
+        :return: the problem, and what the same pass over the rollout shows of the policy
         """
-        gradient = th.zeros_like(flatten(self.parameters))
+        theta = flatten(self.parameters).detach()
+        gradient = th.zeros_like(theta)
         sums, weight = gradient.new_zeros(3), 0.0
         snapshots: list[Outputs] = []
         of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
@@ -74,46 +78,64 @@ class PolicyObjective:
             weight += chunk.weight
         mean_surrogate, mean_entropy, squared_error = self.mean(sums, weight).tolist()
         error = math.sqrt(squared_error)
-        # Of the same order; large differences are no measure of each other, but rounding must not cause them at all.
-        is_rounding = error > self.tolerance and self._rounding_error(snapshots) > min(error, 1.0) / 4.0
+        is_rounding = self._is_rounding(error, snapshots)
         model = LocalModel(
             self.parameters,
-            mean_surrogate,
-            self.mean(gradient, weight),
-            fisher_operator(curvatures, self.mean),
-            lambda: self.evaluate(snapshots),
-            squared_error if is_rounding else 0.0,
+            surrogate=mean_surrogate,
+            gradient=self.mean(gradient, weight),
+            fisher=GaussNewtonOperator(theta, curvatures, self.mean),
+            constraints=self.constraints,
+            evaluate=lambda: self.evaluate(snapshots),
+            # The KL that rounding adds to a step, if independent of the step, is about the mean square of what rounding
+            # changes log-probabilities by.
+            rounding=squared_error if is_rounding else 0.0,
         )
         return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)
+
+    def _is_rounding(self, error: float, snapshots: Sequence[Outputs]) -> bool:
+        """
+        Decide whether rounding explains why log-probabilities differ from those of the policy that acted.
+
+        It does if the estimated rounding error is of the same order of magnitude. Beyond 1 nat neither number measures the
+        other well, but rounding that changes log-probabilities so much is reason enough.
+
+        :param error: root mean square of the differences, in nats
+        :param snapshots: z at the current parameters, a tuple for each chunk
+        :return: whether the differences are beyond the tolerance and due to rounding
+        """
+        return error > self.tolerance and self._rounding_error(snapshots) > min(error, 1.0) / 4.0
 
     @th.no_grad()
     def _rounding_error(self, snapshots: Sequence[Outputs]) -> float:
         """
-        Estimate by how much rounding may change log-probabilities: move every parameter to the next number above it.
+        Estimate how much rounding may change log-probabilities, by moving every parameter to the next larger number.
 
-        Rounding errors of a sum are like changes of its terms in their last digit (Higham 2002, Accuracy and Stability of
-        Numerical Algorithms, section 3.1). ``KL = E[(d log p)^2] / 2`` for small changes turns a divergence into their size.
+        Rounding errors in a sum have the effect of changes in the last digit of its terms (Higham 2002, Accuracy and Stability
+        of Numerical Algorithms, section 3.1). For small changes ``KL = E[(d log p)^2] / 2``, so the KL gives their size.
         Whatever happens, interrupts included, the parameters end as they were, bit for bit.
 
-        :param snapshots: z at the present parameters, a tuple for each chunk
+        :param snapshots: z at the current parameters, a tuple for each chunk
         :return: root mean square, in nats; infinite if the policy becomes NaN
         """
         old = [parameter.detach().clone() for parameter in self.parameters]
-        places = [parameter.data for parameter in self.parameters]  # autograd counts no writes there: its graphs stay valid
+        storage = [parameter.data for parameter in self.parameters]  # autograd does not notice writes here: graphs stay valid
         try:
-            assign(places, [th.nextafter(value, th.full_like(value, math.inf)) for value in old])
+            assign(storage, [th.nextafter(value, th.full_like(value, math.inf)) for value in old])
             kl = self.evaluate(snapshots).kl
-            assign(places, old)
-        except BaseException:  # an interrupt, too, even one in the midst of the lines above
-            assign(places, old)
+            assign(storage, old)
+        except BaseException:  # interrupts too, even one that comes between the lines above
+            assign(storage, old)
             raise
         return math.inf if math.isnan(kl) else math.sqrt(2.0 * max(0.0, kl))
 
     def _differentiate(self, chunk: Transitions, curvatures: CurvatureStore) -> tuple[Outputs, th.Tensor, th.Tensor]:
         """
-        Give z, three sums and the surrogate's gradient; let go of all else that is not kept.
+        Compute what one chunk contributes, and keep its curvature if there is room.
 
-        The sums are those of the surrogate, of the entropy and of the squared errors of the log-probabilities.
+        :param chunk: the transitions
+        :param curvatures: where to keep the curvature
+        :return: z; the sums of the surrogate, the entropy and the squared errors of log-probabilities; the gradient of the
+            first
         """
         local = self.actor.local(chunk.inputs)
         z = _snapshot(local.kind, local.distribution)
@@ -131,30 +153,31 @@ class PolicyObjective:
         Measure the policy at its current parameters against the old one.
 
         :param snapshots: z of the old policy, a tuple for each chunk
-        :return: the surrogate (eq. 14) and the mean KL(old || current) that bounds it (eq. 12)
+        :return: the surrogate (eq. 14) and the constraints' values
         """
-        sums, weight = snapshots[0][0].new_zeros(2), 0.0
+        sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
         for read, old in zip(self.chunks, snapshots, strict=True):
             chunk = read()
             distribution = self.actor.distribution(chunk.inputs)
             kind = self.actor.kind_of(distribution)
-            kl = kind.kl(old, kind.parameters(distribution))
+            bounded = [constraint.terms(kind, old, distribution, chunk) for constraint in self.constraints]
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
-            sums = sums + th.stack((chunk.total(surrogate), chunk.total(kl)))
+            sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
             weight += chunk.weight
-        return Candidate(*self.mean(sums, weight).tolist())
+        surrogate_mean, *values = self.mean(sums, weight).tolist()
+        return Candidate(surrogate_mean, tuple(values))
 
 
 class CurvatureStore:
     """
-    The curvature of every chunk, for as many products as wanted.
+    The curvature of every chunk, for any number of Fisher products.
 
-    The first ones are kept as long as memory allows; a single one in any case, and a few small ones. The others are built anew
-    for each product, one after the other, so that memory stays bounded.
+    The first ones are kept while they fit into memory: all of them if there is a single chunk, or if all chunks together are
+    small. The others are built again for each product, one after another, so memory stays bounded.
 
     :param actor: the policy, at the old parameters
     :param chunks: the transitions
-    :param are_few: whether all together are no more than may be differentiated at a time
+    :param are_few: whether all chunks together are small enough to be differentiated at once
     """
 
     def __init__(self, actor: Actor, chunks: Sequence[Chunk], are_few: bool) -> None:
@@ -165,7 +188,7 @@ class CurvatureStore:
         self._n_bytes = 0.0
 
     def __call__(self) -> Iterator[Curvature]:
-        """Give the chunks' curvatures, in order."""
+        """Yield the chunks' curvatures, in order."""
         yield from self._kept
         for read in self._chunks[len(self._kept) :]:
             yield self._build(read)
@@ -181,8 +204,8 @@ class CurvatureStore:
         Keep the next chunk's curvature if there is room.
 
         :param local: the policy at the chunk's inputs
-        :param z: parameters of its distribution
-        :param chunk: the chunk
+        :param z: parameters of its distribution, without a graph
+        :param chunk: the transitions
         :return: whether it is kept
         """
         self._n_bytes += local.n_bytes
@@ -193,23 +216,24 @@ class CurvatureStore:
 
 
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
+    """Combine J of the policy with M of its distribution, weighted if some of the chunk is padding."""
     metric = local.kind.fisher_metric(z)
     return Curvature(local.linearise(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
 
 
 def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:
-    """Read z without its graph."""
+    """Read z without its graph, before the policy reuses its one distribution object."""
     return tuple(z.detach() for z in kind.parameters(distribution))
 
 
 class PolicyModel(NamedTuple):
     """
-    The local model of a policy's objective, and what else is seen on the way.
+    The trust-region problem, and what the same pass over the rollout shows of the policy.
 
-    :param model: the local model
+    :param model: the problem
     :param entropy: mean joint entropy of the policy, in nats
-    :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
-        differ from those stored when the policy acted; 0 if rounding is the reason
+    :param log_prob_error: root mean square difference, in nats, between the log-probabilities of the actions at the old
+        parameters and those stored when the policy acted; 0 if rounding explains it
     """
 
     model: LocalModel
@@ -219,9 +243,9 @@ class PolicyModel(NamedTuple):
 
 def log_ratios(distribution: Distribution, chunk: Transitions) -> th.Tensor:
     """
-    Compute ``log pi(a|s) - log pi_old(a|s)`` at each state.
+    Compute ``log pi(a|s) - log pi_old(a|s)`` for each transition.
 
-    :param distribution: of the policy at the chunk's inputs
+    :param distribution: the policy's distribution at the chunk's inputs
     :param chunk: the transitions
     :return: shape ``(n,)``, in nats, with its graph
     """
@@ -230,10 +254,10 @@ def log_ratios(distribution: Distribution, chunk: Transitions) -> th.Tensor:
 
 def surrogate_terms(log_ratio: th.Tensor, distribution: Distribution, chunk: Transitions, ent_coef: float) -> th.Tensor:
     """
-    Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, at each state.
+    Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, for each transition.
 
-    :param log_ratio: logarithm of the quotient, shape ``(n,)``
-    :param distribution: of the policy at the chunk's inputs
+    :param log_ratio: logarithm of the ratio, shape ``(n,)``
+    :param distribution: the policy's distribution at the chunk's inputs
     :param chunk: the transitions
     :param ent_coef: weight of the entropy
     :return: shape ``(n,)``, with its graph
@@ -244,9 +268,9 @@ def surrogate_terms(log_ratio: th.Tensor, distribution: Distribution, chunk: Tra
 
 def entropy_terms(distribution: Distribution, chunk: Transitions) -> th.Tensor:
     """
-    Compute the joint entropy at each state, or estimate it by ``-pi / pi_old * log pi`` where it has no closed form.
+    Compute the joint entropy at each state, or estimate it by ``-pi / pi_old * log pi`` where there is no closed form.
 
-    :param distribution: of the policy at the chunk's inputs
+    :param distribution: the policy's distribution at the chunk's inputs
     :param chunk: the transitions
     :return: shape ``(n,)``, in nats, with its graph
     """

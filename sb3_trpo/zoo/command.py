@@ -34,8 +34,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.extras import ZOO, MissingExtraError, needs, require
-from sb3_trpo.parallel.launcher import join
-from sb3_trpo.parallel.rollout_sync import of_every_rank
+from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
 from sb3_trpo.zoo.screens import pictures, prepare, shows_windows
 
 try:
@@ -48,7 +48,7 @@ try:
         from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
     from sb3_trpo.checkpoint import ResumableCheckpoint
-    from sb3_trpo.checkpoint.shared import first_ranks_in
+    from sb3_trpo.checkpoint.ranks import first_ranks_in
     from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
     from sb3_trpo.maskable.collecting import MaskedBy
     from sb3_trpo.maskable.trpo import MaskableTRPO
@@ -163,7 +163,7 @@ class ExperimentManager(RlZooManager):
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_file(algo))
         super().__init__(args, algo, *rest, **kwargs)
-        self._communicator = join(None, get_device(self.device))
+        self._communicator = connect(None, get_device(self.device))
         if self._communicator.size > 1 and self.optimize_hyperparameters:
             raise ValueError(
                 "Ranks share one run, and a search makes many: start it without a launcher, in as many processes as you like "
@@ -196,7 +196,7 @@ class ExperimentManager(RlZooManager):
         :param model: that learns
         """
         if not self._communicator.is_first:
-            self.callbacks = of_every_rank(self.callbacks)
+            self.callbacks = callbacks_of_other_ranks(self.callbacks)
         super().learn(model)
 
     def save_trained_model(self, model: Any) -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.callbacks import callback_tree
-from sb3_trpo.parallel.running_statistics import layers_of
+from sb3_trpo.parallel.vec_env_layers import layers_of
 
 WALL_CLOCK = {f"time/{name}" for name in ("fps", "time_elapsed", "collect_seconds", "policy_step_seconds", "critic_seconds")}
 CALLBACK_STATE = ("best_mean_reward", "last_mean_reward", "evaluations_results", "evaluations_timesteps", "evaluations_length")

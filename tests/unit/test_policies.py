@@ -16,7 +16,7 @@ VARIANTS = [
     (MaskableRecurrentTRPO, "CnnLstmPolicy", "MultiInputLstmPolicy"),
 ]
 each_variant = pytest.mark.parametrize(("cls", "on_images", "on_dicts"), VARIANTS, ids=[cls.__name__ for cls, *_ in VARIANTS])
-ADVICE = r"needs at least 36x36\. Enlarge it, .*or give an extractor of your own: policy_kwargs=dict\(features_extractor_class"
+ADVICE = r"needs at least 36x36\. Enlarge it, .*or use your own extractor: policy_kwargs=dict\(features_extractor_class"
 
 
 def image(*shape):

@@ -12,8 +12,16 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint.identity import differences, identity, settings_of, versions
-from sb3_trpo.checkpoint.schedules import present_value, quarters, schedule_differences, schedule_digests
+from sb3_trpo.checkpoint.identity import (
+    differences,
+    identity,
+    present_value,
+    quarters,
+    schedule_differences,
+    schedule_digests,
+    settings_of,
+    versions,
+)
 
 
 def made(env="CartPole-v1", **settings):

@@ -30,8 +30,9 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
 from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
+from sb3_trpo.checkpoint.codecs.nodes import qualified_name
 from sb3_trpo.checkpoint.identity import present_settings
-from sb3_trpo.checkpoint.sizes import ARRAYS, LARGEST
+from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST
 from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
@@ -40,7 +41,7 @@ TOTAL = 256
 # Runs are interrupted by a smaller total, and go on without the callback that broke them off: tests of their own expect these.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The checkpoint .* was made on the way to:UserWarning",
-    r"ignore:The checkpoint holds the state of a (runs\.CrashAt|test_resumable_checkpoint\.At)\b:UserWarning",
+    r"ignore:The checkpoint holds the state of a \S*\.(CrashAt|At), which:UserWarning",
 )
 
 
@@ -398,9 +399,7 @@ def test_a_checkpoint_too_large_to_be_read_is_told_once_tried_again_in_time_and_
     with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
         trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
     (told,) = [str(each.message) for each in caught]
-    assert (
-        "at most 1,000,000 are read at a restart. Most are in callbacks/test_resumable_checkpoint.Hoarding#0/buffer." in told
-    )
+    assert f"at most 1,000,000 are read at a restart. Most are in callbacks/{qualified_name(Hoarding)}#0/buffer." in told
     assert "tried again after 64 more" in told
     assert tried == [64, 128, 192, 256, 320, 352]
     assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]

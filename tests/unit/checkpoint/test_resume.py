@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMo
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.simulators import ask
+from sb3_trpo.checkpoint.codecs.environments import ask
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")

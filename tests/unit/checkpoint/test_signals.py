@@ -11,8 +11,8 @@ from helpers.envs import RandomEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+from sb3_trpo.checkpoint.codecs.environments import ask
 from sb3_trpo.checkpoint.signals import SIGNALS, StopRequest
-from sb3_trpo.checkpoint.simulators import ask
 
 
 def handlers():

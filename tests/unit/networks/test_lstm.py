@@ -1,4 +1,4 @@
-"""The LSTM whose J v is written down, beside torch's own by double backward in float64."""
+"""The LSTM with a formula for J v, compared in float64 with torch's own, differentiated twice."""
 
 import gc
 import weakref
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 from sb3_trpo.networks.double_backward import twice_differentiable
-from sb3_trpo.networks.lstm import has_formula
+from sb3_trpo.networks.lstm import is_supported
 from sb3_trpo.numerics.gauss_newton import linearise
 
 SIZES = {
@@ -51,7 +51,7 @@ def test_values_and_products_are_those_of_double_backward(**sizes):
 
 
 @pytest.mark.parametrize("wanted", ["x", "weights", "states"])
-def test_what_is_frozen_counts_as_constant(wanted):
+def test_frozen_tensors_count_as_constants(wanted):
     layer, x, states = make(4, 2, 3, 3, 2, True, 0)
     theta = {"x": [x], "weights": [layer.weight_hh_l0, layer.bias_ih_l1], "states": list(states)}[wanted]
     for each in (*layer.parameters(), x, *states):
@@ -64,7 +64,7 @@ def test_what_is_frozen_counts_as_constant(wanted):
     th.testing.assert_close(linearise(ours, theta).vjp(own), linearise(own, theta).vjp(own))
 
 
-def test_memory_handed_on_by_hand_keeps_its_derivatives():
+def test_states_passed_on_step_by_step_keep_their_derivatives():
     layer, x, states = make(5, 2, 3, 4, 2, True, 1)
     theta = list(layer.parameters())
     whole = run(layer, x, states)[0]
@@ -77,7 +77,7 @@ def test_memory_handed_on_by_hand_keeps_its_derivatives():
     th.testing.assert_close(linearise((th.cat(steps),), theta).jvp(v), linearise((whole,), theta).jvp(v))
 
 
-def test_fused_single_precision_agrees():
+def test_single_precision_agrees_with_double():
     layer, x, states = make(20, 5, 6, 8, 1, True, 2, th.float32)
     theta = list(layer.parameters())
     with twice_differentiable(layer):
@@ -89,7 +89,7 @@ def test_fused_single_precision_agrees():
     th.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_without_derivatives_the_layer_is_itself_and_is_so_again_afterwards():
+def test_without_derivatives_the_layer_runs_its_own_forward_and_gets_it_back_afterwards():
     layer, x, states = make(4, 2, 3, 3, 2, True, 3, th.float32)
     with th.no_grad():
         own = run(layer, x, states)
@@ -101,11 +101,12 @@ def test_without_derivatives_the_layer_is_itself_and_is_so_again_afterwards():
     assert "forward" not in vars(layer)
 
 
-def test_states_may_be_left_out():
-    layer, x, _ = make(4, 2, 3, 3, 2, True, 4)
+def test_states_may_be_left_out_or_given_by_name():
+    layer, x, states = make(4, 2, 3, 3, 2, True, 4)
     with twice_differentiable(layer):
-        ours, _ = layer(x)
-    th.testing.assert_close(ours, layer(x)[0])
+        without_states, by_name = layer(x)[0], layer(x, hx=states)[0]
+    th.testing.assert_close(without_states, layer(x)[0])
+    th.testing.assert_close(by_name, layer(x, states)[0])
 
 
 @pytest.mark.parametrize("form", ["unbatched", "packed"])
@@ -119,9 +120,9 @@ def test_sequences_of_other_forms_are_left_to_torch(form):
 
 
 @pytest.mark.parametrize("option", ["bidirectional", "batch_first"])
-def test_other_lstms_have_no_formula_and_work(option):
+def test_other_lstms_are_differentiated_by_autograd(option):
     layer = nn.LSTM(3, 4, **{option: True}).double()
-    assert not has_formula(layer)
+    assert not is_supported(layer)
     x, theta = th.randn(5, 2, 3, dtype=th.float64), list(layer.parameters())
     with twice_differentiable(layer):
         outputs = layer(x)[:1]
@@ -129,15 +130,15 @@ def test_other_lstms_have_no_formula_and_work(option):
     th.testing.assert_close(linearise(outputs, theta).jvp(v), linearise(layer(x)[:1], theta).jvp(v))
 
 
-def test_projections_subclasses_and_dropout_have_no_formula():
+def test_projections_subclasses_and_dropout_are_not_supported():
     class Other(nn.LSTM):
         pass
 
-    assert not any(map(has_formula, (nn.LSTM(3, 4, proj_size=2), Other(3, 4), nn.GRU(3, 4), nn.LSTM(3, 4, 2, dropout=0.5))))
-    assert has_formula(nn.LSTM(3, 4, 2, dropout=0.5).eval())
+    assert not any(map(is_supported, (nn.LSTM(3, 4, proj_size=2), Other(3, 4), nn.GRU(3, 4), nn.LSTM(3, 4, 2, dropout=0.5))))
+    assert is_supported(nn.LSTM(3, 4, 2, dropout=0.5).eval())
 
 
-def test_nothing_outlives_its_use():
+def test_memory_is_freed_without_the_garbage_collector():
     layer, x, states = make(4, 2, 3, 3, 2, True, 6)
     gc.disable()
     try:

@@ -3,9 +3,11 @@ from typing import NamedTuple
 
 import pytest
 import torch as th
+from helpers.operators import DenseOperator
 from hypothesis import given, strategies as st
 
-from sb3_trpo.numerics.conjugate_gradient import Termination, conjugate_gradient
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
+from sb3_trpo.numerics.linear_operator import Termination
 
 CONVERGED, LIMIT = Termination.CONVERGED, Termination.ITERATION_LIMIT
 NON_POSITIVE, NON_FINITE = Termination.NON_POSITIVE_CURVATURE, Termination.NON_FINITE
@@ -28,16 +30,16 @@ def hilbert(n):
     return 1.0 / (rows[:, None] + rows - 1.0)
 
 
-class Operator:
-    """Multiply by a matrix, but put a bad value into the product of one call; count calls."""
+class BrokenOperator(DenseOperator):
+    """A matrix, but one of the products has a bad first entry; 0 for none."""
 
-    def __init__(self, matrix, bad_call=0, bad=0.0):
-        self.matrix, self.bad_call, self.bad, self.calls = matrix, bad_call, bad, 0
+    def __init__(self, matrix, bad_call, bad):
+        super().__init__(matrix)
+        self.bad_call, self.bad = bad_call, bad
 
-    def __call__(self, v):
-        self.calls += 1
-        product = self.matrix @ v
-        if self.calls == self.bad_call:
+    def __matmul__(self, v):
+        product = super().__matmul__(v)
+        if len(self.products) == self.bad_call:
             product[0] = self.bad
         return product
 
@@ -86,8 +88,8 @@ CASES = {
 
 
 def solve(case):
-    operator = Operator(case.matrix, case.bad_call, case.bad)
-    return conjugate_gradient(operator, case.b, case.max_iterations, case.residual_tol), operator
+    operator = BrokenOperator(case.matrix, case.bad_call, case.bad)
+    return ConjugateGradient(case.max_iterations, case.residual_tol)(operator, case.b), operator
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -98,7 +100,7 @@ def case(request):
 def test_termination_and_iterations_are_as_expected(case):
     solution, operator = solve(case)
     assert (solution.termination, solution.iterations) == (case.termination, case.iterations)
-    assert operator.calls == solution.iterations + (solution.termination in UNSOUND)
+    assert len(operator.products) == solution.iterations + (solution.termination in UNSOUND)
 
 
 def test_iterate_is_finite_and_its_reported_residual_true(case):
@@ -146,7 +148,7 @@ def test_right_hand_side_is_left_alone(case):
 
 def test_hilbert_matrix_is_solved_to_the_tolerance():
     matrix = hilbert(8)
-    solution = conjugate_gradient(Operator(matrix), matrix @ th.ones(8, dtype=th.float64), 100, 1e-8)
+    solution = ConjugateGradient(100, 1e-8)(DenseOperator(matrix), matrix @ th.ones(8, dtype=th.float64))
     assert solution.termination is CONVERGED
     assert solution.relative_residual <= 1e-8
     assert (matrix @ (solution.x - 1.0)).norm() <= 1.1e-8 * (matrix @ th.ones(8, dtype=th.float64)).norm()
@@ -158,7 +160,7 @@ def test_iterates_minimise_the_energy_norm_over_the_krylov_space():
         krylov = th.stack([th.linalg.matrix_power(matrix, power) @ b for power in range(k)], 1)
         krylov = th.linalg.qr(krylov).Q
         best = krylov @ th.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ b)
-        th.testing.assert_close(conjugate_gradient(Operator(matrix), b, k, 0.0).x, best, rtol=1e-8, atol=1e-8)
+        th.testing.assert_close(ConjugateGradient(k, 0.0)(DenseOperator(matrix), b).x, best, rtol=1e-8, atol=1e-8)
 
 
 @st.composite
@@ -172,8 +174,8 @@ def spd_systems(draw):
 @given(spd_systems())
 def test_n_iterations_solve_any_well_conditioned_system_of_n_equations(system):
     matrix, b = system
-    operator = Operator(matrix)
-    solution = conjugate_gradient(operator, b, len(b), 1e-8)
+    operator = DenseOperator(matrix)
+    solution = ConjugateGradient(len(b), 1e-8)(operator, b)
     assert solution.termination is CONVERGED
-    assert solution.iterations == operator.calls <= len(b)
+    assert solution.iterations == len(operator.products) <= len(b)
     th.testing.assert_close(solution.x, th.linalg.solve(matrix, b), rtol=1e-6, atol=1e-7)

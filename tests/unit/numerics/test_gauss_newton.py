@@ -1,11 +1,12 @@
-import pytest
+import weakref
+
 import torch as th
+from helpers.operators import dense
 from hypothesis import given, settings, strategies as st
 from torch.autograd.functional import jacobian
 
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.numerics.gauss_newton import Curvature, fisher_operator, gauss_newton_product, linearise
-from sb3_trpo.numerics.linear_operator import damped
+from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, gauss_newton_product, linearise, weighted
 
 N = 4
 
@@ -67,26 +68,63 @@ def test_gauss_newton_product_is_the_dense_sum_over_states():
     th.testing.assert_close(th.stack(columns, 1), th.einsum("nkp,nkl,nlq->pq", jac, matrices, jac))
 
 
-def test_fisher_operator_sums_chunks_before_it_divides_by_their_weight():
+def test_weights_multiply_each_samples_metric():
+    matrices, metric = random_metric(1)
+    weights, dz = th.tensor([0.0, 1.0, 0.5, 2.0], dtype=th.float64), split(th.ones((N, 4), dtype=th.float64))
+    th.testing.assert_close(join(weighted(metric, weights)(dz)), weights[:, None] * matrices.sum(2))
+
+
+def make_operator(theta):
+    """Make the operator over two chunks of different metrics and weights, its dense matrix, and the weights it divides by."""
+    jac, linearisation = dense_jacobian(theta), linearise(model(*theta), theta)
+    (first, first_metric), (second, second_metric) = random_metric(1), random_metric(2)
+    curvatures = [Curvature(linearisation, first_metric, 3.0), Curvature(linearisation, second_metric, 5.0)]
+    divisors = []
+
+    def mean(total, weight):
+        divisors.append(weight)
+        return total / weight
+
+    matrix = th.einsum("nkp,nkl,nlq->pq", jac, first + second, jac) / 8.0
+    return GaussNewtonOperator(flatten(theta).detach(), lambda: iter(curvatures), mean), matrix, divisors
+
+
+def test_operator_sums_chunks_before_it_divides_by_their_weight():
+    operator, matrix, divisors = make_operator(make_theta())
+    assert operator.size == 13
+    th.testing.assert_close(dense(operator), matrix)
+    assert divisors == [8.0] * 13
+
+
+def test_diagonal_is_that_of_the_dense_matrix():
+    operator, matrix, divisors = make_operator(make_theta())
+    th.testing.assert_close(operator.diagonal(), matrix.diagonal())
+    assert divisors == [8.0]
+
+
+class UnitMetric:
+    """The identity, as an object that can be watched."""
+
+    def __call__(self, dz):
+        return dz
+
+
+def test_each_curvature_is_freed_before_the_next_one_is_built():
     theta = make_theta()
-    linearisation, metrics, weights = linearise(model(*theta), theta), [random_metric(seed)[1] for seed in (1, 2)], (3.0, 5.0)
-    curvatures = [Curvature(linearisation, metric, weight) for metric, weight in zip(metrics, weights, strict=True)]
-    v = th.ones_like(flatten(theta))
-    expected = sum(gauss_newton_product(curvature, v) for curvature in curvatures) / 8.0
-    calls = []
-    operator = fisher_operator(lambda: iter(curvatures), lambda total, weight: calls.append(weight) or total / weight)
-    th.testing.assert_close(operator(v), expected)
-    th.testing.assert_close(operator(2.0 * v), 2.0 * expected)
-    assert calls == [8.0, 8.0]
+    linearisation, alive, counts = linearise(model(*theta), theta), weakref.WeakSet(), []
 
+    def build():
+        metric = UnitMetric()
+        alive.add(metric)
+        counts.append(len(alive))
+        return Curvature(linearisation, metric, 1.0)
 
-@pytest.mark.parametrize("damping", [0.0, 0.5])
-def test_damping_is_added_to_every_eigenvalue(damping):
-    matrix = th.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=th.float64)
-    operator = damped(lambda v: matrix @ v, damping)
-    v = th.tensor([1.0, -2.0], dtype=th.float64)
-    th.testing.assert_close(operator(v), matrix @ v + damping * v)
-    assert v.tolist() == [1.0, -2.0]
+    operator = GaussNewtonOperator(
+        flatten(theta).detach(), lambda: (build() for _ in range(3)), lambda total, weight: total / weight
+    )
+    _ = operator @ th.ones(13, dtype=th.float64)
+    operator.diagonal()
+    assert counts == [1] * 6
 
 
 @settings(max_examples=50)

@@ -1,20 +1,24 @@
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch as th
+from helpers.operators import DenseOperator
 from helpers.oracle import interrupt_at
 from hypothesis import given, settings, strategies as st
 
-from sb3_trpo.numerics.conjugate_gradient import Solution, Termination
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.flat import flatten
-from sb3_trpo.numerics.line_search import Candidate
-from sb3_trpo.numerics.trust_region import LocalModel, Outcome, Settings, step_to_boundary, trust_region_step
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate, Constraint, Judgement, LineSearchResult
+from sb3_trpo.numerics.linear_operator import LinearOperator, Solution, Termination
+from sb3_trpo.numerics.trust_region import LocalModel, Outcome, step_to_boundary, trust_region_step
 
-SETTINGS = Settings(
-    target_kl=0.01, cg_max_steps=20, cg_residual_tol=1e-12, cg_damping=0.0, shrinking_factor=0.5, line_search_max_iter=5
-)
+
+def take_step(model, damping=0.0, cg_max_steps=20, line_search_max_iter=5):
+    return trust_region_step(
+        model, ConjugateGradient(cg_max_steps, 1e-12), BacktrackingLineSearch(0.5, line_search_max_iter), damping
+    )
 
 
 def vector(*values):
@@ -36,11 +40,14 @@ class Quadratic:
     def evaluate(self) -> Candidate:
         d = flatten(self.parameters).detach().clone()
         self.visited.append(d)
-        return Candidate(1.0 + float(self.g @ d), float(0.5 * self.excess * d @ self.fisher @ d))
+        return Candidate(1.0 + float(self.g @ d), (float(0.5 * self.excess * d @ self.fisher @ d),))
 
-    def step(self, **changes):
-        model = LocalModel(self.parameters, 1.0, self.g, lambda v: self.fisher @ v, self.evaluate)
-        return trust_region_step(model, replace(SETTINGS, **changes))
+    def model(self, target_kl=0.01, fisher=None):
+        fisher = DenseOperator(self.fisher) if fisher is None else fisher
+        return LocalModel(self.parameters, 1.0, self.g, fisher, [Constraint("KL", target_kl)], self.evaluate)
+
+    def step(self, target_kl=0.01, **settings):
+        return take_step(self.model(target_kl), **settings)
 
 
 def random_quadratic(seed, n=5, excess=1.0):
@@ -74,7 +81,7 @@ def test_step_exactly_on_the_boundary_is_accepted_whole():
 @pytest.mark.parametrize("damping", [0.1, 10.0])
 def test_damped_step_is_scaled_by_the_damped_curvature_and_so_stays_inside(damping):
     problem = random_quadratic(0)
-    step = problem.step(cg_damping=damping)
+    step = problem.step(damping=damping)
     exact = natural_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, 0.01)
     th.testing.assert_close(flatten(problem.parameters).detach(), exact)
     assert step.outcome is Outcome.ACCEPTED
@@ -130,12 +137,12 @@ def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_t
     problem = random_quadratic(6, excess=0.99)  # inside, whatever rounds
     calls = []
 
-    def overflowing(v):
-        calls.append(v)
-        return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
+    class Overflowing(LinearOperator):
+        def __matmul__(self, v):
+            calls.append(v)
+            return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
 
-    model = LocalModel(problem.parameters, 1.0, problem.g, overflowing, problem.evaluate)
-    step = trust_region_step(model, replace(SETTINGS, cg_damping=damping))
+    step = take_step(problem.model(fisher=Overflowing(5)), damping)
     assert (step.solution.termination, step.solution.iterations, len(calls)) == (Termination.NON_FINITE, k - 1, k)
     assert step.outcome is Outcome.ACCEPTED
     expected = krylov_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, k - 1, 0.01)
@@ -152,7 +159,7 @@ def test_record_of_an_accepted_step():
     assert step.gradient_norm == pytest.approx(problem.g.norm().item())
     assert step.expected_improvement == pytest.approx(float(problem.g @ d))
     assert step.improvement == step.surrogate - 1.0
-    assert step.line_search.candidate == (step.surrogate, step.kl)
+    assert step.line_search.candidate == (step.surrogate, (step.kl,))
 
 
 def test_record_of_an_exhausted_line_search():
@@ -170,8 +177,10 @@ def test_step_draws_nothing_at_random():
     assert th.equal(th.get_rng_state(), state)
 
 
-NEAR, FAR, WORSE = Candidate(1.0, 0.0), Candidate(1.0, 1.0), Candidate(-1.0, 0.0)
-NAN_L, NAN_KL = Candidate(math.nan, 0.0), Candidate(1.0, math.nan)
+NEAR, FAR, WORSE = Candidate(1.0, (0.0,)), Candidate(1.0, (1.0,)), Candidate(-1.0, (0.0,))
+NAN_L, NAN_KL = Candidate(math.nan, (0.0,)), Candidate(1.0, (math.nan,))
+COSTLY, FAR_AND_COSTLY = Candidate(1.0, (0.0, 3.0)), Candidate(1.0, (1.0, 3.0))
+COST = Constraint("cost", 2.0)
 NAN_PAYLOAD = th.tensor([0x7FF8_0000_DEAD_BEEF, 0x7FF0_0000_0000_0001]).view(th.float64)
 
 
@@ -184,23 +193,34 @@ def awkward_parameters():
     ]
 
 
-class Script:
+class Script(LinearOperator):
     """
-    A model that answers from a script, the last entry for ever; an exception in it is raised.
+    A problem and its F that answer from a script, whose last entry repeats; an exception in it is raised.
 
-    :param products: factors, F v = factor * v
+    :param products: factors, F v = factor * scales * v
     :param candidates: what ``evaluate`` returns
     """
 
-    def __init__(self, products=(1.0,), candidates=(NEAR,), gradient=None, surrogate=0.0, rounding=0.0):
+    def __init__(
+        self,
+        products=(1.0,),
+        candidates=(NEAR,),
+        gradient=None,
+        surrogate=0.0,
+        rounding=0.0,
+        target_kl=0.01,
+        constraints=(),
+    ):
+        super().__init__(9)
         self.products, self.candidates = products, candidates
         self.n_products = self.n_candidates = 0
         self.parameters = awkward_parameters()
         self.before = self.state()
         gradient = th.arange(1.0, 10.0, dtype=th.float64) if gradient is None else gradient
-        self.model = LocalModel(self.parameters, surrogate, gradient, self.fisher, self.evaluate, rounding)
+        constraints = (Constraint("KL", target_kl), *constraints)
+        self.model = LocalModel(self.parameters, surrogate, gradient, self, constraints, self.evaluate, rounding)
 
-    def fisher(self, v: th.Tensor) -> th.Tensor:
+    def __matmul__(self, v: th.Tensor) -> th.Tensor:
         self.n_products += 1
         scales = th.arange(1.0, 10.0, dtype=th.float64)
         return self.answer(self.products, self.n_products) * scales * v
@@ -225,10 +245,10 @@ G = th.ones(9, dtype=th.float64)
 BAD_G = {value: th.cat([G[1:], vector(value)]) for value in (math.nan, math.inf, -math.inf)}
 
 FAILURES = [
-    (Outcome.EMPTY_REGION, {}, {"target_kl": 0.0}),
+    (Outcome.EMPTY_REGION, {"target_kl": 0.0}, {}),
     (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {}),
-    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {"target_kl": 0.0}),
-    (Outcome.LOST_IN_ROUNDING, {"rounding": 1.01e-4}, {"target_kl": 0.01}),
+    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G, "target_kl": 0.0}, {}),
+    (Outcome.LOST_IN_ROUNDING, {"rounding": 1.01e-4}, {}),
     (Outcome.LOST_IN_ROUNDING, {"rounding": math.inf}, {}),
     (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.nan]}, {}),
     (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.inf]}, {}),
@@ -237,10 +257,10 @@ FAILURES = [
     (Outcome.NON_FINITE_GRADIENT, {"surrogate": math.inf}, {}),
     (Outcome.NON_POSITIVE_CURVATURE, {"products": [0.0]}, {}),
     (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {}),
-    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {"cg_damping": 1.0}),
+    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {"damping": 1.0}),
     (Outcome.NON_FINITE_CURVATURE, {"products": [math.nan]}, {}),
     (Outcome.NON_FINITE_CURVATURE, {"products": [math.inf]}, {}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf]}, {"cg_damping": 1.0}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf]}, {"damping": 1.0}),
     (Outcome.NON_FINITE_CURVATURE, {"products": [1e200], "gradient": 1e-161 * G}, {}),  # a sound x, whose x^T F x underflows
     (Outcome.NON_FINITE_CANDIDATE, {"products": [1.0, math.nan], "candidates": [NAN_L]}, {}),
     (Outcome.KL_NEVER_SATISFIED, {"products": [1.0, math.inf], "candidates": [FAR]}, {}),
@@ -248,16 +268,18 @@ FAILURES = [
     (Outcome.NON_FINITE_CANDIDATE, {"candidates": [FAR, WORSE, NAN_KL]}, {}),
     (Outcome.KL_NEVER_SATISFIED, {"candidates": [FAR]}, {}),
     (Outcome.KL_NEVER_SATISFIED, {"candidates": [NAN_L, WORSE, FAR]}, {}),
+    (Outcome.KL_NEVER_SATISFIED, {"candidates": [COSTLY, FAR_AND_COSTLY], "constraints": [COST]}, {}),
+    (Outcome.CONSTRAINT_NEVER_SATISFIED, {"candidates": [FAR_AND_COSTLY, COSTLY], "constraints": [COST]}, {}),
     (Outcome.NO_IMPROVEMENT, {"candidates": [WORSE]}, {}),
-    (Outcome.NO_IMPROVEMENT, {"candidates": [Candidate(0.0, 0.0)]}, {}),
+    (Outcome.NO_IMPROVEMENT, {"candidates": [Candidate(0.0, (0.0,))]}, {}),
     (Outcome.NO_IMPROVEMENT, {"candidates": [NAN_L, FAR, WORSE]}, {}),
 ]
 
 
-@pytest.mark.parametrize(("outcome", "script", "changes"), FAILURES, ids=lambda value: getattr(value, "value", ""))
-def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, script, changes):
+@pytest.mark.parametrize(("outcome", "script", "settings"), FAILURES, ids=lambda value: getattr(value, "value", ""))
+def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, script, settings):
     problem = Script(**script)
-    step = trust_region_step(problem.model, replace(SETTINGS, line_search_max_iter=3, **changes))
+    step = take_step(problem.model, line_search_max_iter=3, **settings)
     assert step.outcome is outcome
     assert problem.state() == problem.before
     assert step.kl == 0.0
@@ -267,16 +289,45 @@ def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, s
 
 
 def test_a_hundredth_of_the_radius_may_be_lost_in_rounding():
-    assert trust_region_step(Script(rounding=0.99e-4).model, replace(SETTINGS, target_kl=0.01)).outcome is Outcome.ACCEPTED
+    assert take_step(Script(rounding=0.99e-4).model).outcome is Outcome.ACCEPTED
 
 
 def test_failures_cover_every_outcome_but_acceptance():
     assert {outcome for outcome, *_ in FAILURES} == set(Outcome) - {Outcome.ACCEPTED}
 
 
+def test_the_constraint_that_stopped_a_step_is_named():
+    step = take_step(Script(candidates=[COSTLY], constraints=[COST]).model)
+    assert step.line_search.violated is COST
+
+
+def test_a_step_that_satisfies_every_constraint_is_accepted():
+    step = take_step(Script(candidates=[COSTLY, Candidate(1.0, (0.005, 2.0))], constraints=[COST]).model)
+    assert (step.outcome, step.line_search.evaluations, step.kl) == (Outcome.ACCEPTED, 2, 0.005)
+
+
+def test_solver_and_line_search_are_whatever_is_handed_over():
+    problem, asked = random_quadratic(7), []
+
+    def solver(operator, b):
+        asked.append((operator.size, b))
+        return Solution(2.0 * b, b - operator @ (2.0 * b), 1, 1.0, Termination.ITERATION_LIMIT)
+
+    def line_search(evaluate, old_surrogate, constraints):
+        asked.append((old_surrogate, [constraint.name for constraint in constraints]))
+        return LineSearchResult(0.25, 1, evaluate(0.25), Judgement.ACCEPTED)
+
+    step = trust_region_step(problem.model(), solver, line_search, damping=0.0)
+    assert (step.outcome, step.line_search.fraction) == (Outcome.ACCEPTED, 0.25)
+    assert asked == [(5, problem.g), (1.0, ["KL"])]
+    d = flatten(problem.parameters).detach()
+    th.testing.assert_close(d / d.norm(), problem.g / problem.g.norm())
+    assert step.kl == pytest.approx(0.01 / 16)
+
+
 def test_accepted_step_moves_every_parameter_in_its_storage():
     problem = Script()
-    assert trust_region_step(problem.model, SETTINGS).outcome is Outcome.ACCEPTED
+    assert take_step(problem.model).outcome is Outcome.ACCEPTED
     for before, after in zip(problem.before, problem.state(), strict=True):
         assert before[:2] == after[:2]
         assert before[2] != after[2]
@@ -289,7 +340,7 @@ def test_exceptions_pass_through_and_leave_the_parameters_bit_for_bit(place, cal
     healthy = {"products": [1.0], "candidates": [FAR]}
     problem = Script(**(healthy | {place: (call - 1) * healthy[place] + [error]}))
     with pytest.raises(type(error)) as caught:
-        trust_region_step(problem.model, SETTINGS)
+        take_step(problem.model)
     assert caught.value is error
     assert (problem.n_products if place == "products" else problem.n_candidates) == call
     assert problem.state() == problem.before
@@ -298,22 +349,16 @@ def test_exceptions_pass_through_and_leave_the_parameters_bit_for_bit(place, cal
 @pytest.mark.parametrize("candidates", [[FAR], [FAR, NEAR]], ids=["rejected", "accepted"])
 def test_interrupt_at_any_moment_leaves_old_or_accepted_parameters(candidates):
     accepted = Script(candidates=candidates)
-    trust_region_step(accepted.model, replace(SETTINGS, line_search_max_iter=2))
+    take_step(accepted.model, line_search_max_iter=2)
     allowed = [[part[2] for part in state] for state in (accepted.before, accepted.state())]
 
     for moment in range(100_000):
         problem = Script(candidates=candidates)
         try:
             with th.enable_grad(), interrupt_at(moment):
-                trust_region_step(problem.model, replace(SETTINGS, line_search_max_iter=2))
+                take_step(problem.model, line_search_max_iter=2)
         except KeyboardInterrupt:
             assert [part[2] for part in problem.state()] in allowed, f"interrupted at moment {moment}"
         else:
             break
     assert moment > 100
-
-
-@pytest.mark.parametrize("outcome", Outcome)
-def test_every_outcome_has_a_sentence_of_advice(outcome):
-    assert outcome.advice.endswith(".")
-    assert len(outcome.advice.split()) >= 5

@@ -20,6 +20,7 @@ from sb3_trpo.rollouts.advantages import as_they_are, standardisation
 from sb3_trpo.rollouts.batch import split_rollout
 from sb3_trpo.rollouts.inputs import action_distribution, minibatches_of, state_values
 from sb3_trpo.update.actor import AutogradActor
+from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.critic import squared_errors
 from sb3_trpo.update.surrogate import PolicyObjective
 
@@ -64,7 +65,8 @@ def objective_of(model, size=WHOLE, every=1, normalize=True, convert=double, **m
     chunks = split_rollout(model.rollout_buffer, every, size, standardisation if normalize else as_they_are)
     converted = [lambda chunk=chunk: convert(chunk()) for chunk in chunks]
     parameters = list(model.policy.parameters())
-    return PolicyObjective(AutogradActor(model.policy, parameters, model.distribution_kinds), parameters, converted, **more)
+    actor = AutogradActor(model.policy, parameters, model.distribution_kinds)
+    return PolicyObjective(actor, parameters, converted, [mean_kl(0.01)], **more)
 
 
 FAMILIES = {name: (RecurrentTRPO, space, {}) for name, space in ACTIONS.items()}
@@ -91,7 +93,7 @@ def test_an_update_is_given_what_the_dense_oracle_computes(algorithm, space, opt
     th.testing.assert_close(problem.model.gradient, dense.gradient(theta, jac, 0.1), rtol=1e-5, atol=1e-8)
     fisher = dense.fisher(theta, jac)
     vectors = th.randn((4, len(fisher)), generator=th.Generator().manual_seed(0), dtype=th.float64)
-    products = th.stack([problem.model.fisher(v) for v in vectors])
+    products = th.stack([problem.model.fisher @ v for v in vectors])
     th.testing.assert_close(products, vectors @ fisher, rtol=1e-7, atol=1e-9 * fisher.abs().max().item())
     assert fisher.any()
     assert problem.model.evaluate().kl == 0.0
@@ -122,7 +124,7 @@ def test_float32_is_the_oracle_up_to_rounding(name):
     gradient, fisher = dense.gradient(theta, jac), dense.fisher(theta, jac)
     assert (problem.gradient - gradient).norm() < 1e-4 * gradient.norm()
     v = th.randn(len(gradient), generator=th.Generator().manual_seed(0))
-    assert (problem.fisher(v) - fisher @ v.double()).norm() < 1e-4 * (fisher @ v.double()).norm()
+    assert (problem.fisher @ v - fisher @ v.double()).norm() < 1e-4 * (fisher @ v.double()).norm()
     new = moved(model.policy)
     assert problem.evaluate().kl == pytest.approx(dense.kl(theta, new), rel=1e-4)
 
@@ -145,7 +147,7 @@ def test_cut_and_left_out_sequences_are_those_of_the_oracle(space, every, longes
     assert problem.surrogate == pytest.approx(dense.surrogate(theta), rel=1e-6, abs=1e-7)
     th.testing.assert_close(problem.gradient, dense.gradient(theta, jac), rtol=1e-5, atol=1e-8)
     v = th.randn(jac.shape[2], generator=th.Generator().manual_seed(0), dtype=th.float64)
-    th.testing.assert_close(problem.fisher(v), dense.fisher(theta, jac) @ v, rtol=1e-7, atol=1e-10)
+    th.testing.assert_close(problem.fisher @ v, dense.fisher(theta, jac) @ v, rtol=1e-7, atol=1e-10)
     new = moved(model.policy)
     assert problem.evaluate().kl == pytest.approx(dense.kl(theta, new), rel=1e-6, abs=1e-7)
 
@@ -158,7 +160,7 @@ def test_the_fisher_matrix_may_use_fewer_sequences():
     few = objective_of(model, every=2, normalize=False).chunks
     problem = objective_of(model, fisher_chunks=few).local_model().model
     v = th.ones(len(oracle.flat(theta)), dtype=th.float64)
-    th.testing.assert_close(problem.fisher(v), dense.fisher(theta, dense.jacobian(theta)) @ v, rtol=1e-7, atol=1e-10)
+    th.testing.assert_close(problem.fisher @ v, dense.fisher(theta, dense.jacobian(theta)) @ v, rtol=1e-7, atol=1e-10)
     whole = oracle.Oracle(rollout, BOX_ACTION)
     th.testing.assert_close(problem.gradient, whole.gradient(theta, whole.jacobian(theta)), rtol=1e-5, atol=1e-8)
 
@@ -203,8 +205,8 @@ def results_of(model, size):
     with th.no_grad():
         for parameter, value in zip(model.policy.parameters(), old, strict=True):
             parameter.copy_(value)
-    numbers = th.tensor([problem.surrogate, entropy, *candidate, *losses], dtype=th.float64)
-    return th.cat((numbers, problem.gradient, problem.fisher(v)))
+    numbers = th.tensor([problem.surrogate, entropy, candidate.surrogate, candidate.kl, *losses], dtype=th.float64)
+    return th.cat((numbers, problem.gradient, problem.fisher @ v))
 
 
 @pytest.mark.parametrize("name", ["Box, 2 layers", "Discrete, 1 layer", "masked MultiBinary, 1 layer"])
@@ -346,7 +348,7 @@ def test_edge_cases_are_those_of_the_oracle_too(edge, size):
     problem = objective_of(model, size).local_model().model
     v = th.ones(jac.shape[2], dtype=th.float64)
     th.testing.assert_close(problem.gradient, dense.gradient(theta, jac), rtol=1e-5, atol=1e-8)
-    th.testing.assert_close(problem.fisher(v), dense.fisher(theta, jac) @ v, rtol=1e-7, atol=1e-10)
+    th.testing.assert_close(problem.fisher @ v, dense.fisher(theta, jac) @ v, rtol=1e-7, atol=1e-10)
 
 
 LENGTHS = st.integers(1, 30)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from unittest import mock
 
@@ -11,7 +11,6 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers import recurrent_oracle as oracle
-from helpers.envs import RandomEnv
 from helpers.recurrent_tools import ACTIONS, ALGORITHMS, CHOICES, CRITICS, small_model, vec_env
 from helpers.runs import outcome, run_until_done
 from hypothesis import given, settings, strategies as st
@@ -21,11 +20,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.storage import newest
-from sb3_trpo.networks.cudnn import without_cudnn
-from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
 POLICY_SIDE = ("lstm_actor", "mlp_extractor.policy_net", "action_net", "log_std")
@@ -184,94 +180,6 @@ def test_an_interrupted_update_is_whole_or_undone(algorithm, name, when, fault):
     assert not any("forward" in vars(layer) for layer in model.policy.modules())
 
 
-LAYERS = {
-    "GRU": partial(nn.GRU, 2, 3),
-    "RNN": partial(nn.RNN, 2, 3),
-    "LSTM without a formula": partial(nn.LSTM, 2, 3, bidirectional=True),
-    "Conv1d": partial(nn.Conv1d, 4, 3, 1),
-}
-
-
-def noting(layer, seen):
-    """Have a layer note whether cuDNN may be used while it runs."""
-    forward = layer.forward
-
-    def note(*args):
-        seen.append(th.backends.cudnn.enabled)
-        return forward(*args)
-
-    layer.forward = note
-    return layer
-
-
-@pytest.fixture
-def _as_on_cuda(monkeypatch):
-    """Have layers on the CPU take cuDNN for something that they could use."""
-    for module in ("fisher", "lstm"):
-        monkeypatch.setattr(f"sb3_trpo.numerics.{module}.without_cudnn", lambda device: without_cudnn(th.device("cuda")))
-
-
-@pytest.mark.usefixtures("_as_on_cuda")
-@pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("name", LAYERS)
-def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
-    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
-    seen, after = [], []
-    model = nn.ModuleList([noting(LAYERS[name](), seen), noting(nn.Conv1d(4, 3, 1), after)])
-    with twice_differentiable(nn.Sequential(model)):
-        model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
-        model[1](th.zeros(1, 4, 2))
-        assert th.backends.cudnn.enabled is enabled
-    assert seen == [enabled and name == "Conv1d"]
-    assert after == [enabled]
-    model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
-    assert seen[1] is th.backends.cudnn.enabled is enabled
-
-
-@pytest.mark.usefixtures("_as_on_cuda")
-@pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("breaks", ["layer", "block"])
-def test_cudnn_is_as_before_when_something_raised(breaks, enabled, monkeypatch):
-    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
-    layer = nn.GRU(2, 3)
-    forward = layer if breaks == "layer" else mock.Mock(side_effect=RuntimeError)
-    with pytest.raises(RuntimeError), twice_differentiable(layer):
-        forward(th.zeros(4, 1, 3))  # it wants 2
-    assert th.backends.cudnn.enabled is enabled
-    assert "forward" not in vars(layer)
-
-
-@pytest.mark.usefixtures("_as_on_cuda")
-@pytest.mark.parametrize("inner", [False, True])
-def test_it_may_be_entered_twice(inner):
-    layer, seen = nn.GRU(2, 3), []
-    noting(layer, seen)
-    with twice_differentiable(layer):
-        with twice_differentiable(layer) if inner else nullcontext():
-            layer(th.zeros(1, 1, 2))
-        layer(th.zeros(1, 1, 2))
-    assert seen == [False, False]
-    assert th.backends.cudnn.enabled
-
-
-def test_on_a_cpu_cudnn_is_not_touched():
-    seen = []
-    layer = noting(nn.GRU(2, 3), seen)
-    with twice_differentiable(layer):
-        layer(th.zeros(1, 1, 2))
-    assert seen == [True]
-
-
-def test_cudnn_stays_off_until_the_last_thread_that_needs_it_has_left():
-    first, second = without_cudnn(th.device("cuda")), without_cudnn(th.device("cuda"))
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)  # before the second one, as only threads do it
-    assert not th.backends.cudnn.enabled
-    second.__exit__(None, None, None)
-    assert th.backends.cudnn.enabled
-
-
 @pytest.mark.parametrize("critic", CRITICS)
 def test_no_gradient_is_taken_through_cudnn_in_evaluation_mode(critic):
     """cuDNN would refuse it, and second derivatives in any mode."""
@@ -285,44 +193,6 @@ def test_no_gradient_is_taken_through_cudnn_in_evaluation_mode(critic):
         small_model(policy_kwargs=CRITICS[critic]).learn(24)
     assert (False, True, False) in seen, "acting needs no gradient"
     assert (False, True, True) not in seen
-
-
-class Remembering(BaseFeaturesExtractor):
-    """Reads each observation as a sequence of numbers."""
-
-    noted: tuple[bool, ...] = ()
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space, 3)
-        self.gru = nn.GRU(1, 3, batch_first=True)
-
-    def forward(self, observations):
-        self.noted = (*self.noted, th.backends.cudnn.enabled)
-        return self.gru(observations.unsqueeze(2))[0][:, -1]
-
-
-@pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # it has moved since the first update
-@pytest.mark.usefixtures("_as_on_cuda")
-def test_plain_policies_may_have_recurrent_extractors():
-    kwargs = {"features_extractor_class": Remembering, "net_arch": [4]}
-    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
-    before = parameters(model)
-    model.learn(32)
-    assert model.policy_outcome.value == "accepted"
-    moved = changed(before, parameters(model))
-    assert {name for name in before if name.startswith("pi_features_extractor.gru")} <= moved
-    assert set(model.policy.pi_features_extractor.noted) == {True}
-    observations = next(model.rollout_buffer.get()).observations
-    seen = []
-    noting(model.policy.pi_features_extractor.gru, seen)
-    model.train()
-    assert False in seen
-    assert th.equal(model.policy.get_distribution(observations).distribution.probs, twice(model, observations))
-
-
-def twice(model, observations):
-    with twice_differentiable(model.policy):
-        return model.policy.get_distribution(observations).distribution.probs
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -14,9 +14,11 @@ from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.rollouts.batch import Transitions
 from sb3_trpo.update.actor import AutogradActor, NetworkActor, make_actor
+from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.parameter_split import split_by_structure
 from sb3_trpo.update.surrogate import PolicyObjective
 
+CONSTRAINTS = [mean_kl(0.01)]
 N_STATES, CHUNK = 9, 2
 N_CHUNKS = -(-N_STATES // CHUNK)
 PLAIN = ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
@@ -45,7 +47,11 @@ class Setup:
 
     def model(self, kind, size=N_STATES, fisher_chunks=None, ent_coef=0.3):
         chunks = chunked(self.transitions, size)
-        return PolicyObjective(self.actor(kind), self.parameters, chunks, fisher_chunks, ent_coef).local_model().model
+        return (
+            PolicyObjective(self.actor(kind), self.parameters, chunks, CONSTRAINTS, fisher_chunks, ent_coef)
+            .local_model()
+            .model
+        )
 
     def vector(self, seed=0):
         like = flatten(self.parameters)
@@ -117,8 +123,9 @@ def test_the_order_of_the_parameters_is_free():
         parameters = [setup.parameters[index] for index in order]
         actor = make_actor(setup.policy, setup.networks, parameters)
         assert type(actor) is NetworkActor
-        model = PolicyObjective(actor, parameters, chunked(setup.transitions, N_STATES)).local_model().model
-        product = model.fisher(flatten([v[index] for index in order])).split([parameters[i].numel() for i in range(len(v))])
+        model = PolicyObjective(actor, parameters, chunked(setup.transitions, N_STATES), CONSTRAINTS).local_model().model
+        product = model.fisher @ flatten([v[index] for index in order])
+        product = product.split([parameters[i].numel() for i in range(len(v))])
         products.append(dict(zip(order, product, strict=True)))
     for index in range(len(v)):
         th.testing.assert_close(products[0][index], products[1][index], rtol=1e-12, atol=1e-12)
@@ -127,7 +134,7 @@ def test_the_order_of_the_parameters_is_free():
 def agree(setup, tolerance, size=N_STATES):
     """Compare gradient, Fisher products and values of both ways, relative to the largest entry."""
     fast, slow = setup.model("network", size), setup.model("autograd", size)
-    products = [(fast.fisher(setup.vector(seed)), slow.fisher(setup.vector(seed))) for seed in (0, 1)]
+    products = [(fast.fisher @ setup.vector(seed), slow.fisher @ setup.vector(seed)) for seed in (0, 1)]
     for actual, expected in [(fast.gradient, slow.gradient), *products]:
         assert expected.any()
         th.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
@@ -136,7 +143,8 @@ def agree(setup, tolerance, size=N_STATES):
     with th.no_grad():
         for parameter, piece in zip(setup.parameters, moved.split([p.numel() for p in setup.parameters]), strict=True):
             parameter.add_(piece.view_as(parameter))
-    assert fast.evaluate() == pytest.approx(slow.evaluate(), rel=20 * tolerance)
+    (fast_surrogate, fast_values), (slow_surrogate, slow_values) = fast.evaluate(), slow.evaluate()
+    assert (fast_surrogate, *fast_values) == pytest.approx((slow_surrogate, *slow_values), rel=20 * tolerance)
 
 
 @pytest.mark.parametrize("size", [N_STATES, CHUNK])
@@ -187,19 +195,19 @@ def test_curvatures_are_kept_while_there_is_room_and_products_stay_the_same(monk
     records, forward = [], Stack.forward
     monkeypatch.setattr(Stack, "forward", lambda stack, x: records.append(len(x)) or forward(stack, x))
     vectors = [setup.vector(seed) for seed in range(3)]
-    expected = [setup.model("network").fisher(v) for v in vectors]
+    expected = [setup.model("network").fisher @ v for v in vectors]
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room * bytes_of_a_chunk(setup))
 
     records.clear()
     model = setup.model("network", CHUNK, chunked(setup.transitions, CHUNK) if apart else None)
     assert records == [2, 2, 2, 2, 1]
     records.clear()
-    products = [model.fisher(v) for v in vectors]
+    products = [model.fisher @ v for v in vectors]
     rebuilt = [2, 2, 2, 2, 1][n_kept:]
     assert records == ([2, 2, 2, 2, 1] + 2 * rebuilt if apart else 3 * rebuilt)
     for actual, value in zip(products, expected, strict=True):
         th.testing.assert_close(actual, value, rtol=1e-12, atol=1e-12)
-    assert th.equal(model.fisher(vectors[0]), products[0])
+    assert th.equal(model.fisher @ vectors[0], products[0])
 
 
 @pytest.mark.parametrize("kind", ["network", "autograd"])
@@ -210,7 +218,7 @@ def test_a_single_chunk_is_kept_however_large(monkeypatch, kind):
     counted = [lambda: reads.append(None) or chunk()]
     first, second = setup.model(kind, fisher_chunks=counted), setup.model(kind)
     for _ in range(3):
-        th.testing.assert_close(first.fisher(setup.vector()), second.fisher(setup.vector()), rtol=1e-12, atol=1e-12)
+        th.testing.assert_close(first.fisher @ setup.vector(), second.fisher @ setup.vector(), rtol=1e-12, atol=1e-12)
     assert len(reads) == 1
 
 
@@ -220,7 +228,7 @@ def test_autograds_graphs_of_several_chunks_are_never_kept(monkeypatch):
     chunks = [lambda chunk=chunk: reads.append(None) or chunk() for chunk in chunked(setup.transitions, CHUNK)]
     model = setup.model("autograd", fisher_chunks=chunks)
     for _ in range(3):
-        model.fisher(setup.vector())
+        _ = model.fisher @ setup.vector()
     assert len(reads) == 3 * N_CHUNKS
 
 
@@ -230,20 +238,20 @@ def test_fisher_chunks_apart_are_the_only_ones_in_the_matrix(monkeypatch, kind, 
     setup = Setup()
     few = take(setup.transitions, slice(0, N_STATES, 2))
     whole = setup.model(kind)
-    expected = PolicyObjective(setup.actor(kind), setup.parameters, chunked(few, N_STATES)).local_model().model
+    expected = PolicyObjective(setup.actor(kind), setup.parameters, chunked(few, N_STATES), CONSTRAINTS).local_model().model
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room)
     model = setup.model(kind, size=4, fisher_chunks=chunked(few, CHUNK))
     for _ in range(2):
-        th.testing.assert_close(model.fisher(setup.vector()), expected.fisher(setup.vector()), rtol=1e-12, atol=1e-12)
+        th.testing.assert_close(model.fisher @ setup.vector(), expected.fisher @ setup.vector(), rtol=1e-12, atol=1e-12)
     th.testing.assert_close(model.gradient, whole.gradient, rtol=1e-12, atol=1e-12)
 
 
 def test_a_pass_in_between_does_not_change_what_is_kept():
     setup = Setup()
     model, v = setup.model("network", CHUNK), setup.vector()
-    before = model.fisher(v)
+    before = model.fisher @ v
     model.evaluate()  # by the same actor and its one distribution object
-    assert th.equal(model.fisher(v), before)
+    assert th.equal(model.fisher @ v, before)
 
 
 class Watch:
@@ -270,7 +278,7 @@ def watched(monkeypatch, room):
     watch = Watch(monkeypatch)
     model = setup.model("network", CHUNK)
     for seed in range(3):
-        model.fisher(setup.vector(seed))
+        _ = model.fisher @ setup.vector(seed)
     return watch, model
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch as th
+from helpers.operators import dense
 from helpers.oracle import (
     CASES,
     LARGE_CASES,
@@ -23,15 +24,15 @@ from helpers.oracle import (
 
 from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
-from sb3_trpo.numerics.trust_region import Outcome, Settings, trust_region_step
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate
+from sb3_trpo.numerics.trust_region import Outcome, trust_region_step
 from sb3_trpo.update.actor import AutogradActor, NetworkActor
+from sb3_trpo.update.constraints import PolicyConstraint, mean_kl
 from sb3_trpo.update.surrogate import PolicyObjective
 
 N_STATES = 7
-SETTINGS = Settings(
-    target_kl=0.01, cg_max_steps=15, cg_residual_tol=1e-10, cg_damping=0.1, shrinking_factor=0.8, line_search_max_iter=10
-)
 
 
 class Setup:
@@ -47,7 +48,8 @@ class Setup:
             self.actor = AutogradActor(self.policy, self.parameters)
 
     def objective(self, size=N_STATES, **changes):
-        return replace(PolicyObjective(self.actor, self.parameters, chunked(self.transitions, size)), **changes)
+        chunks = chunked(self.transitions, size)
+        return replace(PolicyObjective(self.actor, self.parameters, chunks, [mean_kl(0.01)]), **changes)
 
     def random_vector(self, seed=0):
         shape = flatten(self.parameters).shape
@@ -140,16 +142,18 @@ def parameters_of(setup):
     return kind_of(distribution, CORE_KINDS).parameters(distribution)
 
 
-def fisher_matrix(operator, n):
-    return th.stack([operator(v) for v in th.eye(n, dtype=th.float64)])
-
-
 def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
-    dense = DensePolicy(small.policy, small.transitions.inputs)
-    fisher = fisher_matrix(small.objective().local_model().model.fisher, len(dense.theta))
-    th.testing.assert_close(fisher, dense.fisher(), rtol=1e-9, atol=1e-12)
-    th.testing.assert_close(fisher, dense.kl_hessian(), rtol=1e-9, atol=1e-12)
+    oracle = DensePolicy(small.policy, small.transitions.inputs)
+    fisher = dense(small.objective().local_model().model.fisher)
+    th.testing.assert_close(fisher, oracle.fisher(), rtol=1e-9, atol=1e-12)
+    th.testing.assert_close(fisher, oracle.kl_hessian(), rtol=1e-9, atol=1e-12)
     assert fisher.any()
+
+
+def test_fisher_diagonal_is_the_dense_one(small):
+    fisher = small.objective(3).local_model().model.fisher
+    expected = DensePolicy(small.policy, small.transitions.inputs).fisher().diagonal()
+    th.testing.assert_close(fisher.diagonal(), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kin
     for seed in (0, 1):
         v = setup.random_vector(seed)
         expected = product(v)
-        th.testing.assert_close(operator(v), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
+        th.testing.assert_close(operator @ v, expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
@@ -181,7 +185,7 @@ def test_surrogate_and_gradient_are_those_of_sb3s_log_probabilities(setup, ent_c
 def test_model_is_of_the_old_policy_and_evaluation_of_the_current_one(setup, ent_coef):
     old = setup.distributions()
     model = setup.objective(ent_coef=ent_coef).local_model().model
-    assert model.evaluate() == (model.surrogate, 0.0)
+    assert model.evaluate() == (model.surrogate, (0.0,))
     setup.move()
     candidate = model.evaluate()
     assert candidate.kl == pytest.approx(joint_kl(old, setup.distributions()).mean().item())
@@ -190,23 +194,46 @@ def test_model_is_of_the_old_policy_and_evaluation_of_the_current_one(setup, ent
     assert candidate.surrogate != model.surrogate
 
 
+def flat_values(candidate: Candidate) -> list[float]:
+    return [candidate.surrogate, *candidate.values]
+
+
+def rewarded_terms(kind, old, distribution, chunk):
+    """A term of each state that depends on all that a constraint is given."""
+    return distribution.log_prob(chunk.actions) * chunk.advantages + old[0][:, 0]
+
+
+@pytest.mark.parametrize("size", [3, N_STATES])
+def test_further_constraints_are_measured_beside_the_kl(gaussian, size):
+    constraints = [mean_kl(0.01), PolicyConstraint("rewarded", 1.0, rewarded_terms)]
+    objective = gaussian.objective(size, constraints=constraints)
+    old = gaussian.distributions()
+    model = objective.local_model().model
+    assert model.constraints is constraints
+    gaussian.move()
+    kl, rewarded = model.evaluate().values
+    assert kl == pytest.approx(joint_kl(old, gaussian.distributions()).mean().item())
+    log_prob = gaussian.policy.evaluate_actions(gaussian.transitions.inputs, gaussian.transitions.actions)[1]
+    assert rewarded == pytest.approx((log_prob * gaussian.transitions.advantages + old[0].mean[:, 0]).mean().item())
+
+
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_chunks_change_no_result(setup, size):
     whole, parts = (setup.objective(each, ent_coef=0.2).local_model() for each in (N_STATES, size))
     v = setup.random_vector()
     th.testing.assert_close(parts.model.gradient, whole.model.gradient)
-    th.testing.assert_close(parts.model.fisher(v), whole.model.fisher(v))
+    th.testing.assert_close(parts.model.fisher @ v, whole.model.fisher @ v)
     assert parts.model.surrogate == pytest.approx(whole.model.surrogate)
     assert parts.entropy == pytest.approx(whole.entropy)
     setup.move()
-    assert parts.model.evaluate() == pytest.approx(whole.model.evaluate())
+    assert flat_values(parts.model.evaluate()) == pytest.approx(flat_values(whole.model.evaluate()))
 
 
 def test_fisher_matrix_may_use_other_states_than_the_surrogate(gaussian):
     few = chunked(take(gaussian.transitions, slice(0, N_STATES, 3)), N_STATES)
     model = gaussian.objective(fisher_chunks=few).local_model().model
     v = gaussian.random_vector()
-    th.testing.assert_close(model.fisher(v), gaussian.objective(chunks=few, fisher_chunks=few).local_model().model.fisher(v))
+    th.testing.assert_close(model.fisher @ v, gaussian.objective(chunks=few, fisher_chunks=few).local_model().model.fisher @ v)
     th.testing.assert_close(model.gradient, gaussian.objective().local_model().model.gradient)
 
 
@@ -222,9 +249,11 @@ def test_every_mean_goes_through_the_one_reduction(gaussian):
     assert doubled.model.surrogate == pytest.approx(2.0 * plain.model.surrogate)
     assert doubled.entropy == pytest.approx(2.0 * plain.entropy)
     th.testing.assert_close(doubled.model.gradient, 2.0 * plain.model.gradient)
-    th.testing.assert_close(doubled.model.fisher(v), 2.0 * plain.model.fisher(v))
+    th.testing.assert_close(doubled.model.fisher @ v, 2.0 * (plain.model.fisher @ v))
     gaussian.move()
-    assert doubled.model.evaluate() == pytest.approx([2.0 * value for value in plain.model.evaluate()])
+    assert flat_values(doubled.model.evaluate()) == pytest.approx(
+        [2.0 * value for value in flat_values(plain.model.evaluate())]
+    )
     assert set(weights) == {N_STATES}
 
 
@@ -234,7 +263,7 @@ def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_anew(gauss
     counted = [lambda chunk=chunk: calls.append(None) or chunk() for chunk in chunked(gaussian.transitions, size)]
     model = gaussian.objective(fisher_chunks=counted).local_model().model
     assert not calls
-    first, second = (model.fisher(gaussian.random_vector()) for _ in range(2))
+    first, second = (model.fisher @ gaussian.random_vector() for _ in range(2))
     assert len(calls) == reads
     assert th.equal(first, second)
 
@@ -253,7 +282,7 @@ def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
         alive = weakref.WeakSet()
         with th.autograd.graph.saved_tensors_hooks(partial(Saved, alive=alive), lambda saved: saved.tensor):
             model = gaussian.objective(chunks=some, fisher_chunks=some).local_model().model
-            model.fisher(gaussian.random_vector())
+            _ = model.fisher @ gaussian.random_vector()
         gc.collect()
         held.append(len(alive))
     assert held[1] == held[0] > 0
@@ -261,7 +290,7 @@ def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
 
 def test_nothing_is_left_in_the_grad_of_parameters(setup):
     model = setup.objective().local_model().model
-    model.fisher(setup.random_vector())
+    _ = model.fisher @ setup.random_vector()
     model.evaluate()
     assert all(parameter.grad is None for parameter in setup.parameters)
 
@@ -271,7 +300,7 @@ def test_policies_gone_nan_are_measured_and_not_refused(small):
     with unvalidated(), th.no_grad():
         for parameter in small.parameters:
             parameter.fill_(math.nan)
-        assert all(math.isnan(value) for value in model.evaluate())
+        assert all(math.isnan(value) for value in flat_values(model.evaluate()))
 
 
 @pytest.mark.parametrize("size", [3, N_STATES])
@@ -280,7 +309,7 @@ def test_step_improves_a_policy_inside_its_trust_region(setup, size):
     model = setup.objective(size).local_model().model
     critic_gradient = [gradient.any() for gradient in unflatten(model.gradient, setup.parameters)]
     before = [parameter.detach().clone() for parameter in setup.parameters]
-    step = trust_region_step(model, SETTINGS)
+    step = trust_region_step(model, ConjugateGradient(15, 1e-10), BacktrackingLineSearch(0.8, 10), damping=0.1)
     assert step.outcome is Outcome.ACCEPTED
     true_kl = joint_kl(old, setup.distributions()).mean().item()
     assert step.kl == pytest.approx(true_kl)

@@ -1,0 +1,1 @@
+"""How each kind of object becomes JSON and arrays, and comes back."""

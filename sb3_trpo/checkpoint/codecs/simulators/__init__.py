@@ -1,0 +1,1 @@
+"""Simulators whose state is not among the attributes of their environments."""

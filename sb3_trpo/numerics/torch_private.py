@@ -1,0 +1,205 @@
+"""
+Everything the package uses of torch that torch does not document.
+
+A new release may change any of these names without notice. They are wrapped here and nowhere else, so there is one place to
+adapt. ``tests/unit/numerics/test_torch_private.py`` has a test for each, which names what breaks if torch changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+import torch as th
+from torch import nn
+from torch.nn.modules import module as module_hooks
+from torch.optim import optimizer as optimizer_hooks
+
+_version: Callable[[th.Tensor], int] = attrgetter("_version")
+
+# The kernels that autograd itself uses to multiply a cotangent by an activation's slope: results are the same to the last bit.
+# The slope is computed from the output h for tanh and ReLU, and from the input a for the others.
+tanh_backward: Callable[[th.Tensor, th.Tensor], th.Tensor] = th.ops.aten.tanh_backward
+"""``(d, h) -> d (1 - h^2)``."""
+threshold_backward: Callable[[th.Tensor, th.Tensor, float], th.Tensor] = th.ops.aten.threshold_backward
+"""``(d, h, threshold) -> d`` where ``h > threshold``, else 0."""
+silu_backward: Callable[[th.Tensor, th.Tensor], th.Tensor] = th.ops.aten.silu_backward
+"""``(d, a) -> d`` times the slope of SiLU."""
+
+
+def elu_backward(d: th.Tensor, a: th.Tensor, alpha: float) -> th.Tensor:
+    """
+    Multiply by the slope of ELU.
+
+    :param d: cotangent of the output
+    :param a: the input
+    :param alpha: ELU's parameter
+    :return: cotangent of the input
+    """
+    scaled: th.Tensor = th.ops.aten.elu_backward(d, alpha, 1, 1, False, a)
+    return scaled
+
+
+def leaky_relu_backward(d: th.Tensor, a: th.Tensor, negative_slope: float) -> th.Tensor:
+    """
+    Multiply by the slope of leaky ReLU.
+
+    :param d: cotangent of the output
+    :param a: the input
+    :param negative_slope: slope for negative inputs
+    :return: cotangent of the input
+    """
+    scaled: th.Tensor = th.ops.aten.leaky_relu_backward(d, a, negative_slope, False)
+    return scaled
+
+
+def gelu_backward(d: th.Tensor, a: th.Tensor, approximate: str) -> th.Tensor:
+    """
+    Multiply by the slope of GELU.
+
+    :param d: cotangent of the output
+    :param a: the input
+    :param approximate: ``"none"`` or ``"tanh"``, as in ``nn.GELU``
+    :return: cotangent of the input
+    """
+    scaled: th.Tensor = th.ops.aten.gelu_backward(d, a, approximate=approximate)
+    return scaled
+
+
+def copy_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:
+    """
+    Overwrite tensors in place by a single call into torch, which no Python signal handler can interrupt.
+
+    :param targets: tensors to overwrite, at least one
+    :param sources: as many tensors of the same shapes
+    """
+    th._foreach_copy_(list(targets), list(sources))
+
+
+def fused_adam_step(
+    parameters: list[th.Tensor],
+    gradients: list[th.Tensor],
+    means: list[th.Tensor],
+    squared_means: list[th.Tensor],
+    steps: list[th.Tensor],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """
+    Take one step of Adam in place, by the kernel of ``th.optim.Adam(fused=True)``.
+
+    :param parameters: tensors to move
+    :param gradients: their gradients
+    :param means: running means of the gradients
+    :param squared_means: running means of the squared gradients
+    :param steps: scalars: how many steps there are, this one included
+    :param lr: learning rate
+    :param beta1: decay of ``means``
+    :param beta2: decay of ``squared_means``
+    :param weight_decay: L2 penalty
+    :param eps: added to the denominator
+    """
+    th._fused_adam_(
+        parameters,
+        gradients,
+        means,
+        squared_means,
+        [],  # maxima, for AMSGrad only
+        steps,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=eps,
+        amsgrad=False,
+        maximize=False,
+    )
+
+
+def fused_lstm_layer(
+    x: th.Tensor, h: th.Tensor, c: th.Tensor, weights: list[th.Tensor]
+) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    """
+    Compute one LSTM layer by torch's fused kernel, in training mode: otherwise cuDNN cannot run backward.
+
+    :param x: shape ``(n_steps, n_sequences, n_inputs)``
+    :param h: shape ``(1, n_sequences, n_hidden)``
+    :param c: shape ``(1, n_sequences, n_hidden)``
+    :param weights: W, R and, unless the layer has no bias, both biases
+    :return: h of every step, the last h, the last c
+    """
+    has_biases, n_layers, dropout, is_training, is_bidirectional, batch_first = len(weights) == 4, 1, 0.0, True, False, False
+    return th._VF.lstm(x, (h, c), weights, has_biases, n_layers, dropout, is_training, is_bidirectional, batch_first)
+
+
+def write_counts(tensors: Iterable[th.Tensor]) -> list[int]:
+    """
+    Count the in-place writes to each tensor, as autograd does to notice stale graphs.
+
+    :param tensors: the tensors
+    :return: a count for each; a fused optimizer's writes are not in it
+    """
+    return [*map(_version, tensors)]
+
+
+def has_gradient_hooks(tensor: th.Tensor) -> bool:
+    """
+    Check for hooks that autograd runs on a tensor's gradient.
+
+    :param tensor: a leaf
+    :return: whether there are any
+    """
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+def has_global_module_hooks() -> bool:
+    """
+    Check for hooks that run in every module of the process.
+
+    :return: whether there are any
+    """
+    return bool(module_hooks._has_any_global_hook())  # type: ignore[no-untyped-call]  # torch's, without types
+
+
+def is_hooked_or_compiled(module: nn.Module) -> bool:
+    """
+    Check for what makes a call of a module more, or other, than a call of its ``forward``.
+
+    :param module: the module
+    :return: whether it has hooks or has been compiled in place
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or module._compiled_call_impl is not None
+
+
+def has_step_hooks(optimizer: th.optim.Optimizer) -> bool:
+    """
+    Check for hooks around an optimizer's step, its own and those of every optimizer of the process.
+
+    :param optimizer: the optimizer
+    :return: whether there are any
+    """
+    own = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    return any((*own, optimizer_hooks._global_optimizer_pre_hooks, optimizer_hooks._global_optimizer_post_hooks))
+
+
+def default_validate_args() -> object:
+    """
+    Read what ``Distribution.set_default_validate_args`` has set, for which torch has no getter.
+
+    :return: what distributions take for their ``validate_args``, by its truth
+    """
+    return th.distributions.Distribution._validate_args
+
+
+def set_default_validate_args(switch: object) -> None:
+    """
+    Set what ``Distribution.set_default_validate_args`` sets, without its check for a bool.
+
+    :param switch: anything, whose truth is asked for when a distribution is made
+    """
+    setattr(th.distributions.Distribution, "_validate_args", switch)  # noqa: B010  # torch declares a bool

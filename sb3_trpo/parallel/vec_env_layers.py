@@ -1,0 +1,20 @@
+"""The layers of a vectorised environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+
+def layers_of(vec_env: VecEnv) -> Iterator[VecEnv]:
+    """
+    Go through a vectorised environment and its wrappers.
+
+    :param vec_env: the outermost wrapper
+    :return: each layer, outermost first
+    """
+    while isinstance(vec_env, VecEnvWrapper):
+        yield vec_env
+        vec_env = vec_env.venv
+    yield vec_env

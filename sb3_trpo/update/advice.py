@@ -1,0 +1,31 @@
+"""What users can do about the outcomes of an update, one sentence for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.update.critic import FitOutcome
+
+ADVICE: Mapping[Outcome | FitOutcome, str] = {
+    Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
+    Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
+    Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
+    Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalise the "
+    "observations, with VecNormalize for instance, or raise target_kl.",
+    Outcome.NON_FINITE_GRADIENT: "The policy was left alone; look for infinite log-probabilities (a std near 0, saturated "
+    "logits) and for observations or rewards of huge size, which VecNormalize would scale.",
+    Outcome.NON_POSITIVE_CURVATURE: "The Fisher matrix is singular along the gradient to rounding; raise cg_damping.",
+    Outcome.NON_FINITE_CURVATURE: "A Fisher product overflowed; raise cg_damping and look for a std or probability near 0.",
+    Outcome.NON_FINITE_CANDIDATE: "Even the smallest step made the policy non-finite; lower target_kl or raise cg_damping.",
+    Outcome.KL_NEVER_SATISFIED: "Even the smallest step left the trust region; raise line_search_max_iter, lower "
+    "line_search_shrinking_factor, or raise cg_damping.",
+    Outcome.CONSTRAINT_NEVER_SATISFIED: "Even the smallest step violated a constraint other than the KL; raise its bound or "
+    "line_search_max_iter.",
+    Outcome.NO_IMPROVEMENT: "No step inside the trust region improved the surrogate; once in a while this is harmless, "
+    "otherwise raise cg_max_steps or n_steps, or lower target_kl.",
+    FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
+    FitOutcome.DIVERGED: "The critic became non-finite and was put back; lower learning_rate, set max_grad_norm, or scale the "
+    "rewards with VecNormalize.",
+}
+"""What to do if an outcome persists."""

@@ -1,0 +1,59 @@
+"""
+Constraints on a policy step.
+
+A constraint bounds the mean, over the rollout, of one number per state: its terms. The mean KL(old || new) is the first, which
+defines the trust region. To add another one, write a function like :func:`kl_terms` and hand over a :class:`PolicyConstraint`
+beside the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.numerics.gauss_newton import Outputs
+from sb3_trpo.numerics.line_search import Constraint
+from sb3_trpo.rollouts.batch import Transitions
+
+Terms = Callable[[DistributionKind, Outputs, Distribution, Transitions], th.Tensor]
+"""``(kind, old, distribution, chunk) -> terms``: from z of the old policy, the new distribution, and the transitions."""
+
+
+@dataclass(frozen=True)
+class PolicyConstraint(Constraint):
+    """
+    An upper bound on a mean over the rollout.
+
+    :param name: names the constraint in records
+    :param bound: the largest mean allowed
+    :param terms: computes the term of each state, shape ``(n,)``
+    """
+
+    terms: Terms
+
+
+def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
+    """
+    Compute KL(old || new) of the joint action at each state.
+
+    :param kind: the kind of both distributions
+    :param old: z of the old policy
+    :param distribution: of the new policy
+    :param chunk: the transitions; the divergence does not depend on what was done in a state
+    :return: shape ``(n,)``, in nats
+    """
+    return kind.kl(old, kind.parameters(distribution))
+
+
+def mean_kl(target_kl: float) -> PolicyConstraint:
+    """
+    Bound the mean KL(old || new) (Schulman et al. 2015, arXiv:1502.05477, eq. 12).
+
+    :param target_kl: the radius of the trust region, in nats
+    :return: the constraint that defines the trust region
+    """
+    return PolicyConstraint("mean KL(old || new)", target_kl, kl_terms)

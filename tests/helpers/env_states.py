@@ -1,0 +1,108 @@
+"""States of environments, as the tests of checkpoints read, send and set them."""
+
+from __future__ import annotations
+
+import collections
+import json
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.checkpoint.codecs.environments import EnvState
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
+
+CLOCKS = frozenset(("t",))
+"""Seconds that monitors report."""
+
+
+LIMIT = 12
+MOMENTS = {"just after a reset": 0, "mid-episode": 5, "just before the time limit": LIMIT - 1}
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Tell whether two values are the same to the last bit, and of the same types."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return [*one] == [*other] and all(key in CLOCKS or is_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple, collections.deque)):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    if isinstance(one, (np.ndarray, np.generic)):
+        return (one.shape, one.dtype, one.tobytes()) == (other.shape, other.dtype, other.tobytes())
+    if isinstance(one, th.Tensor):
+        return one.dtype == other.dtype and th.equal(one, other)
+    return repr(one) == repr(other)
+
+
+def sent(state: EnvState) -> EnvState:
+    """Send a state through JSON and bytes, as a checkpoint does."""
+    arrays = {name: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for name, each in state.arrays.items()}
+    return EnvState(json.loads(json.dumps(state.node, allow_nan=False)), arrays, dict(state.opaque))
+
+
+def roam(env: gym.Env, n_steps: int, seed: int) -> gym.Env:
+    """Reset an env and take random steps in it."""
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    for _ in range(n_steps):
+        *_, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+    return env
+
+
+def stay_up(env: gym.Env, n_steps: int, seed: int) -> gym.Env:
+    """Reset an env until as many steps end no episode."""
+    env.action_space.seed(seed)
+    still = [
+        n % 2 if isinstance(env.action_space, spaces.Discrete) else np.zeros(env.action_space.shape) for n in range(n_steps)
+    ]
+    env.reset(seed=seed)
+    for _ in range(200):
+        if not any(any(env.step(action)[2:4]) for action in still):
+            return env
+        env.reset()
+    raise AssertionError("each episode ended too soon")
+
+
+def assert_alike(one: gym.Env, other: gym.Env, n_steps: int) -> int:
+    """Step two envs, each by the actions that its own action space draws, and count the resets."""
+    n_resets = 0
+    for n in range(n_steps):
+        actions = one.action_space.sample(), other.action_space.sample()
+        assert is_same(*actions), f"drawn in step {n}"
+        steps = one.step(actions[0]), other.step(actions[1])
+        assert is_same(*steps), f"step {n}"
+        if steps[0][2] or steps[0][3]:
+            assert is_same(one.reset(), other.reset()), f"reset after step {n}"
+            n_resets += 1
+    return n_resets
+
+
+def record_of(venv: VecEnv) -> EnvState:
+    recorder = Recorder()
+    node = recorder.node(venv, "env")
+    return EnvState(node, recorder.arrays, recorder.opaque)
+
+
+def restore(venv: VecEnv, state: EnvState) -> list[str]:
+    restorer = Restorer(state.arrays)
+    assert restorer.value(state.node, venv, "env") is venv
+    return restorer.failed
+
+
+def changed(state: EnvState, **parts: Any) -> EnvState:
+    """Change parts of what was recorded of the env itself."""
+    node = state.node
+    while "replayed" not in node:
+        node = node["state"]["env"]
+    node |= {name: value for name, value in parts.items() if name in node}
+    for name, value in parts.items():
+        if name not in node:
+            state.arrays[node[name.removeprefix("array_")]] = value
+    return state

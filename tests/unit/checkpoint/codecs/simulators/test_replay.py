@@ -1,0 +1,349 @@
+"""Episodes that are played again, in place of states of simulators that cannot be written."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers.env_states import assert_alike, changed, is_same, record_of, restore, roam, sent
+from helpers.runs import outcome, run_until_done
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.codecs.environments import get_state, set_state, taped
+from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.simulators import replay
+from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register, start_tape, stop_tape, tape_of
+
+LUNAR = {"discrete": {}, "continuous": {"continuous": True, "enable_wind": True}}
+N_STEPS = {"just after a reset": 0, "mid-episode": 40, "in a later episode": 230}
+
+
+def with_tape(env: gym.Env) -> gym.Env:
+    start_tape(env)
+    return env
+
+
+def lander(**arguments: Any) -> gym.Env:
+    pytest.importorskip("Box2D")
+    return with_tape(Monitor(gym.make("LunarLander-v3", **arguments)))
+
+
+@pytest.mark.parametrize("moment", N_STEPS)
+@pytest.mark.parametrize("kind", LUNAR)
+def test_a_lander_goes_on_from_its_state(kind: str, moment: str) -> None:
+    one, other = roam(lander(**LUNAR[kind]), N_STEPS[moment], seed=1), roam(lander(**LUNAR[kind]), 57, seed=2)
+    state = get_state(one)
+    assert state.opaque == {}
+    set_state(other, sent(state))
+    assert (other.total_steps, other.rewards) == (one.total_steps, one.rewards)
+    assert assert_alike(one, other, n_steps=300) >= 1
+
+
+def test_a_lander_on_the_ground_goes_on_from_its_state() -> None:
+    """Contacts and joints hold impulses, of which the next step makes use."""
+    one, other = (lander().unwrapped for _ in range(2))  # which go on when the body has touched the ground
+    one.reset(seed=3)
+    while not one.legs[0].ground_contact:
+        one.step(0)
+    set_state(other, sent(get_state(one)))
+    for n in range(60):
+        assert is_same(one.step(n % 4), other.step(n % 4)), f"step {n}"
+
+
+def test_a_racing_car_goes_on_from_its_state() -> None:
+    pytest.importorskip("Box2D")
+    one, other = (with_tape(gym.make("CarRacing-v3", max_episode_steps=25)) for _ in range(2))
+    roam(one, 32, seed=1)
+    roam(other, 4, seed=2)
+    set_state(other, sent(get_state(one)))
+    assert assert_alike(one, other, n_steps=30) == 1
+
+
+@pytest.mark.parametrize("task", ["LunarLander-v3", "CarRacing-v3"])
+def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
+    """That of BipedalWalker, which keeps its world, does: what was played again would come out differently."""
+    pytest.importorskip("Box2D")
+    fresh, used = gym.make(task, max_episode_steps=40), roam(gym.make(task, max_episode_steps=40), 100, seed=2)
+    for env in (fresh, used):
+        roam(env, 0, seed=5)
+    assert is_same(*(env.step(env.action_space.sample()) for env in (fresh, used)))
+    assert_alike(fresh, used, n_steps=60)
+
+
+def test_what_was_restored_can_be_recorded_and_restored_again() -> None:
+    one, other, third = (roam(lander(), n, seed=n) for n in (210, 30, 50))
+    set_state(other, sent(get_state(one)))
+    for env in (one, other):
+        env.step(2)
+    set_state(third, sent(get_state(other)))
+    assert assert_alike(one, third, n_steps=200) >= 1
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_an_env_that_was_never_reset_goes_on_from_a_state(seeded: bool) -> None:
+    """Envs of evaluations are restored before their first reset."""
+    one, other = roam(lander(), 130, seed=1), lander()
+    one.reset(seed=7 if seeded else None)
+    set_state(other, sent(get_state(one)))
+    other.action_space.seed(3)
+    one.action_space.seed(3)
+    assert assert_alike(one, other, n_steps=150) >= 1
+
+
+def test_an_array_of_actions_may_be_used_again() -> None:
+    one, other = lander(continuous=True), lander(continuous=True)
+    one.reset(seed=1)
+    action = np.zeros(2, np.float32)
+    for n in range(40):
+        action[:] = np.sin(n), np.cos(n)
+        one.step(action)
+    set_state(other, sent(get_state(one)))
+    assert is_same(one.step(action), other.step(action))
+
+
+class Drawing(gym.Wrapper):
+    """Draws from the generator of the env itself, as SB3's NoopResetEnv does: before and after its steps."""
+
+    def reset(self, **arguments: Any) -> Any:
+        answer = self.env.reset(**arguments)
+        self.unwrapped.np_random.integers(3)
+        return answer
+
+    def step(self, action: Any) -> Any:
+        keeps = self.unwrapped.np_random.random() < 0.5
+        observation, reward, *rest = self.env.step(action if keeps else 0)
+        if action == 1:
+            reward += self.unwrapped.np_random.random()
+        return observation, reward, *rest
+
+
+@pytest.mark.parametrize("n_steps", [0, 1, 60, 150])
+def test_wrappers_may_draw_from_the_generator_of_the_env(n_steps: int) -> None:
+    one, other = (Drawing(lander()) for _ in range(2))
+    roam(one, n_steps, seed=1)
+    roam(other, 20, seed=2)
+    state = get_state(one)
+    assert state.opaque == {}
+    set_state(other, sent(state))
+    assert assert_alike(one, other, n_steps=200) >= 1
+
+
+def test_an_attribute_that_was_changed_before_the_episode_comes_back() -> None:
+    one, other = lander(), roam(lander(), 20, seed=2)
+    one.unwrapped.gravity = -3.0
+    roam(one, 40, seed=1)
+    set_state(other, sent(get_state(one)))
+    assert other.unwrapped.gravity == -3.0
+    assert_alike(one, other, n_steps=150)
+
+
+def test_a_simulation_that_was_changed_amid_the_episode_is_refused() -> None:
+    one, other = roam(lander(), 20, seed=1), lander()
+    one.unwrapped.lander.linearVelocity = (3.0, 0.0)
+    one.step(0)
+    other.reset()
+    with pytest.raises(MismatchError, match=r"its episode of 21 steps came out differently"):
+        set_state(other, sent(get_state(one)))
+
+
+FORGED = {
+    "an action that is none": {"array_actions": np.array([0, 7])},
+    "actions of another kind": {"array_actions": np.zeros((3, 2))},
+    "no actions": {"array_actions": np.zeros(0)},
+    "fewer actions": {"array_actions": np.array([0, 1])},
+    "another digest": {"digest": "0"},
+    "another class": {"replayed": "gymnasium.envs.box2d.car_racing.CarRacing"},
+    "no generators": {"generators": None},
+    "generators of another kind": {"generators": {"list": [{"dict": []}, {"dict": []}]}},
+    "arguments that reset() has not": {"arguments": {"dict": [["colour", 1]]}},
+    "no simulator": {"simulator": None},
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_state_that_makes_no_sense_is_refused(how: str) -> None:
+    env = roam(lander(), 30, seed=1)
+    with pytest.raises(MismatchError):
+        set_state(env, changed(sent(get_state(env)), **FORGED[how]))
+
+
+def test_without_a_tape_the_simulator_is_beyond_reach() -> None:
+    env = lander()
+    stop_tape(env)
+    assert any("/world/" in path for path in get_state(roam(env, 5, seed=1)).opaque)
+
+
+def test_a_tape_that_begins_amid_an_episode_waits_for_the_next() -> None:
+    one, other = lander(), lander()
+    stop_tape(one)
+    one.reset(seed=1)
+    start_tape(one)
+    one.step(0)
+    assert get_state(one).opaque != {}
+    roam(one, 10, seed=3)
+    set_state(other, sent(get_state(one)))
+    assert_alike(one, other, n_steps=50)
+
+
+def test_a_tape_leaves_an_env_as_it_was() -> None:
+    env = lander()
+    base = env.unwrapped
+    assert {"reset", "step"} <= vars(base).keys()
+    start_tape(env)
+    assert isinstance(tape_of(base)._step.__func__, type(lander))  # the env's own method, not that of a tape
+    stop_tape(env)
+    assert not {"reset", "step"} & vars(base).keys()
+    own = base.step = lambda action: "mine"
+    start_tape(env)
+    assert base.step(0) == "mine"
+    stop_tape(env)
+    assert base.step is own
+
+
+def test_a_tape_changes_nothing() -> None:
+    one, other = lander(), lander()
+    stop_tape(other)
+    for env in (one, other):
+        roam(env, 30, seed=1)
+    assert assert_alike(one, other, n_steps=200) >= 1
+
+
+def test_other_envs_get_no_tape() -> None:
+    env = with_tape(gym.make("CartPole-v1"))
+    assert not {"reset", "step"} & vars(env.unwrapped).keys()
+
+
+class Lottery(gym.Env):
+    """A simulator in an object that cannot be looked into, which begins where the number of resets says."""
+
+    def __init__(self, price: int = 2, generator: type[np.random.BitGenerator] = np.random.PCG64) -> None:
+        self.observation_space, self.action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(3)
+        self.price, self.n_resets, self.n_played, self.hidden = price, 0, 0, iter(())
+        self.generator = generator
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.np_random = np.random.Generator(self.generator(seed))
+        self.n_resets += 1
+        self.total = float(self.np_random.random()) + (options or {}).get("bonus", 0)
+        self.hidden = iter(range(self.n_resets, 10**6))
+        return np.float32([self.total]), {}
+
+    def step(self, action: Any) -> Any:
+        self.n_played = next(self.hidden)
+        self.total += float(action) * self.price + float(self.np_random.normal())
+        return np.float32([self.total]), float(self.n_played), self.n_played % 50 == 0, False, {}
+
+
+@pytest.fixture
+def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(replay, "REPLAYED", dict(replay.REPLAYED))
+    monkeypatch.setattr(replay, "SIMULATORS", replay.SIMULATORS)
+    name = f"{Lottery.__module__}.{Lottery.__qualname__}"
+    simulator = Simulator(
+        before=lambda env: env.n_resets,
+        pack=lambda before: {"resets": np.array([before])},
+        prepare=lambda env, arrays: setattr(env, "n_resets", int(arrays["resets"][0])),
+        evidence=lambda env: b"",
+        settings=lambda env: {"price": env.price},
+        draws=lambda env: True,
+    )
+    register(name, simulator)
+    yield
+    replay.SIMULATORS.pop(name)
+
+
+@pytest.mark.usefixtures("_known")
+def test_what_a_simulator_knew_before_its_reset_and_what_reset_was_given_come_back() -> None:
+    one, other = with_tape(Lottery()), roam(with_tape(Lottery()), 70, seed=2)
+    roam(one, 120, seed=1)
+    one.reset(options={"bonus": 1000})
+    one.step(1)
+    set_state(other, sent(get_state(one)))
+    assert (other.n_resets, other.total) == (one.n_resets, one.total)
+    assert one.total > 900
+    assert assert_alike(one, other, n_steps=150) >= 2
+
+
+@pytest.mark.usefixtures("_known")
+def test_a_setting_that_differs_is_named() -> None:
+    state = sent(get_state(roam(with_tape(Lottery(price=2)), 20, seed=1)))
+    with pytest.raises(MismatchError, match=r"price was 2, but is 3$"):
+        set_state(with_tape(Lottery(price=3)), state)
+
+
+@pytest.mark.usefixtures("_known")
+def test_an_episode_without_end_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "LONGEST", 20)
+    env = with_tape(Lottery())
+    env.reset(seed=1)
+    for n in range(23):
+        assert (get_state(env).opaque == {}) is (n <= 20)
+        env.step(1)
+    assert tape_of(env).actions == []
+    env.reset()
+    assert get_state(env).opaque == {}
+
+
+@pytest.mark.usefixtures("_known")
+def test_a_generator_of_another_kind_is_beyond_reach() -> None:
+    env = roam(with_tape(Lottery(generator=np.random.MT19937)), 30, seed=1)
+    assert get_state(env).opaque != {}
+
+
+KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectorised_envs_get_tapes_for_as_long_as_they_are_wanted(kind: str) -> None:
+    pytest.importorskip("Box2D")
+    make: Callable[[], gym.Env] = lambda: Monitor(gym.make("LunarLander-v3"))  # noqa: E731
+    one, other = (VecNormalize(KINDS[kind]([make] * 2)) for _ in range(2))
+    try:
+        with taped([one, other, one]):
+            for venv, n_steps in ((one, 150), (other, 5)):
+                venv.seed(n_steps)
+                venv.reset()
+                for n in range(n_steps):
+                    venv.step(np.array([n % 4, 0]))
+            record = record_of(one)
+            assert record.opaque == {}
+            assert restore(other, sent(record)) == []
+            for n in range(120):
+                assert is_same(*(venv.step(np.array([n % 4, 2])) for venv in (one, other))), f"step {n}"
+        assert record_of(one).opaque != {}
+    finally:
+        one.close()
+        other.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_on_landers_that_crashes_ends_like_one_that_does_not(kind: str, tmp_path: Any) -> None:
+    pytest.importorskip("Box2D")
+
+    def script(folder: Any, crash: Any) -> Any:
+        env = VecNormalize(make_vec_env("LunarLander-v3", 2, seed=3, vec_env_cls=KINDS[kind]))
+        model = TRPO("MlpPolicy", env, n_steps=64, batch_size=64, n_critic_updates=2, seed=0)
+        try:
+            with taped([env]), warnings.catch_warnings():
+                warnings.filterwarnings("error", ".*simulator.*|.*environment.*")
+                model.learn(1280, callback=[ResumableCheckpoint(folder, every=128, verbose=0), crash])
+            return outcome(model, None)
+        finally:
+            env.close()
+
+    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 200, 700, 1100)
+    assert starts == 4
+    assert pieces == whole

@@ -1,0 +1,251 @@
+"""Attributes that look like paths: the script's, unless the run has changed them."""
+
+from functools import partial
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from helpers.runs import outcome, run_until_done
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.codecs.file_paths import Places, Verdict, points_away
+from sb3_trpo.checkpoint.codecs.recording import Recorder
+from sb3_trpo.checkpoint.codecs.restoring import Restorer
+
+SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
+TOTAL, EVERY = 384, 64
+VENVS = {
+    "here": {"vec_env_cls": DummyVecEnv},
+    "in workers": {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}},
+}
+
+
+class Maze(gym.Env):
+    """Keeps its moves as text; the reward pays for alternating, so that a lost text changes all that follows."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, log_dir="logs/first"):
+        self.log_dir = log_dir
+        self.path = ""
+        self.file = None
+        self.part = Part()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.path, self.part.directory = "", "start"
+        return self._observation(), {}
+
+    def step(self, action):
+        self.path += "LR"[int(action)]
+        self.file, self.part.directory = self.path[-1], self.path[-2:]
+        reward = float(self.part.directory in ("LR", "RL")) + 0.1 * (self.file == "L")
+        return self._observation(), reward, len(self.path) >= 50, False, {}
+
+    def _observation(self):
+        noise = 0.01 * self.np_random.standard_normal()
+        return np.array([np.tanh(len(self.path) / 25 + noise), self.path[-5:].count("L") / 5], np.float32)
+
+
+class Part:
+    directory = ""
+
+
+class Walking(BaseCallback):
+    """Keeps what it has seen under a name of a file, and where to write it."""
+
+    def __init__(self, log_path="here"):
+        super().__init__()
+        self.log_path, self.path = log_path, ""
+
+    def _on_step(self) -> bool:
+        self.path = (self.path + "LR"[int(self.locals["actions"][0])])[-20:]
+        self.model.gamma = 0.9 + 0.001 * self.path.count("L")
+        return True
+
+
+class Tracing(TRPO):
+    """Keeps a text of its own."""
+
+    file = ""
+
+    def train(self):
+        super().train()
+        self.file = f"{self.file}{self._n_updates}"
+        self.gae_lambda = 0.9 + 0.0001 * len(self.file)
+
+
+@pytest.mark.parametrize("where", VENVS)
+def test_what_a_run_keeps_under_the_name_of_a_path_is_restored(where, tmp_path):
+    def script(folder, crash):
+        model = Tracing("MlpPolicy", make_vec_env(Maze, 2, seed=3, **VENVS[where]), **SMALL)
+        walking = Walking()
+        try:
+            model.learn(TOTAL, callback=[walking, ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
+            texts = {name: model.env.get_attr(name) for name in ("path", "file", "log_dir")}
+            return outcome(model, None), walking.path, model.file, texts
+        finally:
+            model.env.close()
+
+    whole, starts = run_until_done(partial(script, tmp_path / "whole"))
+    assert starts == 1
+    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 100, 150, 290)
+    assert starts == 4
+    assert pieces == whole
+    assert len(whole[1]) == 20, "the texts were not empty"
+    assert all(whole[3]["path"])
+    assert whole[2] == "123456"
+
+
+@pytest.mark.parametrize("where", VENVS)
+def test_a_path_that_the_run_never_changed_stays_the_scripts(where, tmp_path):
+    def learn(total, place):
+        model = Tracing("MlpPolicy", make_vec_env(partial(Maze, f"logs/{place}"), 2, seed=3, **VENVS[where]), **SMALL)
+        model.folder, walking = place, Walking(place)
+        model.learn(total, callback=[walking, ResumableCheckpoint(tmp_path, every=EVERY, verbose=0)])
+        seen = model.env.get_attr("log_dir"), model.folder, walking.log_path
+        model.env.close()
+        return seen
+
+    assert learn(128, "first") == (["logs/first"] * 2, "first", "first")
+    with pytest.warns(UserWarning, match="on the way to 128"):
+        assert learn(256, "second") == (["logs/second"] * 2, "second", "second")
+    with pytest.warns(UserWarning, match="on the way to 256"):
+        assert learn(384, "first") == (["logs/first"] * 2, "first", "first")
+
+
+class Moving(BaseCallback):
+    """Writes to a new absolute place with each rollout."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder, self.current = str(folder), None
+
+    def _on_rollout_end(self) -> None:
+        self.current = f"{self.folder}/{self.num_timesteps}"
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_warning(tmp_path):
+    model, moving = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Moving(tmp_path / "files")
+    with pytest.warns(UserWarning, match="changed a path that is absolute") as caught:
+        model.learn(128, callback=[moving, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)])
+    told = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
+    assert len(told) == 1
+    assert "Moving#0/current" in told[0]
+    other = Moving(tmp_path / "elsewhere")
+    TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(
+        128, callback=[other, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)]
+    )
+    assert (other.folder, other.current) == (str(tmp_path / "elsewhere"), None)
+
+
+class Thing:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+
+def state_of(thing, places):
+    return Recorder(places=places).node(thing, "v")["state"]
+
+
+def marked(thing, changed=()):
+    """Take note of a thing's paths as they are when training begins."""
+    places = Places()
+    state_of(thing, places)
+    places.follow(changed)
+    return places
+
+
+CHANGES = [
+    ("path", "a", "a", None),
+    ("path", "a", "b", {"changed": "b"}),
+    ("path", "", "b", {"changed": "b"}),
+    ("path", None, "b", {"changed": "b"}),
+    ("path", "a", None, {"changed": None}),
+    ("path", "a", 5, {"changed": 5}),
+    ("x", "/tmp/a", "/tmp/a", None),
+    ("x", "/tmp/a", "b", {"changed": "b"}),
+    ("x", "/tmp/a", "/tmp/b", None),  # with a warning
+    ("path", "a", "../b", None),
+    ("path", Path("a"), Path("b"), None),
+    ("x", "a", "b", "b"),
+]
+
+
+@pytest.mark.parametrize(("name", "before", "after", "node"), CHANGES)
+def test_what_is_recorded_depends_on_what_the_run_has_changed(name, before, after, node):
+    thing = Thing(**{name: before})
+    places = marked(thing)
+    setattr(thing, name, after)
+    recorded = state_of(thing, places)
+    assert recorded == ({} if node is None else {name: node})
+    assert places.beyond() == ([f"v/{name}"] if node is None and before != after else [])
+    fresh = Thing(**{name: before})
+    Restorer({}).attributes(fresh, recorded, "v")
+    assert getattr(fresh, name) == (after if node is not None else before)
+
+
+def test_what_has_once_been_changed_stays_state_even_when_it_is_as_it_was():
+    thing = Thing(path="a")
+    places = marked(thing)
+    for path in ("b", "a"):
+        thing.path = path
+        assert state_of(thing, places) == {"path": {"changed": path}}
+    assert state_of(thing, marked(thing, changed=["v/path"])) == {"path": {"changed": "a"}}, "after a restart, too"
+
+
+def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
+    thing = Thing(log_dir="logs", writers=[])
+    places = marked(thing)
+    thing.writers += [Thing(log_dir="logs"), Thing(log_dir="mine")]
+    first, second = state_of(thing, places)["writers"]["list"]
+    assert first["state"] == {}
+    assert second["state"] == {"log_dir": {"changed": "mine"}}
+
+
+@pytest.mark.parametrize(
+    "away", ["/etc/passwd", "/.ssh/x", "~/x", "~other/x", "C:\\x", "C:x", "\\\\host\\x", "..", "../x", "a/../../x"]
+)
+def test_no_node_points_a_path_away(away):
+    assert points_away(away)
+    live = Thing(log_path="mine", log="/mine")
+    Restorer({}).attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
+    assert vars(live) == {"log_path": "mine", "log": "/mine"}
+
+
+def test_only_a_path_of_the_same_name_is_taken_for_the_scripts():
+    """An attribute that comes into being during the run is state, even if something else was given the same text."""
+    places = Places({"env/0/file": "", "env/0/log_path": "runs"}, is_marking=False)
+    assert places.judge("env/0/path", "path", "") is Verdict.CHANGED
+    assert places.judge("env/0/file", "file", "") is Verdict.LEFT
+    assert places.judge("env/0/inner/path", "path", "runs") is Verdict.CHANGED
+    assert places.judge("env/0/inner/log_path", "log_path", "runs") is Verdict.LEFT
+
+
+@pytest.mark.parametrize("near", ["", "LRL", "a/b", "a..b/c", "...", None, 5])
+def test_what_stays_in_its_folder_does_not_point_away(near):
+    assert not points_away(near)
+
+
+def test_numbered_parts_learn_for_themselves_and_report():
+    places = Places(
+        {"env/0/env/path": "a", "env/11/env/path": "b", "env/path": "c"}, {"env/1/env/file": True}, is_marking=False
+    )
+    parts = places.parts("env", 12)
+    assert parts[0].given == {"env/path": "a"}
+    assert parts[11].given == {"env/path": "b"}
+    assert parts[1].changed == {"env/file": True}
+    assert parts[11].judge("env/path", "path", "LR") is Verdict.CHANGED
+    places.absorb(parts[11], "env/11/")
+    assert places.judge("env/11/env/path", "path", "b") is Verdict.CHANGED
+    assert places.judge("env/0/env/path", "path", "a") is Verdict.LEFT

@@ -1,0 +1,139 @@
+"""Recurrent layers are kept from cuDNN where it lacks a derivative, and nothing else is."""
+
+from contextlib import nullcontext
+from functools import partial
+from unittest import mock
+
+import pytest
+import torch as th
+from helpers.envs import RandomEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+from sb3_trpo import TRPO
+from sb3_trpo.networks import double_backward
+from sb3_trpo.networks.double_backward import twice_differentiable, without_cudnn
+
+LAYERS = {
+    "GRU": partial(nn.GRU, 2, 3),
+    "RNN": partial(nn.RNN, 2, 3),
+    "bidirectional LSTM": partial(nn.LSTM, 2, 3, bidirectional=True),
+    "Conv1d": partial(nn.Conv1d, 4, 3, 1),
+}
+
+
+def noting(layer, seen):
+    """Make a layer note whether cuDNN may be used while it runs."""
+    forward = layer.forward
+
+    def note(*args):
+        seen.append(th.backends.cudnn.enabled)
+        return forward(*args)
+
+    layer.forward = note
+    return layer
+
+
+@pytest.fixture
+def _as_on_cuda(monkeypatch):
+    """Make layers on the CPU believe that they could use cuDNN."""
+    monkeypatch.setattr(double_backward, "without_cudnn", lambda device: without_cudnn(th.device("cuda")))
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
+    seen, after = [], []
+    model = nn.ModuleList([noting(LAYERS[name](), seen), noting(nn.Conv1d(4, 3, 1), after)])
+    with twice_differentiable(nn.Sequential(model)):
+        model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
+        model[1](th.zeros(1, 4, 2))
+        assert th.backends.cudnn.enabled is enabled
+    assert seen == [enabled and name == "Conv1d"]
+    assert after == [enabled]
+    model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
+    assert seen[1] is th.backends.cudnn.enabled is enabled
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("breaks", ["layer", "block"])
+def test_cudnn_is_restored_after_an_error(breaks, enabled, monkeypatch):
+    monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
+    layer = nn.GRU(2, 3)
+    forward = layer if breaks == "layer" else mock.Mock(side_effect=RuntimeError)
+    with pytest.raises(RuntimeError), twice_differentiable(layer):
+        forward(th.zeros(4, 1, 3))  # it wants 2
+    assert th.backends.cudnn.enabled is enabled
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_block_may_be_nested(inner):
+    layer, seen = nn.GRU(2, 3), []
+    noting(layer, seen)
+    with twice_differentiable(layer):
+        with twice_differentiable(layer) if inner else nullcontext():
+            layer(th.zeros(1, 1, 2))
+        layer(th.zeros(1, 1, 2))
+    assert seen == [False, False]
+    assert th.backends.cudnn.enabled
+
+
+def test_on_a_cpu_cudnn_is_not_touched():
+    seen = []
+    layer = noting(nn.GRU(2, 3), seen)
+    with twice_differentiable(layer):
+        layer(th.zeros(1, 1, 2))
+    assert seen == [True]
+
+
+def test_cudnn_stays_off_until_the_last_thread_that_needs_it_off_leaves():
+    first, second = without_cudnn(th.device("cuda")), without_cudnn(th.device("cuda"))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # before the second one, as only threads can
+    assert not th.backends.cudnn.enabled
+    second.__exit__(None, None, None)
+    assert th.backends.cudnn.enabled
+
+
+class Remembering(BaseFeaturesExtractor):
+    """Reads each observation as a sequence of numbers."""
+
+    noted: tuple[bool, ...] = ()
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
+        self.gru = nn.GRU(1, 3, batch_first=True)
+
+    def forward(self, observations):
+        self.noted = (*self.noted, th.backends.cudnn.enabled)
+        return self.gru(observations.unsqueeze(2))[0][:, -1]
+
+
+@pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # the policy has changed since the first update
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_plain_policies_may_have_recurrent_extractors():
+    kwargs = {"features_extractor_class": Remembering, "net_arch": [4]}
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
+    gru = dict(model.policy.pi_features_extractor.gru.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in gru.items()}
+    model.learn(32)
+    assert model.policy_outcome.value == "accepted"
+    assert not any(th.equal(before[name], parameter) for name, parameter in gru.items())
+    assert set(model.policy.pi_features_extractor.noted) == {True}
+    observations = next(model.rollout_buffer.get()).observations
+    seen = []
+    noting(model.policy.pi_features_extractor.gru, seen)
+    model.train()
+    assert False in seen
+    assert th.equal(model.policy.get_distribution(observations).distribution.probs, twice(model, observations))
+
+
+def twice(model, observations):
+    with twice_differentiable(model.policy):
+        return model.policy.get_distribution(observations).distribution.probs
