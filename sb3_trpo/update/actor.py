@@ -24,8 +24,8 @@ from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearisation, Outputs, linearise
-from sb3_trpo.rollouts.batch import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
-from sb3_trpo.rollouts.inputs import Inputs, action_distribution, observations_in, restrict
+from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
 
 class LocalPolicy(NamedTuple):
@@ -60,11 +60,11 @@ class Actor(Protocol):
         """Find the kind of one of the actor's distributions."""
         ...
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         ...
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with its derivatives."""
         ...
 
@@ -88,12 +88,12 @@ class AutogradActor:
         """Look up the kind: a policy of the user's own may return any distribution."""
         return kind_of(distribution, self.kinds)
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         with twice_differentiable(self.policy):  # the same kernels as in local(): equal parameters then give a KL of 0
-            return action_distribution(inputs, self.policy)
+            return inputs.distribution(self.policy)
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with the graph of its derivatives."""
         distribution = self.distribution(inputs)
         kind = self.kind_of(distribution)
@@ -135,15 +135,15 @@ class NetworkActor:
         """Look up the kind."""
         return kind_of(distribution, self._kinds)
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         with th.no_grad():
-            output = self._networks.actor(self._networks.features(observations_in(inputs)))
-            return restrict(inputs, self._networks.head.distribution(output))
+            output = self._networks.actor(self._networks.features(inputs.observations))
+            return inputs.restrict(self._networks.head.distribution(output))
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution and keep the activations for its derivatives."""
-        observations = observations_in(inputs)
+        observations = inputs.observations
         with th.no_grad():
             intermediates = self._networks.actor.forward(self._features(observations))
         output = intermediates.output.requires_grad_()  # autograd differentiates from here on; below, the stack does
@@ -156,7 +156,7 @@ class NetworkActor:
         seen = observations.values() if isinstance(observations, dict) else (observations,)
         tensors = (*seen, *intermediates.hidden, *intermediates.slope_inputs)
         n_bytes = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
-        distribution = restrict(inputs, self._networks.head.distribution(output))
+        distribution = inputs.restrict(self._networks.head.distribution(output))
         return LocalPolicy(
             self.kind_of(distribution), distribution, gradient, lambda: self._linearise(observations, intermediates), n_bytes
         )
