@@ -18,7 +18,8 @@ from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import GaussNewtonOperator
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.rollouts.inputs import ObservationInputs
+from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, AutogradActor, NetworkActor
 from sb3_trpo.update.surrogate import CurvatureStore
 
@@ -39,7 +40,8 @@ def product_of(actor: Actor, parameters: list[th.Tensor], observations: th.Tenso
     """
     size = min(actor.chunk_limits.transitions, max(1, actor.chunk_limits.entries // observations[0].numel()))
     nothing = th.zeros(0)
-    chunks = [lambda part=part: Transitions(part, nothing, nothing, nothing) for part in observations.split(size)]
+    parts = observations.split(size)
+    chunks = [Transitions(ObservationInputs(part), nothing, nothing, advantages=part[:, 0], returns=nothing) for part in parts]
     curvatures = CurvatureStore(actor, chunks, are_few=2 * len(observations) <= size)
     return GaussNewtonOperator(flatten(parameters).detach(), curvatures, ALONE.mean).__matmul__
 

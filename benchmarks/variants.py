@@ -35,7 +35,7 @@ from timing import alternate, ratio, show
 from torch import nn
 
 from sb3_trpo.maskable import MaskableTRPO
-from sb3_trpo.maskable.collecting import MaskedBy
+from sb3_trpo.maskable.collecting import SelfMaskingModel
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 from sb3_trpo.zoo.command import config_file
 
@@ -151,8 +151,8 @@ def run(name: str, algorithm: str, seed: int) -> dict[str, Any]:
     if isinstance(unseen, VecNormalize):
         sync_envs_normalization(env, unseen)
         unseen.training = unseen.norm_reward = False
-    judged = MaskedBy(model, unseen) if "Maskable" in algorithm else model
-    mean, std = evaluate_policy(judged, unseen, n_eval_episodes=EPISODES)  # type: ignore[arg-type]  # MaskedBy is no model, and acts like one
+    judged = SelfMaskingModel(model, unseen) if "Maskable" in algorithm else model
+    mean, std = evaluate_policy(judged, unseen, n_eval_episodes=EPISODES)  # type: ignore[arg-type]  # SelfMaskingModel is no model, and acts like one
     numbers = {"mean": float(mean), "std": float(std), "steps": n_timesteps, "seconds": round(seconds, 1)}
     return {"task": name, "algorithm": algorithm, "seed": seed, **numbers}
 

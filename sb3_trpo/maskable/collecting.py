@@ -1,4 +1,4 @@
-"""TODO."""
+"""Masks for callers that pass none: SB3's evaluation, and the loops of SB3 and sb3-contrib that collect rollouts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ with needs(*CONTRIB):
     from sb3_contrib.common.maskable.utils import get_action_masks
 
 
-class MaskedBy:
+class SelfMaskingModel:
     """
-    A masked model for whoever gives its ``predict`` no masks: it asks the environments for them.
+    A masked model that asks the environments for masks when ``predict`` is called without them.
 
-    :param model: the model; everything else is its own
+    :param model: the model; all other attributes are read from it
     :param env: the environments that it acts in
     """
 
@@ -30,18 +30,20 @@ class MaskedBy:
         return getattr(self._model, name)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Choose actions as the model does, among those allowed now."""
+        """Choose among the actions that are allowed now, by the model's own method."""
         return self._model.predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
 
 
-class MaskedPolicy:
+class CollectingPolicy:
     """
-    A policy for the one who steps the environments: calling it acts under the masks of the present states.
+    The policy for a collection loop that knows no masks: each call asks for them, applies them and stores them.
 
-    :param algorithm: whose policy it is, one that takes ``action_masks``; others who call it are not masked
+    Only the loop is given this object. Callbacks call the policy itself, and get unmasked actions as they ask for them.
+
+    :param algorithm: the algorithm that owns the policy, which must accept ``action_masks``
     :param env: the training environments
-    :param buffer: being filled, with ``action_masks`` of shape ``(n_steps, n_envs, n_options)``, which keep the masks
-    :param callback: gets them among its ``locals``
+    :param buffer: the buffer being filled; its ``action_masks`` have shape ``(n_steps, n_envs, n_options)``
+    :param callback: finds the masks in its ``locals``
     """
 
     def __init__(self, algorithm: Any, env: VecEnv, buffer: Any, callback: BaseCallback) -> None:
@@ -54,7 +56,7 @@ class MaskedPolicy:
         return getattr(self._algorithm.policy, name)
 
     def __call__(self, *args: Any) -> Any:
-        """Act."""
+        """Act under the masks of the present states."""
         masks = masks_from(self._env, self._buffer.action_space, self._buffer.pos)
         self._buffer.action_masks[self._buffer.pos] = masks
         self._callback.update_locals({"action_masks": masks})
@@ -63,12 +65,12 @@ class MaskedPolicy:
     forward = __call__  # by which older versions of sb3-contrib call the policy
 
 
-class Acting:
+class AlgorithmWithPolicy:
     """
-    An algorithm whose collection loop calls another policy than everyone else.
+    An algorithm with another policy: what a collection loop is given as ``self``.
 
-    :param algorithm: the algorithm, whose every other attribute is read and written
-    :param policy: for the loop
+    :param algorithm: the algorithm; all attributes but ``policy`` are read from it and written to it
+    :param policy: the other policy
     """
 
     def __init__(self, algorithm: Any, policy: Any) -> None:

@@ -1,32 +1,25 @@
 """
-Action masks: where they come from, what must hold of them, and the distributions that they leave.
+Action masks: where they come from, and what they must look like.
 
-A masked action has probability 0, exactly: its logit is so low that its exponential is. So it adds nothing to the KL
-divergence, to the entropy or to the Fisher metric, and whatever its logit's derivative is, nothing comes of it.
+A masked action has probability exactly 0, because the exponential of its logit is 0. It therefore adds nothing to the KL
+divergence, to the entropy or to the Fisher metric, and the derivative of its logit does not matter.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions.kinds import Family, ProductOfCategoricals, family
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.maskable.distributions import ProductOfMaskableCategoricals
-from sb3_trpo.rollouts.inputs import Inputs, action_distribution, inputs_in, observations_in, restrict, state_values
 
 with needs(*CONTRIB):
-    from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBufferSamples, MaskableRolloutBufferSamples
     from sb3_contrib.common.maskable.distributions import (
         MaskableCategoricalDistribution,
-        MaskableDistribution,
         MaskableMultiCategoricalDistribution,
     )
     from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
@@ -34,44 +27,6 @@ with needs(*CONTRIB):
 
 IMPOSSIBLE = -1e8
 """Logit of a masked action, as in sb3-contrib."""
-
-
-class Masked(NamedTuple):
-    """
-    Inputs of a policy with what it may do.
-
-    :param unmasked: the inputs, which may be a type of their own
-    :param action_masks: one flag per option of each choice, shape ``(n, n_options)``; 0 forbids
-    """
-
-    unmasked: Inputs
-    action_masks: th.Tensor
-
-
-@restrict.register
-def _(inputs: Masked, distribution: MaskableDistribution) -> Distribution:
-    distribution.apply_masking(inputs.action_masks)
-    return distribution
-
-
-@action_distribution.register
-def _(inputs: Masked, policy: ActorCriticPolicy) -> Distribution:
-    return restrict(inputs, action_distribution(inputs.unmasked, policy))
-
-
-@state_values.register
-def _(inputs: Masked, policy: ActorCriticPolicy) -> th.Tensor:
-    return state_values(inputs.unmasked, policy)
-
-
-@observations_in.register
-def _(inputs: Masked) -> PyTorchObs:
-    return observations_in(inputs.unmasked)
-
-
-@inputs_in.register
-def _(samples: MaskableRolloutBufferSamples | MaskableDictRolloutBufferSamples) -> Masked:
-    return Masked(samples.observations, samples.action_masks)
 
 
 @family.register(MaskableCategoricalDistribution)
@@ -86,10 +41,10 @@ def _(distribution: object) -> Family:
 
 def options_of(space: spaces.Space[Any]) -> list[int]:
     """
-    Count the options of each choice that an action consists of.
+    Count the options of each choice in an action.
 
-    :param space: Discrete, MultiDiscrete or MultiBinary
-    :return: one number per choice; their sum is the length of a mask
+    :param space: Discrete, MultiDiscrete or MultiBinary; a bit is a choice of two options
+    :return: number of options, choice by choice; their sum is the length of a mask
     """
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
@@ -101,50 +56,50 @@ def options_of(space: spaces.Space[Any]) -> list[int]:
 
 def require_masks(env: VecEnv) -> None:
     """
-    Refuse environments that give no masks.
+    Raise if environments have no action masks.
 
-    :param env: the training environments
-    :raises ValueError: if they do not
+    :param env: vectorised environments
+    :raises ValueError: if they have no method ``action_masks()``
     """
     if not is_masking_supported(env):
         raise ValueError(
-            f"The environment has no method {EXPECTED_METHOD_NAME}(), which must give the mask of the present state. Add one, "
-            "or wrap it: sb3_contrib.common.wrappers.ActionMasker(env, function). Without masks, use sb3_trpo.TRPO."
+            f"The environment has no method {EXPECTED_METHOD_NAME}(), which must return the mask of the present state. Add "
+            "one, or wrap it: sb3_contrib.common.wrappers.ActionMasker(env, function). Without masks, use sb3_trpo.TRPO."
         )
 
 
 def masks_from(env: VecEnv, space: spaces.Space[Any], step: int) -> np.ndarray:
     """
-    Ask each environment what may be done now.
+    Ask each environment for the mask of its present state.
 
     :param env: the training environments
-    :param space: of their actions
-    :param step: index of the step in the rollout
+    :param space: their action space
+    :param step: index of the step in the rollout, for the message
     :return: booleans of shape ``(n_envs, n_options)``
-    :raises ValueError: if a mask has the wrong size, or allows nothing, naming the environment and the step
+    :raises ValueError: if a mask has the wrong size or allows nothing; names the environment and the step
     """
     return checked_masks(env.env_method(EXPECTED_METHOD_NAME), space, f"at step {step} of the rollout")
 
 
 def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
     """
-    Check masks.
+    Check masks and convert them to booleans.
 
-    :param rows: one mask for each environment, of 0 and 1 or booleans
-    :param space: of the actions
-    :param when: for the message
+    :param rows: one mask per environment, of 0 and 1 or booleans, flat or one sequence per choice
+    :param space: the action space
+    :param when: when the masks were given, for the message
     :return: booleans of shape ``(n_envs, n_options)``
     :raises ValueError: if a mask has the wrong size, holds anything but flags, or allows nothing
     """
     options = options_of(space)
-    flags = [_joined(row) for row in rows]
+    flags = [_flattened(row) for row in rows]
     for env_index, row in enumerate(flags):
         odd = None if row.dtype == bool else next((flag for flag in row.tolist() if flag not in (0, 1)), None)
         if row.size != sum(options) or odd is not None:
             fault = f"has {row.size} entries" if odd is None else f"holds {odd}"
             raise ValueError(
                 f"The action mask of environment {env_index} {when} {fault}, but {space} needs {sum(options)} flags, True or "
-                "1 for what is allowed: one for each option of each choice (a bit has two: off, on), joined."
+                "1 for what is allowed: one for each option of each choice (a bit has two: off, on), concatenated."
             )
     masks = np.stack(flags).astype(bool)
     is_free = np.logical_or.reduceat(masks, np.cumsum([0, *options[:-1]]), axis=1)
@@ -158,9 +113,9 @@ def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
     return masks
 
 
-def _joined(row: Any) -> np.ndarray:
-    """Make one array of a mask, which may be a sequence of one mask per choice."""
+def _flattened(row: Any) -> np.ndarray:
+    """Make one flat array of a mask, which may be a sequence of one mask per choice."""
     try:
         return np.asarray(row).reshape(-1)
-    except ValueError:  # of different lengths
+    except ValueError:  # the masks of the choices have different lengths
         return np.concatenate([np.ravel(part) for part in row])

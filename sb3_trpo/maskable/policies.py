@@ -1,4 +1,4 @@
-"""TODO."""
+"""The policies of ``MaskableTRPO``, which can be chosen by name."""
 
 from __future__ import annotations
 

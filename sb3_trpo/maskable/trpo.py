@@ -6,8 +6,8 @@ TRPO whose actions are masked; needs the extra ``[contrib]``.
     model.learn(1e6)                            # with MaskableEvalCallback
     model.predict(obs, action_masks=get_action_masks(env))
 
-Surrogate, KL divergence, Fisher metric and entropy are those of the masked distribution, at the masks under which the policy
-acted.
+Surrogate, KL divergence, Fisher metric and entropy are those of the masked distribution, with the masks that were in force
+when the policy acted.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.contrib_base import Variant
+from sb3_trpo.contrib_base import ContribTRPO
 from sb3_trpo.distributions import sampling as drawing
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.collecting import Acting, MaskedPolicy
+from sb3_trpo.maskable.collecting import AlgorithmWithPolicy, CollectingPolicy
 from sb3_trpo.maskable.masks import IMPOSSIBLE, checked_masks, masks_from, require_masks
 from sb3_trpo.maskable.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.maskable.reader import MaskedTransitionReader
 from sb3_trpo.networks import plain_network as networks
 from sb3_trpo.rollouts.acting import RolloutPolicy
-from sb3_trpo.rollouts.batch import DIRECT_BUFFERS
 from sb3_trpo.rollouts.callback_locals import OwnLocals
 from sb3_trpo.rollouts.fast_collector import ROLLOUT_POLICIES
-from sb3_trpo.rollouts.inputs import number_in
+from sb3_trpo.rollouts.inputs import ObservationInputs
+from sb3_trpo.rollouts.reader import RolloutReader
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
@@ -47,13 +48,13 @@ with needs(*CONTRIB):
     )
 
 
-class MaskableTRPO(Variant):
+class MaskableTRPO(ContribTRPO):
     """
     Trust Region Policy Optimization over the actions that the environment's masks allow.
 
     Takes the keywords of :class:`~sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions.
 
-    :raises ValueError: while collecting, if an environment has no masks, or a mask allows nothing
+    :raises ValueError: while collecting, if an environment has no masks or a mask allows nothing
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -66,6 +67,7 @@ class MaskableTRPO(Variant):
         MaskableRolloutBuffer,
         MaskableDictRolloutBuffer,
     )
+    rollout_reader: ClassVar[type[RolloutReader]] = MaskedTransitionReader
     action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
     def collect_rollouts(
@@ -75,11 +77,11 @@ class MaskableTRPO(Variant):
         Fill the buffer, masks included.
 
         :param env: the training environments
-        :param callback: called at each step; finds ``action_masks`` among its ``locals``
-        :param rollout_buffer: what to fill
+        :param callback: called at each step; finds ``action_masks`` in its ``locals``
+        :param rollout_buffer: the buffer to fill
         :param n_rollout_steps: steps per environment
         :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if there are no masks, or one has the wrong size or allows nothing
+        :raises ValueError: if there are no masks, or if one has the wrong size or allows nothing
         """
         require_masks(env)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -95,24 +97,24 @@ class MaskableTRPO(Variant):
         """
         Choose actions.
 
-        :param observation: one, or one per environment
-        :param state: of a recurrent policy
-        :param episode_start: where it starts anew
-        :param deterministic: whether to take the likeliest action rather than to draw
-        :param action_masks: what is allowed, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows everything
+        :param observation: one observation, or one per environment
+        :param state: state that a recurrent policy returned from the last call
+        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
+        :param deterministic: whether to take the most likely action instead of sampling
+        :param action_masks: allowed actions, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows all
         :return: the actions, and the state of a recurrent policy
         :raises ValueError: if a mask has the wrong size or allows nothing
         """
         if action_masks is None:
             warnings.warn(
-                "predict() was given no action_masks: the policy may do what is forbidden. Give it get_action_masks(env); "
-                "evaluate by MaskableEvalCallback instead of EvalCallback.",
+                "predict() was given no action_masks, so the policy may choose forbidden actions. Pass get_action_masks(env); "
+                "evaluate with MaskableEvalCallback instead of EvalCallback.",
                 UserWarning,
                 stacklevel=2,
             )
         else:
             tensors, _ = self.policy.obs_to_tensor(self._plain.encode(observation))
-            n_observations = number_in(tensors)
+            n_observations = len(ObservationInputs(tensors))
             rows: Any = [action_masks] if n_observations == 1 and np.ndim(action_masks[0]) == 0 else action_masks
             if len(rows) != n_observations:
                 raise ValueError(
@@ -120,20 +122,20 @@ class MaskableTRPO(Variant):
                 )
             action_masks = checked_masks(rows, self.action_space, "given to predict()")
         plain = self._plain.encode(observation)
-        actions, state = self.policy.predict(plain, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # which SB3's have not
+        actions, state = self.policy.predict(plain, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # SB3's policies have no masks
         return self._plain.decode(actions), state
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
-        acting = Acting(self, MaskedPolicy(self, env, rollout_buffer, callback))
-        return bool(loop.__func__(acting, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
+        algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, rollout_buffer, callback))
+        return bool(loop.__func__(algorithm, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:
-        return self.policy_kwargs  # no use_sde
+        return self.policy_kwargs  # without use_sde, which sb3-contrib's maskable policies do not take
 
 
 class MaskedRolloutPolicy(RolloutPolicy):
-    """The policy while it collects, when its actions are masked."""
+    """The policy during fast collection, with masked actions."""
 
     def _restrict(self, output: np.ndarray) -> dict[str, Any]:
         buffer: Any = self._buffer
@@ -145,7 +147,6 @@ class MaskedRolloutPolicy(RolloutPolicy):
 
 networks.PLAIN_POLICIES.append(MaskableActorCriticPolicy)
 ROLLOUT_POLICIES.update(dict.fromkeys((MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedRolloutPolicy))
-DIRECT_BUFFERS.update((MaskableRolloutBuffer, MaskableDictRolloutBuffer))
 drawing.DRAWS.update(
     {
         MaskableCategoricalDistribution: drawing.choice,

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Rollout buffers for policies with memory and action masks, which sb3-contrib does not have together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ with needs(*CONTRIB):
     from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
 
 
-class _KeepsMasks(RolloutBuffer):
+class _WithMasks(RolloutBuffer):
     """Adds action masks to a buffer."""
 
     action_masks: np.ndarray
@@ -29,9 +29,9 @@ class _KeepsMasks(RolloutBuffer):
         yield from super().get(batch_size)
 
 
-class MaskableRecurrentRolloutBuffer(_KeepsMasks, RecurrentRolloutBuffer):
+class MaskableRecurrentRolloutBuffer(_WithMasks, RecurrentRolloutBuffer):
     """sb3-contrib's ``RecurrentRolloutBuffer`` with action masks."""
 
 
-class MaskableRecurrentDictRolloutBuffer(_KeepsMasks, RecurrentDictRolloutBuffer):
+class MaskableRecurrentDictRolloutBuffer(_WithMasks, RecurrentDictRolloutBuffer):
     """sb3-contrib's ``RecurrentDictRolloutBuffer`` with action masks."""

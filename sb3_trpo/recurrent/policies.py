@@ -1,4 +1,4 @@
-"""TODO."""
+"""The policies of ``RecurrentTRPO`` and ``MaskableRecurrentTRPO``, which can be chosen by name."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ with needs(*CONTRIB):
 
 class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):
     """
-    A recurrent policy that remembers from the beginning, and whose settings survive ``policy.save``.
+    A recurrent policy that remembers from the start of training, and that ``policy.save`` saves completely.
 
-    Shares a features extractor only if it shares the LSTM.
+    Policy and critic share a features extractor only if they share the LSTM.
 
-    :param forget_bias: added to the bias of the LSTMs' forget gates, which are half closed without it: of what went in ten
-        steps ago a thousandth is left then, and hardly a gradient finds it. 1 is the value of Jozefowicz et al. 2015 ("An
-        Empirical Exploration of Recurrent Network Architectures", section 2); sb3-contrib adds nothing
+    :param forget_bias: added to the biases of the LSTMs' forget gates. Without it the gates start half closed: a thousandth of
+        what went in ten steps ago is left, and hardly any gradient gets that far. 1 is the value of Jozefowicz et al. 2015
+        ("An Empirical Exploration of Recurrent Network Architectures", section 2); sb3-contrib adds nothing
+    :raises ValueError: if ``lstm_kwargs`` makes an LSTM that cannot act step by step
     """
 
     def __init__(self, *args: Any, forget_bias: float = 1.0, **kwargs: Any) -> None:
@@ -65,7 +66,7 @@ class MlpLstmPolicy(_LstmPolicy):
 
 
 class CnnLstmPolicy(_LstmPolicy, RecurrentActorCriticCnnPolicy):
-    """sb3-contrib's ``RecurrentActorCriticCnnPolicy``: an LSTM on what convolutions make of images."""
+    """sb3-contrib's ``RecurrentActorCriticCnnPolicy``: an LSTM on convolutional features of images."""
 
 
 class MultiInputLstmPolicy(_LstmPolicy, RecurrentMultiInputActorCriticPolicy):
@@ -80,23 +81,23 @@ class MaskableRecurrentActorCriticPolicy(_LstmPolicy):
 
     def forward(self, *args: Any, action_masks: MaybeMasks = None, **kwargs: Any) -> Any:
         """
-        Act, as the recurrent policy does.
+        Act like the recurrent policy, on allowed actions only.
 
-        :param args: its arguments
-        :param action_masks: what is allowed, shape ``(n_envs, n_options)``; ``None`` allows everything
-        :param kwargs: its keywords
-        :return: actions, values, log-probabilities, states
+        :param args: arguments of the recurrent policy
+        :param action_masks: allowed actions, shape ``(n_envs, n_options)``; ``None`` allows all
+        :param kwargs: keywords of the recurrent policy
+        :return: actions, values, log-probabilities, LSTM states
         """
         with self._restricted_to(action_masks):
             return super().forward(*args, **kwargs)
 
     def evaluate_actions(self, *args: Any, action_masks: MaybeMasks = None, **kwargs: Any) -> Any:
         """
-        Look at actions, as the recurrent policy does.
+        Evaluate actions like the recurrent policy.
 
-        :param args: its arguments
-        :param action_masks: what was allowed, one row per transition
-        :param kwargs: its keywords
+        :param args: arguments of the recurrent policy
+        :param action_masks: actions that were allowed, shape ``(n, n_options)``; ``None`` for all
+        :param kwargs: keywords of the recurrent policy
         :return: values, log-probabilities, entropy
         """
         with self._restricted_to(action_masks):
@@ -104,12 +105,12 @@ class MaskableRecurrentActorCriticPolicy(_LstmPolicy):
 
     def predict(self, *args: Any, action_masks: MaybeMasks = None, **kwargs: Any) -> Any:
         """
-        Choose actions, as the recurrent policy does.
+        Choose actions like the recurrent policy, among the allowed ones.
 
-        :param args: its arguments
-        :param action_masks: what is allowed, shape ``(n_envs, n_options)``; ``None`` allows everything
-        :param kwargs: its keywords
-        :return: actions and states
+        :param args: arguments of the recurrent policy
+        :param action_masks: allowed actions, shape ``(n_envs, n_options)``; ``None`` allows all
+        :param kwargs: keywords of the recurrent policy
+        :return: actions and LSTM states
         """
         with self._restricted_to(action_masks):
             return super().predict(*args, **kwargs)
@@ -140,7 +141,7 @@ class MaskableMlpLstmPolicy(MaskableRecurrentActorCriticPolicy):
 
 
 class MaskableCnnLstmPolicy(MaskableRecurrentActorCriticPolicy, RecurrentActorCriticCnnPolicy):
-    """An LSTM on what convolutions make of images, with masked actions."""
+    """An LSTM on convolutional features of images, with masked actions."""
 
 
 class MaskableMultiInputLstmPolicy(MaskableRecurrentActorCriticPolicy, RecurrentMultiInputActorCriticPolicy):

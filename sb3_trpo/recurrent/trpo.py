@@ -6,7 +6,7 @@ TRPO for policies with memory, alone and with action masks; needs the extra ``[c
     model.learn(1e6)
     action, state = model.predict(obs, state=state, episode_start=episode_start)
 
-Gradients and Fisher products go through the LSTM over whole episodes, or what of them is in the rollout.
+Gradients and Fisher products go through the LSTM over whole segments: episodes, or the parts of them that lie in the rollout.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_trpo.contrib_base import Variant
+from sb3_trpo.contrib_base import ContribTRPO
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.masks import Masked
 from sb3_trpo.maskable.trpo import MaskableTRPO
-from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, MaskableRecurrentRolloutBuffer, _KeepsMasks
+from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, MaskableRecurrentRolloutBuffer
 from sb3_trpo.recurrent.policies import (
     CnnLstmPolicy,
     MaskableCnnLstmPolicy,
@@ -32,23 +31,23 @@ from sb3_trpo.recurrent.policies import (
     MlpLstmPolicy,
     MultiInputLstmPolicy,
 )
-from sb3_trpo.recurrent.segments import fresh_states, inputs_at
+from sb3_trpo.recurrent.reader import MaskedSegmentReader, SegmentReader, fresh_states
+from sb3_trpo.rollouts.reader import RolloutReader
 
 with needs(*CONTRIB):
     from sb3_contrib import RecurrentPPO
     from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
-    from sb3_contrib.common.recurrent.policies import (
-        RecurrentActorCriticPolicy,
-    )
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 
-class RecurrentTRPO(Variant):
+class RecurrentTRPO(ContribTRPO):
     """
     Trust Region Policy Optimization of a policy with memory.
 
-    Takes the keywords of :class:`~sb3_trpo.TRPO`. What differs: ``sub_sampling_factor`` and ``fisher_subsampling`` use every
-    k-th sequence (an episode, or what of it is in the rollout) instead of every k-th transition. ``chunk_size`` bounds the
-    length of a sequence too: a longer one is cut, and gradients do not cross the cut. ``batch_size`` bounds it for the critic.
+    Takes the keywords of :class:`~sb3_trpo.TRPO`. Some mean something else: ``sub_sampling_factor`` and ``fisher_subsampling``
+    use every k-th segment (an episode, or the part of one that lies in the rollout) instead of every k-th transition.
+    ``chunk_size`` also bounds the length of a segment: a longer one is cut, and gradients do not cross the cut. For the critic
+    ``batch_size`` bounds it.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -61,28 +60,24 @@ class RecurrentTRPO(Variant):
         RecurrentRolloutBuffer,
         RecurrentDictRolloutBuffer,
     )
+    rollout_reader: ClassVar[type[RolloutReader]] = SegmentReader
     policy: RecurrentActorCriticPolicy
-    _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTMs' states along, and asks nothing of PPO
+    _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTM states along, and uses nothing that is PPO's
 
-    def _build(self) -> None:
-        super()._build()
+    def _setup_model(self) -> None:
+        super()._setup_model()
         self._last_lstm_states = fresh_states(self.policy, self.n_envs)
 
-    def _buffer_settings(self) -> dict[str, Any]:
+    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
         n_layers, _, n_hidden = self.policy.lstm_hidden_state_shape
-        return {"hidden_state_shape": (self.n_steps, n_layers, self.n_envs, n_hidden)}
-
-
-@inputs_at.register
-def _(buffer: _KeepsMasks, rows: np.ndarray, starts: np.ndarray) -> Masked:
-    return Masked(inputs_at.dispatch(object)(buffer, rows, starts), buffer.to_torch(buffer.action_masks[rows]))
+        return {"hidden_state_shape": (n_steps, n_layers, self.n_envs, n_hidden)}
 
 
 class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     """
-    Trust Region Policy Optimization of a policy with memory over the actions that the environment's masks allow.
+    Trust Region Policy Optimization of a policy with memory, over the actions that the environment's masks allow.
 
-    What is said of :class:`~sb3_trpo.maskable.MaskableTRPO` and :class:`RecurrentTRPO` holds for both together.
+    The notes on :class:`~sb3_trpo.maskable.MaskableTRPO` and :class:`RecurrentTRPO` both apply.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -95,22 +90,23 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         MaskableRecurrentRolloutBuffer,
         MaskableRecurrentDictRolloutBuffer,
     )
+    rollout_reader: ClassVar[type[RolloutReader]] = MaskedSegmentReader
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, *args: Any, **kwargs: Any) -> Any:
         """
-        Choose actions, as :class:`~sb3_trpo.maskable.MaskableTRPO` does; warns if memory gets lost amid an episode.
+        Choose actions like :class:`~sb3_trpo.maskable.MaskableTRPO`; warn if the LSTM state is lost during an episode.
 
-        :param observation: one, or one per environment
-        :param state: what the last call returned; ``None`` at the beginning
-        :param episode_start: where it starts anew
+        :param observation: one observation, or one per environment
+        :param state: state that the last call returned; ``None`` at first
+        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
         :param args: ``deterministic`` and ``action_masks``
-        :param kwargs: likewise
-        :return: the actions and the state
+        :param kwargs: the same by name
+        :return: the actions and the new state
         """
         if state is None and episode_start is not None and not np.all(episode_start):
             warnings.warn(
-                "predict() was given no state, though not every episode starts: the policy acts without its memory. Give it "
-                "what the last call returned. sb3-contrib's MaskableEvalCallback does not; take "
+                "predict() was given no state, though not every episode starts now: the policy acts without its memory. Pass "
+                "the state that the last call returned. sb3-contrib's MaskableEvalCallback does not; use "
                 "sb3_trpo.recurrent.MaskableRecurrentEvalCallback.",
                 UserWarning,
                 stacklevel=2,

@@ -21,9 +21,9 @@ from sb3_trpo.distributions.sampling import DRAWS, NAN_ADVICE
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import BoundPass
 from sb3_trpo.numerics.torch_private import write_counts
-from sb3_trpo.rollouts.batch import PASS_LIMITS, default_chunk_size, map_parts
 from sb3_trpo.rollouts.environment import RolloutEnv
-from sb3_trpo.rollouts.plain_spaces import Observation
+from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
+from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
 from sb3_trpo.rollouts.validation import cut_off_at, require_finite_end
 
 CPU = th.device("cpu")

@@ -1,9 +1,9 @@
-"""Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438), and the moments that standardise advantages."""
+"""Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438), and the standardisation of advantages."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
@@ -15,75 +15,75 @@ ROUNDINGS = 16
 """Rounding errors that add up in one advantage: a GAE sum reaches about 1 / (1 - gamma * lambda) steps, 17 by default."""
 
 
-Standardise = Callable[[RolloutBuffer, np.ndarray], tuple[float, float]]
-"""Gives shift and scale for the advantages of some transitions of a buffer with (step, env) joined, by their indices."""
-
-
-def as_they_are(buffer: RolloutBuffer, indices: np.ndarray) -> tuple[float, float]:
+class PooledMoments(NamedTuple):
     """
-    Leave advantages alone.
+    Moments of numbers that several ranks hold.
 
-    :param buffer: a full rollout buffer
-    :param indices: of the transitions
-    :return: shift 0 and scale 1
+    :param n: how many there are
+    :param mean: their mean
+    :param squares: the sum of their squared distances from the mean
     """
-    return 0.0, 1.0
+
+    n: float
+    mean: float
+    squares: float
 
 
-def standardisation(buffer: RolloutBuffer, indices: np.ndarray, communicator: Communicator = ALONE) -> tuple[float, float]:
+def standardisation(advantages: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> tuple[float, float]:
     """
-    Find what gives the advantages of some transitions, those of all ranks together, mean 0 and standard deviation 1.
+    Find the shift and scale that give advantages mean 0 and standard deviation 1 over all ranks.
 
     A spread within the rounding error of the values that the advantages were computed from is noise, which must not be blown
     up to a full step: its scale is 0.
 
-    :param buffer: a full rollout buffer, with (step, env) joined
-    :param indices: of the transitions
-    :param communicator: which have other transitions each
-    :return: shift and scale
+    :param advantages: advantages that this rank's update uses, shape ``(n,)``
+    :param returns: all of this rank's returns, which show how large the values are
+    :param communicator: connects the ranks, each of which has other advantages
+    :return: shift b and scale c of ``(A - b) * c``
     """
-    n, mean, squares = pooled(buffer.advantages.reshape(-1)[indices], communicator)
+    n, mean, squares = pooled_moments(advantages, communicator)
     spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0
-    largest = float(communicator.gather(th.tensor(np.abs(buffer.returns).max())).max())
+    largest = float(communicator.gather(th.tensor(np.abs(returns).max())).max())
     rounding = ROUNDINGS * np.finfo(np.float32).eps * largest
-    return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)
+    return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)  # 1e-8 as in SB3
 
 
-def pooled(values: np.ndarray, communicator: Communicator) -> tuple[float, float, float]:
+def pooled_moments(values: np.ndarray, communicator: Communicator) -> PooledMoments:
     """
-    Take the moments of what several ranks have.
+    Compute the moments of numbers that several ranks hold.
 
-    :param values: of this rank
-    :param communicator: all
-    :return: how many, their mean, and the sum of squares about it
+    :param values: this rank's numbers, shape ``(n,)``
+    :param communicator: connects the ranks
+    :return: moments of the numbers of all ranks together
     """
     values = values.astype(np.float64)
     own = len(values), values.sum(), np.square(values - values.mean()).sum()
     n, total, squares = communicator.gather(th.tensor(own, dtype=th.float64)).numpy().T
     mean = total.sum() / n.sum()
-    return float(n.sum()), float(mean), float((squares + n * np.square(total / n - mean)).sum())
+    return PooledMoments(float(n.sum()), float(mean), float((squares + n * np.square(total / n - mean)).sum()))
 
 
 def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_dones: np.ndarray) -> None:
     """
-    Fill in advantages and lambda-returns as the buffer's own method does (GAE, arXiv:1506.02438, eq. 16).
+    Fill in advantages and lambda-returns like the buffer's own method (GAE, arXiv:1506.02438, eq. 16).
 
-    ``A_t = delta_t + c_t A_{t+1}`` is solved for all t at once, by spans that double: after k passes A_t holds ``2^k`` terms
-    and c_t the product of as many.
+    The recurrence ``A_t = delta_t + c_t A_{t+1}`` is solved for all t at once, by doubling: after k rounds A_t holds ``2^k``
+    terms, and c_t the product of as many factors. SB3's loop over the steps takes several times as long.
 
-    :param buffer: with rewards, values and episode starts of all steps
-    :param last_values: values after the last step, shape ``(n_envs,)``
-    :param last_dones: which episodes ended with it, shape ``(n_envs,)``
+    :param buffer: holds rewards, values and episode starts of all steps
+    :param last_values: values of the observations after the last step, shape ``(n_envs,)``
+    :param last_dones: whether an episode ended with the last step, shape ``(n_envs,)``
     """
-    with np.errstate(all="ignore"):  # far decay is 0 by intent, and what is not finite is named by require_finite()
+    # Products of many factors may underflow to 0, as they should. Whatever is not finite is reported by require_finite().
+    with np.errstate(all="ignore"):
         alive = 1.0 - np.concatenate((buffer.episode_starts[1:], last_dones[None]), dtype=np.float64)
         next_values = np.concatenate((buffer.values[1:], last_values[None]))
         advantages = buffer.rewards + buffer.gamma * alive * next_values - buffer.values
         decay = buffer.gamma * buffer.gae_lambda * alive
-        span = 1
-        while span < len(advantages):
-            advantages[:-span] += decay[:-span] * advantages[span:]
-            decay[:-span] *= decay[span:]
-            span *= 2
+        n_terms = 1
+        while n_terms < len(advantages):
+            advantages[:-n_terms] += decay[:-n_terms] * advantages[n_terms:]
+            decay[:-n_terms] *= decay[n_terms:]
+            n_terms *= 2
         buffer.advantages = advantages.astype(np.float32)
         buffer.returns = buffer.advantages + buffer.values

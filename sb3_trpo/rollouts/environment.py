@@ -20,9 +20,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.distributions.floating_point import as_float32
-from sb3_trpo.rollouts.batch import map_parts
 from sb3_trpo.rollouts.callback_locals import OwnLocals
-from sb3_trpo.rollouts.plain_spaces import Observation, PlainSpaces, dict_of
+from sb3_trpo.rollouts.plain_spaces import Observation, PlainSpaces, dict_of, map_parts
 from sb3_trpo.rollouts.validation import require_finite_end
 
 

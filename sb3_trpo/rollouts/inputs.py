@@ -1,114 +1,84 @@
 """
-What a policy is given to act on, and how it is asked: dispatched on type.
+What a policy acts on in some states, and how it is asked there.
 
-Observations alone go to SB3's own methods. Action masks (``maskable.py``) and sequences (``recurrent.py``) are types of their
-own, which register what differs; so whatever handles transitions knows none of them.
+A plain policy acts on observations alone. Action masks (``maskable/``) and memory (``recurrent/``) add to them. Code that
+handles transitions sees :class:`PolicyInputs` and needs to know neither.
 """
 
 from __future__ import annotations
 
-from functools import singledispatch
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-Inputs = Any
-"""A tensor, a dict of tensors, or a type registered with the functions here."""
+
+class PolicyInputs(Protocol):
+    """What a policy acts on in n states."""
+
+    @property
+    def observations(self) -> PyTorchObs:
+        """The observations alone, a tensor or a dict of tensors of shape ``(n, ...)``."""
+        ...
+
+    def __len__(self) -> int:
+        """Return n."""
+        ...
+
+    def distribution(self, policy: ActorCriticPolicy) -> Distribution:
+        """
+        Compute the policy's action distribution.
+
+        :param policy: the policy to ask
+        :return: one row per state, with the graph of its computation
+        """
+        ...
+
+    def values(self, policy: ActorCriticPolicy) -> th.Tensor:
+        """
+        Compute the critic's values.
+
+        :param policy: the policy that holds the critic
+        :return: shape ``(n, 1)``, with the graph of their computation
+        """
+        ...
+
+    def restrict(self, distribution: Distribution) -> Distribution:
+        """
+        Exclude the actions that these inputs forbid.
+
+        :param distribution: over all actions, one row per state; may be changed in place
+        :return: the distribution over the allowed actions
+        """
+        ...
 
 
-@singledispatch
-def action_distribution(inputs: Inputs, policy: ActorCriticPolicy) -> Distribution:
+@dataclass(frozen=True, eq=False)
+class ObservationInputs:
     """
-    Ask a policy for its action distribution.
+    The inputs of a plain policy.
 
-    :param inputs: what it acts on
-    :param policy: the policy
-    :return: the distribution, one row for each transition, with its graph
+    :param observations: a tensor or a dict of tensors of shape ``(n, ...)``
     """
-    return policy.get_distribution(inputs)
 
+    observations: PyTorchObs
 
-@singledispatch
-def state_values(inputs: Inputs, policy: ActorCriticPolicy) -> th.Tensor:
-    """
-    Ask a critic for its values.
+    def __len__(self) -> int:
+        """Return the number of states."""
+        parts = self.observations
+        return len(next(iter(parts.values())) if isinstance(parts, dict) else parts)
 
-    :param inputs: as for the policy
-    :param policy: with the critic
-    :return: shape ``(n, 1)``, with their graph
-    """
-    return policy.predict_values(inputs)
+    def distribution(self, policy: ActorCriticPolicy) -> Distribution:
+        """Ask the policy by SB3's own method."""
+        return policy.get_distribution(self.observations)
 
+    def values(self, policy: ActorCriticPolicy) -> th.Tensor:
+        """Ask the critic by SB3's own method."""
+        return policy.predict_values(self.observations)
 
-@singledispatch
-def observations_in(inputs: Inputs) -> PyTorchObs:
-    """
-    Give what the first layer sees.
-
-    :param inputs: what the policy acts on
-    :return: the observations alone
-    """
-    observations: PyTorchObs = inputs
-    return observations
-
-
-def number_in(inputs: Inputs) -> int:
-    """
-    Count the transitions that inputs are for.
-
-    :param inputs: what the policy acts on
-    :return: the first dimension of its observations
-    """
-    observations = observations_in(inputs)
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-
-
-@singledispatch
-def restrict(inputs: Inputs, distribution: Distribution) -> Distribution:
-    """
-    Take away the actions that the inputs forbid.
-
-    :param inputs: what the policy acts on
-    :param distribution: at their observations, over all actions; may be changed
-    :return: the distribution over those allowed
-    """
-    return distribution
-
-
-@singledispatch
-def inputs_in(samples: Any) -> Inputs:
-    """
-    Find what the policy acted on.
-
-    :param samples: of a rollout buffer
-    :return: its inputs
-    """
-    return samples.observations
-
-
-@singledispatch
-def some_inputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> Inputs:
-    """
-    Complete observations to inputs, when there is no rollout to read them from.
-
-    :param policy: the policy
-    :param observations: some
-    :return: what it may be given with them
-    """
-    return observations
-
-
-@singledispatch
-def minibatches_of(buffer: RolloutBuffer, batch_size: int) -> Any:
-    """
-    Pass once over a rollout, for the critic.
-
-    :param buffer: a full rollout buffer
-    :param batch_size: transitions at a time
-    :return: an iterator over samples, for :func:`inputs_in`; as many as there is room for
-    """
-    return buffer.get(batch_size)
+    def restrict(self, distribution: Distribution) -> Distribution:
+        """Return the distribution as it is: observations forbid nothing."""
+        return distribution

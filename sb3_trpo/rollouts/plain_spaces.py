@@ -9,7 +9,7 @@ axis. Policies and buffers use the plain space; environments and callers of ``pr
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,6 +115,21 @@ def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
     return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
 
 
+def check_env(env: Any, is_needed: bool) -> None:
+    """
+    Check that there is an environment.
+
+    :param env: the constructor's argument
+    :param is_needed: whether the model is to be set up; a saved one is loaded without an environment
+    :raises ValueError: if there is none
+    """
+    if env is None and is_needed:
+        raise ValueError(
+            "env is None, but a new model needs an environment: give one, or its registered name. To use a saved model "
+            "without any, TRPO.load(path)."
+        )
+
+
 def check_spaces_of(env: Any) -> None:
     """
     Check the spaces of an environment.
@@ -167,3 +182,16 @@ def _start(space: spaces.Space[Any]) -> np.ndarray:
 def _shape(space: spaces.Space[Any]) -> tuple[int, ...]:
     assert space.shape is not None, "only Dict and Tuple spaces have no shape"
     return space.shape
+
+
+def map_parts(function: Callable[[np.ndarray], np.ndarray], observation: Observation) -> Observation:
+    """
+    Apply a function to each array of an observation.
+
+    :param function: maps an array to an array
+    :param observation: an array or a dict of arrays
+    :return: the results, in the same form
+    """
+    if isinstance(observation, dict):
+        return {key: function(part) for key, part in observation.items()}
+    return function(observation)

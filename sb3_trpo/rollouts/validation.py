@@ -1,4 +1,4 @@
-"""What no update may be given: observations, rewards and values that are not finite, or of another shape than the space."""
+"""Checks of what the update is given: observations, rewards and values must be finite, observations must fit their space."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sb3_trpo.rollouts.plain_spaces import Observation
 
 def require_finite(buffer: RolloutBuffer, last_observation: Observation | None = None) -> None:
     """
-    Refuse a rollout with numbers that would poison the update.
+    Raise if a rollout holds numbers that would spoil the update.
 
-    :param buffer: a full rollout buffer
-    :param last_observation: the one after the last step, whose value the returns build on; ``None`` if not known
-    :raises ValueError: if observations, rewards, values, returns or advantages are not finite, naming the first place
+    :param buffer: a full rollout buffer, whether it has flattened (step, env) yet or not
+    :param last_observation: observation after the last step, whose value enters the returns; ``None`` if not known
+    :raises ValueError: if observations, rewards, values, returns or advantages are not finite; names the first place
     """
     _require_finite(buffer, _named(buffer.observations))
     fault = None if last_observation is None else non_finite_observation(last_observation, buffer.buffer_size)
@@ -33,16 +33,16 @@ def _require_finite(buffer: RolloutBuffer, quantities: dict[str, np.ndarray]) ->
     for name, array in quantities.items():
         place = _first_non_finite(array)
         if place is not None:
-            joined = buffer.generator_ready and name != "rewards"  # SB3 joins (step, env) of the others
-            env, step = divmod(place[0], buffer.buffer_size) if joined else (place[1], place[0])
-            raise _non_finite_error(name, array[place], env, step, place[1 if joined else 2 :])
+            is_flat = buffer.generator_ready and name != "rewards"  # get() flattens (step, env) of all but the rewards
+            env, step = divmod(place[0], buffer.buffer_size) if is_flat else (place[1], place[0])
+            raise _non_finite_error(name, array[place], env, step, place[1 if is_flat else 2 :])
 
 
 def cut_off_at(info: dict[str, Any]) -> Any:
     """
-    Find the last observation of an episode that a time limit cut off, whose value the returns build on.
+    Find the last observation of an episode that a time limit cut off; its value enters the returns.
 
-    :param info: of an environment whose episode has ended
+    :param info: info dict of an environment at the end of an episode
     :return: the observation, ``None`` if the episode ended by itself
     """
     return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
@@ -50,12 +50,12 @@ def cut_off_at(info: dict[str, Any]) -> Any:
 
 def require_finite_end(info: dict[str, Any], env: int, step: int) -> None:
     """
-    Refuse an episode whose last observation would poison the returns.
+    Raise if the last observation of an episode would spoil the returns.
 
-    :param info: of an environment whose episode has ended
+    :param info: info dict of an environment at the end of an episode
     :param env: index of the environment
     :param step: index of the step in the rollout
-    :raises ValueError: if a time limit cut it off at an observation that is not finite
+    :raises ValueError: if a time limit cut the episode off at an observation that is not finite
     """
     last = cut_off_at(info)
     for name, part in ({} if last is None else _named(last)).items():
@@ -67,13 +67,13 @@ def require_finite_end(info: dict[str, Any], env: int, step: int) -> None:
 
 def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, step: int) -> ValueError | None:
     """
-    Look for an observation that no policy can act on.
+    Check shapes, types and finiteness of observations.
 
     :param observation: one observation per environment
-    :param space: that they should be in
+    :param space: the space that each should be in
     :param n_envs: number of environments
     :param step: index of the step in the rollout
-    :return: the error to raise, saying what is wrong with it, or ``None`` if nothing is
+    :return: an error that names the fault, ``None`` if there is none
     """
     parts = space.spaces if isinstance(space, spaces.Dict) else {None: space}
     for key, part in parts.items():
@@ -82,34 +82,34 @@ def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, s
             return ValueError(
                 f"The environment returned {'an observation' if key is None else f'observations[{key!r}]'} of shape "
                 f"{seen.shape[1:]} and type {seen.dtype} at step {step} of the rollout, but its space is {part}. "
-                "The policy is unchanged. Mend the environment; gymnasium.utils.env_checker.check_env finds such faults."
+                "The policy is unchanged. Fix the environment; gymnasium.utils.env_checker.check_env finds such faults."
             )
     return non_finite_observation(observation, step)
 
 
 def unfit_type(policy: th.nn.Module) -> ValueError | None:
     """
-    Look for weights that observations do not fit.
+    Check that a policy's weights have the type in which SB3 passes observations to it.
 
-    :param policy: that could not act
-    :return: the error to raise, or ``None`` if all are of the type in which SB3 shows observations
+    :param policy: the policy, after it has failed to act
+    :return: an error that names the other type, ``None`` if there is none
     """
     others = {parameter.dtype for parameter in policy.parameters() if parameter.is_floating_point()} - {th.float32}
     if not others:
         return None
     return ValueError(
-        f"The policy's parameters are of the type {next(iter(others))}, but SB3 shows it observations in torch.float32, and "
-        "it could not act. Call model.policy.float(), or let its features extractor convert them."
+        f"The policy's parameters are of the type {next(iter(others))}, but SB3 passes it observations in torch.float32, "
+        "so it could not act. Call model.policy.float(), or let its features extractor convert them."
     )
 
 
 def non_finite_observation(observation: Observation, step: int) -> ValueError | None:
     """
-    Look for an observation that no policy can act on.
+    Check finiteness of observations.
 
     :param observation: one observation per environment
     :param step: index of the step in the rollout
-    :return: the error to raise, naming the environment, or ``None`` if all is finite
+    :return: an error that names the environment, ``None`` if all numbers are finite
     """
     for name, array in _named(observation).items():
         place = _first_non_finite(array)
@@ -125,7 +125,7 @@ def _named(observation: Observation) -> dict[str, np.ndarray]:
 
 
 def _first_non_finite(array: np.ndarray) -> tuple[int, ...] | None:
-    """Find a number that is not finite for the policy, which sees float32 whatever the type of the space."""
+    """Find the first number that is not finite in float32, which the policy sees whatever the type of the space."""
     if not np.issubdtype(array.dtype, np.floating):
         return None
     are_finite = np.isfinite(as_float32(array))
@@ -137,7 +137,7 @@ def _non_finite_error(name: str, value: float, env: int, step: int, entry: tuple
     where = f", in entry {[*entry]}" if entry else ""
     return ValueError(
         f"The rollout holds non-finite {name}: {shown} in environment {env} at step {step} of the rollout{where}. The update "
-        "was not begun: the policy is unchanged and can be saved. Mend the environment, or wrap it in "
+        "was not started: the policy is unchanged and can be saved. Fix the environment, or wrap it in "
         "stable_baselines3.common.vec_env.VecCheckNan to see where such a number first appears. A reward at a time limit "
         "includes the value of the episode's last observation."
     )

@@ -22,8 +22,8 @@ from sb3_trpo.networks.layers import Tape
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearisation, Outputs, linearise
-from sb3_trpo.rollouts.batch import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
-from sb3_trpo.rollouts.inputs import Inputs, action_distribution, observations_in, restrict
+from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
 
 class LocalPolicy(NamedTuple):
@@ -52,11 +52,11 @@ class Actor(Protocol):
         """How many transitions suit it at a time."""
         ...
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         ...
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with its derivatives."""
         ...
 
@@ -74,12 +74,12 @@ class AutogradActor:
     parameters: Sequence[th.Tensor]
     chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         with twice_differentiable(self.policy):  # the same kernels, so that the same parameters give a KL of 0
-            return action_distribution(inputs, self.policy)
+            return inputs.distribution(self.policy)
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with the graph of its derivatives."""
         distribution = self.distribution(inputs)
         z = family(distribution).parameters(distribution)
@@ -110,15 +110,15 @@ class NetworkActor:
         self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
-    def distribution(self, inputs: Inputs) -> Distribution:
+    def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         with th.no_grad():
-            output = self._networks.actor(self._networks.features(observations_in(inputs)))
-            return restrict(inputs, self._distribution(output))
+            output = self._networks.actor(self._networks.features(inputs.observations))
+            return inputs.restrict(self._distribution(output))
 
-    def local(self, inputs: Inputs) -> LocalPolicy:
+    def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution and keep the activations for its derivatives."""
-        observations = observations_in(inputs)
+        observations = inputs.observations
         with th.no_grad():
             tape = self._networks.actor.record(self._features(observations))
         output = tape.output.requires_grad_()
@@ -132,7 +132,7 @@ class NetworkActor:
         seen = observations.values() if isinstance(observations, dict) else (observations,)
         held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*seen, *tape.hidden, *tape.kept)}
         n_bytes = sum(held.values())
-        distribution = restrict(inputs, self._distribution(output))
+        distribution = inputs.restrict(self._distribution(output))
         return LocalPolicy(distribution, gradient, lambda: self._linearise(observations, tape, distribution), n_bytes)
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:

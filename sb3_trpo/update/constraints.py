@@ -17,7 +17,7 @@ from stable_baselines3.common.distributions import Distribution
 from sb3_trpo.distributions.kinds import family
 from sb3_trpo.numerics.gauss_newton import Outputs
 from sb3_trpo.numerics.line_search import Constraint
-from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.rollouts.transitions import Transitions
 
 Terms = Callable[[Outputs, Distribution, Transitions], th.Tensor]
 """``(old, distribution, chunk) -> terms``: from z of the old policy, the new policy's distribution, and the transitions."""

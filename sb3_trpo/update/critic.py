@@ -1,4 +1,4 @@
-"""Value regression: the critic follows the lambda-returns by minibatch steps of the policy's optimizer."""
+"""Value regression: minibatch steps of the policy's optimizer fit the critic to the lambda-returns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import singledispatch
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,10 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard, mean_gradients, weighted_minibatches
-from sb3_trpo.rollouts.inputs import inputs_in, state_values
-
-Minibatch = Any
-"""Samples of a rollout buffer."""
+from sb3_trpo.rollouts.reader import Minibatch
 
 
 class FitOutcome(Enum):
@@ -35,8 +31,8 @@ class CriticFit:
     """
     The record of one critic fit.
 
-    :param outcome: how it ended
-    :param loss: mean squared error over all minibatches, ``None`` if there were none
+    :param outcome: how the fit ended
+    :param loss: squared error, averaged over each minibatch and then over all minibatches; ``None`` if there were none
     """
 
     outcome: FitOutcome
@@ -55,21 +51,21 @@ def fit_critic(
     """
     Regress the values on the returns, in place.
 
-    On an exception or a non-finite result, parameters and optimizer are put back as they were, bit for bit.
+    After an exception or a non-finite result, parameters and optimizer are as they were before, bit for bit.
 
-    :param policy: its ``optimizer`` takes the steps
-    :param parameters: those that the critic may move
-    :param minibatches: gives one pass over the rollout
+    :param policy: the policy that holds the critic; its ``optimizer`` takes the steps
+    :param parameters: parameters that the critic may move
+    :param minibatches: makes one pass over the rollout when called
     :param n_epochs: number of passes
-    :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param communicator: which have minibatches of their own; all take the same steps
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
     :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
     old_parameters = [parameter.detach().clone() for parameter in parameters]
     old_optimizer = copy.deepcopy(policy.optimizer.state_dict())
 
-    def put_back() -> None:
+    def restore() -> None:
         assign(parameters, old_parameters)
         policy.optimizer.load_state_dict(old_optimizer)
         policy.optimizer.zero_grad()
@@ -86,21 +82,21 @@ def fit_critic(
         policy.optimizer.zero_grad()
         sound = is_sound(policy.optimizer, parameters)
         if not sound:
-            put_back()
-    except BaseException:  # an interrupt, too, even one in the midst of the lines above
-        put_back()
+            restore()
+    except BaseException:  # also an interrupt, wherever it comes
+        restore()
         raise
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
 
 
 def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
     """
-    Check parameters and optimizer for finiteness.
+    Check that parameters and optimizer state are finite.
 
-    A squared gradient may overflow in Adam's second moment, which stops all learning, while the parameters stay finite.
+    A squared gradient may overflow in Adam's second moment, which would stop all learning, while the parameters stay finite.
 
-    :param optimizer: its state counts
-    :param parameters: of the critic
+    :param optimizer: the optimizer, with the state of all its parameters
+    :param parameters: parameters that were fitted
     :return: whether all numbers are finite
     """
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, th.Tensor)]
@@ -109,11 +105,11 @@ def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
 
 def mean_loss(totals: th.Tensor, sizes: Sequence[float], communicator: Communicator) -> float:
     """
-    Average over the minibatches their mean squared errors.
+    Average the mean squared errors of all minibatches.
 
-    :param totals: squared errors summed over each minibatch of this rank
-    :param sizes: how many there were
-    :param communicator: whose minibatches are parts of the same ones
+    :param totals: sum of squared errors for each minibatch of this rank, shape ``(n_minibatches,)``
+    :param sizes: number of transitions in each
+    :param communicator: connects the ranks, each of which has a part of every minibatch
     :return: the average
     """
     total, n = communicator.sum(th.stack((totals, totals.new_tensor(sizes))))
@@ -121,23 +117,27 @@ def mean_loss(totals: th.Tensor, sizes: Sequence[float], communicator: Communica
 
 
 class SquaredErrors(NamedTuple):
-    """Squared differences of values and returns: their sum, a scalar, and how many there are."""
+    """
+    Squared differences between values and returns in a minibatch.
+
+    :param total: their sum, a scalar
+    :param n: number of transitions, without padding
+    """
 
     total: th.Tensor
     n: float
 
 
-@singledispatch
 def squared_errors(minibatch: Minibatch, policy: ActorCriticPolicy) -> SquaredErrors:
     """
     Compare values and returns.
 
-    :param minibatch: of transitions
-    :param policy: whose critic it is
-    :return: the squared errors, with their graph
+    :param minibatch: parts whose errors are added up
+    :param policy: the policy that holds the critic
+    :return: the squared errors, with the graph of their computation
     """
-    errors = state_values(inputs_in(minibatch), policy).flatten() - minibatch.returns
-    return SquaredErrors(errors.square().sum(), len(errors))
+    totals = [part.total((part.inputs.values(policy).flatten() - part.returns).square()) for part in minibatch]
+    return SquaredErrors(th.stack(totals).sum(), sum(part.weight for part in minibatch))
 
 
 def descend(
@@ -151,15 +151,15 @@ def descend(
     """
     Take one optimizer step on one minibatch.
 
-    The gradient is taken in the critic's parameters alone. An optimizer passes over parameters without one, so the policy's
-    stay where the trust region left them, weight decay and momentum included.
+    Only the critic's parameters get a gradient. An optimizer skips parameters without one, so that neither weight decay nor
+    momentum moves the policy away from where the trust-region step left it.
 
-    :param policy: its ``optimizer`` takes the step
-    :param parameters: those that the critic may move
-    :param minibatch: inputs and returns
+    :param policy: the policy that holds the critic; its ``optimizer`` takes the step
+    :param parameters: parameters that the critic may move
+    :param minibatch: the minibatch
     :param weight: 1, or 0 if the minibatch does not count
-    :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param communicator: over whose minibatches the gradient is averaged
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks over whose minibatches the gradient is averaged
     :return: the weighted errors before the step, without a graph
     """
     total, n = squared_errors(minibatch, policy)

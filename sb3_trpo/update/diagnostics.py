@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.rollouts.advantages import pooled
+from sb3_trpo.rollouts.advantages import pooled_moments
+from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.update.critic import CriticFit
 
 Value = float | None
@@ -74,20 +74,20 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
 
 
 def state_diagnostics(
-    policy: ActorCriticPolicy, buffer: RolloutBuffer, n_rejected_steps: int, communicator: Communicator = ALONE
+    policy: ActorCriticPolicy, batch: RolloutBatch, n_rejected_steps: int, communicator: Communicator = ALONE
 ) -> dict[str, Value]:
     """
     Name what belongs to no single part of an update.
 
-    :param policy: after the update
-    :param buffer: the rollout that it used
-    :param n_rejected_steps: steps not accepted so far
-    :param communicator: with whose rollouts it did
+    :param policy: the policy after the update
+    :param batch: what the update used
+    :param n_rejected_steps: number of steps that were not accepted so far
+    :param communicator: connects the ranks, each of which used another batch
     :return: values by logger key
     """
     log_std = getattr(policy, "log_std", None)
     return {
-        "train/explained_variance": explained_variance(buffer.values, buffer.returns, communicator),
+        "train/explained_variance": explained_variance(batch.values, batch.returns, communicator),
         "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
         "train/n_rejected_steps": n_rejected_steps,
     }
@@ -95,15 +95,15 @@ def state_diagnostics(
 
 def explained_variance(values: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> float:
     """
-    Compare the variance of errors to that of returns.
+    Compute ``1 - Var(returns - values) / Var(returns)`` over all ranks.
 
-    :param values: of the critic
-    :param returns: that it should have foreseen
-    :param communicator: which have other ones each
-    :return: 1 less the quotient; NaN where the returns do not vary
+    :param values: predictions of the critic, shape ``(n,)``
+    :param returns: lambda-returns that it should have predicted, shape ``(n,)``
+    :param communicator: connects the ranks, each of which has other ones
+    :return: 1 for a perfect critic, 0 for one as good as a constant; NaN if the returns do not vary
     """
-    *_, unexplained = pooled((returns - values).flatten(), communicator)
-    *_, total = pooled(returns.flatten(), communicator)
+    unexplained = pooled_moments(returns - values, communicator).squares
+    total = pooled_moments(returns, communicator).squares
     return math.nan if total == 0.0 else 1.0 - unexplained / total
 
 

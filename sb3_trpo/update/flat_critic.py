@@ -1,51 +1,52 @@
 """
-Value regression for a critic that is a plain stack of layers: no graph, and one Adam step on one flat vector.
+Value regression for a critic that is a plain stack of layers: without autograd, by Adam steps on one flat vector.
 
-The fit works on copies of the critic's tensors and of the optimizer's state. They are written back at once when it has ended
-well; until then nothing is changed. Symbols of Adam are those of Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1.
+A fit makes thousands of steps on small networks, where calls into torch cost more than arithmetic. This way a step makes a
+fraction of the calls of the general one in ``critic.py``, with the same results up to rounding.
+
+The fit works on copies of the critic's tensors and of the optimizer's state, which are written back in one go after it has
+ended well. Until then nothing is changed, so there is nothing to restore. Symbols of Adam are those of Kingma & Ba 2015,
+arXiv:1412.6980, Algorithm 1.
 
 ======  ============================================
 theta   parameters of the critic, flat
 g       gradient of the minibatch's loss
-m, v    running means of g and of its square
-t       steps taken
+m, v    running means of g and of g^2
+t       number of steps taken
 ======  ============================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
-import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.networks.layers import Stack
-from sb3_trpo.networks.plain_network import Features, Networks, is_patched
+from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.sharding import MinibatchShard, weighted_minibatches
-from sb3_trpo.rollouts.batch import DIRECT_BUFFERS, PASS_LIMITS, default_chunk_size, minibatches, observation_blocks
-from sb3_trpo.update.critic import CriticFit, FitOutcome, mean_loss
+from sb3_trpo.parallel.sharding import MinibatchShard, shard_minibatches, weighted_minibatches
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.reader import FeatureEpoch
+from sb3_trpo.update.critic import CriticFit, FitOutcome, fit_critic, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
-
-Batches = Callable[[], Iterable[tuple[th.Tensor, th.Tensor]]]
-"""Gives one pass over the rollout: features of shape ``(n, ...)`` and returns of shape ``(n, 1)`` at a time."""
 
 
 def trainable_part(critic: Stack, parameters: Iterable[nn.Parameter]) -> tuple[Stack, Stack] | None:
     """
-    Cut a critic where its fit begins: a trunk that it shares with the policy stays below.
+    Cut a critic where its trainable layers begin: above a trunk that it shares with the policy, or above frozen layers.
 
-    :param critic: the whole
-    :param parameters: those that may be moved; ones outside the critic do not matter
-    :return: the layers below, which may be none, and those to fit, at least one; ``None`` if layers are trained in part
+    :param critic: all layers of the critic
+    :param parameters: parameters that may be moved; those outside the critic do not matter
+    :return: the fixed layers, of which there may be none, and the layers to fit, at least one; ``None`` if a layer is to be
+        trained in part, if a fixed layer lies above a trained one, or if layers share a tensor
     """
     movable = {id(parameter) for parameter in parameters}
     trained = [{id(layer.weight), id(layer.bias)} - {id(None)} <= movable for layer in critic.layers]
@@ -64,13 +65,13 @@ class StackRegression(NamedTuple):
     A critic's fit, ready to run.
 
     :param critic: the layers to fit
-    :param adam: made for their tensors
-    :param batches: gives one pass over the rollout
+    :param adam: the optimizer of their tensors
+    :param epoch: makes one pass over the rollout when called
     """
 
     critic: Stack
     adam: FlatAdam
-    batches: Batches
+    epoch: FeatureEpoch
 
 
 @th.no_grad()
@@ -78,53 +79,64 @@ def plain_regression(
     policy: ActorCriticPolicy,
     networks: Networks,
     parameters: Sequence[nn.Parameter],
-    buffer: RolloutBuffer,
+    batch: RolloutBatch,
     batch_size: int,
 ) -> StackRegression | None:
     """
-    Prepare a fit without a graph.
+    Prepare a fit without autograd.
 
-    :param policy: its ``optimizer`` is continued
-    :param networks: read out of it
-    :param parameters: those that the critic may move
-    :param buffer: a full rollout buffer, with (step, env) joined
+    :param policy: the policy that holds the critic; its ``optimizer`` is continued
+    :param networks: the policy's networks, on its own tensors
+    :param parameters: parameters that the critic may move
+    :param batch: what the critic is fitted to
     :param batch_size: transitions per minibatch
-    :return: the fit, or ``None`` if optimizer or critic need the general one
+    :return: the fit, or ``None`` if critic or optimizer need the general one
     """
     parts = trainable_part(networks.critic, parameters)
     if parts is None:
         return None
-    below, critic = parts
+    fixed, critic = parts
     adam = flat_adam(policy.optimizer, critic.tensors)
     if adam is None:
         return None
 
     def features(observations: PyTorchObs) -> th.Tensor:
-        return below(networks.features(observations))
+        return fixed(networks.features(observations))
 
-    return StackRegression(critic, adam, _passes_over(buffer, features, bool(below.layers), batch_size))
-
-
-def _passes_over(buffer: RolloutBuffer, features: Features, always_make: bool, batch_size: int) -> Batches:
-    """Read SB3's own buffers directly, and make features once where they take no more room than what is there."""
-    if type(buffer) not in DIRECT_BUFFERS or is_patched(buffer):
-        return lambda: ((features(batch.observations), batch.returns[:, None]) for batch in buffer.get(batch_size))
-    size, rows = default_chunk_size(buffer.observation_space, PASS_LIMITS), buffer.observations
-    if always_make or isinstance(rows, dict) or rows.dtype == np.float64:
-        return partial(minibatches, buffer, _features_of_all(buffer, features, size), lambda part: part, batch_size, size)
-    kept = th.from_numpy(rows)
-    return partial(minibatches, buffer, kept, lambda part: features(part.to(buffer.device)), batch_size, size)
+    epoch = batch.feature_epoch(features, bool(fixed.layers), batch_size)
+    return None if epoch is None else StackRegression(critic, adam, epoch)
 
 
-def _features_of_all(buffer: RolloutBuffer, features: Features, size: int) -> th.Tensor:
-    """Make the features of the whole rollout, some at a time, into one tensor."""
-    blocks = map(features, observation_blocks(buffer, size))
-    first = next(blocks)
-    made = first.new_empty(buffer.buffer_size * buffer.n_envs, *first.shape[1:])
-    made[: len(first)] = first
-    for index, block in enumerate(blocks, start=1):
-        made[index * size : index * size + len(block)] = block
-    return made
+def fit_values(
+    policy: ActorCriticPolicy,
+    networks: Networks | None,
+    parameters: Sequence[nn.Parameter],
+    batch: RolloutBatch,
+    n_epochs: int,
+    batch_size: int,
+    max_grad_norm: float | None,
+    communicator: Communicator = ALONE,
+) -> CriticFit:
+    """
+    Regress the critic's values on the returns: without autograd where critic and optimizer allow it, else by ``fit_critic``.
+
+    :param policy: the policy that holds the critic; its ``optimizer`` takes the steps
+    :param networks: the policy's layers, ``None`` if it is not a plain one
+    :param parameters: parameters that the critic may move
+    :param batch: what the critic is fitted to
+    :param n_epochs: number of passes over the batch
+    :param batch_size: transitions per minibatch, of all ranks together
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
+    :return: the record of the fit
+    """
+    shard = shard_minibatches(batch_size, batch.n_transitions, communicator)
+    own_size = batch_size if shard is None else shard.batch_size
+    regression = None if networks is None else plain_regression(policy, networks, parameters, batch, own_size)
+    if regression is not None:
+        return fit_stack(regression, n_epochs, max_grad_norm, communicator, shard)
+    minibatches = partial(batch.minibatches, own_size)
+    return fit_critic(policy, parameters, minibatches, n_epochs, max_grad_norm, communicator, shard)
 
 
 @th.no_grad()
@@ -138,25 +150,26 @@ def fit_stack(
     """
     Regress a critic's values on the returns.
 
-    On an exception or a non-finite result nothing has been changed.
+    After an exception or a non-finite result nothing has been changed.
 
     :param regression: the fit
     :param n_epochs: number of passes
-    :param max_grad_norm: bound on the gradient's norm, ``None`` or 0 for no bound
-    :param communicator: which have minibatches of their own; all take the same steps
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
     :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
-    critic, adam, batches = regression
+    critic, adam, epoch = regression
+    # Views into the flat vectors: passes read theta and write g without copying.
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
 
-    @cache
+    @cache  # one for whole minibatches, one for the last of an epoch if it is shorter
     def passes(n_rows: int) -> Pass:
         return BoundPass(copy, n_rows, gradient) if copy.is_dense else TapePass(copy, gradient)
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in weighted_minibatches(batches(), shard):
+        for (x, returns), weight in weighted_minibatches(epoch(), shard):
             network = passes(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))
@@ -173,7 +186,7 @@ def fit_stack(
 
 
 def _totals(errors: list[th.Tensor]) -> th.Tensor:
-    """Sum the squares of each minibatch, all in one go."""
+    """Sum the squared errors of each minibatch, all at once after the fit: cheaper than one more call in every step."""
     indices = th.arange(len(errors)).repeat_interleave(th.tensor([len(error) for error in errors]))
     squares = th.cat(errors).flatten().square()
     return squares.new_zeros(len(errors)).index_add_(0, indices.to(squares.device), squares)

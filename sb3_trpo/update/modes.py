@@ -1,8 +1,9 @@
 """
 Training and evaluation mode of a policy during an update.
 
-Dropout, batch norm and their like make a policy more than a function of its parameters. The trust region compares policies in
-evaluation mode. Layers that keep statistics of the data, in buffers, follow it once per update, after the step and the critic.
+With dropout or batch norm a policy is more than a function of its parameters and inputs, so the trust-region step compares
+policies in evaluation mode. Layers that keep statistics of the data in buffers see the rollout once per update, after the step
+and the fit of the critic.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from torch import nn
 
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.rollouts.inputs import Inputs, action_distribution, number_in, state_values
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 
 
 def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
     """
-    Find the layers whose training mode changes more than their output: batch norm, spectral norm, whatever has buffers.
+    Find layers that training mode changes, not only their output: batch norm, spectral norm, whatever has buffers.
 
     :param policy: the policy
-    :return: the layers with buffers of their own
+    :return: modules that hold a buffer themselves
     """
     return [module for module in policy.modules() if next(module.buffers(recurse=False), None) is not None]
 
@@ -32,9 +35,9 @@ def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Make the policy a well-defined function for a while: no dropout, batch norm by its running statistics.
+    Make the policy a function of its parameters and inputs within the context: no dropout, batch norm by running statistics.
 
-    :param policy: the policy
+    :param policy: the policy; its mode is restored afterwards
     """
     training = policy.training
     try:
@@ -47,45 +50,61 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Switch on training mode for a while, dropout included, but keep all statistics: the policy may share them.
+    Switch on training mode within the context, dropout included, but not for statistics, which the policy may share.
 
-    :param policy: the policy, left in evaluation mode
+    :param policy: the policy; in evaluation mode afterwards
     """
     try:
         policy.set_training_mode(True)
         for layer in statistical_layers(policy):
-            layer.training = False  # of itself: a dropout inside it stays on
+            layer.training = False  # not layer.eval(): dropout inside it stays on
         yield
     finally:
         policy.set_training_mode(False)
 
 
+def update_statistics(
+    policy: ActorCriticPolicy, batch: RolloutBatch, chunk_size: int | None, communicator: Communicator = ALONE
+) -> None:
+    """
+    Let layers with statistics, if there are any, see one chunk of states that is spread over the rollout.
+
+    :param policy: the policy, in evaluation mode before and after
+    :param batch: the rollout
+    :param chunk_size: number of states, ``None`` to choose by observation size
+    :param communicator: connects the ranks, whose statistics are averaged
+    """
+    if statistical_layers(policy):
+        size = chunk_size or default_chunk_size(policy.observation_space, GRAPH_LIMITS)
+        follow_statistics(policy, batch.spread_inputs(max(2, size)), communicator)  # a single state has no variance
+
+
 @th.no_grad()
-def follow_statistics(policy: ActorCriticPolicy, inputs: Inputs, communicator: Communicator = ALONE) -> None:
+def follow_statistics(policy: ActorCriticPolicy, inputs: PolicyInputs, communicator: Communicator = ALONE) -> None:
     """
     Let every layer with statistics see the data once, in one pass through policy and critic without dropout.
 
-    :param policy: in evaluation mode, and left in it
-    :param inputs: what the policy acted on; a single observation has no variance and is passed over
-    :param communicator: which end with the same statistics, the mean of theirs
+    :param policy: the policy, in evaluation mode before and after
+    :param inputs: what the policy acted on; a single state has no variance and is skipped
+    :param communicator: connects the ranks, whose statistics are averaged
     """
-    if number_in(inputs) > 1:
+    if len(inputs) > 1:
         _show(policy, inputs)
     buffers = [buffer for layer in statistical_layers(policy) for buffer in layer.buffers(recurse=False)]
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
     assign(floats, [communicator.sum(buffer) / communicator.size for buffer in floats])
 
 
-def _show(policy: ActorCriticPolicy, inputs: Inputs) -> None:
+def _show(policy: ActorCriticPolicy, inputs: PolicyInputs) -> None:
     with ExitStack() as stack:
         stack.callback(policy.set_training_mode, False)
         for layer in statistical_layers(policy):
             stack.callback(layer.register_forward_hook(_leave_training).remove)
             layer.training = True
-        action_distribution(inputs, policy)
-        state_values(inputs, policy)
+        inputs.distribution(policy)
+        inputs.values(policy)
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:
-    """Let a layer see the data once, though a trunk that policy and critic share is passed twice."""
+    """Switch a layer back after its first pass: a trunk that policy and critic share has two."""
     layer.training = False

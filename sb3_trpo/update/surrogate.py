@@ -21,7 +21,7 @@ from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Mean,
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.rollouts.batch import Chunk, Transitions
+from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
 from sb3_trpo.update.constraints import PolicyConstraint
 
@@ -38,7 +38,7 @@ class PolicyObjective:
 
     :param actor: the policy
     :param parameters: the parameters that the step changes
-    :param chunks: transitions for the surrogate, its gradient and the constraints
+    :param chunks: transitions for the surrogate, its gradient and the constraints; read one chunk at a time
     :param constraints: the mean KL(old || new), whose Hessian is the Fisher matrix, and any further ones
     :param fisher_chunks: transitions for the Fisher matrix, possibly fewer; ``None`` for ``chunks``
     :param ent_coef: weight of the entropy in the surrogate
@@ -49,9 +49,9 @@ class PolicyObjective:
 
     actor: Actor
     parameters: Sequence[th.nn.Parameter]
-    chunks: Sequence[Chunk]
+    chunks: Sequence[Transitions]
     constraints: Sequence[PolicyConstraint]
-    fisher_chunks: Sequence[Chunk] | None = None
+    fisher_chunks: Sequence[Transitions] | None = None
     ent_coef: float = 0.0
     mean: Mean = ALONE.mean
     are_few: bool = False
@@ -69,8 +69,7 @@ class PolicyObjective:
         snapshots: list[Outputs] = []
         of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
         curvatures = CurvatureStore(self.actor, of_fisher, self.are_few)
-        for read in self.chunks:
-            chunk = read()
+        for chunk in self.chunks:
             z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
             snapshots.append(z)
             sums = sums + chunk_sums
@@ -156,8 +155,7 @@ class PolicyObjective:
         :return: the surrogate (eq. 14) and the constraints' values
         """
         sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
-        for read, old in zip(self.chunks, snapshots, strict=True):
-            chunk = read()
+        for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
             bounded = [constraint.terms(old, distribution, chunk) for constraint in self.constraints]
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
@@ -179,7 +177,7 @@ class CurvatureStore:
     :param are_few: whether all chunks together are small enough to be differentiated at once
     """
 
-    def __init__(self, actor: Actor, chunks: Sequence[Chunk], are_few: bool) -> None:
+    def __init__(self, actor: Actor, chunks: Sequence[Transitions], are_few: bool) -> None:
         self._actor = actor
         self._chunks = chunks
         self._keeps_all = are_few or len(chunks) == 1
@@ -189,11 +187,10 @@ class CurvatureStore:
     def __call__(self) -> Iterator[Curvature]:
         """Yield the chunks' curvatures, in order."""
         yield from self._kept
-        for read in self._chunks[len(self._kept) :]:
-            yield self._build(read)
+        for index in range(len(self._kept), len(self._chunks)):
+            yield self._build(self._chunks[index])
 
-    def _build(self, read: Chunk) -> Curvature:
-        chunk = read()
+    def _build(self, chunk: Transitions) -> Curvature:
         local = self._actor.local(chunk.inputs)
         z = _snapshot(local.distribution)
         return self._kept[-1] if self.offer(local, z, chunk) else _curvature(local, z, chunk)

@@ -50,7 +50,7 @@ try:
     from sb3_trpo.checkpoint import ResumableCheckpoint
     from sb3_trpo.checkpoint.ranks import first_ranks_in
     from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
-    from sb3_trpo.maskable.collecting import MaskedBy
+    from sb3_trpo.maskable.collecting import SelfMaskingModel
     from sb3_trpo.maskable.trpo import MaskableTRPO
     from sb3_trpo.recurrent.trpo import MaskableRecurrentTRPO, RecurrentTRPO
     from sb3_trpo.zoo import memory_tasks  # noqa: F401  # for its environments
@@ -277,7 +277,7 @@ def evaluate(model: Any, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
     :param kwargs: likewise
     :return: its result
     """
-    return evaluate_policy(MaskedBy(model, env) if isinstance(model, MaskableTRPO) else model, env, *args, **kwargs)
+    return evaluate_policy(SelfMaskingModel(model, env) if isinstance(model, MaskableTRPO) else model, env, *args, **kwargs)
 
 
 class MaskedTestEnv(threading.local):

@@ -10,7 +10,7 @@ import gc
 import math
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.rollouts.batch import Chunk, Transitions
+from sb3_trpo.rollouts.inputs import ObservationInputs
+from sb3_trpo.rollouts.transitions import Transitions
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -92,21 +93,36 @@ def make_transitions(case: Case, policy: ActorCriticPolicy, n: int) -> Transitio
     actions = th.as_tensor(np.stack([case.actions.sample() for _ in range(n)]))
     actions = actions if isinstance(case.actions, spaces.Discrete) else actions.double()
     generator = th.Generator().manual_seed(1)
-    noise, advantages = th.randn((2, n), generator=generator, dtype=th.float64)
+    noise, advantages, returns = th.randn((3, n), generator=generator, dtype=th.float64)
     with th.no_grad():
         log_prob = policy.get_distribution(observations).log_prob(actions)
-    return Transitions(observations, actions, log_prob + 0.1 * noise, advantages)
+    return Transitions(ObservationInputs(observations), actions, log_prob + 0.1 * noise, advantages, returns)
 
 
-def chunked(transitions: Transitions, size: int) -> list[Chunk]:
+def chunked(transitions: Transitions, size: int) -> list[Transitions]:
     n = len(transitions.advantages)
-    return [lambda rows=slice(start, start + size): take(transitions, rows) for start in range(0, n, size)]
+    return [take(transitions, slice(start, start + size)) for start in range(0, n, size)]
 
 
 def take(transitions: Transitions, rows: slice) -> Transitions:
-    observations = transitions.inputs
+    observations = transitions.inputs.observations
     chosen = {key: part[rows] for key, part in observations.items()} if isinstance(observations, dict) else observations[rows]
-    return Transitions(chosen, *(part[rows] for part in transitions[1:4]))
+    return Transitions(ObservationInputs(chosen), *(part[rows] for part in transitions[1:5]))
+
+
+class CountedReads(Sequence):
+    """Chunks that count how often one is read."""
+
+    def __init__(self, chunks: Sequence[Transitions]) -> None:
+        self.chunks, self.n_reads = chunks, 0
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Transitions:
+        chunk = self.chunks[index]
+        self.n_reads += 1
+        return chunk
 
 
 def torch_distributions(distribution: object) -> list[Distribution]:

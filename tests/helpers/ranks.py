@@ -1,19 +1,24 @@
-"""Several ranks on this machine: real processes over gloo, forked from a server that has imported everything."""
+"""Several ranks on this machine: processes over gloo, forked from a server that has imported everything, or just threads."""
 
 from __future__ import annotations
 
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import torch as th
 from helpers.forked import SERVER
 
+from sb3_trpo.parallel.communicator import Communicator
+from sb3_trpo.parallel.launcher import PROCESS_GROUP
+
 
 class RankFailedError(Exception):
-    """What a rank raised, as text; ``texts`` has one for each rank, ``None`` for those that went well."""
+    """Some ranks raised errors; ``texts`` has one for each rank, ``None`` for those that ended well."""
 
     def __init__(self, texts: list[str | None]) -> None:
         super().__init__("\n".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text))
@@ -27,7 +32,7 @@ def free_port() -> int:
 
 
 def launched(rank: int, size: int, port: int) -> dict[str, str]:
-    """Give the variables that a launcher sets."""
+    """Return the variables that a launcher sets."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **address}
 
@@ -39,8 +44,6 @@ def _run(connection: Any, variables: dict[str, str], task: Callable[..., Any], a
         connection.send(("result", task(int(variables["RANK"]), *args)))
     except BaseException as error:
         connection.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
-    from sb3_trpo.parallel.launcher import PROCESS_GROUP
-
     PROCESS_GROUP.leave()
 
 
@@ -61,8 +64,8 @@ class Process:
         self.process.start()
         sender.close()
 
-    def outcome(self, timeout: float = 20.0) -> tuple[str, Any]:
-        """Wait for the end: "result" or "error" and what it is, or "died"."""
+    def outcome(self, timeout: float = 60.0) -> tuple[str, Any]:
+        """Wait for the end. Returns "result" or "error" with the value or the text, or "died"."""
         try:
             if not self._receiver.poll(timeout):
                 self.process.kill()
@@ -81,12 +84,54 @@ def start(size: int, task: Callable[..., Any], *args: Any) -> list[Process]:
 
 def in_ranks(size: int, task: Callable[..., Any], *args: Any) -> list[Any]:
     """
-    Run a function in several ranks.
+    Run ``task(rank, *args)`` in several processes.
 
-    :return: its results, by rank
+    :return: the results, in the order of the ranks
     :raises RankFailedError: if it raises in any
     """
     outcomes = [process.outcome() for process in start(size, task, *args)]
     if any(kind != "result" for kind, _ in outcomes):
         raise RankFailedError([None if kind == "result" else str(value or kind) for kind, value in outcomes])
     return [value for _, value in outcomes]
+
+
+class ThreadCommunicator(Communicator):
+    """One of several ranks that are threads: quick, for what does not depend on a process group."""
+
+    def __init__(self, rank: int, size: int, values: list[Any], barrier: Barrier) -> None:
+        self.rank, self.size = rank, size
+        self._values, self._barrier = values, barrier
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        self._values[self.rank] = value
+        self._barrier.wait()
+        values = [*self._values]
+        self._barrier.wait()
+        return values
+
+    def broadcast_object(self, value: Any) -> Any:
+        return self.gather_objects(value)[0]
+
+    def gather(self, values: th.Tensor) -> th.Tensor:
+        return th.stack(self.gather_objects(values))
+
+    def broadcast(self, tensors: Sequence[th.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.detach().copy_(self.gather(tensor)[0])
+
+    def sum(self, values: th.Tensor) -> th.Tensor:
+        return self.gather(values).sum(0)
+
+    def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
+        return self.sum(total) / sum(self.gather_objects(weight))
+
+
+def in_threads(size: int, task: Callable[[Communicator], Any]) -> list[Any]:
+    """
+    Run ``task(communicator)`` in several threads.
+
+    :return: the results, in the order of the ranks
+    """
+    values, barrier = [None] * size, Barrier(size, timeout=20.0)
+    with ThreadPoolExecutor(size) as pool:
+        return [*pool.map(task, [ThreadCommunicator(rank, size, values, barrier) for rank in range(size)])]

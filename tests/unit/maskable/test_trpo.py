@@ -25,10 +25,12 @@ from torch.autograd.functional import hessian, jacobian
 import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.maskable import MaskableTRPO, MlpPolicy
-from sb3_trpo.maskable.masks import Masked, checked_masks
+from sb3_trpo.maskable.masks import checked_masks
+from sb3_trpo.maskable.reader import MaskedInputs
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
-from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.rollouts.inputs import ObservationInputs
+from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import AutogradActor, NetworkActor
 from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.surrogate import PolicyObjective
@@ -144,12 +146,13 @@ class Problem(NamedTuple):
         else:
             actor = AutogradActor(self.policy, self.parameters)
         starts = range(0, len(self.masks), size)
-        chunks = [lambda rows=slice(start, start + size): self.transitions(rows) for start in starts]
+        chunks = [self.transitions(slice(start, start + size)) for start in starts]
         return PolicyObjective(actor, self.parameters, chunks, [mean_kl(0.01)], ent_coef=ent_coef)
 
     def transitions(self, rows: slice) -> Transitions:
-        inputs = Masked(self.observations[rows], self.masks[rows])
-        return Transitions(inputs, self.actions[rows], self.old_log_prob[rows], self.advantages[rows])
+        inputs = MaskedInputs(ObservationInputs(self.observations[rows]), self.masks[rows])
+        advantages = self.advantages[rows]
+        return Transitions(inputs, self.actions[rows], self.old_log_prob[rows], advantages, returns=advantages)
 
     def random_vector(self, length: float, seed: int = 3) -> th.Tensor:
         vector = th.randn(self.theta().shape, generator=th.Generator().manual_seed(seed), dtype=th.float64)

@@ -1,23 +1,16 @@
 import hashlib
-import time
 import warnings
 
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from gymnasium.envs.classic_control import PendulumEnv
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
 from helpers.ranks import in_ranks
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CallbackList,
-    CheckpointCallback,
     ConvertCallback,
     EvalCallback,
-    EveryNTimesteps,
-    ProgressBarCallback,
-    StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
@@ -25,82 +18,56 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.callbacks import RunKeeper, callback_tree
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.parallel.faults import RanksPartedError
-from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
 from sb3_trpo.parallel.rollout_sync import NoSync, RolloutSync, interleave, make_rollout_sync
 from sb3_trpo.parallel.running_statistics import Moments, added, merge, moments_of, statistics_of
 
 
-def leaves(callbacks):
-    return [each for each in callback_tree(callbacks_of_other_ranks(callbacks)) if not isinstance(each, CallbackList)]
+class Own(BaseCallback):
+    """One of the user's."""
 
-
-class Leaf(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
 
-def evaluation():
-    return EvalCallback(make_vec_env("Pendulum-v1"))
+def test_a_rank_that_is_alone_synchronizes_nothing():
+    sync, callback = make_rollout_sync(None, ALONE), Own()
+    assert type(sync) is NoSync
+    assert sync.callbacks(callback) is callback
+    assert sync.callbacks(None) is None
+    with sync.session(None):
+        sync.after_reset(10)
+        sync.after_resume()
+        sync.after_update()
+    assert [sync.after_rollout(is_complete, callback) for is_complete in (True, False)] == [True, False]
 
 
-def checkpoints():
-    return CheckpointCallback(10, "models")
+def test_one_of_several_ranks_calls_its_own_callback_before_the_users():
+    several = type("Several", (type(ALONE),), {"size": 2})()
+    model = TRPO("MlpPolicy", PendulumEnv(), n_steps=8, batch_size=8, device="cpu")
+    sync, own = make_rollout_sync(model, several), Own()
+    assert isinstance(sync, RolloutSync)
+    assert sync.callbacks(own) == sync.callbacks([own]) == [sync, own]
+    assert sync.callbacks(None) == [sync]
+    assert isinstance(sync.callbacks(lambda *_: True)[1], ConvertCallback)
 
 
-@pytest.mark.parametrize("make", [evaluation, checkpoints, ProgressBarCallback])
-def test_what_evaluates_writes_or_draws_is_left_out_wherever_it_is(make):
-    one, two = Leaf(), Leaf()
-    assert callbacks_of_other_ranks([one, make(), two]) == [one, two]
-    assert {*leaves([CallbackList([make(), one]), two])} == {one, two}
-    assert callbacks_of_other_ranks([CallbackList([CallbackList([make()])])]) == []
-    assert callbacks_of_other_ranks([EveryNTimesteps(5, make()), one]) == [one]
-    assert callbacks_of_other_ranks([EveryNTimesteps(5, CallbackList([make()])), one]) == [one]
+def test_items_of_all_ranks_are_interleaved_in_the_order_of_their_times():
+    assert interleave([[1, 2, 3, 4], ["a", "b"]]) == [1, 2, "a", 3, 4, "b"]
+    assert interleave([[], [1], []]) == [1]
+    last = interleave([[0] * 150, [1] * 150, [2] * 50])[-100:]
+    assert [last.count(rank) for rank in range(3)] == [42, 43, 15]
 
 
-def test_of_several_callbacks_that_an_event_holds_only_those_for_the_first_rank_are_left_out():
-    only = checkpoints()
-    assert only not in [*callback_tree(callbacks_of_other_ranks([EveryNTimesteps(5, CallbackList([Leaf(), only]))]))]
+# ------------------------------------------------------------------------------------------------------- in processes
 
-
-def test_an_event_that_holds_several_callbacks_for_every_rank_stays():
-    event = EveryNTimesteps(5, CallbackList([Leaf(), Leaf()]))
-    assert callbacks_of_other_ranks([event]) == [event]
-
-
-def test_callbacks_of_the_users_own_stay():
-    stay = [Leaf(), ConvertCallback(lambda *_: True), RunKeeper(), StopTrainingOnMaxEpisodes(5)]
-    events = [EveryNTimesteps(5, Leaf()), EveryNTimesteps(5, CallbackList([Leaf()]))]
-    assert callbacks_of_other_ranks([*stay, *events]) == [*stay, *events]
-
-
-def test_a_callback_may_say_for_itself_whether_it_is_for_the_first_rank_only():
-    own, everywhere = Leaf(), checkpoints()
-    own.first_rank_only, everywhere.first_rank_only = True, False
-    assert callbacks_of_other_ranks([own, everywhere]) == [everywhere]
-    assert leaves([EveryNTimesteps(5, own), CallbackList([everywhere, own])]) == [everywhere]
-
-
-def test_one_rank_has_no_crew():
-    crew = make_rollout_sync(None, ALONE)
-    callback = Leaf()
-    assert type(crew) is NoSync
-    assert crew.callbacks(callback) is callback
-    assert crew.callbacks(None) is None
-    assert [crew.after_rollout(is_complete, callback) for is_complete in (True, False)] == [True, False]
-
-
-# ---------------------------------------------------------------------------------------------------- in real processes
-
-ODD_DICT = spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(3)})
 N_STEPS, N_ROLLOUTS = 64, 3
 N_OF_ROLLOUT = N_STEPS // 2 * (1 + 2)  # rank 0 has one env, rank 1 two
 
 
-def numbers_of(venv):
-    return [(each.mean.tolist(), each.var.tolist(), each.n) for each in map(moments_of, statistics_of(venv))]
+def statistics_in(vec_env):
+    return [(each.mean.tolist(), each.var.tolist(), each.n) for each in map(moments_of, statistics_of(vec_env))]
 
 
 def digest(model):
@@ -109,18 +76,21 @@ def digest(model):
 
 
 class Recorder(BaseCallback):
-    """Notes what a callback of the user's sees, and how the ranks' merged state is."""
+    """
+    Records what a user's callback sees.
+
+    ``timesteps`` at each step and ``ends`` after each rollout; ``merged``, which all ranks should hold alike, before each
+    rollout and at the end; ``own``, what this rank alone has observed, after each rollout.
+    """
 
     def __init__(self):
         super().__init__()
-        self.timesteps, self.ends, self.states, self.own = [], [], [], []
-
-    def _note(self):
-        episodes = [float(each["r"]) for each in self.model.ep_info_buffer]
-        self.states.append((self.model.num_timesteps, numbers_of(self.training_env), episodes))
+        self.timesteps, self.ends, self.merged, self.own = [], [], [], []
 
     def _on_rollout_start(self) -> None:
-        self._note()
+        episodes = [float(each["r"]) for each in self.model.ep_info_buffer]
+        state = {"timesteps": self.model.num_timesteps, "episodes": episodes}
+        self.merged.append(state | {"statistics": statistics_in(self.training_env)})
 
     def _on_step(self) -> bool:
         self.timesteps.append(self.num_timesteps)
@@ -128,11 +98,12 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.ends.append(self.model.num_timesteps)
-        n_known = len(self.states[-1][2])
-        self.own.append((numbers_of(self.training_env), [float(each["r"]) for each in [*self.model.ep_info_buffer][n_known:]]))
+        n_known = len(self.merged[-1]["episodes"])
+        new_episodes = [float(each["r"]) for each in [*self.model.ep_info_buffer][n_known:]]
+        self.own.append({"statistics": statistics_in(self.training_env), "episodes": new_episodes})
 
     def _on_training_end(self) -> None:
-        self._note()
+        self._on_rollout_start()
 
 
 class Stop(BaseCallback):
@@ -149,58 +120,64 @@ def small_env():
     return RandomEnv(VECTOR, BOX_ACTION)
 
 
-def run_together(rank, folder):
+def learn_three_times(rank, folder):
+    """Train with callbacks, continue, and continue again until one rank's callback ends the run."""
     seed_generators(rank)
     env = VecNormalize(make_vec_env(small_env, n_envs=1 + rank, seed=rank))
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, batch_size=24, n_critic_updates=2, device="cpu")
-    begun = digest(model)
+    digests = [digest(model)]
     model.set_logger(configure(f"{folder}/log{rank}", ["csv"]))
-    evaluate = EvalCallback(VecNormalize(make_vec_env(small_env)), eval_freq=20, n_eval_episodes=1, verbose=0)
+    evaluation = EvalCallback(VecNormalize(make_vec_env(small_env)), eval_freq=20, n_eval_episodes=1, verbose=0)
     recorder, further = Recorder(), Recorder()
-    model.learn(N_ROLLOUTS * N_OF_ROLLOUT, [recorder, evaluate])
-    outputs, learnt = len(model.logger.output_formats), digest(model)
+    model.learn(N_ROLLOUTS * N_OF_ROLLOUT, [recorder, evaluation])
+    n_outputs = len(model.logger.output_formats)
+    digests.append(digest(model))
     model.learn(N_OF_ROLLOUT, further, reset_num_timesteps=False)
-    continued = model.num_timesteps, model._n_updates, digest(model)
+    continued = model.num_timesteps, model._n_updates
+    digests.append(digest(model))
     model.learn(5 * N_OF_ROLLOUT, Stop() if rank == 1 else None, reset_num_timesteps=False)
     model.save(f"{folder}/model{rank}")
     return {
-        "recorded": (recorder.timesteps, recorder.ends, recorder.states, recorder.own),
-        "further": further.timesteps,
-        "digests": (begun, learnt, continued[2]),
-        "outputs": outputs,
-        "evaluated": evaluate.n_calls > 0 and np.isfinite(evaluate.last_mean_reward),
-        "continued": continued[:2],
+        **{name: getattr(recorder, name) for name in ("timesteps", "ends", "merged", "own")},
+        "first of further timesteps": further.timesteps[0],
+        "digests": digests,
+        "outputs": n_outputs,
+        "evaluated": evaluation.n_calls > 0 and bool(np.isfinite(evaluation.last_mean_reward)),
+        "continued": continued,
         "stopped": (model.num_timesteps, model._n_updates),
         "window": model.ep_info_buffer.maxlen,
-        "setting": model.n_steps,
+        "n_steps": model.n_steps,
     }
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    return folder, in_ranks(2, run_together, str(folder))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
 
 
-def test_callbacks_see_the_timesteps_of_the_world_grow(run):
-    for rank, each in enumerate(run[1]):
-        timesteps, ends, states, _ = each["recorded"]
+@pytest.fixture(scope="module")
+def ranks(folder):
+    return in_ranks(2, learn_three_times, str(folder))
+
+
+def test_callbacks_see_the_timesteps_of_all_ranks_grow(ranks):
+    for each in ranks:
+        timesteps, ends = each["timesteps"], [N_OF_ROLLOUT * (1 + index) for index in range(N_ROLLOUTS)]
         assert len(timesteps) == N_ROLLOUTS * N_STEPS // 2
-        assert all(later - earlier == 3 for earlier, later in zip([0, *timesteps], timesteps, strict=False)), rank
-        assert ends == [N_OF_ROLLOUT * (1 + index) for index in range(N_ROLLOUTS)]
-        assert [n for n, *_ in states] == [0, *ends]
+        assert all(later - earlier == 3 for earlier, later in zip([0, *timesteps], timesteps, strict=False))
+        assert each["ends"] == ends
+        assert [state["timesteps"] for state in each["merged"]] == [0, *ends]
 
 
-def test_all_ranks_hold_the_same_episodes_after_each_rollout(run):
-    (*_, states, own), (*_, others, their_own) = (each["recorded"] for each in run[1])
-    assert [episodes for *_, episodes in states] == [episodes for *_, episodes in others]
+def test_all_ranks_have_the_same_episodes_after_each_rollout(ranks):
+    first, second = ranks
     known = []
-    for (*_, episodes), (_, mine), (_, theirs) in zip(states[1:], own, their_own, strict=True):
-        assert mine
-        assert theirs
-        known += interleave([mine, theirs])
-        assert episodes == known[-100:]
-    assert {each["window"] for each in run[1]} == {100}
+    for index in range(N_ROLLOUTS):
+        new = [each["own"][index]["episodes"] for each in ranks]
+        assert all(new)
+        known += interleave(new)
+        assert first["merged"][index + 1]["episodes"] == second["merged"][index + 1]["episodes"] == known[-100:]
+    assert {each["window"] for each in ranks} == {100}
 
 
 def as_statistics(numbers):
@@ -210,55 +187,52 @@ def as_statistics(numbers):
     return statistics
 
 
-def test_all_ranks_hold_the_merged_statistics_after_each_rollout(run):
-    records = [each["recorded"] for each in run[1]]
+def test_all_ranks_have_the_merged_statistics_after_each_rollout(ranks):
+    first, second = ([state["statistics"] for state in each["merged"]] for each in ranks)
+    assert first == second
+    assert [len(statistics) for statistics in first] == [2] * (N_ROLLOUTS + 1)
     for index in range(N_ROLLOUTS):
-        before, after = records[0][2][index][1], records[0][2][index + 1][1]
-        assert len(before) == 2
-        assert records[1][2][index + 1][1] == after
-        for place, (was, now) in enumerate(zip(before, after, strict=True)):
-            past = moments_of(as_statistics(was))
-            parts = [added(past, Moments(*map(np.asarray, record[3][index][0][place]))) for record in records]
-            expected = as_statistics(was)
-            merge(expected, past, parts)
-            np.testing.assert_array_equal(expected.mean, now[0])
-            np.testing.assert_array_equal(expected.var, now[1])
-            assert expected.count == now[2] == pytest.approx(was[2] + N_OF_ROLLOUT)
+        for place, (before, after) in enumerate(zip(first[index], first[index + 1], strict=True)):
+            own = [Moments(*map(np.asarray, each["own"][index]["statistics"][place])) for each in ranks]
+            expected, past = as_statistics(before), moments_of(as_statistics(before))
+            merge(expected, past, [added(past, each) for each in own])
+            np.testing.assert_array_equal(expected.mean, after[0])
+            np.testing.assert_array_equal(expected.var, after[1])
+            assert expected.count == after[2] == pytest.approx(before[2] + N_OF_ROLLOUT)
 
 
-def test_the_first_observations_of_all_are_in_the_statistics(run):
-    for each in run[1]:
-        observed, returns = each["recorded"][2][0][1]
-        assert observed[2] == pytest.approx(3, abs=1e-3)  # SB3 begins at 1e-4
-        assert returns[2] == pytest.approx(0, abs=1e-3)
+def test_the_first_observations_of_all_ranks_are_in_the_statistics(ranks):
+    for each in ranks:
+        (*_, n_observations), (*_, n_returns) = each["merged"][0]["statistics"]
+        assert n_observations == pytest.approx(3, abs=1e-3)  # SB3 starts from 1e-4
+        assert n_returns == pytest.approx(0, abs=1e-3)
 
 
-def test_all_ranks_have_the_same_parameters_though_generators_differ(run):
-    first, second = (each["digests"] for each in run[1])
+def test_all_ranks_have_the_same_parameters_although_generators_differ(ranks):
+    first, second = (each["digests"] for each in ranks)
     assert first == second
     assert len(set(first)) == 3
 
 
-def test_only_the_first_rank_logs_evaluates_and_writes(run):
-    folder, communicator = run
-    assert [each["outputs"] for each in communicator] == [1, 0]
-    assert [bool(each["evaluated"]) for each in communicator] == [True, False]
+def test_only_the_first_rank_logs_evaluates_and_writes(folder, ranks):
+    assert [each["outputs"] for each in ranks] == [1, 0]
+    assert [each["evaluated"] for each in ranks] == [True, False]
     assert (folder / "model0.zip").exists()
     assert not (folder / "model1.zip").exists()
     assert len((folder / "log0" / "progress.csv").read_text().splitlines()) >= 1 + N_ROLLOUTS
 
 
-def test_a_second_run_goes_on_counting(run):
-    n = N_ROLLOUTS * N_OF_ROLLOUT
-    for each in run[1]:
-        assert each["continued"] == (n + N_OF_ROLLOUT, N_ROLLOUTS + 1)
-        assert each["further"][0] == n + 3
-        assert each["setting"] == N_STEPS
+def test_a_second_run_continues_counting(ranks):
+    n_timesteps = N_ROLLOUTS * N_OF_ROLLOUT
+    for each in ranks:
+        assert each["continued"] == (n_timesteps + N_OF_ROLLOUT, N_ROLLOUTS + 1)
+        assert each["first of further timesteps"] == n_timesteps + 3
+        assert each["n_steps"] == N_STEPS
 
 
-def test_a_callback_of_one_rank_ends_the_run_of_all(run):
-    n = (N_ROLLOUTS + 1) * N_OF_ROLLOUT + 5 * 2 + N_STEPS // 2
-    assert [each["stopped"] for each in run[1]] == [(n, N_ROLLOUTS + 1)] * 2
+def test_a_callback_of_one_rank_ends_the_run_of_all(ranks):
+    n_timesteps = (N_ROLLOUTS + 1) * N_OF_ROLLOUT + 5 * 2 + N_STEPS // 2
+    assert [each["stopped"] for each in ranks] == [(n_timesteps, N_ROLLOUTS + 1)] * 2
 
 
 class Spoil(BaseCallback):
@@ -270,125 +244,63 @@ class Spoil(BaseCallback):
             self.model.policy.value_net.bias += 1e-3
 
 
-def learn_alike(rank):
+def learn_from_equal_rollouts(rank):
     seed_generators(0)
     env = make_vec_env(PendulumEnv, seed=0)
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, batch_size=32, n_critic_updates=1, device="cpu")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.learn(N_STEPS)
-    n_counted = model.num_timesteps
-    with pytest.raises(RanksPartedError) as parted:
+    n_timesteps = model.num_timesteps
+    with pytest.raises(RanksPartedError) as raised:
         model.learn(N_STEPS, Spoil() if rank else None)
-    return [str(each.message) for each in caught if "different rollouts" in str(each.message)], n_counted, str(parted.value)
+    warned = [str(each.message) for each in caught if "different rollouts" in str(each.message)]
+    return {"warnings": warned, "timesteps": n_timesteps, "error": str(raised.value)}
 
 
 @pytest.fixture(scope="module")
-def alike():
-    return in_ranks(2, learn_alike)
+def ranks_that_are_alike():
+    return in_ranks(2, learn_from_equal_rollouts)
 
 
-def test_ranks_that_collect_the_same_are_warned_of_once(alike):
-    (warned, n_counted, _), (others, *_) = alike
-    [text] = warned
+def test_the_first_rank_warns_if_ranks_collect_the_same_rollout(ranks_that_are_alike):
+    first, second = ranks_that_are_alike
+    [text] = first["warnings"]
     assert text.startswith("2 ranks have collected 1 different rollouts")
     assert "seed" in text
-    assert others == []
-    assert n_counted == N_STEPS
+    assert second["warnings"] == []
+    assert first["timesteps"] == second["timesteps"] == N_STEPS
 
 
-def test_ranks_whose_parameters_part_are_stopped(alike):
-    for *_, text in alike:
-        assert text.startswith("Ranks 1 of 2 differ from rank 0 in parameters: rank 1 in ")
-        assert "value_net.bias" in text
+def test_ranks_whose_parameters_differ_are_stopped(ranks_that_are_alike):
+    for each in ranks_that_are_alike:
+        assert each["error"].startswith("Ranks 1 of 2 differ from rank 0 in parameters: rank 1 in ")
+        assert "value_net.bias" in each["error"]
 
 
-def learn_apart(rank):
+def learn_with_different_settings(rank):
     env = make_vec_env("Pendulum-v1")
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, target_kl=0.01 * (1 + rank), seed=0, device="cpu")
     drawn = float(th.rand(1)), float(env.reset()[0, 0])
-    with pytest.raises(RanksPartedError) as parted:
+    with pytest.raises(RanksPartedError) as raised:
         model.learn(N_STEPS)
-    return str(parted.value), model.num_timesteps, model._last_obs is None, drawn
+    return {"error": str(raised.value), "collected": model._last_obs is not None, "drawn": drawn}
 
 
 @pytest.fixture(scope="module")
-def apart():
-    return in_ranks(2, learn_apart)
+def ranks_that_differ():
+    return in_ranks(2, learn_with_different_settings)
 
 
-def test_settings_that_differ_are_named_before_anything_is_collected(apart):
-    for text, n_timesteps, is_untouched, _ in apart:
-        assert text.startswith("Ranks 1 of 2 differ from rank 0 in settings: rank 1 in target_kl (0.02, not 0.01).")
-        assert n_timesteps == 0
-        assert is_untouched
+def test_settings_that_differ_are_named_before_anything_is_collected(ranks_that_differ):
+    for each in ranks_that_differ:
+        assert each["error"].startswith("Ranks 1 of 2 differ from rank 0 in settings: rank 1 in target_kl (0.02, not 0.01).")
+        assert not each["collected"]
 
 
-def test_each_rank_draws_its_own_numbers_from_one_seed(apart):
-    (*_, first), (*_, second) = apart
+def test_each_rank_draws_its_own_numbers_from_one_seed(ranks_that_differ):
+    first, second = (each["drawn"] for each in ranks_that_differ)
     assert all(one != other for one, other in zip(first, second, strict=True))
-
-
-class BreakingEnv(RandomEnv):
-    def step(self, action):
-        if self.breaks and self.n_steps == 5:
-            raise ZeroDivisionError("the env broke")
-        return super().step(action)
-
-
-def learn_and_break(rank):
-    seed_generators(rank)
-    settings = {"batch_size": 3, "n_critic_updates": 2, "sub_sampling_factor": 2, "fisher_subsampling": 2, "device": "cpu"}
-    odd = TRPO("MultiInputPolicy", make_vec_env(lambda: RandomEnv(ODD_DICT), seed=rank), n_steps=5, **settings)
-    odd.learn(15)
-    too_few = None
-    try:
-        TRPO("MlpPolicy", "Pendulum-v1", n_steps=1, normalize_advantage=False, device="cpu")
-    except ValueError as error:
-        too_few = str(error)
-    env = make_vec_env(lambda: BreakingEnv(VECTOR))
-    env.envs[0].unwrapped.breaks = rank == 1
-    model = TRPO("MlpPolicy", env, n_steps=N_STEPS, device="cpu")
-    with pytest.raises((ZeroDivisionError, RanksPartedError)) as broken:
-        model.learn(N_STEPS)
-    return digest(odd), odd.num_timesteps, too_few, type(broken.value).__name__, str(broken.value)
-
-
-@pytest.fixture(scope="module")
-def broken():
-    return in_ranks(2, learn_and_break)
-
-
-def test_ranks_whose_rollouts_are_tiny_and_uneven_stay_together(broken):
-    assert broken[0][:2] == broken[1][:2]
-    assert broken[0][1] == 15
-
-
-def test_too_few_steps_for_the_ranks_are_refused(broken):
-    assert all("n_steps is 1, which 2 ranks share" in each[2] for each in broken)
-
-
-def test_who_waits_for_a_rank_whose_env_broke_is_told_so(broken):
-    (*_, waiting, text), (*_, culprit, _) = broken
-    assert (waiting, culprit) == ("RanksPartedError", "ZeroDivisionError")
-    assert "rank 1 ended with ZeroDivisionError: the env broke" in text
-
-
-def test_several_ranks_have_a_crew_that_comes_before_the_users_callbacks():
-    several = type("Several", (type(ALONE),), {"size": 2})()
-    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, device="cpu")
-    crew, mine = make_rollout_sync(model, several), Leaf()
-    assert isinstance(crew, RolloutSync)
-    assert crew.callbacks(mine) == crew.callbacks([mine]) == [crew, mine]
-    assert crew.callbacks(None) == [crew]
-    assert isinstance(crew.callbacks(lambda *_: True)[1], ConvertCallback)
-
-
-def test_what_ranks_have_seen_is_merged_as_it_came():
-    assert interleave([[1, 2, 3, 4], ["a", "b"]]) == [1, 2, "a", 3, 4, "b"]
-    assert interleave([[], [1], []]) == [1]
-    last = interleave([[0] * 150, [1] * 150, [2] * 50])[-100:]
-    assert [last.count(rank) for rank in range(3)] == [42, 43, 15]
 
 
 class Lower(BaseCallback):
@@ -409,50 +321,30 @@ def learn_with_a_first_rank_that_changes_settings(rank, folder):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.learn(4 * 128, callback=lower)
-    written = [monitor.results_writer is not None for monitor in model.env.envs]
-    rates = [group["lr"] for group in model.policy.optimizer.param_groups]
     state = {name: tensor.numpy().tobytes() for name, tensor in model.policy.state_dict().items()}
-    told = [str(each.message) for each in caught if "Monitor writes" in str(each.message)]
-    return model.target_kl, model.n_critic_updates, rates, state, written, told
+    rates = [group["lr"] for group in model.policy.optimizer.param_groups]
+    return {
+        "shared": (model.target_kl, model.n_critic_updates, rates, state),
+        "writes": [monitor.results_writer is not None for monitor in model.env.envs],
+        "warnings": [str(each.message) for each in caught if "Monitor writes" in str(each.message)],
+    }
 
 
-def test_the_first_ranks_settings_count_and_its_monitor_files_are_its_own(tmp_path):
+def test_changed_settings_and_monitor_files_are_the_first_ranks(tmp_path):
     first, second = in_ranks(2, learn_with_a_first_rank_that_changes_settings, tmp_path)
-    assert first[:4] == second[:4]
-    assert first[:3] == (0.002, 1, [1e-4])
-    assert first[4:] == ([True, True], first[5])
-    assert "0.monitor.csv on several ranks" in first[5][0]
-    assert second[4:] == ([False, False], [])
+    assert first["shared"] == second["shared"]
+    assert first["shared"][:3] == (0.002, 1, [1e-4])
+    assert first["writes"] == [True, True]
+    assert second["writes"] == [False, False]
+    assert "0.monitor.csv on several ranks" in first["warnings"][0]
+    assert second["warnings"] == []
 
 
-def make_what_differs(rank):
+def make_different_models(rank):
     with pytest.raises(RanksPartedError, match=r"rank 1 in .*mlp_extractor"):
         TRPO("MlpPolicy", "CartPole-v1" if rank else "Pendulum-v1", device="cpu")
     return True
 
 
-def test_ranks_with_different_envs_are_told_so_when_the_model_is_made():
-    assert in_ranks(2, make_what_differs) == [True, True]
-
-
-def learn_again_after_an_error(rank):
-    model = TRPO("MlpPolicy", "Pendulum-v1", n_steps=32, device="cpu")
-
-    def breaks(*_):
-        raise OSError("no more disk")
-
-    texts = []
-    for callback in (breaks if rank == 1 else None, None):
-        with pytest.raises((OSError, RuntimeError)) as raised:
-            model.learn(1000, callback=callback)
-        texts.append(str(raised.value))
-        time.sleep(0.5)
-    return texts
-
-
-def test_who_learns_again_after_an_error_is_told_to_start_again():
-    first, second = in_ranks(2, learn_again_after_an_error)
-    assert "rank 1 ended with OSError: no more disk" in first[0]
-    assert second[0] == "no more disk"
-    assert "start the script again" in first[1]
-    assert first[1] == second[1]
+def test_ranks_with_different_environments_are_refused_when_the_model_is_made():
+    assert in_ranks(2, make_different_models) == [True, True]

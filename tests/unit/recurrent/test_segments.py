@@ -1,8 +1,8 @@
 """A rollout as sequences against a dense oracle that knows none: how it is cut, grouped, filled up and averaged."""
 
 import math
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +13,11 @@ from helpers.envs import BOX_ACTION, DICT
 from helpers.recurrent_tools import ACTIONS, CHOICES, CRITICS, small_model, vec_env
 from hypothesis import given, settings, strategies as st
 
-from sb3_trpo.maskable.masks import Masked
-from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO, segments as sequences
-from sb3_trpo.recurrent.segments import Span, fresh_states, side_by_side, spans_of
-from sb3_trpo.rollouts.advantages import as_they_are, standardisation
-from sb3_trpo.rollouts.batch import split_rollout
-from sb3_trpo.rollouts.inputs import action_distribution, minibatches_of, state_values
+from sb3_trpo.maskable.reader import MaskedInputs
+from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo.recurrent.reader import SegmentReader, fresh_states
+from sb3_trpo.recurrent.segments import Segment, grouped_by_length, rows_of, segments_of
+from sb3_trpo.rollouts.advantages import standardisation
 from sb3_trpo.update.actor import AutogradActor
 from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.critic import squared_errors
@@ -56,14 +55,26 @@ def to_float64(policy):
 def double(part):
     if isinstance(part, th.Tensor):
         return part.double() if part.is_floating_point() else part
+    if is_dataclass(part):
+        return type(part)(*(double(getattr(part, field.name)) for field in fields(part)))
     if isinstance(part, tuple):
         return type(part)(*map(double, part)) if hasattr(part, "_fields") else tuple(map(double, part))
     return part
 
 
+def reader_of(model):
+    return model.rollout_reader(model.rollout_buffer)
+
+
+def chunks_of(model, every=1, size=WHOLE, normalize=True):
+    reader = reader_of(model)
+    chunks = reader.chunks(every, size)
+    return chunks.with_advantages(*standardisation(chunks.advantages, reader.returns)) if normalize else chunks
+
+
 def objective_of(model, size=WHOLE, every=1, normalize=True, convert=double, **more):
-    chunks = split_rollout(model.rollout_buffer, every, size, standardisation if normalize else as_they_are)
-    converted = [lambda chunk=chunk: convert(chunk()) for chunk in chunks]
+    chunks = chunks_of(model, every, size, normalize)
+    converted = [convert(chunk) for chunk in chunks]
     parameters = list(model.policy.parameters())
     return PolicyObjective(AutogradActor(model.policy, parameters), parameters, converted, [mean_kl(0.01)], **more)
 
@@ -80,13 +91,13 @@ VARIANTS["several hidden layers"] = (*FAMILIES["Discrete"], {"net_arch": {"pi": 
 @pytest.mark.parametrize(("algorithm", "space", "options", "policy_kwargs"), VARIANTS.values(), ids=VARIANTS)
 def test_an_update_is_given_what_the_dense_oracle_computes(algorithm, space, options, policy_kwargs):
     model, rollout = made(algorithm, space, policy_kwargs=policy_kwargs, **options)
-    assert len({span.length for span in cut(model)}) > 1
+    assert len({segment.length for segment in cut(model)}) > 1
     to_float64(model.policy)
     theta, dense = oracle.parameters_of(model.policy), oracle.Oracle(rollout, space)
     jac = dense.jacobian(theta)
     objective = objective_of(model, ent_coef=0.1)
     problem = objective.local_model()
-    assert any(chunk().n_padding for chunk in objective.chunks)
+    assert any(chunk.n_padding for chunk in objective.chunks)
     assert problem.entropy == pytest.approx(dense.entropy(theta), rel=1e-6, abs=1e-7)
     assert problem.model.surrogate == pytest.approx(dense.surrogate(theta, 0.1), rel=1e-6, abs=1e-7)
     th.testing.assert_close(problem.model.gradient, dense.gradient(theta, jac, 0.1), rtol=1e-5, atol=1e-8)
@@ -129,8 +140,9 @@ def test_float32_is_the_oracle_up_to_rounding(name):
 
 
 def cut(model, longest=WHOLE):
-    sequences.join(model.rollout_buffer)
-    return spans_of(model.rollout_buffer, longest)
+    """Cut a rollout into segments."""
+    reader_of(model)
+    return segments_of(model.rollout_buffer.episode_starts.reshape(-1), model.n_steps, longest)
 
 
 @pytest.mark.parametrize("space", [BOX_ACTION, spaces.Discrete(3)], ids=["Box", "Discrete"])
@@ -176,14 +188,14 @@ def disturbed(samples):
             changed[filling] = part[~filling][0]
         return changed
 
-    inputs, masks = samples.inputs, {}
-    if isinstance(inputs, Masked):
-        inputs, masks = inputs.unmasked, {"action_masks": th.where(filling[:, None], 1.0, inputs.action_masks)}
-    inputs = inputs._replace(observations=other(inputs.observations))
+    inputs, masks = samples.inputs, None
+    if isinstance(inputs, MaskedInputs):
+        inputs, masks = inputs.unmasked, th.where(filling[:, None], 1.0, inputs.action_masks)
+    inputs = replace(inputs, observations=other(inputs.observations))
     actions = samples.actions.clone()
     actions[filling] = samples.actions[~filling][-1]
     numbers = {name: other(getattr(samples, name)) for name in ("old_log_prob", "advantages", "returns")}
-    return samples._replace(inputs=Masked(inputs, **masks) if masks else inputs, actions=actions, **numbers)
+    return samples._replace(inputs=inputs if masks is None else MaskedInputs(inputs, masks), actions=actions, **numbers)
 
 
 def mean_error(minibatch, policy):
@@ -195,7 +207,7 @@ def results_of(model, size):
     """Give all that an update is told, and the critic's losses."""
     problem, entropy, _ = objective_of(model, size, ent_coef=0.1).local_model()
     np.random.seed(0)
-    parts = [*minibatches_of(model.rollout_buffer, 9)]
+    parts = [*reader_of(model).minibatches(9)]
     losses = [mean_error(part, model.policy) for part in parts]
     v = th.randn(problem.gradient.shape, generator=th.Generator().manual_seed(0), dtype=th.float64)
     old = [parameter.detach().clone() for parameter in model.policy.parameters()]
@@ -213,15 +225,15 @@ def test_what_fills_up_never_matters(name, monkeypatch):
     algorithm, space, options, policy_kwargs = VARIANTS[name]
     model, _ = made(algorithm, space, policy_kwargs=policy_kwargs, **options)
     to_float64(model.policy)
-    plain, n_filled, honest = results_of(model, WHOLE), [], sequences.read
+    plain, n_filled, honest = results_of(model, WHOLE), [], SegmentReader.read
 
-    def read(buffer, spans):
-        samples = honest(buffer, spans)
+    def read(reader, segments):
+        samples = honest(reader, segments)
         n_filled.append(int((samples.weights == 0).sum()))
         assert n_filled[-1] == samples.n_padding
         return disturbed(samples)
 
-    monkeypatch.setattr(sequences, "read", read)
+    monkeypatch.setattr(SegmentReader, "read", read)
     th.testing.assert_close(results_of(model, WHOLE), plain, rtol=1e-10, atol=1e-12)
     assert max(n_filled) > 0
 
@@ -231,10 +243,8 @@ def test_groups_change_no_result_as_long_as_no_sequence_is_cut(name):
     algorithm, space, options, policy_kwargs = VARIANTS[name]
     model, _ = made(algorithm, space, n_envs=3, policy_kwargs=policy_kwargs, **options)
     to_float64(model.policy)
-    longest = max(span.length for span in cut(model))
-    sizes = {
-        size: len(split_rollout(model.rollout_buffer, 1, size, standardisation)) for size in (longest, 2 * longest, WHOLE)
-    }
+    longest = max(segment.length for segment in cut(model))
+    sizes = {size: len(reader_of(model).chunks(1, size)) for size in (longest, 2 * longest, WHOLE)}
     assert sizes[longest] > sizes[2 * longest] > sizes[WHOLE]
     whole = results_of(model, WHOLE)
     for size in sizes:
@@ -242,7 +252,7 @@ def test_groups_change_no_result_as_long_as_no_sequence_is_cut(name):
     assert not th.allclose(results_of(model, longest - 1), whole, rtol=1e-6)
 
 
-def rows_of(samples):
+def counted(samples):
     """Give returns where they count: they tell transitions apart."""
     return samples.returns[samples.weights > 0].tolist()
 
@@ -252,11 +262,11 @@ def rows_of(samples):
 def test_the_critic_sees_each_transition_once_and_errs_as_the_oracle_says(critic, batch_size):
     model, rollout = made(policy_kwargs=CRITICS[critic])
     to_float64(model.policy)
-    minibatches = [*minibatches_of(model.rollout_buffer, batch_size)]
+    minibatches = [*reader_of(model).minibatches(batch_size)]
     assert len(minibatches) == math.ceil(rollout.returns.numel() / batch_size)
-    seen = [value for minibatch in minibatches for part in minibatch for value in rows_of(part)]
+    seen = [value for minibatch in minibatches for part in minibatch for value in counted(part)]
     assert sorted(seen) == sorted(rollout.returns.reshape(-1).tolist())
-    sizes = [sum(len(rows_of(part)) for part in minibatch) for minibatch in minibatches]
+    sizes = [sum(len(counted(part)) for part in minibatch) for minibatch in minibatches]
     assert max(sizes) < 2 * batch_size
     assert len(minibatches) == pytest.approx(rollout.returns.numel() / batch_size, abs=1) or batch_size == WHOLE
     losses = [mean_error(minibatch, model.policy) for minibatch in minibatches]
@@ -267,13 +277,13 @@ def test_the_critic_sees_each_transition_once_and_errs_as_the_oracle_says(critic
 
 def test_the_critics_minibatches_differ_from_pass_to_pass():
     model, _ = made()
-    one, other = ([rows_of(part) for batch in minibatches_of(model.rollout_buffer, 8) for part in batch] for _ in range(2))
+    one, other = ([counted(part) for batch in reader_of(model).minibatches(8) for part in batch] for _ in range(2))
     assert one != other
 
 
 def of_all_sequences(model, function):
     """Apply a function to the sequences of a rollout, and give what counts in the buffer's order, before it is joined."""
-    samples = sequences.read(model.rollout_buffer, cut(model))
+    samples = reader_of(model).read(cut(model))
     with th.no_grad():
         return function(samples)[samples.weights > 0].reshape(model.n_envs, model.n_steps).T.double()
 
@@ -288,11 +298,9 @@ def test_sequences_give_what_the_policy_gave_step_by_step(name, critic):
     rollout = oracle.read(model.rollout_buffer)
     assert rollout.starts[1:].any()
     assert not rollout.starts[0].all()
-    log_prob = of_all_sequences(
-        model, lambda samples: action_distribution(samples.inputs, model.policy).log_prob(samples.actions)
-    )
+    log_prob = of_all_sequences(model, lambda samples: samples.inputs.distribution(model.policy).log_prob(samples.actions))
     th.testing.assert_close(log_prob, rollout.log_probs, rtol=1e-5, atol=1e-5)
-    values = of_all_sequences(model, lambda samples: state_values(samples.inputs, model.policy).flatten())
+    values = of_all_sequences(model, lambda samples: samples.inputs.values(model.policy).flatten())
     th.testing.assert_close(values, rollout.values, rtol=1e-5, atol=1e-6)
 
 
@@ -300,22 +308,20 @@ def test_dict_observations_are_cut_alike():
     env = vec_env(2, observation_space=DICT)
     model = collected(small_model(env=env, policy="MultiInputLstmPolicy", n_steps=8))
     rollout = th.as_tensor(model.rollout_buffer.log_probs.copy()).double()
-    log_prob = of_all_sequences(
-        model, lambda samples: action_distribution(samples.inputs, model.policy).log_prob(samples.actions)
-    )
+    log_prob = of_all_sequences(model, lambda samples: samples.inputs.distribution(model.policy).log_prob(samples.actions))
     th.testing.assert_close(log_prob, rollout, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_the_first_state_of_a_sequence_is_the_acting_policys_or_zero(n_layers):
     model, rollout = made(policy_kwargs={"n_lstm_layers": n_layers})
-    for span in cut(model):
-        states = sequences.read(model.rollout_buffer, [span]).inputs.lstm_states
-        env, step = divmod(span.start, model.n_steps)
+    for segment in cut(model):
+        states = reader_of(model).read([segment]).inputs.lstm_states
+        env, step = divmod(segment.start, model.n_steps)
         for kept, read in zip((*rollout.states["pi"], *rollout.states["vf"]), (*states.pi, *states.vf), strict=True):
             expected = kept[step, :, env] * (1.0 - rollout.starts[step, env])
             th.testing.assert_close(read[:, 0].double(), expected)
-    several = sequences.read(model.rollout_buffer, cut(model)).inputs.lstm_states
+    several = reader_of(model).read(cut(model)).inputs.lstm_states
     assert all(part.is_contiguous() for part in (*several.pi, *several.vf))  # cuDNN takes no others
     going_on = ~rollout.starts[0].bool()
     assert rollout.states["pi"][0][0][:, going_on].any()
@@ -355,60 +361,59 @@ LENGTHS = st.integers(1, 30)
 
 @settings(max_examples=100)
 @given(st.integers(1, 4), LENGTHS, LENGTHS, st.data())
-def test_spans_cover_a_rollout_once_and_cross_nothing(n_envs, n_steps, longest, data):
+def test_segments_cover_a_rollout_once_and_cross_no_start(n_envs, n_steps, longest, data):
     starts = np.array(
         data.draw(st.lists(st.sampled_from([0.0, 0.0, 1.0]), min_size=n_envs * n_steps, max_size=n_envs * n_steps))
     )
-    buffer = SimpleNamespace(episode_starts=starts.astype(np.float32).reshape(-1, 1), buffer_size=n_steps)
-    spans = spans_of(buffer, longest)
-    assert [row for span in spans for row in range(span.start, span.start + span.length)] == [*range(n_envs * n_steps)]
-    for start, length in spans:
+    segments = segments_of(starts.astype(np.float32), n_steps, longest)
+    assert rows_of(segments).tolist() == [*range(n_envs * n_steps)]
+    for start, length in segments:
         assert 1 <= length <= longest
         assert start // n_steps == (start + length - 1) // n_steps
         assert not starts[start + 1 : start + length].any()
-    for before, after in pairwise(spans):  # none is cut without need
+    for before, after in pairwise(segments):  # none is cut without need
         assert starts[after.start] or after.start % n_steps == 0 or before.length == longest
 
 
 @settings(max_examples=100)
 @given(st.lists(LENGTHS, min_size=1, max_size=40), st.integers(1, 200))
 def test_groups_hold_each_sequence_once_and_fill_up_at_most_half(lengths, size):
-    spans = [Span(index, length) for index, length in enumerate(lengths)]
-    groups = side_by_side(spans, size)
-    assert sorted(span for group in groups for span in group) == spans
+    segments = [Segment(index, length) for index, length in enumerate(lengths)]
+    groups = grouped_by_length(segments, size)
+    assert sorted(segment for group in groups for segment in group) == segments
     for group in groups:
-        longest = max(span.length for span in group)
+        longest = max(segment.length for segment in group)
         assert group[0].length == longest
         assert len(group) * longest <= size or len(group) == 1
-        assert 2 * sum(span.length for span in group) >= len(group) * longest
+        assert 2 * sum(segment.length for segment in group) >= len(group) * longest
     for group, after in pairwise(groups):  # no group is closed without need
         assert 2 * after[0].length < group[0].length or (len(group) + 1) * group[0].length > size
 
 
 def test_few_groups_are_needed_where_memory_is_no_bound():
     lengths = np.random.default_rng(0).integers(1, 1000, 300)
-    groups = side_by_side([Span(0, int(length)) for length in lengths], 10**9)
+    groups = grouped_by_length([Segment(0, int(length)) for length in lengths], 10**9)
     assert len(groups) <= math.ceil(math.log2(1000))
 
 
 def test_means_are_over_what_counts():
     model, rollout = made(p_end=0.5)
-    chunks = split_rollout(model.rollout_buffer, 1, WHOLE)
-    parts = [chunk() for chunk in chunks]
+    parts = list(reader_of(model).chunks(1, WHOLE))
     assert sum(part.weight for part in parts) == rollout.returns.numel()
     assert sum(len(part.advantages) for part in parts) > rollout.returns.numel()
     total = sum(part.total(part.advantages.double()).item() for part in map(double, parts))
     assert total / rollout.returns.numel() == pytest.approx(rollout.advantages.mean().item())
-    standardised = [double(chunk()) for chunk in split_rollout(model.rollout_buffer, 1, WHOLE, standardisation)]
+    standardised = [double(chunk) for chunk in chunks_of(model)]
     seen = th.cat([part.advantages[part.weights > 0] for part in standardised])
     assert seen.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert seen.std().item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_subsampling_takes_of_each_length_whatever_repeats_itself():
-    buffer = collected(small_model(n_steps=30, env=vec_env(n_envs=4))).rollout_buffer
+    model = collected(small_model(n_steps=30, env=vec_env(n_envs=4)))
+    buffer = model.rollout_buffer
     buffer.episode_starts[:] = 0.0
     buffer.episode_starts[20] = 1.0
-    (chunk,) = (chunk() for chunk in split_rollout(buffer, 2, 10**6, standardisation))
+    (chunk,) = reader_of(model).chunks(2, 10**6)
     assert chunk.weight == 60, "half of 4 x 30"
     assert chunk.n_padding == 20, "two heads of 20, and two tails of 10 filled up to that"

@@ -13,7 +13,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.rollouts.advantages import standardisation
-from sb3_trpo.rollouts.batch import GRAPH_LIMITS, default_chunk_size, split_rollout
+from sb3_trpo.rollouts.reader import TransitionReader
+from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 from sb3_trpo.rollouts.validation import require_finite
 
 N_ENVS, N_STEPS = 3, 6
@@ -228,12 +229,13 @@ def test_the_chunks_joined_are_every_kth_transition_environment_by_environment(
     if read_before:
         next(buffer.get())
 
-    read = [chunk() for chunk in split_rollout(buffer, every, chunk_size)]
+    read = list(TransitionReader(buffer).chunks(every, chunk_size))
     n = len(actions)
     assert n == -(-N_STEPS * N_ENVS // every)
     assert [len(chunk.actions) for chunk in read] == [chunk_size] * (n // chunk_size) + [n % chunk_size] * (n % chunk_size > 0)
     for key, part in observations.items():
-        seen = [chunk.inputs[key] if isinstance(chunk.inputs, dict) else chunk.inputs for chunk in read]
+        seen = [chunk.inputs.observations for chunk in read]
+        seen = [part[key] if isinstance(part, dict) else part for part in seen]
         assert th.equal(th.cat(seen), part)
     assert th.equal(
         th.cat([chunk.actions for chunk in read]), actions[:, 0] if action_space == spaces.Discrete(3) else actions
@@ -242,15 +244,21 @@ def test_the_chunks_joined_are_every_kth_transition_environment_by_environment(
     assert th.equal(th.cat([chunk.advantages for chunk in read]), advantages)
 
 
+def standardised(buffer, every, size):
+    reader = TransitionReader(buffer)
+    chunks = reader.chunks(every, size)
+    return chunks.with_advantages(*standardisation(chunks.advantages, reader.returns))
+
+
 def test_discrete_actions_are_indices():
-    (chunk,) = split_rollout(filled(), 1, 100)
-    assert chunk().actions.dtype == th.long
-    assert chunk().actions.shape == (N_STEPS * N_ENVS,)
+    (chunk,) = TransitionReader(filled()).chunks(1, 100)
+    assert chunk.actions.dtype == th.long
+    assert chunk.actions.shape == (N_STEPS * N_ENVS,)
 
 
 def test_chunks_can_be_read_again_and_stay_the_same():
-    chunks = split_rollout(filled(), 1, 5, standardisation)
-    first, again = ([chunk().advantages for chunk in chunks] for _ in range(2))
+    chunks = standardised(filled(), 1, 5)
+    first, again = ([chunk.advantages for chunk in chunks] for _ in range(2))
     assert all(map(th.equal, first, again))
 
 
@@ -261,8 +269,8 @@ def test_normalised_advantages_have_mean_0_and_standard_deviation_1_over_what_is
     buffer = filled()
     buffer.advantages = (scale * (buffer.advantages + shift)).astype(np.float32)
     buffer.returns = buffer.advantages + scale * buffer.values
-    chunks = split_rollout(buffer, every, chunk_size, standardisation)
-    advantages = th.cat([chunk().advantages for chunk in chunks]).double()
+    chunks = standardised(buffer, every, chunk_size)
+    advantages = th.cat([chunk.advantages for chunk in chunks]).double()
     assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(advantages.std()) == pytest.approx(1.0, abs=1e-4)
 
@@ -276,8 +284,8 @@ def test_advantages_that_differ_by_rounding_only_weigh_nothing(level, chunk_size
     )
     buffer.advantages = (np.float32(level) + last_digits).astype(np.float32)
     buffer.returns = np.full_like(buffer.advantages, level)
-    chunks = split_rollout(buffer, 1, chunk_size, standardisation)
-    assert all(not chunk().advantages.any() for chunk in chunks)
+    chunks = standardised(buffer, 1, chunk_size)
+    assert all(not chunk.advantages.any() for chunk in chunks)
 
 
 def test_an_environment_that_always_pays_the_same_moves_no_policy():

@@ -4,7 +4,18 @@ import weakref
 
 import pytest
 import torch as th
-from helpers.oracle import CASES, CONTINUOUS, VECTOR, Case, chunked, make_policy, make_transitions, networks_of, take
+from helpers.oracle import (
+    CASES,
+    CONTINUOUS,
+    VECTOR,
+    Case,
+    CountedReads,
+    chunked,
+    make_policy,
+    make_transitions,
+    networks_of,
+    take,
+)
 from test_layers import FUNCTIONS
 from torch import nn
 
@@ -12,7 +23,7 @@ from sb3_trpo import MlpPolicy
 from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten
-from sb3_trpo.rollouts.batch import Transitions
+from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import AutogradActor, NetworkActor, make_actor
 from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.parameter_split import split_by_structure
@@ -178,13 +189,13 @@ def test_both_ways_agree_in_single_precision(name, activation):
 
 
 def single(transitions):
-    observations, actions, *others = transitions[:4]
-    return Transitions(observations, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
+    inputs, actions, *others = transitions[:5]
+    return Transitions(inputs, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
 
 
 def bytes_of_a_chunk(setup):
     chunk = chunked(setup.transitions, CHUNK)[0]
-    return setup.actor("network").local(chunk().inputs).n_bytes
+    return setup.actor("network").local(chunk.inputs).n_bytes
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -214,22 +225,21 @@ def test_curvatures_are_kept_while_there_is_room_and_products_stay_the_same(monk
 def test_a_single_chunk_is_kept_however_large(monkeypatch, kind):
     setup = Setup()
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", 0)
-    reads, (chunk,) = [], chunked(setup.transitions, N_STATES)
-    counted = [lambda: reads.append(None) or chunk()]
+    counted = CountedReads(chunked(setup.transitions, N_STATES))
     first, second = setup.model(kind, fisher_chunks=counted), setup.model(kind)
     for _ in range(3):
         th.testing.assert_close(first.fisher @ setup.vector(), second.fisher @ setup.vector(), rtol=1e-12, atol=1e-12)
-    assert len(reads) == 1
+    assert counted.n_reads == 1
 
 
 def test_autograds_graphs_of_several_chunks_are_never_kept(monkeypatch):
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", 2**60)
-    setup, reads = Setup(), []
-    chunks = [lambda chunk=chunk: reads.append(None) or chunk() for chunk in chunked(setup.transitions, CHUNK)]
+    setup = Setup()
+    chunks = CountedReads(chunked(setup.transitions, CHUNK))
     model = setup.model("autograd", fisher_chunks=chunks)
     for _ in range(3):
         _ = model.fisher @ setup.vector()
-    assert len(reads) == 3 * N_CHUNKS
+    assert chunks.n_reads == 3 * N_CHUNKS
 
 
 @pytest.mark.parametrize("kind", ["network", "autograd"])

@@ -14,6 +14,8 @@ from sb3_trpo import TRPO
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.advice import ADVICE
 from sb3_trpo.update.critic import FitOutcome, descend, fit_critic
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
@@ -45,10 +47,18 @@ def critic_of(policy) -> dict[str, th.nn.Parameter]:
     return {name: value for name, value in policy.named_parameters() if name.startswith(CRITIC)}
 
 
+def batch_of(model: TRPO) -> RolloutBatch:
+    return RolloutBatch([model.rollout_buffer], TransitionReader)
+
+
+def critic_by_split(policy) -> list[th.nn.Parameter]:
+    return list(split_parameters(policy, [TransitionReader.any_inputs(policy)]).critic.values())
+
+
 def fit(model: TRPO, n_epochs=3, max_grad_norm=None, minibatches=None):
     set_random_seed(7)
-    minibatches = minibatches or partial(model.rollout_buffer.get, BATCH_SIZE)
-    critic = list(split_parameters(model.policy).critic.values())
+    minibatches = minibatches or partial(batch_of(model).minibatches, BATCH_SIZE)
+    critic = critic_by_split(model.policy)
     return fit_critic(model.policy, critic, minibatches, n_epochs, max_grad_norm)
 
 
@@ -133,8 +143,8 @@ def spoiled(model: TRPO, returns: float):
     """Give minibatches of which a late one has a wild return."""
 
     def minibatches():
-        for index, batch in enumerate(model.rollout_buffer.get(BATCH_SIZE)):
-            yield batch._replace(returns=batch.returns + (returns if index == 1 else 0.0))
+        for index, (part,) in enumerate(batch_of(model).minibatches(BATCH_SIZE)):
+            yield [part._replace(returns=part.returns + (returns if index == 1 else 0.0))]
 
     return minibatches
 
@@ -204,7 +214,7 @@ def test_an_interrupted_fit_is_undone_bit_for_bit(fault):
     before, optimizer = copies(model), optimizer_state(model)
 
     def minibatches():
-        yield from list(model.rollout_buffer.get(BATCH_SIZE))[:2]
+        yield from list(batch_of(model).minibatches(BATCH_SIZE))[:2]
         raise fault
 
     with pytest.raises(fault):
@@ -294,15 +304,15 @@ def test_a_frozen_critic_passes_errors_on_as_they_are():
 
 def test_one_step_reports_the_loss_before_it():
     model = trained()
-    batch = next(model.rollout_buffer.get(BATCH_SIZE))
+    (part,) = minibatch = next(batch_of(model).minibatches(BATCH_SIZE))
     with th.no_grad():
-        before = mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns)
-    total, n = descend(model.policy, list(critic_of(model.policy).values()), batch, 1.0, None, ALONE)
+        before = mse_loss(part.inputs.values(model.policy).flatten(), part.returns)
+    total, n = descend(model.policy, list(critic_of(model.policy).values()), minibatch, 1.0, None, ALONE)
     loss = total / n
     assert loss == before
     assert not loss.requires_grad
     with th.no_grad():
-        assert mse_loss(model.policy.predict_values(batch.observations).flatten(), batch.returns) < before
+        assert mse_loss(part.inputs.values(model.policy).flatten(), part.returns) < before
 
 
 class Recording(Communicator):
@@ -321,12 +331,12 @@ class Recording(Communicator):
 @pytest.mark.parametrize("way", ["general", "stack"])
 def test_a_minibatch_of_weight_0_adds_nothing(way):
     model, communicator, shard = trained(), Recording(), MinibatchShard(BATCH_SIZE, n_minibatches=3, n_steps=4)
-    critic = list(split_parameters(model.policy).critic.values())
+    critic = critic_by_split(model.policy)
     if way == "general":
-        fit_critic(model.policy, critic, partial(model.rollout_buffer.get, BATCH_SIZE), 1, None, communicator, shard)
+        fit_critic(model.policy, critic, partial(batch_of(model).minibatches, BATCH_SIZE), 1, None, communicator, shard)
     else:
         networks = read_networks(model.policy)
-        regression = plain_regression(model.policy, networks, critic, model.rollout_buffer, BATCH_SIZE)
+        regression = plain_regression(model.policy, networks, critic, batch_of(model), BATCH_SIZE)
         fit_stack(regression, 1, None, communicator, shard)
     *counted, (last, weight) = communicator.averaged
     assert [n for _, n in counted] == [20, 20, 8]

@@ -18,7 +18,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.networks.preallocated import BoundPass, TapePass
-from sb3_trpo.rollouts.inputs import minibatches_of
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.critic import FitOutcome, fit_critic
 from sb3_trpo.update.flat_critic import fit_stack, plain_regression
 from sb3_trpo.update.parameter_split import split_by_structure
@@ -75,6 +76,7 @@ class Setup:
             self.policy.optimizer = optimizer(self.policy.parameters())
         self.policy.set_training_mode(False)
         self.buffer = filled(buffer_class or (DictRolloutBuffer if kind == "dict" else RolloutBuffer), space)
+        self.batch = RolloutBatch([self.buffer], TransitionReader)
         if before:
             self.slow(before)
 
@@ -87,7 +89,7 @@ class Setup:
         return list(split_by_structure(self.policy, read_networks(self.policy)).critic.values())
 
     def regression(self, batch_size=BATCH_SIZE):
-        return plain_regression(self.policy, read_networks(self.policy), self.parameters, self.buffer, batch_size)
+        return plain_regression(self.policy, read_networks(self.policy), self.parameters, self.batch, batch_size)
 
     def fast(self, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
         np.random.seed(7)
@@ -97,9 +99,7 @@ class Setup:
 
     def slow(self, n_epochs=2, max_grad_norm=None, batch_size=BATCH_SIZE):
         np.random.seed(7)
-        return fit_critic(
-            self.policy, self.parameters, partial(minibatches_of, self.buffer, batch_size), n_epochs, max_grad_norm
-        )
+        return fit_critic(self.policy, self.parameters, partial(self.batch.minibatches, batch_size), n_epochs, max_grad_norm)
 
     def snapshot(self):
         """Copy all that a fit may change, bit for bit."""
@@ -127,7 +127,6 @@ def filled(buffer_class, space):
         actions, numbers = rng.normal(size=(N_ENVS, 2)), th.zeros(N_ENVS)
         buffer.add(observation, actions, np.zeros(N_ENVS), np.zeros(N_ENVS), numbers, numbers)
     buffer.returns = rng.normal(1.0, 1.0, (N_STEPS, N_ENVS)).astype(np.float32)
-    next(buffer.get(1))  # joins (step, env)
     return buffer
 
 

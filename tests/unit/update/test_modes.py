@@ -10,6 +10,7 @@ from helpers.envs import BOX_ACTION, RandomEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO
+from sb3_trpo.rollouts.inputs import ObservationInputs
 from sb3_trpo.update.modes import critic_mode, evaluation_mode, follow_statistics, statistical_layers
 
 N_STEPS = 16
@@ -108,7 +109,7 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     observations = th.rand(10, 3) + 2.0
     parameters = [value.detach().clone() for value in policy.parameters()]
     random_state = th.get_rng_state()
-    follow_statistics(policy, observations)
+    follow_statistics(policy, ObservationInputs(observations))
     assert len(statistical_layers(policy)) == (1 if share else 2)
     for norm in statistical_layers(policy):
         assert int(norm.num_batches_tracked) == 1
@@ -124,7 +125,7 @@ def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
     policy.vf_features_extractor = policy.pi_features_extractor
     policy.set_training_mode(False)
     observations = th.rand(10, 3)
-    follow_statistics(policy, observations)
+    follow_statistics(policy, ObservationInputs(observations))
     (norm,) = statistical_layers(policy)
     assert int(norm.num_batches_tracked) == 1
     policy.set_training_mode(True)
@@ -138,14 +139,14 @@ def test_following_ends_in_evaluation_mode_whatever_happens():
     policy.set_training_mode(False)
     misshapen = th.zeros(2, 5)
     with pytest.raises(RuntimeError, match="running_mean"):
-        follow_statistics(policy, misshapen)
+        follow_statistics(policy, ObservationInputs(misshapen))
     assert training(policy, th.nn.Module) == {False}
 
 
 def test_one_transition_has_no_variance_to_follow():
     policy = make().policy
     before = statistics(policy)
-    follow_statistics(policy, th.zeros(1, 3))
+    follow_statistics(policy, ObservationInputs(th.zeros(1, 3)))
     assert all(map(th.equal, before, statistics(policy)))
 
 
@@ -162,7 +163,7 @@ def test_the_policy_step_is_in_evaluation_mode(share):
 
     model.collect_rollouts = mark
     follow = model._follow_statistics
-    model._follow_statistics = lambda: (marks.append(statistics(model.policy)), follow())
+    model._follow_statistics = lambda batch: (marks.append(statistics(model.policy)), follow(batch))
     model.learn(N_STEPS)
     random_state, *old_statistics, at_the_end = marks
     assert model.policy_outcome.value == "accepted"
@@ -176,7 +177,7 @@ def test_the_critic_drops_out_and_leaves_the_statistics(share):
     marks = []
     fit, follow = model._fit_critic, model._follow_statistics
     model._fit_critic = lambda *args: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(*args))
-    model._follow_statistics = lambda: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow())
+    model._follow_statistics = lambda batch: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow(batch))
     model.learn(N_STEPS)
     state_before, statistics_before, state_after, statistics_after = marks
     assert not th.equal(state_before, state_after)

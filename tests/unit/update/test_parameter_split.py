@@ -9,7 +9,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.update.parameter_split import ParameterSplit, agree, split_parameters
+from sb3_trpo.rollouts.reader import TransitionReader
+from sb3_trpo.update.parameter_split import ParameterSplit, split_parameters
 
 DISCRETE = spaces.Discrete(3)
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
@@ -21,11 +22,16 @@ def make(policy_class=MlpPolicy, observation_space=VECTOR, action_space=DISCRETE
     return policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
 
 
+def split(policy) -> ParameterSplit:
+    """Split by one observation."""
+    return split_parameters(policy, [TransitionReader.any_inputs(policy)])
+
+
 def names(policy) -> tuple[set[str], set[str], set[str]]:
-    split = split_parameters(policy)
-    for group in split:
+    groups = split(policy)
+    for group in groups:
         assert all(policy.get_parameter(name) is parameter for name, parameter in group.items())
-    return tuple(set(group) for group in split)
+    return tuple(set(group) for group in groups)
 
 
 def snapshot(policy) -> dict[str, th.Tensor]:
@@ -123,7 +129,7 @@ def test_tied_parameters_are_the_policys_once():
     assert {"mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.2.weight"} <= actor
     assert critic == {"mlp_extractor.value_net.0.bias", "value_net.weight", "value_net.bias"}
     assert not detached
-    values = list(split_parameters(policy).policy.values())
+    values = list(split(policy).policy.values())
     assert len({id(value) for value in values}) == len(values)
 
 
@@ -205,7 +211,7 @@ class Aliased(MlpPolicy):
 def test_a_module_with_several_names_is_left_as_it_was(policy_class):
     policy = make(policy_class)
     parameters, before = list(policy.parameters()), snapshot(policy)
-    split_parameters(policy)
+    split(policy)
     assert unchanged(policy, before)
     assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
 
@@ -330,7 +336,7 @@ def test_splitting_leaves_no_trace(arguments, prefixes, training):
     policy.observation_space.seed(0)
     sample = str(policy.observation_space.sample())
     policy.observation_space.seed(0)
-    split_parameters(policy)
+    split(policy)
     assert str(policy.observation_space.sample()) == sample
     assert np.random.random() == np.random.RandomState(0).random()
     assert th.equal(th.get_rng_state(), random_state)
@@ -346,7 +352,7 @@ def test_every_split_looks_at_the_same_observation():
     get_distribution = policy.get_distribution
     policy.get_distribution = lambda observation: seen.append(observation) or get_distribution(observation)
     for _ in range(2):
-        split_parameters(policy)
+        split(policy)
         policy.observation_space.sample()
     assert len(seen) >= 4
     assert all(th.equal(seen[0], observation) for observation in seen)
@@ -357,7 +363,7 @@ def test_splitting_neither_drops_out_nor_moves_statistics():
     policy.set_training_mode(True)
     norms = [module for module in policy.modules() if isinstance(module, th.nn.BatchNorm1d)]
     random_state = th.get_rng_state()
-    split_parameters(policy)
+    split(policy)
     assert th.equal(th.get_rng_state(), random_state)
     assert norms
     assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() for norm in norms)
@@ -384,7 +390,7 @@ def test_an_interrupted_split_leaves_no_trace(call, fault):
 
     policy.get_distribution = interrupted
     with pytest.raises(fault):
-        split_parameters(policy)
+        split(policy)
     assert unchanged(policy, before)
     assert all(module.training for module in policy.modules())
 
@@ -395,7 +401,7 @@ def test_an_unknown_distribution_is_named():
             return super().get_distribution(obs).distribution
 
     with pytest.raises(TypeError, match="No Fisher metric is known for Categorical"):
-        split_parameters(make(Odd))
+        split(make(Odd))
 
 
 class WithAnother(Communicator):
@@ -418,9 +424,9 @@ def test_ranks_agree_on_what_any_of_them_has_found():
         detached={names[2]: parameters[names[2]]},
     )
     there = dict.fromkeys(names, 0) | {names[1]: 2, names[2]: 2, names[4]: 1}
-    agreed = agree(here, policy, WithAnother(there, policy))
+    agreed = here.over_ranks(policy, WithAnother(there, policy))
     assert list(agreed.policy) == names[:4]
     assert list(agreed.detached) == [names[4]]
     assert list(agreed.critic) == names[5:]
-    assert agree(here, policy, ALONE).policy.keys() == here.policy.keys()
+    assert here.over_ranks(policy, ALONE).policy.keys() == here.policy.keys()
     assert all(group[name] is parameters[name] for group in agreed for name in group)

@@ -11,6 +11,7 @@ from helpers.oracle import (
     CASES,
     LARGE_CASES,
     SMALL_CASES,
+    CountedReads,
     DensePolicy,
     chunked,
     interrupt_at,
@@ -61,12 +62,12 @@ class Setup:
         assign(self.parameters, [parameter.detach() + piece for parameter, piece in zip(self.parameters, pieces, strict=True)])
 
     def distributions(self):
-        return torch_distributions(self.policy.get_distribution(self.transitions.inputs))
+        return torch_distributions(self.transitions.inputs.distribution(self.policy))
 
     def surrogate(self, ent_coef):
         """Mean surrogate and mean entropy of the current policy from what SB3's ``evaluate_actions`` says."""
-        observations, actions, old_log_prob, advantages = self.transitions[:4]
-        _, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+        inputs, actions, old_log_prob, advantages = self.transitions[:4]
+        _, log_prob, entropy = self.policy.evaluate_actions(inputs.observations, actions)
         ratio = (log_prob - old_log_prob).exp()
         entropy = -ratio * log_prob if entropy is None else entropy
         return (ratio * advantages + ent_coef * entropy).mean(), entropy.mean()
@@ -105,7 +106,7 @@ def test_the_rollout_is_compared_with_the_policy(kind, monkeypatch):
     """Log-probabilities are 0.3 off at two of seven states: by hand, the mean square is 2 * 0.09 / 7."""
     setup = Setup(CASES["gaussian"], kind)
     with th.no_grad():
-        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs, setup.transitions.actions)
+        _, log_prob, _ = setup.policy.evaluate_actions(setup.transitions.inputs.observations, setup.transitions.actions)
     shift = th.tensor([0.3, 0, 0, -0.3, 0, 0, 0], dtype=log_prob.dtype)
     setup.transitions = setup.transitions._replace(old_log_prob=log_prob + shift)
     for size in (N_STATES, 2):
@@ -143,7 +144,7 @@ def family_parameters(setup):
 
 
 def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
-    oracle = DensePolicy(small.policy, small.transitions.inputs)
+    oracle = DensePolicy(small.policy, small.transitions.inputs.observations)
     fisher = dense(small.objective().local_model().model.fisher)
     th.testing.assert_close(fisher, oracle.fisher(), rtol=1e-9, atol=1e-12)
     th.testing.assert_close(fisher, oracle.kl_hessian(), rtol=1e-9, atol=1e-12)
@@ -152,7 +153,7 @@ def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
 
 def test_fisher_diagonal_is_the_dense_one(small):
     fisher = small.objective(3).local_model().model.fisher
-    expected = DensePolicy(small.policy, small.transitions.inputs).fisher().diagonal()
+    expected = DensePolicy(small.policy, small.transitions.inputs.observations).fisher().diagonal()
     th.testing.assert_close(fisher.diagonal(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -161,7 +162,7 @@ def test_fisher_diagonal_is_the_dense_one(small):
 )
 def test_fisher_products_of_image_and_dict_policies_are_the_dense_ones(name, kind):
     setup = Setup(CASES[name], kind, n_states=3)
-    product = DensePolicy(setup.policy, setup.transitions.inputs).fisher_product()
+    product = DensePolicy(setup.policy, setup.transitions.inputs.observations).fisher_product()
     operator = setup.objective().local_model().model.fisher
     for seed in (0, 1):
         v = setup.random_vector(seed)
@@ -213,7 +214,7 @@ def test_further_constraints_are_measured_beside_the_kl(gaussian, size):
     gaussian.move()
     kl, rewarded = model.evaluate().values
     assert kl == pytest.approx(joint_kl(old, gaussian.distributions()).mean().item())
-    log_prob = gaussian.policy.evaluate_actions(gaussian.transitions.inputs, gaussian.transitions.actions)[1]
+    log_prob = gaussian.policy.evaluate_actions(gaussian.transitions.inputs.observations, gaussian.transitions.actions)[1]
     assert rewarded == pytest.approx((log_prob * gaussian.transitions.advantages + old[0].mean[:, 0]).mean().item())
 
 
@@ -258,13 +259,12 @@ def test_every_mean_goes_through_the_one_reduction(gaussian):
 
 
 @pytest.mark.parametrize(("size", "reads"), [(N_STATES, 1), (3, 2 * 3)])
-def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_anew(gaussian, size, reads):
-    calls = []
-    counted = [lambda chunk=chunk: calls.append(None) or chunk() for chunk in chunked(gaussian.transitions, size)]
+def test_one_chunk_keeps_its_graph_over_products_and_several_are_read_again(gaussian, size, reads):
+    counted = CountedReads(chunked(gaussian.transitions, size))
     model = gaussian.objective(fisher_chunks=counted).local_model().model
-    assert not calls
+    assert not counted.n_reads
     first, second = (model.fisher @ gaussian.random_vector() for _ in range(2))
-    assert len(calls) == reads
+    assert counted.n_reads == reads
     assert th.equal(first, second)
 
 

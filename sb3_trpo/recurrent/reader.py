@@ -1,0 +1,166 @@
+"""What a policy with memory acts on, and how it is read from sb3-contrib's recurrent rollout buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_trpo.extras import CONTRIB, needs
+from sb3_trpo.maskable.reader import MaskedInputs
+from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, MaskableRecurrentRolloutBuffer
+from sb3_trpo.recurrent.segments import Segment, every_kth, grouped_by_length, padded_rows, rows_of, segments_of
+from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.plain_spaces import map_parts
+from sb3_trpo.rollouts.reader import Minibatch, RolloutReader, as_log_prob_takes
+from sb3_trpo.rollouts.transitions import Chunks, Transitions
+
+with needs(*CONTRIB):
+    from sb3_contrib.common.recurrent.buffers import RecurrentDictRolloutBuffer, RecurrentRolloutBuffer
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from sb3_contrib.common.recurrent.type_aliases import RNNStates
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentInputs:
+    """
+    Inputs of a policy with memory over several segments, in the form that sb3-contrib's policies take.
+
+    :param observations: segment after segment, each of the same length, shape ``(n_segments * length, ...)``
+    :param lstm_states: states before the first step of each segment, shape ``(n_layers, n_segments, n_hidden)``
+    :param episode_starts: 0 for each observation: inside a segment no episode starts, and the initial states are zeros where
+        one starts with the segment
+    """
+
+    observations: PyTorchObs
+    lstm_states: RNNStates
+    episode_starts: th.Tensor
+
+    def __len__(self) -> int:
+        """Return the number of states in all segments."""
+        return len(self.episode_starts)
+
+    def distribution(self, policy: ActorCriticPolicy) -> Distribution:
+        """Run the policy over the segments."""
+        assert isinstance(policy, RecurrentActorCriticPolicy)
+        observations, states = self.observations, self.lstm_states.pi
+        distribution, _ = policy.get_distribution(observations, states, self.episode_starts)  # type: ignore[arg-type]  # takes dicts
+        return distribution
+
+    def values(self, policy: ActorCriticPolicy) -> th.Tensor:
+        """Run the critic over the segments."""
+        assert isinstance(policy, RecurrentActorCriticPolicy)
+        observations, states = self.observations, self.lstm_states.vf
+        return policy.predict_values(observations, states, self.episode_starts)  # type: ignore[arg-type]  # takes dicts
+
+    def restrict(self, distribution: Distribution) -> Distribution:
+        """Return the distribution as it is: without masks nothing is forbidden."""
+        return distribution
+
+
+class SegmentReader(RolloutReader):
+    """Reads a rollout by segments; ``every`` counts segments instead of transitions."""
+
+    _buffer: RecurrentRolloutBuffer | RecurrentDictRolloutBuffer
+
+    @staticmethod
+    def _starting_inputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> PolicyInputs:
+        assert isinstance(policy, RecurrentActorCriticPolicy)
+        return SegmentInputs(observations, fresh_states(policy, 1), th.zeros(1, device=policy.device))
+
+    def chunks(self, every: int, size: int) -> Chunks:
+        """Cut segments longer than ``size``, choose every k-th one, and group them by length."""
+        segments = every_kth(self._segments(size), every)
+        groups = grouped_by_length(segments, size)
+        return Chunks([partial(self.read, group) for group in groups], self.advantages[rows_of(segments)])
+
+    def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
+        """Shuffle the segments, and start a new minibatch with each segment that ends beyond a multiple of its size."""
+        segments = self._segments(batch_size)
+        order = np.random.permutation(len(segments))
+        ends = np.cumsum([segments[index].length for index in order])
+        starts_minibatch = np.diff((ends - 1) // batch_size)  # no minibatch is empty, for no segment is longer than one
+        for part in np.split(order, np.flatnonzero(starts_minibatch) + 1):
+            groups = grouped_by_length([segments[index] for index in part], batch_size)
+            yield [self.read(group) for group in groups]
+
+    def spread_inputs(self, n: int) -> PolicyInputs:
+        """Read every k-th transition, with the LSTM state that the acting policy had there."""
+        stride = math.ceil(self.n_transitions / n)
+        return self.read([Segment(row, 1) for row in range(0, self.n_transitions, stride)]).inputs
+
+    def read(self, segments: Sequence[Segment]) -> Transitions:
+        """
+        Read segments, padded to the same length.
+
+        :param segments: the segments
+        :return: their transitions, segment after segment
+        """
+        buffer = self._buffer
+        rows, starts, weights, n_padding = padded_rows(segments)
+        return Transitions(
+            inputs=self._inputs(rows, starts),
+            actions=as_log_prob_takes(buffer.to_torch(buffer.actions[rows].astype(np.float32)), buffer.action_space),
+            old_log_prob=buffer.to_torch(buffer.log_probs[rows].flatten()),
+            advantages=buffer.to_torch(buffer.advantages[rows].flatten()),
+            returns=buffer.to_torch(buffer.returns[rows].flatten()),
+            weights=buffer.to_torch(weights),
+            n_padding=n_padding,
+        )
+
+    def _segments(self, longest: int) -> list[Segment]:
+        return segments_of(self._buffer.episode_starts.reshape(-1), self._buffer.buffer_size, longest)
+
+    def _inputs(self, rows: np.ndarray, starts: np.ndarray) -> PolicyInputs:
+        """
+        Read what the policy acted on.
+
+        :param rows: indices of rows, segment after segment
+        :param starts: first row of each segment
+        :return: the inputs, on the buffer's device
+        """
+        buffer = self._buffer
+        continues = 1.0 - buffer.episode_starts[starts].reshape(1, -1, 1)
+
+        def state(kept: np.ndarray) -> th.Tensor:
+            """Give initial states the LSTM's layout, contiguous because cuDNN takes no other, zero where episodes start."""
+            return th.as_tensor(np.ascontiguousarray(kept[starts].swapaxes(0, 1) * continues), device=buffer.device)
+
+        states = RNNStates(
+            (state(buffer.hidden_states_pi), state(buffer.cell_states_pi)),
+            (state(buffer.hidden_states_vf), state(buffer.cell_states_vf)),
+        )
+        observations = obs_as_tensor(map_parts(itemgetter(rows), buffer.observations), buffer.device)
+        return SegmentInputs(observations, states, th.zeros(len(rows), device=buffer.device))
+
+
+class MaskedSegmentReader(SegmentReader):
+    """Reads segments with the action masks of their transitions."""
+
+    _buffer: MaskableRecurrentRolloutBuffer | MaskableRecurrentDictRolloutBuffer
+
+    def _inputs(self, rows: np.ndarray, starts: np.ndarray) -> PolicyInputs:
+        return MaskedInputs(super()._inputs(rows, starts), self._buffer.to_torch(self._buffer.action_masks[rows]))
+
+
+def fresh_states(policy: RecurrentActorCriticPolicy, n_envs: int) -> RNNStates:
+    """
+    Make the LSTM states with which episodes start.
+
+    :param policy: the policy, whose LSTMs all have the same shape
+    :param n_envs: number of environments
+    :return: zeros of shape ``(n_layers, n_envs, n_hidden)``, each tensor a separate one
+    """
+    n_layers, _, n_hidden = policy.lstm_hidden_state_shape
+    like = next(policy.parameters())
+    zeros = [like.new_zeros(n_layers, n_envs, n_hidden) for _ in range(4)]
+    return RNNStates((zeros[0], zeros[1]), (zeros[2], zeros[3]))

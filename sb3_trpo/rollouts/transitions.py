@@ -1,0 +1,175 @@
+"""Transitions of a rollout as tensors, read in chunks so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import NamedTuple, TypeVar, overload
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+
+from sb3_trpo.rollouts.inputs import PolicyInputs
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class ChunkLimits(NamedTuple):
+    """
+    How large a chunk may be.
+
+    :param entries: numbers in all its observations together
+    :param transitions: transitions in it: hidden layers need memory too, however small the observations are
+    """
+
+    entries: int
+    transitions: int
+
+
+GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
+"""For autograd, which rebuilds the graphs for each product when there are several: 594 of Atari's stacks of 84x84x4."""
+PASS_LIMITS = ChunkLimits(2**20, 2**13)
+"""For a pass without derivatives over the rollout, and for minibatches gathered ahead."""
+CACHE_LIMITS = ChunkLimits(2**20, 2**11)
+"""For layer stacks on a CPU, which are fastest while a chunk's activations fit into the cache: 37 of Atari's stacks."""
+
+
+def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: ChunkLimits) -> int:
+    """
+    Choose how many transitions to process at a time.
+
+    :param observation_space: decides how many numbers a transition holds: images make small chunks, vectors large ones
+    :param limits: how large a chunk may be
+    :return: number of transitions, at least 1
+    """
+    return int(np.clip(limits.entries // max(1, get_flattened_obs_dim(observation_space)), 1, limits.transitions))
+
+
+class Transitions(NamedTuple):
+    """
+    n transitions of a rollout, on the policy's device.
+
+    :param inputs: what the policy acted on
+    :param actions: in the form that ``log_prob`` expects: shape ``(n,)`` for Discrete, else ``(n, n_dimensions)``
+    :param old_log_prob: log-probabilities under the policy that acted, in nats, shape ``(n,)``
+    :param advantages: as the surrogate weighs them, shape ``(n,)``
+    :param returns: lambda-returns that the critic is regressed on, shape ``(n,)``
+    :param weights: 1 for a transition and 0 for padding, shape ``(n,)``; ``None`` if there is no padding
+    :param n_padding: number of zeros in ``weights``, kept here so that nobody has to wait for the device to count them
+    """
+
+    inputs: PolicyInputs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    weights: th.Tensor | None = None
+    n_padding: int = 0
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights: the number of transitions that are not padding."""
+        return float(len(self.advantages) - self.n_padding)
+
+    def total(self, terms: th.Tensor) -> th.Tensor:
+        """
+        Sum over the transitions that are not padding.
+
+        :param terms: one term per transition, shape ``(n,)``
+        :return: ``sum(w x)``, a scalar
+        """
+        return terms.sum() if self.weights is None else self.weights.dot(terms)
+
+
+class LazySequence(Sequence[T]):
+    """
+    A sequence whose items are made each time they are asked for, so that only one is in memory at a time.
+
+    A single item is made once and kept: it would be needed again anyway, and there is no other to make room for.
+
+    :param makers: functions that make the items
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], T]]) -> None:
+        self._makers = makers
+        self._single: list[T] = []
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self._makers)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        """Make an item, or give a lazy sequence of some."""
+        if isinstance(index, slice):
+            return LazySequence(self._makers[index])
+        if len(self._makers) != 1:
+            return self._makers[index]()
+        if not self._single:
+            self._single.append(self._makers[index]())
+        return self._single[index]
+
+    def map(self, function: Callable[[T], U]) -> LazySequence[U]:
+        """
+        Apply a function to each item when it is made.
+
+        :param function: maps an item of this sequence to one of the result
+        :return: the sequence of the results
+        """
+        return LazySequence([partial(_applied, function, make) for make in self._makers])
+
+
+def _applied(function: Callable[[T], U], make: Callable[[], T]) -> U:
+    return function(make())
+
+
+class Chunks(LazySequence[Transitions]):
+    """
+    The transitions that a part of the update uses, copied out of the rollout some at a time.
+
+    :param readers: functions that read a chunk each
+    :param advantages: advantages of all transitions in the chunks, without padding, shape ``(n,)``
+    """
+
+    def __init__(self, readers: Sequence[Callable[[], Transitions]], advantages: np.ndarray) -> None:
+        super().__init__(readers)
+        self.advantages = advantages
+
+    @classmethod
+    def joined(cls, parts: Sequence[Chunks]) -> Chunks:
+        """
+        Append chunks to chunks.
+
+        :param parts: chunks of different rollouts, in order
+        :return: all of them
+        """
+        advantages = np.concatenate([part.advantages for part in parts])
+        return cls([read for part in parts for read in part._makers], advantages)
+
+    @property
+    def inputs(self) -> Sequence[PolicyInputs]:
+        """What the policy acted on, chunk by chunk."""
+        return self.map(attrgetter("inputs"))
+
+    def with_advantages(self, shift: float, scale: float) -> Chunks:
+        """
+        Replace each advantage A by ``(A - shift) * scale``.
+
+        :param shift: what is subtracted
+        :param scale: what the difference is multiplied by
+        :return: the same transitions with the new advantages
+        """
+
+        def rescale(part: Transitions) -> Transitions:
+            return part._replace(advantages=(part.advantages - shift) * scale)
+
+        return Chunks([partial(_applied, rescale, read) for read in self._makers], (self.advantages - shift) * scale)
