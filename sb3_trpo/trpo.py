@@ -2,77 +2,38 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
 
-from sb3_trpo.callbacks import keeper_of
-from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
-from sb3_trpo.numerics.line_search import BacktrackingLineSearch
-from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Outcome, trust_region_step
-from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.consistency import require_same, shapes_of
-from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.parallel.faults import check_on_all_ranks
-from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
-from sb3_trpo.parallel.sharding import seed_of_rank, shard_minibatches, steps_of_rank
-from sb3_trpo.policies import (
-    CnnPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-    check_default_type,
-    check_policy,
-    check_policy_class,
-    check_policy_fits,
-)
-from sb3_trpo.rollouts.advantages import standardisation
+from sb3_trpo.policies import check_policy
 from sb3_trpo.rollouts.batch import RolloutBatch
-from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
-from sb3_trpo.rollouts.fast_collector import can_collect, collect
-from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
-from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
-from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, ChunkLimits, Chunks, default_chunk_size
-from sb3_trpo.rollouts.validation import require_finite, unfit_observation, unfit_type
-from sb3_trpo.settings import (
-    check_batch,
-    check_settings,
-    evaluate_schedule,
-    explains_unknown_keywords,
-    parse_total_timesteps,
-    warn_about_batch_size,
-)
-from sb3_trpo.update.actor import make_actor
-from sb3_trpo.update.advice import ADVICE
-from sb3_trpo.update.constraints import mean_kl
-from sb3_trpo.update.critic import FitOutcome, fit_critic
+from sb3_trpo.rollouts.plain_spaces import check_env
+from sb3_trpo.rollouts.validation import require_finite
+from sb3_trpo.settings import explains_unknown_keywords
+from sb3_trpo.training_loop import Scheduled, TrainingLoop
+from sb3_trpo.update.advice import warn_about_mismatch
+from sb3_trpo.update.critic import FitOutcome
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
-from sb3_trpo.update.flat_critic import fit_stack, plain_regression
-from sb3_trpo.update.modes import critic_mode, follow_statistics, statistical_layers
-from sb3_trpo.update.parameter_split import ParameterSplit, split_by_structure, split_parameters
-from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
+from sb3_trpo.update.flat_critic import fit_values
+from sb3_trpo.update.modes import critic_mode, update_statistics
+from sb3_trpo.update.parameter_split import ParameterSplit, split_of
+from sb3_trpo.update.policy_step import PolicyStepSettings, policy_step
+from sb3_trpo.update.surrogate import MISMATCH
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
 
-class TRPO(OnPolicyAlgorithm):
+class TRPO(TrainingLoop):
     """
     Trust Region Policy Optimization: natural-gradient steps that keep the mean joint KL(old || new) within ``target_kl``.
 
@@ -121,22 +82,6 @@ class TRPO(OnPolicyAlgorithm):
     :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
     """
 
-    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
-        spaces.Box,
-        spaces.Discrete,
-        spaces.MultiDiscrete,
-        spaces.MultiBinary,
-    )
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
-    rollout_reader: ClassVar[type[RolloutReader]] = TransitionReader
-    """How the update reads the rollout buffer."""
-    _communicator: Communicator = ALONE
-    _general_loop = OnPolicyAlgorithm.collect_rollouts  # for what the fast loop does not know; a variant may have another
-
     @explains_unknown_keywords
     def __init__(
         self,
@@ -175,11 +120,7 @@ class TRPO(OnPolicyAlgorithm):
         distributed: bool | None = None,
     ) -> None:
         check_policy(policy)
-        if env is None and _init_setup_model:
-            raise ValueError(
-                "env is None, but a new model needs an environment: give one, or its registered name. To use a saved model "
-                "without any, TRPO.load(path)."
-            )
+        check_env(env, _init_setup_model)
         super().__init__(
             policy,
             env,
@@ -225,199 +166,51 @@ class TRPO(OnPolicyAlgorithm):
         self._outcome_counts: dict[str, int] = {}
         self._advised: set[str] = set()
         if _init_setup_model:
-            self._setup_model()
-            require_same(shapes_of(self.policy), "the policy's tensors", self._communicator)
-            self._communicator.broadcast([*self.policy.state_dict().values()])
-            n_transitions = self._check_batch()
-            if self._communicator.is_first:
-                warn_about_batch_size(n_transitions, self.batch_size)
+            self._setup_new_model()
 
     def train(self) -> None:
         """
-        Improve the policy within its trust region, fit the critic to the returns, record both.
+        Improve the policy within its trust region, regress the critic on the returns, and record both.
 
-        :raises ValueError: if the rollout or a schedule is not finite, before anything is changed; on all ranks if on one
+        :raises ValueError: if the rollout or a schedule is not finite, before anything has changed; on all ranks if on one
         """
         check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
-        target_kl, ent_coef = self._schedule()
         batch = RolloutBatch([self.rollout_buffer], self.rollout_reader)
         networks = read_networks(self.policy)
-        split = self._split_parameters(networks, batch)
+        split = split_of(self.policy, networks, batch, self.chunk_size, self._communicator)
+        self._improve_policy(batch, networks, split, self._evaluate_schedules())
+        self._fit_critic(batch, networks, split)
+        self._finish_update(batch)
 
-        self.policy.set_training_mode(False)
-        self._improve_policy(batch, networks, list(split.policy.values()), target_kl, ent_coef)
-        self._fit_critic(batch, networks, list(split.critic.values()))
-        self._follow_statistics(batch)
-
-        self._n_updates += 1
-        record(self.logger, state_diagnostics(self.policy, batch, self._n_rejected_steps, self._communicator))
-        record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def _schedule(self) -> tuple[float, float]:
-        """Evaluate the schedules as of now: set the learning rate, and return ``target_kl`` and ``ent_coef``."""
-        progress = self._current_progress_remaining
-        names = {"target_kl": self.target_kl, "ent_coef": self.ent_coef, "learning_rate": self.lr_schedule}
-        present = [evaluate_schedule(name, setting, progress) for name, setting in names.items()]
-        target_kl, ent_coef, learning_rate = self._communicator.gather(th.tensor(present, dtype=th.float64))[0].tolist()
-        self._update_learning_rate(self.policy.optimizer)  # which records it, too
-        update_learning_rate(self.policy.optimizer, learning_rate)
-        return target_kl, ent_coef
-
-    def _improve_policy(
-        self,
-        batch: RolloutBatch,
-        networks: Networks | None,
-        parameters: list[nn.Parameter],
-        target_kl: float,
-        ent_coef: float,
-    ) -> None:
+    def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
         """Take one trust-region step."""
-        with unvalidated(), timed(self.logger, "time/policy_step_seconds"):
-            actor = make_actor(self.policy, networks, parameters)
-            size = self._chunk_size(actor.chunk_limits)
-            are_few = 2 * batch.n_transitions <= size  # twice, for up to half of a chunk may be padding
-            chunks, fisher_chunks = self._policy_chunks(batch, size)
-            tolerance = min(MISMATCH, math.sqrt(ROUNDING_SHARE * target_kl))
-            objective = PolicyObjective(
-                actor,
-                parameters,
-                chunks,
-                [mean_kl(target_kl)],
-                fisher_chunks,
-                ent_coef,
-                self._communicator.mean,
-                are_few,
-                tolerance,
-            )
-            model, entropy, log_prob_error = objective.local_model()
-            solver = ConjugateGradient(self.cg_max_steps, self.cg_residual_tol)
-            line_search = BacktrackingLineSearch(self.line_search_shrinking_factor, self.line_search_max_iter)
-            step = trust_region_step(model, solver, line_search, self.cg_damping)
+        self.policy.set_training_mode(False)
+        settings, parameters = PolicyStepSettings.of(self, **now), list(split.policy.values())
+        with timed(self.logger, "time/policy_step_seconds"):
+            step, entropy, log_prob_error = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
-        self._warn_of_mismatch(log_prob_error)
+        if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
+            warn_about_mismatch(log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower())
-        record(self.logger, step_diagnostics(step, target_kl, entropy))
+        record(self.logger, step_diagnostics(step, settings.target_kl, entropy))
 
-    def _policy_chunks(self, batch: RolloutBatch, size: int) -> tuple[Chunks, Chunks | None]:
-        """Choose transitions for the step, and fewer ones for the Fisher matrix if it is to have fewer."""
-        every = self.sub_sampling_factor
-        chunks = batch.chunks(every, size)
-        if self.normalize_advantage:
-            chunks = chunks.with_advantages(*standardisation(chunks.advantages, batch.returns, self._communicator))
-        return chunks, batch.chunks(every * self.fisher_subsampling, size) if self.fisher_subsampling > 1 else None
-
-    def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, parameters: list[nn.Parameter]) -> None:
+    def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
         """Regress the values on the returns, in parameters that the policy does not depend on."""
+        parameters, epochs = list(split.critic.values()), (self.n_critic_updates, self.batch_size, self.max_grad_norm)
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            shard = shard_minibatches(self.batch_size, batch.n_transitions, self._communicator)
-            batch_size = self.batch_size if shard is None else shard.batch_size
-            settings = self.n_critic_updates, self.max_grad_norm, self._communicator, shard
-            regression = networks and plain_regression(self.policy, networks, parameters, batch, batch_size)
-            if regression:
-                fit = fit_stack(regression, *settings)
-            else:
-                fit = fit_critic(self.policy, parameters, partial(batch.minibatches, batch_size), *settings)
+            fit = fit_values(self.policy, networks, parameters, batch, *epochs, self._communicator)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))
 
-    def _follow_statistics(self, batch: RolloutBatch) -> None:
-        """Show batch norms and the like, if there are any, one chunk spread evenly over the rollout."""
-        if statistical_layers(self.policy):
-            size = max(2, self._chunk_size(GRAPH_LIMITS))  # a variance needs two
-            follow_statistics(self.policy, batch.spread_inputs(size), self._communicator)
-
-    @property
-    def _n_transitions(self) -> int:
-        """Number of this rank's transitions in a rollout."""
-        return int(self.rollout_buffer.buffer_size * self.n_envs)
-
-    def _chunk_size(self, limits: ChunkLimits) -> int:
-        return self.chunk_size or default_chunk_size(self._plain.observation_space, limits)
-
-    def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
-        """Count an outcome under a name for the log, and tell what to do about an unwanted one the first time it comes up."""
-        self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
-        if outcome in (Outcome.ACCEPTED, FitOutcome.FITTED):
-            return
-        if outcome is Outcome.EMPTY_REGION and self._current_progress_remaining == 0.0 and self._n_iterations > 1:
-            return  # a schedule of target_kl that ends at 0 has nothing to mend, unless its end is all there was
-        if self._is_first_time(outcome.value):
-            advice = f"{type(self).__name__}, update {self._n_updates + 1}: {outcome.value}. {ADVICE[outcome]}"
-            if outcome is Outcome.LOST_IN_ROUNDING:  # nothing will be learned, whatever verbose is
-                warnings.warn(advice, UserWarning, stacklevel=2)
-            elif self.verbose >= 1:
-                print(advice)
-
-    def _warn_of_mismatch(self, log_prob_error: float) -> None:
-        """Warn if the rollout is not what the policy saw and did."""
-        if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
-            warnings.warn(
-                f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root "
-                "mean square) from those that they were drawn with: the update uses other data than the policy acted on. "
-                "Likely causes: an environment or wrapper that writes into arrays it has returned; weights that have changed "
-                "since; a rollout buffer or policy of your own that changes observations or actions on the way, or that draws "
-                "random numbers; squashed actions at their bounds.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _is_first_time(self, what: str) -> bool:
-        """Tell whether something is to be said that has not been said before, by the rank that speaks."""
-        is_new = what not in self._advised
-        self._advised.add(what)
-        return is_new and self._communicator.is_first
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Fill the buffer, by SB3's loop or with the same result by ours.
-
-        :param env: the training environments
-        :param callback: called at each step
-        :param rollout_buffer: what to fill
-        :param n_rollout_steps: steps per environment
-        :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if the policy could not act because an observation was not finite or of another shape
-        """
-        assert self._last_obs is not None, "SB3 resets the environments before it collects"
-        inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
-        try:
-            with timed(self.logger, "time/collect_seconds"):
-                observations, networks = self._plain.encode(self._last_obs), read_networks(self.policy)
-                keep_as_seen(rollout_buffer, observations)
-                knows = partial(can_collect, observations, self.policy.action_space)
-                if networks is not None and knows(networks, rollout_buffer, n_rollout_steps):
-                    return collect(self, inner, callback, rollout_buffer, general)
-                return general(inner, callback, rollout_buffer, n_rollout_steps)
-        except (TypeError, ValueError, RuntimeError):
-            fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
-            fault = fault or unfit_type(self.policy)
-            if fault is None:
-                raise
-            raise fault from None
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        Choose actions.
-
-        :param observation: one, or one per environment
-        :param state: of a policy with memory, what the last call returned
-        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
-        :param deterministic: whether to take the likeliest action rather than to draw
-        :return: the actions, and the state of a policy with memory
-        """
-        actions, state = super().predict(self._plain.encode(observation), state, episode_start, deterministic)
-        return self._plain.decode(actions), state
+    def _finish_update(self, batch: RolloutBatch) -> None:
+        """Let batch norm and the like see the rollout, and record what belongs to the update as a whole."""
+        update_statistics(self.policy, batch, self.chunk_size, self._communicator)
+        self._n_updates += 1
+        record(self.logger, state_diagnostics(self.policy, batch, self._n_rejected_steps, self._communicator))
+        record(self.logger, {f"outcomes/{name}": count for name, count in self._outcome_counts.items()})
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def learn(
         self: SelfTRPO,
@@ -432,180 +225,55 @@ class TRPO(OnPolicyAlgorithm):
         Train.
 
         :param total_timesteps: environment steps to take, of all ranks together; a float such as ``1e6`` is fine. With
-            ``math.inf`` a callback has to end the training, and schedules stay at their beginning
-        :param callback: one callback or a list of them
+            ``math.inf`` a callback has to end the training, and schedules stay at their initial value
+        :param callback: a callback or a list of callbacks
         :param log_interval: updates between two dumps of the log
         :param tb_log_name: name of the run in TensorBoard
-        :param reset_num_timesteps: whether to start counting anew, rather than to continue
-        :param progress_bar: whether to show one
+        :param reset_num_timesteps: whether to count timesteps from 0 rather than go on counting
+        :param progress_bar: whether to show a progress bar
         :return: the model itself
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed
         """
-        total_timesteps = parse_total_timesteps(total_timesteps)
-        require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
-        self._check_settings()
-        self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
-        assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, sync = keeper_of(callback), make_rollout_sync(self, self._communicator)
-        with sync.session(keeper), keeper.session(self, callback):
-            total_timesteps, callback = self._setup_learn(
-                total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
-                sync.callbacks(callback),
-                reset_num_timesteps,
-                tb_log_name,
-                progress_bar and self._communicator.is_first,
-            )
-            sync.after_reset(total_timesteps)
-            self._n_iterations = iteration = 0
-            keeper.announce(callback)
-            callback.on_training_start(locals(), globals())
-            keeper.resume(callback)
-            sync.after_resume()
-            while (
-                self.num_timesteps < total_timesteps and self._iterate(sync, callback, log_interval) and keeper.at_boundary()
-            ):
-                continue
-            callback.on_training_end()
+        self._run(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         return self
 
-    def _iterate(self, sync: NoSync, callback: BaseCallback, log_interval: int | None) -> bool:
-        """Collect a rollout and learn from it, unless a callback ends the training."""
-        assert self.env is not None
-        is_complete = self.collect_rollouts(self.env, callback, self.rollout_buffer, self.rollout_buffer.buffer_size)
-        if not sync.after_rollout(is_complete, callback):
-            return False
-        self._n_iterations += 1
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        if log_interval is not None and self._n_iterations % log_interval == 0:
-            self.dump_logs(self._n_iterations)
-        self.train()
-        sync.after_update()
-        return True
+    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Save what SB3's models save, on the first rank only.
+
+        :param path: path of the zip file, or a file object
+        :param exclude: names of further attributes to leave out
+        :param include: names of attributes to save although they are usually left out
+        """
+        if self._communicator.is_first:
+            super().save(path, exclude, include)
 
     @classmethod
     def from_checkpoint(
         cls: type[SelfTRPO], path: str | Path, env: GymEnv, device: th.device | str = "auto", **settings: Any
     ) -> SelfTRPO:
         """
-        Make the model of a checkpoint, for evaluation. To continue training, run the training script again.
+        Load the model of a checkpoint for evaluation. To continue training, run the training script again.
 
-        No code of the checkpoint's is run: classes that are neither SB3's nor torch's must be given anew.
+        No code from the checkpoint is executed: classes that are not SB3's or torch's have to be given as ``settings``.
 
-        :param path: folder of a :class:`~sb3_trpo.checkpoint.ResumableCheckpoint`, whose newest intact checkpoint is taken, or
-            one of the checkpoints in it
-        :param env: for the model. A ``VecNormalize`` in it gets the statistics of the run
-        :param device: where the networks live
-        :param settings: keywords of the constructor, in place of those in the checkpoint
+        :param path: folder of a :class:`~sb3_trpo.checkpoint.ResumableCheckpoint`, for its newest intact checkpoint, or the
+            folder of one checkpoint
+        :param env: environment of the model. A ``VecNormalize`` in it gets the statistics of the run
+        :param device: device of the networks
+        :param settings: keywords of the constructor that replace those in the checkpoint
         :return: the model
-        :raises ValueError: if there is no intact checkpoint, or it does not fit the env
+        :raises ValueError: if there is no intact checkpoint, or it does not fit the environment
         """
         from sb3_trpo.checkpoint.loading import load_model
 
         return load_model(cls, Path(path), env, device, settings)
 
-    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
-        """
-        Save all that SB3's models save, on the first rank only.
-
-        :param path: to the file, or a file object
-        :param exclude: names of attributes to leave out
-        :param include: names of attributes to keep that are otherwise left out
-        """
-        if self._communicator.is_first:
-            super().save(path, exclude, include)
-
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Seed all random generators, the envs' too.
-
-        :param seed: of the run; each rank derives its own
-        """
-        super().set_random_seed(seed_of_rank(seed, self._communicator))
-
     def _setup_model(self) -> None:
-        check_default_type()
-        self._check_settings()
-        self._communicator = connect(self.distributed, self.device)
-        check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
-        self._plain = PlainSpaces(self.observation_space, self.action_space)
-        given = self.n_steps, self.observation_space, self.action_space
-        try:
-            self.n_steps = steps_of_rank(self.n_steps, self._communicator)
-            self.observation_space, self.action_space = self._plain.observation_space, self._plain.action_space
-            self._build()
-        finally:
-            self.n_steps, self.observation_space, self.action_space = given
-        detached = self._split_parameters(read_networks(self.policy)).detached
-        if detached:
-            warnings.warn(
-                f"The policy's distribution depends on {', '.join(detached)}, but through a detach() that stops gradients. "
-                "They stay as they are: the step cannot move them, and the critic must not.",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _build(self) -> None:
-        """Make policy and buffer."""
-        check_policy_class(self.policy_class, ActorCriticPolicy)
         super()._setup_model()
-
-    def _check_settings(self) -> None:
-        check_settings(vars(self))
-        for name in ("target_kl", "ent_coef", "learning_rate"):
-            evaluate_schedule(name, getattr(self, name), progress_remaining=1.0)
-
-    def _check_batch(self) -> int:
-        """Count the transitions of all ranks in a rollout; raise if they are too few."""
-        n_transitions = int(self._communicator.sum(th.tensor(self._n_transitions)))
-        check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
-        return n_transitions
-
-    def _split_parameters(self, networks: Networks | None, batch: RolloutBatch | None = None) -> ParameterSplit:
-        """Find out what the policy depends on; at each update again, for users freeze and replace parts between updates."""
-        if networks is not None:
-            split = split_by_structure(self.policy, networks)
-        elif batch is None:
-            split = split_parameters(self.policy, [self.rollout_reader.any_inputs(self.policy)])
-        else:
-            states = batch.chunks(1, self._chunk_size(GRAPH_LIMITS)).inputs
-            split = split_parameters(self.policy, states).over_ranks(self.policy, self._communicator)
-        if not split.policy:
-            raise ValueError(
-                f"No trainable parameter changes the action distribution of {type(self.policy).__name__}: there is nothing "
-                "for TRPO to improve. Set requires_grad=True on some, or check for a detach() in get_distribution()."
-            )
-        return split
-
-    @staticmethod
-    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_spaces_of(env)  # before SB3's wrappers, which stumble over some
-        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        check_spaces_of(wrapped)
-        return wrapped
-
-    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
-        if policy_name not in self.policy_aliases:
-            raise ValueError(
-                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. Policies with "
-                "an LSTM are for sb3_trpo.recurrent.RecurrentTRPO; other classes of policies are given as such."
-            )
-        return super()._get_policy_from_name(policy_name)
+        any_state = [self.rollout_reader.any_inputs(self.policy)]
+        split_of(self.policy, read_networks(self.policy), any_state).warn_about_detached()
 
     def _excluded_save_params(self) -> list[str]:
-        # Whoever loads the model has not read the advice, and may be another process among others.
-        return [
-            *super()._excluded_save_params(),
-            "_advised",
-            "policy_outcome",
-            "critic_outcome",
-            "distributed",
-            "_communicator",
-            "_plain",
-        ]
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout may overshoot the total; schedules end at 0 all the same.
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
-    def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
-        super()._maybe_recommend_cpu(mlp_class_name)  # SB3 goes by the class's name, and ours has another
+        # They are about this process: whoever loads the model has not read the advice.
+        return [*super()._excluded_save_params(), "_advised", "policy_outcome", "critic_outcome"]

@@ -64,13 +64,13 @@ class RecurrentTRPO(ContribTRPO):
     policy: RecurrentActorCriticPolicy
     _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTM states along, and uses nothing that is PPO's
 
-    def _build(self) -> None:
-        super()._build()
+    def _setup_model(self) -> None:
+        super()._setup_model()
         self._last_lstm_states = fresh_states(self.policy, self.n_envs)
 
-    def _buffer_settings(self) -> dict[str, Any]:
+    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
         n_layers, _, n_hidden = self.policy.lstm_hidden_state_shape
-        return {"hidden_state_shape": (self.n_steps, n_layers, self.n_envs, n_hidden)}
+        return {"hidden_state_shape": (n_steps, n_layers, self.n_envs, n_hidden)}
 
 
 class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):

@@ -115,6 +115,21 @@ def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
     return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
 
 
+def check_env(env: Any, is_needed: bool) -> None:
+    """
+    Check that there is an environment.
+
+    :param env: the constructor's argument
+    :param is_needed: whether the model is to be set up; a saved one is loaded without an environment
+    :raises ValueError: if there is none
+    """
+    if env is None and is_needed:
+        raise ValueError(
+            "env is None, but a new model needs an environment: give one, or its registered name. To use a saved model "
+            "without any, TRPO.load(path)."
+        )
+
+
 def check_spaces_of(env: Any) -> None:
     """
     Check the spaces of an environment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 from sb3_trpo.numerics.trust_region import Outcome
@@ -29,3 +30,46 @@ ADVICE: Mapping[Outcome | FitOutcome, str] = {
     "rewards with VecNormalize.",
 }
 """What to do if an outcome persists."""
+
+
+def is_unwanted(outcome: Outcome | FitOutcome, is_end: bool) -> bool:
+    """
+    Return whether a user may want to do something about an outcome.
+
+    :param outcome: how a step or a fit ended
+    :param is_end: whether this is the last update of several, where a schedule of ``target_kl`` may well have reached 0
+    :return: whether it deserves advice
+    """
+    return outcome not in (Outcome.ACCEPTED, FitOutcome.FITTED) and not (is_end and outcome is Outcome.EMPTY_REGION)
+
+
+def advise(outcome: Outcome | FitOutcome, where: str, verbose: int) -> None:
+    """
+    Print what to do about an outcome, or warn if nothing will ever be learned.
+
+    :param outcome: how a step or a fit ended
+    :param where: algorithm and number of the update
+    :param verbose: the model's verbosity; at 0 only the warning is given
+    """
+    advice = f"{where}: {outcome.value}. {ADVICE[outcome]}"
+    if outcome is Outcome.LOST_IN_ROUNDING:
+        warnings.warn(advice, UserWarning, stacklevel=2)
+    elif verbose >= 1:
+        print(advice)
+
+
+def warn_about_mismatch(log_prob_error: float) -> None:
+    """
+    Warn that the rollout does not hold what the policy saw and did.
+
+    :param log_prob_error: root mean square difference between the log-probabilities now and when the policy acted, in nats
+    """
+    warnings.warn(
+        f"The policy gives the rollout's actions log-probabilities that differ by {log_prob_error:.2g} nats (root mean "
+        "square) from those they were sampled with, so the update would use other data than the policy acted on. Likely "
+        "causes: an environment or wrapper that writes into arrays it has returned; weights that have changed since; a custom "
+        "rollout buffer or policy that modifies observations or actions, or draws random numbers; squashed actions at their "
+        "bounds.",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -19,7 +19,7 @@ t       number of steps taken
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch as th
@@ -32,10 +32,10 @@ from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.parallel.sharding import MinibatchShard, weighted_minibatches
+from sb3_trpo.parallel.sharding import MinibatchShard, shard_minibatches, weighted_minibatches
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import FeatureEpoch
-from sb3_trpo.update.critic import CriticFit, FitOutcome, mean_loss
+from sb3_trpo.update.critic import CriticFit, FitOutcome, fit_critic, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
 
 
@@ -105,6 +105,38 @@ def plain_regression(
 
     epoch = batch.feature_epoch(features, bool(fixed.layers), batch_size)
     return None if epoch is None else StackRegression(critic, adam, epoch)
+
+
+def fit_values(
+    policy: ActorCriticPolicy,
+    networks: Networks | None,
+    parameters: Sequence[nn.Parameter],
+    batch: RolloutBatch,
+    n_epochs: int,
+    batch_size: int,
+    max_grad_norm: float | None,
+    communicator: Communicator = ALONE,
+) -> CriticFit:
+    """
+    Regress the critic's values on the returns: without autograd where critic and optimizer allow it, else by ``fit_critic``.
+
+    :param policy: the policy that holds the critic; its ``optimizer`` takes the steps
+    :param networks: the policy's layers, ``None`` if it is not a plain one
+    :param parameters: parameters that the critic may move
+    :param batch: what the critic is fitted to
+    :param n_epochs: number of passes over the batch
+    :param batch_size: transitions per minibatch, of all ranks together
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
+    :return: the record of the fit
+    """
+    shard = shard_minibatches(batch_size, batch.n_transitions, communicator)
+    own_size = batch_size if shard is None else shard.batch_size
+    regression = None if networks is None else plain_regression(policy, networks, parameters, batch, own_size)
+    if regression is not None:
+        return fit_stack(regression, n_epochs, max_grad_norm, communicator, shard)
+    minibatches = partial(batch.minibatches, own_size)
+    return fit_critic(policy, parameters, minibatches, n_epochs, max_grad_norm, communicator, shard)
 
 
 @th.no_grad()

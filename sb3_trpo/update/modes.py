@@ -17,7 +17,9 @@ from torch import nn
 
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 
 
 def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
@@ -59,6 +61,22 @@ def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
         yield
     finally:
         policy.set_training_mode(False)
+
+
+def update_statistics(
+    policy: ActorCriticPolicy, batch: RolloutBatch, chunk_size: int | None, communicator: Communicator = ALONE
+) -> None:
+    """
+    Let layers with statistics, if there are any, see one chunk of states that is spread over the rollout.
+
+    :param policy: the policy, in evaluation mode before and after
+    :param batch: the rollout
+    :param chunk_size: number of states, ``None`` to choose by observation size
+    :param communicator: connects the ranks, whose statistics are averaged
+    """
+    if statistical_layers(policy):
+        size = chunk_size or default_chunk_size(policy.observation_space, GRAPH_LIMITS)
+        follow_statistics(policy, batch.spread_inputs(max(2, size)), communicator)  # a single state has no variance
 
 
 @th.no_grad()

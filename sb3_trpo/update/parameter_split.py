@@ -7,6 +7,7 @@ in its place shows in the distribution.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,8 +21,10 @@ from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.numerics.gauss_newton import Outputs
-from sb3_trpo.parallel.communicator import Communicator
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.inputs import PolicyInputs
+from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 from sb3_trpo.update.modes import evaluation_mode
 
 
@@ -54,6 +57,49 @@ class ParameterSplit(NamedTuple):
             return {name: value for (name, value), group in zip(parameters.items(), groups, strict=True) if group == wanted}
 
         return ParameterSplit(policy=members(2), critic=members(0), detached=members(1))
+
+    def warn_about_detached(self) -> None:
+        """Warn about parameters that shape the distribution but cannot be trained."""
+        if self.detached:
+            warnings.warn(
+                f"The policy's distribution depends on {', '.join(self.detached)}, but through a detach() that stops "
+                "gradients. They stay as they are: the step cannot move them, and the critic must not.",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def split_of(
+    policy: ActorCriticPolicy,
+    networks: Networks | None,
+    batch: RolloutBatch | Sequence[PolicyInputs],
+    chunk_size: int | None = None,
+    communicator: Communicator = ALONE,
+) -> ParameterSplit:
+    """
+    Split the trainable parameters of a policy, at each update again, because users freeze and replace parts in between.
+
+    :param policy: the actor-critic policy
+    :param networks: its layers, if it is a plain one: then its structure tells
+    :param batch: a rollout, or some states where there is none yet: else the states tell
+    :param chunk_size: states to look at together, ``None`` to choose by observation size
+    :param communicator: connects the ranks, each of which has its own rollout
+    :return: the three groups, with at least one parameter of the policy
+    :raises ValueError: if no trainable parameter changes the distribution
+    """
+    if networks is not None:
+        split = split_by_structure(policy, networks)
+    elif isinstance(batch, RolloutBatch):
+        size = chunk_size or default_chunk_size(policy.observation_space, GRAPH_LIMITS)
+        split = split_parameters(policy, batch.chunks(1, size).inputs).over_ranks(policy, communicator)
+    else:
+        split = split_parameters(policy, batch)
+    if not split.policy:
+        raise ValueError(
+            f"No trainable parameter changes the action distribution of {type(policy).__name__}: there is nothing for TRPO to "
+            "improve. Set requires_grad=True on some, or check for a detach() in get_distribution()."
+        )
+    return split
 
 
 def split_parameters(policy: ActorCriticPolicy, states: Sequence[PolicyInputs]) -> ParameterSplit:

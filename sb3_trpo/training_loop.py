@@ -1,0 +1,301 @@
+"""
+SB3's on-policy algorithm, with what surrounds an update: spaces, ranks, the loop around rollouts, checkpoints and callbacks.
+
+:class:`TrainingLoop` knows nothing of trust regions: a subclass defines ``train()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.callbacks import keeper_of
+from sb3_trpo.extras import require_for_learning
+from sb3_trpo.networks.plain_network import read_networks
+from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.consistency import require_same, shapes_of
+from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
+from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
+from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
+from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.rollouts.fast_collector import can_collect, collect
+from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
+from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
+from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
+from sb3_trpo.settings import check_batch, check_settings, evaluate_schedule, parse_total_timesteps, warn_about_batch_size
+from sb3_trpo.update.advice import advise, is_unwanted
+from sb3_trpo.update.critic import FitOutcome
+from sb3_trpo.update.diagnostics import timed
+
+SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
+"""Settings that may be functions of the progress remaining."""
+Scheduled = dict[str, float]
+"""Values that these settings have in one update, by keyword."""
+
+
+class TrainingLoop(OnPolicyAlgorithm):
+    """An on-policy algorithm that runs on any supported space, alone or as one of several ranks, and can be resumed."""
+
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
+        spaces.Box,
+        spaces.Discrete,
+        spaces.MultiDiscrete,
+        spaces.MultiBinary,
+    )
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    rollout_reader: ClassVar[type[RolloutReader]] = TransitionReader
+    """How an update reads the rollout buffer."""
+    batch_size: int
+    distributed: bool | None
+    sub_sampling_factor: int
+    fisher_subsampling: int
+    normalize_advantage: bool
+    _advised: set[str]
+    _outcome_counts: dict[str, int]
+    _n_iterations: int
+    _communicator: Communicator = ALONE
+    _general_loop = OnPolicyAlgorithm.collect_rollouts
+    """Collects rollouts that the fast loop cannot; a variant may have another one."""
+
+    def _run(
+        self,
+        total_timesteps: float,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str,
+        reset_num_timesteps: bool,
+        progress_bar: bool,
+    ) -> None:
+        """Alternate rollouts and updates until ``total_timesteps``; the arguments are those of ``learn()``."""
+        total_timesteps = parse_total_timesteps(total_timesteps)
+        require_for_learning(progress_bar, None if self._custom_logger else self.tensorboard_log)
+        self._check_settings()
+        self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
+        assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
+        keeper, sync = keeper_of(callback), make_rollout_sync(self, self._communicator)
+        with sync.session(keeper), keeper.session(self, callback):
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
+                sync.callbacks(callback),
+                reset_num_timesteps,
+                tb_log_name,
+                progress_bar and self._communicator.is_first,
+            )
+            sync.after_reset(total_timesteps)
+            self._n_iterations = iteration = 0
+            keeper.announce(callback)
+            callback.on_training_start(locals(), globals())
+            keeper.resume(callback)
+            sync.after_resume()
+            while self.num_timesteps < total_timesteps:
+                if not (self._iterate(sync, callback, log_interval) and keeper.at_boundary()):
+                    break
+            callback.on_training_end()
+
+    def _iterate(self, sync: NoSync, callback: BaseCallback, log_interval: int | None) -> bool:
+        """Collect a rollout and update; return False if a callback has ended the training instead."""
+        assert self.env is not None
+        is_complete = self.collect_rollouts(self.env, callback, self.rollout_buffer, self.rollout_buffer.buffer_size)
+        if not sync.after_rollout(is_complete, callback):
+            return False
+        self._n_iterations += 1
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if log_interval is not None and self._n_iterations % log_interval == 0:
+            self.dump_logs(self._n_iterations)
+        self.train()
+        sync.after_update()
+        return True
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer, by the fast loop if it knows the policy and the buffer, else by SB3's.
+
+        :param env: training environments
+        :param callback: called at each step
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: steps per environment
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises ValueError: if the policy cannot act on an observation, because it is not finite or has another shape
+        """
+        assert self._last_obs is not None, "SB3 resets the environments before it collects"
+        inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
+        try:
+            with timed(self.logger, "time/collect_seconds"):
+                return self._collect(inner, callback, rollout_buffer, n_rollout_steps, general)
+        except (TypeError, ValueError, RuntimeError):
+            fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
+            fault = fault or unfit_type(self.policy)
+            if fault is None:
+                raise
+            raise fault from None  # a traceback from inside torch would explain less
+
+    def _collect(
+        self, env: RolloutEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int, general: Callable[..., bool]
+    ) -> bool:
+        """Choose the loop."""
+        observations, networks = self._plain.encode(self._last_obs), read_networks(self.policy)
+        keep_as_seen(buffer, observations)
+        if networks is not None and can_collect(observations, self.policy.action_space, networks, buffer, n_steps):
+            return collect(self, env, callback, buffer, general)
+        return general(env, callback, buffer, n_steps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Choose actions.
+
+        :param observation: a single observation, or one per environment
+        :param state: state of a policy with memory, as the last call returned it
+        :param episode_start: whether the observation starts an episode, shape ``(n_envs,)``
+        :param deterministic: whether to take the most likely action rather than to sample one
+        :return: actions, and the new state of a policy with memory
+        """
+        actions, state = super().predict(self._plain.encode(observation), state, episode_start, deterministic)
+        return self._plain.decode(actions), state
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed all random generators, including those of the environments.
+
+        :param seed: seed of the run, from which each rank derives its own; ``None`` leaves the generators alone
+        """
+        super().set_random_seed(seed_of_rank(seed, self._communicator))
+
+    def _setup_model(self) -> None:
+        check_default_type()
+        self._check_settings()
+        self._communicator = connect(self.distributed, self.device)
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
+        self._plain = PlainSpaces(self.observation_space, self.action_space)
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self._make_policy().to(self.device)
+        self.rollout_buffer = self._make_buffer(steps_of_rank(self.n_steps, self._communicator))
+        self._maybe_recommend_cpu()
+
+    def _make_policy(self) -> ActorCriticPolicy:
+        """Make the policy, on plain spaces."""
+        check_policy_class(self.policy_class, ActorCriticPolicy)
+        policy: ActorCriticPolicy = self.policy_class(
+            self._plain.observation_space, self._plain.action_space, self.lr_schedule, **self._policy_settings()
+        )  # type: ignore[assignment]  # it has been checked
+        return policy
+
+    def _policy_settings(self) -> dict[str, Any]:
+        """Return the keywords of the policy."""
+        return {"use_sde": self.use_sde, **self.policy_kwargs}
+
+    def _make_buffer(self, n_steps: int) -> RolloutBuffer:
+        """Make the rollout buffer, on plain spaces."""
+        if self.rollout_buffer_class is None:
+            is_dict = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer  # SB3 stores its choice, too
+        return self._buffer_of(self.rollout_buffer_class, n_steps)
+
+    def _buffer_of(self, kind: type[RolloutBuffer], n_steps: int) -> RolloutBuffer:
+        own: dict[str, Any] = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
+        keywords = own | self._buffer_settings(n_steps) | self.rollout_buffer_kwargs
+        return kind(n_steps, self._plain.observation_space, self._plain.action_space, **keywords)
+
+    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
+        """Return keywords that the rollout buffer of a variant takes beyond SB3's; the policy is there."""
+        return {}
+
+    def _setup_new_model(self) -> None:
+        """Set the model up, with the first rank's weights on all ranks."""
+        self._setup_model()
+        require_same(shapes_of(self.policy), "the policy's tensors", self._communicator)
+        self._communicator.broadcast([*self.policy.state_dict().values()])
+        n_transitions = self._check_batch()
+        if self._communicator.is_first:
+            warn_about_batch_size(n_transitions, self.batch_size)
+
+    def _check_settings(self) -> None:
+        check_settings(vars(self))
+        for name in SCHEDULES:
+            evaluate_schedule(name, getattr(self, name), progress_remaining=1.0)
+
+    def _check_batch(self) -> int:
+        """Check that a rollout is large enough for an update; return its number of transitions on all ranks."""
+        n_transitions = int(self._communicator.sum(th.tensor(self._n_transitions)))
+        check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
+        return n_transitions
+
+    def _evaluate_schedules(self) -> Scheduled:
+        """Set the learning rate; return the other scheduled settings by name. All ranks take the first one's values."""
+        schedules = {**{name: getattr(self, name) for name in SCHEDULES}, "learning_rate": self.lr_schedule}
+        own = [evaluate_schedule(name, each, self._current_progress_remaining) for name, each in schedules.items()]
+        shared = self._communicator.gather(th.tensor(own, dtype=th.float64))[0].tolist()
+        values = dict(zip(schedules, shared, strict=True))
+        self._update_learning_rate(self.policy.optimizer)  # SB3's, which records this rank's rate
+        update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
+        return values
+
+    def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
+        """Count an outcome for the log. The first time that an unwanted one occurs, advise the user what to do about it."""
+        self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
+        is_end = self._current_progress_remaining == 0.0 and self._n_iterations > 1
+        if is_unwanted(outcome, is_end) and self._is_first_time(outcome.value):
+            advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}", self.verbose)
+
+    def _is_first_time(self, topic: str) -> bool:
+        """Return whether to tell the user about a topic: once, and on the first rank."""
+        is_new = topic not in self._advised
+        self._advised.add(topic)
+        return is_new and self._communicator.is_first
+
+    @property
+    def _n_transitions(self) -> int:
+        """Number of this rank's transitions in a rollout."""
+        return int(self.rollout_buffer.buffer_size * self.n_envs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        check_spaces_of(env)  # before SB3's wrappers, some of which fail on unsupported spaces
+        wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+        check_spaces_of(wrapped)
+        return wrapped
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(
+                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. For policies "
+                "with an LSTM use sb3_trpo.recurrent.RecurrentTRPO; give other policies as classes."
+            )
+        return super()._get_policy_from_name(policy_name)
+
+    def _excluded_save_params(self) -> list[str]:
+        # They are about this process: whoever loads the model may be one of other ranks, and has not read the advice.
+        return [*super()._excluded_save_params(), "_advised", "distributed", "_communicator", "_plain"]
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout may overshoot the total; schedules end at 0 all the same.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
+
+    def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
+        super()._maybe_recommend_cpu(mlp_class_name)  # SB3 goes by the name of its own class

@@ -1,0 +1,153 @@
+"""
+The policy's half of an update: one trust-region step (Schulman et al. 2015, arXiv:1502.05477, Section 6 and Appendix C).
+
+1. L and its gradient g at the old parameters, over all transitions (``surrogate.py``).
+2. The Fisher matrix F as an operator ``v -> F v``, over all states or every k-th of them.
+3. Conjugate gradient for ``(F + lambda I) x = g``.
+4. The full step ``s = sqrt(2 delta / x^T (F + lambda I) x) x``.
+5. A backtracking line search along s that keeps every constraint, the first of which is ``mean KL(old || new) <= delta``.
+
+Steps 3 to 5 are :func:`~sb3_trpo.numerics.trust_region.trust_region_step`, which knows nothing of policies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+
+from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Step, trust_region_step
+from sb3_trpo.parallel.communicator import Communicator
+from sb3_trpo.rollouts.advantages import standardisation
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.transitions import Chunks, default_chunk_size
+from sb3_trpo.update.actor import make_actor
+from sb3_trpo.update.constraints import mean_kl
+from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
+
+
+@dataclass(frozen=True)
+class PolicyStepSettings:
+    """
+    The settings of one step; :class:`~sb3_trpo.trpo.TRPO` documents them.
+
+    :param target_kl: delta, evaluated for this update, in nats
+    :param ent_coef: weight of the entropy in L, evaluated for this update
+    :param cg_max_steps: largest number of Fisher-vector products
+    :param cg_residual_tol: relative residual at which conjugate gradient stops
+    :param cg_damping: lambda
+    :param line_search_shrinking_factor: ratio of successive candidates
+    :param line_search_max_iter: largest number of candidates
+    :param sub_sampling_factor: k, if every k-th transition is used
+    :param fisher_subsampling: k, if the Fisher matrix uses every k-th of those
+    :param normalize_advantage: whether to standardise the advantages
+    :param chunk_size: transitions to differentiate at a time, ``None`` to choose by observation size
+    """
+
+    target_kl: float
+    ent_coef: float
+    cg_max_steps: int
+    cg_residual_tol: float
+    cg_damping: float
+    line_search_shrinking_factor: float
+    line_search_max_iter: int
+    sub_sampling_factor: int
+    fisher_subsampling: int
+    normalize_advantage: bool
+    chunk_size: int | None
+
+    @classmethod
+    def of(cls, model: object, target_kl: float, ent_coef: float) -> PolicyStepSettings:
+        """
+        Read the settings of a model.
+
+        :param model: has the constant settings as attributes of the same names
+        :param target_kl: value of the schedule, in nats
+        :param ent_coef: value of the schedule
+        :return: the settings
+        """
+        constant = [field.name for field in fields(cls) if field.name not in ("target_kl", "ent_coef")]
+        return cls(target_kl, ent_coef, **{name: getattr(model, name) for name in constant})
+
+
+class PolicyStep(NamedTuple):
+    """
+    The record of a policy step.
+
+    :param step: how the trust-region step went
+    :param entropy: mean joint entropy of the old policy, in nats
+    :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
+        differ from those stored when the policy acted; 0 if rounding is the reason
+    """
+
+    step: Step
+    entropy: float
+    log_prob_error: float
+
+
+def policy_step(
+    policy: ActorCriticPolicy,
+    networks: Networks | None,
+    parameters: Sequence[nn.Parameter],
+    batch: RolloutBatch,
+    settings: PolicyStepSettings,
+    communicator: Communicator,
+) -> PolicyStep:
+    """
+    Improve the policy within its trust region, in place.
+
+    Whatever happens, exceptions and interrupts included, the parameters end either at an accepted candidate or as they were,
+    bit for bit.
+
+    :param policy: the policy, in evaluation mode
+    :param networks: its layers, ``None`` if it has to be differentiated by autograd
+    :param parameters: theta, the parameters that its action distribution depends on
+    :param batch: transitions that the policy has collected
+    :param settings: settings of the step
+    :param communicator: connects the ranks, whose batches are used together
+    :return: the record of the step
+    """
+    with unvalidated():
+        actor = make_actor(policy, networks, parameters)
+        size = settings.chunk_size or default_chunk_size(policy.observation_space, actor.chunk_limits)
+        chunks, fisher_chunks = _choose_transitions(batch, settings, size, communicator)
+        objective = PolicyObjective(
+            actor,
+            parameters,
+            chunks,
+            constraints=[mean_kl(settings.target_kl)],
+            fisher_chunks=fisher_chunks,
+            ent_coef=settings.ent_coef,
+            mean=communicator.mean,
+            are_few=2 * batch.n_transitions <= size,  # twice, because up to half of a chunk may be padding
+            tolerance=min(MISMATCH, math.sqrt(ROUNDING_SHARE * settings.target_kl)),
+        )
+        model, entropy, log_prob_error = objective.local_model()
+        step = trust_region_step(
+            model,
+            solver=ConjugateGradient(settings.cg_max_steps, settings.cg_residual_tol),
+            line_search=BacktrackingLineSearch(settings.line_search_shrinking_factor, settings.line_search_max_iter),
+            damping=settings.cg_damping,
+        )
+    return PolicyStep(step, entropy, log_prob_error)
+
+
+def _choose_transitions(
+    batch: RolloutBatch, settings: PolicyStepSettings, size: int, communicator: Communicator
+) -> tuple[Chunks, Chunks | None]:
+    """Choose the transitions of the step, and those of the Fisher matrix unless they are the same."""
+    every = settings.sub_sampling_factor
+    chunks = batch.chunks(every, size)
+    if settings.normalize_advantage:
+        chunks = chunks.with_advantages(*standardisation(chunks.advantages, batch.returns, communicator))
+    if settings.fisher_subsampling == 1:
+        return chunks, None
+    return chunks, batch.chunks(every * settings.fisher_subsampling, size)
