@@ -21,7 +21,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.storage import newest
+from sb3_trpo.checkpoint.run_folder import newest_intact
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
 POLICY_SIDE = ("lstm_actor", "mlp_extractor.policy_net", "action_net", "log_std")
@@ -296,7 +296,7 @@ def test_a_run_goes_on_with_its_memory_and_would_end_elsewhere_without(tmp_path)
 def test_checkpoints_hold_no_rollout(tmp_path):
     model = small_model(MaskableRecurrentTRPO)
     model.learn(24, callback=ResumableCheckpoint(tmp_path, every=1, verbose=0))
-    arrays = newest(tmp_path).arrays
+    arrays = newest_intact(tmp_path).arrays
     assert [path for path in arrays if path.startswith("policy")]
     assert not [path for path in arrays if path.startswith("buffer")]
 
