@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from benchmarks.common.environment import RESULTS, environment
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.storage import checkpoints_in
+from sb3_trpo.checkpoint.run_folder import checkpoints_in
 
 TASKS = {"CartPole-v1": 1, "Hopper-v5": 1, "HalfCheetah-v5": 1, "Humanoid-v5": 8}
 """Number of environments for each task."""

@@ -16,8 +16,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.ranks import first_ranks_in
-from sb3_trpo.checkpoint.storage import checkpoints_in, sole_owner
+from sb3_trpo.checkpoint.run_folder import checkpoints_in, folders_of_first_ranks, sole_owner
 from sb3_trpo.extras import ZOO, needs
 from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
@@ -135,7 +134,7 @@ class ExperimentManager(RlZooManager):
         """Read name and seed of the run that a folder of checkpoints belongs to, or write this run's there."""
         note, name, seed = folder / NOTE, Path(self.save_path).name, self.seed
         with sole_owner(folder):  # before a log is opened that another process may be writing
-            if note.is_file() and any(map(checkpoints_in, first_ranks_in(folder).values())):
+            if note.is_file() and any(map(checkpoints_in, folders_of_first_ranks(folder).values())):
                 noted = json.loads(note.read_text())
                 if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a path could lead out of the log folder
                     name = noted["run"]

@@ -22,7 +22,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, storage as checkpoint_storage
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, run_folder as checkpoint_folder
 from sb3_trpo.update.flat_adam import FlatAdam
 from sb3_trpo.update.surrogate import PolicyObjective
 
@@ -230,7 +230,7 @@ def test_another_number_of_ranks_continues_with_a_warning(before, now, tmp_path)
     in_ranks(before, run_in_parts, tmp_path, 220 // before)
     results = in_ranks(now, run_in_parts, tmp_path, None)
     (warning,) = results[0]["warnings"]
-    assert f"is of {before} rank(s), and {now} go on" in warning
+    assert f"is of {before} rank(s), and the run continues on {now}" in warning
     for result in results:
         assert result["updates"] == results[0]["updates"] > 3
         assert result["observed"] == results[0]["observed"]
@@ -274,14 +274,14 @@ def test_older_checkpoints_stay_until_every_rank_has_written(tmp_path):
 def run_with_a_failing_removal(rank: int, folder: Path) -> list[str]:
     """Train with checkpoints, which one rank fails to remove."""
     if rank == 1:
-        remove = checkpoint_storage.remove
+        remove = checkpoint_folder.remove
 
         def refuse(path: Path) -> None:
             if path.name.endswith(f"-{2 * ITERATION:012d}"):
                 raise PermissionError(13, "Permission denied")
             remove(path)
 
-        checkpoint_storage.remove = refuse
+        checkpoint_folder.remove = refuse
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make().learn(5 * ITERATION, callback=ResumableCheckpoint(folder, every=2 * ITERATION, keep=1, verbose=0))

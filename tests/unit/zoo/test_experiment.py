@@ -9,7 +9,7 @@ import yaml
 from helpers.contract_tools import same_parameters
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint.storage import sole_owner
+from sb3_trpo.checkpoint.run_folder import sole_owner
 from sb3_trpo.zoo.algorithms import config_file
 from sb3_trpo.zoo.experiment import envs_of_rank, is_seed_given
 
