@@ -12,7 +12,7 @@ def test_the_terms_of_the_kl_are_torchs_divergences_of_the_joint_action_from_old
     transitions = make_transitions(case, policy, 5)
 
     def current():
-        distribution = policy.get_distribution(transitions.inputs)
+        distribution = policy.get_distribution(transitions.inputs.observations)
         return distribution, torch_distributions(distribution)
 
     old_distribution, old = current()
