@@ -61,17 +61,17 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 
 bench: install  ## measure; raw results go to benchmarks/results
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/speed_report.py
-	$(BIN)/python benchmarks/trust_region.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/checkpoint.py
-	$(BIN)/python benchmarks/learning.py rl_zoo
-	$(BIN)/python benchmarks/learning.py mujoco
-	$(BIN)/python benchmarks/report.py
-	$(BIN)/python benchmarks/variants.py
-	$(BIN)/python benchmarks/scaling.py
-	$(BIN)/python benchmarks/scaling_model.py
+	$(BIN)/python -m benchmarks.speed.run
+	$(BIN)/python -m benchmarks.speed.report
+	$(BIN)/python -m benchmarks.trust_region.run
+	$(BIN)/python -m benchmarks.memory.run
+	$(BIN)/python -m benchmarks.checkpoint.run
+	$(BIN)/python -m benchmarks.learning.run rl_zoo
+	$(BIN)/python -m benchmarks.learning.run mujoco
+	$(BIN)/python -m benchmarks.learning.report
+	$(BIN)/python -m benchmarks.variants.run
+	$(BIN)/python -m benchmarks.scaling.run
+	$(BIN)/python -m benchmarks.scaling.model
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build

@@ -1,4 +1,4 @@
-"""Callbacks that hold other callbacks, and the one among them that keeps the run."""
+"""Callbacks that hold other callbacks, and those that act around training and between two iterations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+NOT_CALLED = ("locals", "globals", "parent")
+"""Attributes that may contain callbacks which the owner does not call."""
+
 
 def callback_tree(root: MaybeCallback) -> Iterator[BaseCallback]:
     """
-    Go through a callback and all that it calls.
+    Go through a callback and all others that it calls, breadth first.
 
     :param root: what ``learn()`` is given
     :return: each callback once
@@ -24,17 +27,13 @@ def callback_tree(root: MaybeCallback) -> Iterator[BaseCallback]:
         if isinstance(current, BaseCallback) and id(current) not in reached:
             reached.add(id(current))
             yield current
-            if isinstance(current, RunKeeper):
-                continue  # it knows all the others, and calls none
+            if isinstance(current, TrainingLifecycle):
+                continue  # it knows all callbacks, but calls none
             pending += [part for name, value in vars(current).items() if name not in NOT_CALLED for part in _members(value)]
 
 
-NOT_CALLED = ("locals", "globals", "parent")
-"""Attributes in which a callback finds others that it does not call."""
-
-
 def _members(value: Any) -> Iterable[Any]:
-    """Look into the containers in which callbacks are kept; not into long lists of results."""
+    """Look into containers that may hold callbacks, but not into long lists of results."""
     if isinstance(value, Mapping):
         value = [*value.values()]
     if isinstance(value, (list, tuple)):
@@ -42,42 +41,42 @@ def _members(value: Any) -> Iterable[Any]:
     return (value,)
 
 
-class RunKeeper(BaseCallback):
+class TrainingLifecycle(BaseCallback):
     """
-    A callback that is also called between two iterations, where no rollout and no update is under way.
+    A callback that also acts around training, and between two iterations, when neither a rollout nor an update is going on.
 
-    This one does nothing; :class:`sb3_trpo.checkpoint.ResumableCheckpoint` makes runs survive.
+    This one does nothing; :class:`sb3_trpo.checkpoint.ResumableCheckpoint` saves runs and continues them.
     """
 
-    def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> AbstractContextManager[None]:
+    def training(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> AbstractContextManager[None]:
         """
-        Accompany a call of ``learn()`` from before its first to after its last action.
+        Give a context for a whole call of ``learn()``, entered before anything else is done.
 
-        :param model: that learns
-        :param root: all its callbacks
-        :return: entered before anything has been touched
+        :param model: the model
+        :param root: what ``learn()`` is given: all callbacks
+        :return: the context
         """
         return nullcontext()
 
-    def announce(self, root: BaseCallback) -> None:
+    def before_training_start(self, root: BaseCallback) -> None:
         """
-        Tell the model its number of timesteps, before callbacks are told that training starts.
+        Act before ``on_training_start()`` of all callbacks, when the environments have been reset.
 
-        :param root: all callbacks
-        """
-
-    def resume(self, root: BaseCallback) -> None:
-        """
-        Bring the run to where it was; all callbacks have been told that training starts.
-
-        :param root: all callbacks
+        :param root: the callback that calls all others
         """
 
-    def at_boundary(self) -> bool:
+    def after_training_start(self, root: BaseCallback) -> None:
         """
-        Do what there is to do between two iterations.
+        Act after ``on_training_start()`` of all callbacks, before the first rollout.
 
-        :return: whether to go on
+        :param root: the callback that calls all others
+        """
+
+    def after_iteration(self) -> bool:
+        """
+        Act after a rollout and the update that learned from it.
+
+        :return: whether to continue training
         """
         return True
 
@@ -85,15 +84,17 @@ class RunKeeper(BaseCallback):
         return True
 
 
-def keeper_of(root: MaybeCallback) -> RunKeeper:
+def lifecycle_of(root: MaybeCallback) -> TrainingLifecycle:
     """
-    Find the callback that keeps the run.
+    Find the callback that acts around training.
 
     :param root: what ``learn()`` is given
-    :return: the one there is, or one that does nothing
+    :return: the only one, or one that does nothing
     :raises ValueError: if there are several
     """
-    keepers = [callback for callback in callback_tree(root) if isinstance(callback, RunKeeper)]
-    if len(keepers) > 1:
-        raise ValueError(f"{len(keepers)} callbacks want to keep the run, but only one can. Keep one ResumableCheckpoint.")
-    return keepers[0] if keepers else RunKeeper()
+    found = [callback for callback in callback_tree(root) if isinstance(callback, TrainingLifecycle)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} callbacks would save and continue the run, but only one can. Keep one ResumableCheckpoint."
+        )
+    return found[0] if found else TrainingLifecycle()

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.callbacks import keeper_of
+from sb3_trpo.callbacks import lifecycle_of
 from sb3_trpo.extras import require_for_learning
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.trust_region import Outcome
@@ -90,8 +90,8 @@ class TrainingLoop(OnPolicyAlgorithm):
         self._check_settings()
         self._check_batch()  # not on loading: a model trained with many environments may be evaluated on one
         assert self.env is not None, "a model that was loaded without an environment needs set_env() to learn"
-        keeper, sync = keeper_of(callback), make_rollout_sync(self, self._communicator)
-        with sync.session(keeper), keeper.session(self, callback):
+        lifecycle, sync = lifecycle_of(callback), make_rollout_sync(self, self._communicator)
+        with sync.session(lifecycle), lifecycle.training(self, callback):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps,  # type: ignore[arg-type]  # SB3 takes infinity too
                 sync.callbacks(callback),
@@ -101,12 +101,12 @@ class TrainingLoop(OnPolicyAlgorithm):
             )
             sync.after_reset(total_timesteps)
             self._n_iterations = iteration = 0
-            keeper.announce(callback)
+            lifecycle.before_training_start(callback)
             callback.on_training_start(locals(), globals())
-            keeper.resume(callback)
+            lifecycle.after_training_start(callback)
             sync.after_resume()
             while self.num_timesteps < total_timesteps:
-                if not (self._iterate(sync, callback, log_interval) and keeper.at_boundary()):
+                if not (self._iterate(sync, callback, log_interval) and lifecycle.after_iteration()):
                     break
             callback.on_training_end()
 

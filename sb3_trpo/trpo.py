@@ -35,51 +35,51 @@ SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
 class TRPO(TrainingLoop):
     """
-    Trust Region Policy Optimization: natural-gradient steps that keep the mean joint KL(old || new) within ``target_kl``.
+    Trust Region Policy Optimization: natural-gradient steps that keep the mean KL(old || new) within ``target_kl``.
 
-    Keywords up to ``_init_setup_model`` are those of ``sb3_contrib.TRPO``, with its defaults but for ``n_critic_updates``;
-    later ones are new.
+    The keywords up to ``_init_setup_model`` are those of ``sb3_contrib.TRPO``, with the same defaults except for
+    ``n_critic_updates``. The others are new.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of SB3's ``ActorCriticPolicy``
-    :param env: the environment, vectorised or not, or its registered name
-    :param learning_rate: of the critic's optimizer; a number or a function of the progress remaining (1 to 0)
-    :param n_steps: steps per environment and update, which ranks share; the batch holds ``n_steps * n_envs`` transitions
-    :param batch_size: transitions per minibatch of the critic, of all ranks together
+    :param env: environment, vectorized or not, or its registered name
+    :param learning_rate: learning rate of the critic's optimizer, or a function of the progress remaining (1 to 0)
+    :param n_steps: steps per environment and update, shared by all ranks: an update uses ``n_steps * n_envs`` transitions
+    :param batch_size: transitions in a minibatch of the critic, of all ranks together
     :param gamma: discount factor
-    :param cg_max_steps: Fisher-vector products per update at most; the paper uses 10 (Appendix C), sb3-contrib 15
-    :param cg_damping: what is added to the Fisher matrix's eigenvalues; sb3-contrib's value
-    :param line_search_shrinking_factor: ratio of successive steps tried, in (0, 1); sb3-contrib's value
-    :param line_search_max_iter: number of steps tried; sb3-contrib's value
-    :param n_critic_updates: passes over the rollout to fit the critic; sb3-contrib makes 10, 20 were better on five of seven
-        tasks and worse on Hopper, in the mean of four seeds (``benchmarks/plans/defaults.yml``)
-    :param gae_lambda: bias-variance trade-off of generalised advantage estimation (arXiv:1506.02438)
-    :param use_sde: explore by generalised state-dependent noise (gSDE, arXiv:2005.05719), for Box actions
-    :param sde_sample_freq: steps between draws of the gSDE noise matrix; -1 draws once per rollout
-    :param rollout_buffer_class: buffer to use instead of SB3's
-    :param rollout_buffer_kwargs: its further arguments
-    :param normalize_advantage: whether to standardise the advantages over the batch
-    :param target_kl: largest mean KL(old || new) of the joint action, in nats; a number or a function of the progress
-        remaining. The paper uses 0.01 (Appendix E)
-    :param sub_sampling_factor: use only every k-th transition in the policy's update, the bound on the KL included
-    :param stats_window_size: number of episodes that rollout statistics average over
-    :param tensorboard_log: folder for TensorBoard, ``None`` for no log
-    :param policy_kwargs: further arguments of the policy
-    :param verbose: 0 prints nothing, 1 training information, 2 debugging messages too
-    :param seed: of every random generator
-    :param device: where the networks live
-    :param _init_setup_model: whether to build the networks at once
-    :param fisher_subsampling: use only every k-th of the update's states in the Fisher matrix, whose products then cost a
-        k-th; gradient and line search use all. The paper takes 10 (Appendix C.1); 1 is exact
-    :param cg_residual_tol: relative residual at which conjugate gradient stops. sb3-contrib stops at an absolute 1e-5; here it
-        does not depend on the reward's scale
-    :param ent_coef: weight of the joint entropy in the surrogate; a number or a function of the progress remaining
-    :param max_grad_norm: bound on the norm of the critic's gradients; ``None`` or 0, which sb3-contrib saves, for no bound
-    :param chunk_size: transitions differentiated at a time, which bounds memory; ``None`` chooses by observation size
-    :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``; ``None`` does if
-        there are any (``WORLD_SIZE > 1``, or a process group is there)
-    :raises TypeError: if a keyword is unknown, with what takes its place
+    :param cg_max_steps: largest number of Fisher-vector products per update. The paper uses 10 (Appendix C)
+    :param cg_damping: lambda, added to the eigenvalues of the Fisher matrix; sb3-contrib's value
+    :param line_search_shrinking_factor: ratio of successive step sizes that the line search tries, in (0, 1)
+    :param line_search_max_iter: largest number of step sizes that the line search tries
+    :param n_critic_updates: epochs of the critic per update. sb3-contrib uses 10; 20 was better on five of seven tasks and
+        worse on Hopper, in the mean of four seeds (``benchmarks/plans/defaults.yml``)
+    :param gae_lambda: bias-variance trade-off of generalized advantage estimation (arXiv:1506.02438)
+    :param use_sde: whether to explore with generalized state-dependent noise (gSDE, arXiv:2005.05719); Box actions only
+    :param sde_sample_freq: steps between two samples of the gSDE noise matrix; -1 samples once per rollout
+    :param rollout_buffer_class: class of the rollout buffer, ``None`` for SB3's
+    :param rollout_buffer_kwargs: further keywords of the rollout buffer
+    :param normalize_advantage: whether to standardize the advantages over the batch
+    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a function of the progress remaining. The
+        paper uses 0.01 (Appendix E)
+    :param sub_sampling_factor: k, to use only every k-th transition for the policy, also when the KL is bounded
+    :param stats_window_size: number of episodes over which rollout statistics are averaged
+    :param tensorboard_log: folder of TensorBoard logs, ``None`` for no log
+    :param policy_kwargs: further keywords of the policy
+    :param verbose: 0 for no output, 1 for training information, 2 for debug messages
+    :param seed: seed of all random generators
+    :param device: device of the networks
+    :param _init_setup_model: whether to make the networks at once
+    :param fisher_subsampling: k, to use only every k-th of those transitions in the Fisher matrix, which makes its products k
+        times as cheap. The paper uses 10 (Appendix C.1); 1 is exact
+    :param cg_residual_tol: relative residual at which conjugate gradient stops. sb3-contrib stops at 1e-5 absolute, which
+        depends on the scale of the rewards
+    :param ent_coef: weight of the joint entropy in the surrogate, or a function of the progress remaining. 0 as in the paper
+    :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` for none, as in sb3-contrib, which saves 0
+    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` to choose by observation size
+    :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``. ``None`` does so
+        if there are any (``WORLD_SIZE > 1``, or a process group)
+    :raises TypeError: if a keyword is unknown; the message names the right one
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
-    :raises AssertionError: if the action space is unsupported, or one transition is to be normalised, as in SB3
+    :raises AssertionError: if the action space is not supported, or a single transition is to be normalized, as in SB3
     """
 
     @explains_unknown_keywords
@@ -275,5 +275,5 @@ class TRPO(TrainingLoop):
         split_of(self.policy, read_networks(self.policy), any_state).warn_about_detached()
 
     def _excluded_save_params(self) -> list[str]:
-        # They are about this process: whoever loads the model has not read the advice.
-        return [*super()._excluded_save_params(), "_advised", "policy_outcome", "critic_outcome"]
+        # They describe updates of this process, not the model.
+        return [*super()._excluded_save_params(), "policy_outcome", "critic_outcome"]

@@ -1,10 +1,10 @@
 """
-Exact resume, atomic and free of pickle; needs the extra ``[checkpoint]``.
+Exact resume, atomic and without pickle; needs the extra ``[checkpoint]``.
 
     from sb3_trpo.checkpoint import ResumableCheckpoint
     model.learn(1e6, callback=ResumableCheckpoint("runs/hopper", every=50_000))
 
-Run the same script again after a crash, and it goes on.
+Run the same script again after a crash, and it continues.
 """
 
 from sb3_trpo.extras import needs

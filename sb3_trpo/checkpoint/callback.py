@@ -1,4 +1,4 @@
-"""The callback that makes a run survive."""
+"""The callback that saves a run and continues it."""
 
 from __future__ import annotations
 
@@ -15,32 +15,28 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.callback_state import Marks, mark_callbacks, mark_settings
-from sb3_trpo.checkpoint.codecs.environments import taped
-from sb3_trpo.checkpoint.codecs.nodes import Node
-from sb3_trpo.checkpoint.identity import (
-    differences,
-    identity,
-    present_settings,
-    schedule_differences,
-    schedule_digests,
-    versions,
-)
+from sb3_trpo.callbacks import TrainingLifecycle, callback_tree
+from sb3_trpo.checkpoint.callback_state import Baseline, fingerprint_callbacks, fingerprint_settings
+from sb3_trpo.checkpoint.codecs.codec import Encoded
+from sb3_trpo.checkpoint.codecs.registry import REPLAYED
+from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import episodes_recorded
+from sb3_trpo.checkpoint.identity import differences, identity, present_settings, versions
 from sb3_trpo.checkpoint.limits import CheckpointTooLargeError
-from sb3_trpo.checkpoint.loading import settings
-from sb3_trpo.checkpoint.ranks import Found, find, folder_of_rank
+from sb3_trpo.checkpoint.loading import encode_settings
 from sb3_trpo.checkpoint.run import (
-    continue_run,
     describe_progress,
     describe_total,
-    lost_parts,
-    plain_total,
-    record_run,
+    encode_run,
+    explain_lost,
+    explain_unrestorable,
+    restore_on_other_ranks,
     restore_run,
+    total_as_json,
 )
+from sb3_trpo.checkpoint.run_folder import Found, find, folder_of_rank, keep_newest, sole_owner
+from sb3_trpo.checkpoint.schedules import schedule_differences, schedule_digests
 from sb3_trpo.checkpoint.signals import StopRequest
-from sb3_trpo.checkpoint.storage import Checkpoint, keep_newest, name_of, sole_owner, write
+from sb3_trpo.checkpoint.storage import Checkpoint, name_of, write
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.parallel.faults import check_on_all_ranks
 from sb3_trpo.settings import Rule, check_setting, is_integer_from
@@ -51,19 +47,20 @@ RULES = {
 }
 
 
-class ResumableCheckpoint(RunKeeper):
+class ResumableCheckpoint(TrainingLifecycle):
     """
     Saves a run as it goes, and continues it, bit for bit, when the same script is run again.
 
-    If the folder holds an intact checkpoint, ``learn()`` goes on from it towards its total; otherwise it starts. Checkpoints
-    are made between two iterations, hold everything that the rest of the run depends on, and replace each other atomically.
-    Use one folder for each call of ``learn()``.
+    If the folder contains an intact checkpoint, ``learn()`` continues from it towards its total; otherwise it starts from the
+    beginning. Checkpoints are made between two iterations, hold everything that the rest of the run depends on, and replace
+    each other atomically. Use one folder for each call of ``learn()``.
 
-    :param folder: of the run's checkpoints; ``{env}`` and ``{seed}`` in it stand for the env's name and the model's seed
-    :param every: timesteps between two checkpoints; each is made at the next rollout boundary. 50,000 timesteps take ten
+    :param folder: folder for the run's checkpoints; ``{env}`` and ``{seed}`` in it stand for the environment's name and the
+        model's seed
+    :param every: timesteps between two checkpoints; each is made at the end of the iteration. 50,000 timesteps take ten
         seconds and more, a checkpoint some hundredths of one (``benchmarks/checkpoint.py``)
-    :param keep: how many of the newest checkpoints stay
-    :param on_signal: whether SIGTERM, SIGINT and SIGUSR1 let the run finish its rollout and update, save and leave
+    :param keep: number of newest checkpoints that stay
+    :param on_signal: whether, on SIGTERM, SIGINT and SIGUSR1, the run finishes its rollout and update, saves and leaves
         ``learn()``; ``stopped_by`` then names the signal. A second SIGINT interrupts at once
     :param verbose: 0 prints nothing, 1 where a run continues and why it stops, 2 each checkpoint too
     :raises ValueError: if a keyword is not allowed
@@ -86,19 +83,18 @@ class ResumableCheckpoint(RunKeeper):
         self._stop: StopRequest | None = None
         self._found: Found | None = None
         self._communicator = ALONE
-        self._last_saved = self._due = 0
-        self._is_failing = self._is_cluttered = False
-        self._has_told_lost = self._has_told_beyond = False
-        self._marks = Marks()
+        self._last_saved = self._next_at = 0
+        self._warned: set[str] = set()
+        self._baseline = Baseline()
         self._identity: dict[str, Any] = {}
         self._schedules: dict[str, str] = {}
 
     @contextmanager
-    def session(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
+    def training(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> Iterator[None]:
         """
         Own the folder and listen for signals while the model learns.
 
-        :param model: that learns
+        :param model: the model
         :param root: all its callbacks
         :raises OSError: if the folder cannot be written to
         :raises RuntimeError: if another process writes to it
@@ -111,21 +107,21 @@ class ResumableCheckpoint(RunKeeper):
         with ExitStack() as stack:
             for owned in {folder, self.path} if self._communicator.is_first else {self.path}:
                 stack.enter_context(sole_owner(owned))
-            settings = present_settings(model)  # a callback may change them later
-            self._marks = Marks(settings=mark_settings(settings))
+            settings = present_settings(model)  # callbacks may change them later
+            self._baseline = Baseline(settings=fingerprint_settings(settings))
             self._identity, self._schedules = identity(model), schedule_digests(settings)
             self._found = find(folder, self._communicator)
             if self._found is not None:
                 check_on_all_ranks(partial(self._refuse_another_run, self._found.checkpoint), self._communicator)
-            venvs = [value for each in callback_tree(root) for value in vars(each).values() if isinstance(value, VecEnv)]
-            venvs += filter(None, [model.env])
-            stack.enter_context(taped(venvs))
+            attributes = [value for callback in callback_tree(root) for value in vars(callback).values()]
+            vec_envs = [value for value in (*attributes, model.env) if isinstance(value, VecEnv)]
+            stack.enter_context(episodes_recorded(vec_envs, REPLAYED))
             if self.on_signal:
-                self._stop = stack.enter_context(StopRequest(venvs))
+                self._stop = stack.enter_context(StopRequest(vec_envs))
             yield
 
     def _env_name(self) -> str:
-        """Ask for the env's name where it is needed."""
+        """Give the name of the environment if it is needed."""
         env = self.model.env
         spec = env.get_attr("spec", indices=0)[0] if env is not None and "{env}" in str(self.folder) else None
         return "env" if spec is None else str(spec.id)
@@ -134,188 +130,164 @@ class ResumableCheckpoint(RunKeeper):
         """
         Fill in the folder's placeholders.
 
-        :param env_name: as Gymnasium knows it
-        :param seed: of the model
+        :param env_name: name of the environment in Gymnasium's registry
+        :param seed: seed of the model
         :return: the folder
         """
         return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
     def _refuse_another_run(self, found: Checkpoint) -> None:
-        texts = schedule_differences(found.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values alone
+        texts = schedule_differences(found.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values only
         texts += differences(found.state["identity"], self._identity)
-        differing = {text.partition(":")[0]: text for text in texts}.values()  # once each
+        differing = {text.partition(":")[0]: text for text in texts}.values()  # each aspect once
         if differing:
             raise ValueError(
                 f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
-                "Give this run a folder of its own, or make it as it was."
+                "Give this run its own folder, or make it as it was."
             )
         changed = differences(found.versions, versions())
-        if changed and self._communicator.is_first:
-            warnings.warn(
-                f"The run goes on from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed), stacklevel=2
-            )
+        if changed:
+            self._warn(f"The run continues from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed))
 
-    def announce(self, root: BaseCallback) -> None:
+    def before_training_start(self, root: BaseCallback) -> None:
         """
-        Let callbacks know at the start how far the run is.
+        Set the model's number of timesteps, which callbacks may read when training starts.
 
-        :param root: all callbacks
+        :param root: the callback that calls all others
         """
-        self._root, self._marks.callbacks = root, mark_callbacks(root)
+        self._root, self._baseline.callbacks = root, fingerprint_callbacks(root)
         if self._found is not None:
             self.model.num_timesteps = self._found.checkpoint.n_timesteps
 
-    def resume(self, root: BaseCallback) -> None:
+    def after_training_start(self, root: BaseCallback) -> None:
         """
         Continue the run that was found, if there is one.
 
-        :param root: all callbacks
+        :param root: the callback that calls all others
         """
-        run = self._record()[0]["run"]  # what goes wrong here does so before there is work to lose
-        if run["left_out"]:
-            warnings.warn(f"No checkpoint holds these attributes of the model: {', '.join(run['left_out'])}", stacklevel=2)
+        run = self._encode()[0]["run"]  # if something goes wrong with it, better before there is work to lose
         found, self._found = self._found, None
-        self._marks.places.follow(found.checkpoint.state["run"].get("changed_places", ()) if found is not None else ())
-        self._has_told_lost, self._has_told_beyond, self._last_saved = False, False, 0
-        self._is_failing, self._is_cluttered, self._due = False, False, self.every
-        if found is None:
-            self._tell_lost(run["lost"])
-            return
+        self._baseline.file_paths.begin_training(found.checkpoint.state["run"].get("changed_places", ()) if found else ())
+        self._warned.clear()
+        self._last_saved, self._next_at = 0, self.every
+        if run["left_out"]:
+            names = ", ".join(run["left_out"])
+            warnings.warn(f"No checkpoint holds these attributes of the model: {names}", stacklevel=2)
+        self._warn_once("lost", explain_lost(run["lost"] or (found.checkpoint.state["run"]["lost"] if found else {})))
+        if found is not None:
+            self._continue_from(found, root)
+
+    def _continue_from(self, found: Found, root: BaseCallback) -> None:
         checkpoint, n_ranks = found
-        self._tell_lost(run["lost"] or checkpoint.state["run"]["lost"])
-        self._last_saved, self._due = checkpoint.n_timesteps, checkpoint.n_timesteps + self.every
+        self._last_saved, self._next_at = checkpoint.n_timesteps, checkpoint.n_timesteps + self.every
         if n_ranks == self._communicator.size:
             restore_run(self.model, root, checkpoint.state["run"], checkpoint.arrays)
         else:
-            self._tell_inexact(found)
-            continue_run(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._communicator)
+            self._warn(
+                f"The checkpoint {checkpoint.path} is of {n_ranks} rank(s), and the run continues on "
+                f"{self._communicator.size}. Restored: policy, optimizer, counters, VecNormalize's statistics, and the first "
+                "rank's log and callbacks. Not exact: the present episodes start again, and all random generators are seeded "
+                "again, from a recorded seed."
+            )
+            restore_on_other_ranks(self.model, root, checkpoint.state["run"], checkpoint.arrays, self._communicator)
         self._compare_totals(checkpoint)
         reached = describe_progress(checkpoint.n_timesteps, self.model._total_timesteps)
         if checkpoint.n_timesteps >= self.model._total_timesteps:
-            self._tell(1, f"Already finished: {reached}, checkpoint {checkpoint.path}")
+            self._print(1, f"Already finished: {reached}, checkpoint {checkpoint.path}")
         else:
-            self._tell(1, f"Continuing from {checkpoint.path}, {reached}")
+            self._print(1, f"Continuing from {checkpoint.path}, {reached}")
 
-    def _tell_inexact(self, found: Found) -> None:
-        if self._communicator.is_first:
-            warnings.warn(
-                f"The checkpoint {found.checkpoint.path} is of {found.n_ranks} rank(s), and {self._communicator.size} go on. "
-                "As they were: policy, optimizer, counters, VecNormalize's statistics, and the first rank's log and "
-                "callbacks. Not exact: the episodes under way begin again, and all random generators are seeded again, from a "
-                "recorded seed.",
-                stacklevel=2,
-            )
-
-    def _tell_lost(self, lost: dict[str, str]) -> None:
-        """Say once that an env cannot be restored; it may turn out as late as in the midst of a run."""
-        if lost and not self._has_told_lost:
-            self._has_told_lost = True
-            warnings.warn(
-                f"The simulator's state cannot be saved: {lost_parts(lost)} is beyond reach. After a restart the episodes "
-                "under way begin anew, from a recorded seed; everything else continues exactly. An env with get_state() and "
-                "set_state(state) of its own can be restored.",
-                stacklevel=2,
-            )
-
-    def _tell_beyond(self) -> None:
-        """Say once that the run has changed a path that no checkpoint restores."""
-        beyond = self._marks.places.beyond()
-        if beyond and not self._has_told_beyond:
-            self._has_told_beyond = True
-            warnings.warn(
-                f"The run has changed a path that is absolute, goes up or is a pathlib object, {', '.join(beyond[:3])}, and a "
-                "checkpoint does not choose where files are: after a restart it is what the script makes it. If it is no path "
-                "or matters for training, keep it in a list, or let its owner have get_state() and set_state(state).",
-                stacklevel=2,
-            )
-
-    def _compare_totals(self, found: Checkpoint) -> None:
-        before, now = found.state["total_timesteps"], plain_total(self.model._total_timesteps)
+    def _compare_totals(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.state["total_timesteps"], total_as_json(self.model._total_timesteps)
         if before != now:
             warnings.warn(
-                f"The checkpoint {found.path} was made on the way to {describe_total(before)}, and this run goes to "
-                f"{describe_total(now)}: schedules follow the new total. Each call of learn() wants a folder of its own.",
+                f"The checkpoint {checkpoint.path} was made on the way to {describe_total(before)}, and this run goes to "
+                f"{describe_total(now)}: schedules follow the new total. Use one folder for each call of learn().",
                 stacklevel=2,
             )
 
-    def at_boundary(self) -> bool:
+    def after_iteration(self) -> bool:
         """
         Save if it is time to, and end the run if a signal has asked for it.
 
-        :return: whether to go on
+        :return: whether to continue
         """
-        heard = self._communicator.gather_objects(self._stop.received if self._stop is not None else None)
-        stopped_by = next(filter(None, heard), None)  # one rank's signal stops all
+        received = self._communicator.gather_objects(self._stop.received if self._stop is not None else None)
+        stopped_by = next(filter(None, received), None)  # one rank's signal stops all
         n_timesteps = self.model.num_timesteps
         is_last = stopped_by is not None or n_timesteps >= self.model._total_timesteps
-        if n_timesteps >= self._due or (is_last and n_timesteps > self._last_saved):
+        if n_timesteps >= self._next_at or (is_last and n_timesteps > self._last_saved):
             self._save()
         if stopped_by is not None:
             self.stopped_by = stopped_by
-            self._tell(1, f"Stopped by {stopped_by} at {self.model.num_timesteps:,} timesteps; {self._prospect()}")
+            outlook = f"run the same script to continue from {self._last_saved:,}"
+            outlook = outlook if self._last_saved else "there is no checkpoint to continue from"
+            self._print(1, f"Stopped by {stopped_by} at {n_timesteps:,} timesteps; {outlook}")
         return stopped_by is None
 
-    def _prospect(self) -> str:
-        saved = self._last_saved
-        return f"run the same script to continue from {saved:,}" if saved else "there is no checkpoint to continue from"
-
     def _save(self) -> None:
-        """Write a checkpoint; if that fails, the run goes on, and tries again."""
+        """Write a checkpoint; if that fails, training goes on, and the next iteration tries again."""
         n_timesteps = self.model.num_timesteps
-        told = next(filter(None, self._communicator.gather_objects(_fault_of(self._write))), None)
-        if told is None:
-            self._last_saved, self._due = n_timesteps, n_timesteps + self.every
-            self._tell(2, f"Saved {self.path / name_of(n_timesteps)}")
-            self._remove_older()  # not before every rank has written
-        else:
-            is_too_large = told.startswith(CheckpointTooLargeError.__name__)  # then it will be next time, too
-            self._due = n_timesteps + self.every if is_too_large else 0
-            self._tell_failure(told, f"after {self.every:,} more" if is_too_large else "after each iteration")
-        self._is_failing = told is not None
+        error = next(filter(None, self._communicator.gather_objects(_error_of(self._write))), None)
+        if error is None:
+            self._last_saved, self._next_at = n_timesteps, n_timesteps + self.every
+            self._warned.discard("writing")
+            self._print(2, f"Saved {self.path / name_of(n_timesteps)}")
+            self._remove_older()  # only now: every rank has written
+            return
+        is_too_large = error.startswith(CheckpointTooLargeError.__name__)  # the next one will be, too
+        self._next_at = n_timesteps + self.every if is_too_large else 0
+        when = f"after {self.every:,} more" if is_too_large else "after each iteration"
+        self._warn_once(
+            "writing",
+            f"No checkpoint could be written at {n_timesteps:,} timesteps: {error}. Training goes on, the last one stays, and "
+            f"writing is tried again {when}. Look at {self.path}.",
+        )
 
     def _write(self) -> None:
-        state, arrays = self._record()
-        self._tell_lost(state["run"]["lost"])
-        self._tell_beyond()
+        state, arrays = self._encode()
+        self._warn_once("lost", explain_lost(state["run"]["lost"]))  # this may turn out late in a run
+        self._warn_once("file paths", explain_unrestorable(self._baseline.file_paths.unrestorable()))
         write(self.path, self.model.num_timesteps, versions(), state, arrays)
 
-    def _tell_failure(self, told: str, when: str) -> None:
-        """Say once that a checkpoint could not be written."""
-        if not self._is_failing:
-            warnings.warn(
-                f"No checkpoint could be written at {self.model.num_timesteps:,} timesteps: {told}. Training goes on, the "
-                f"last one stays, and writing is tried again {when}. Look at {self.path}.",
-                stacklevel=2,
-            )
-
     def _remove_older(self) -> None:
-        """Remove older checkpoints; say once that one cannot be removed. That is no matter for other ranks."""
-        faults: dict[Path, OSError] = {}
-        told = _fault_of(lambda: faults.update(keep_newest(self.path / name_of(self.model.num_timesteps), self.keep)))
-        for path, error in faults.items():
-            told = told or f"{path} ({type(error).__name__}: {error})"
-        if told is not None and not self._is_cluttered:
-            warnings.warn(
-                f"The checkpoint at {self.model.num_timesteps:,} timesteps is written, but an older one could not be removed: "
-                f"{told}. Training goes on, and each checkpoint tries again. Look at who may write there and at what has "
-                "files of it open, or remove it by hand; its name may begin with 'removing-' by now.",
-                stacklevel=2,
-            )
-        self._is_cluttered = told is not None
+        """Remove older checkpoints; other ranks need not know if one cannot be removed."""
+        errors: dict[Path, OSError] = {}
+        error = _error_of(lambda: errors.update(keep_newest(self.path / name_of(self.model.num_timesteps), self.keep)))
+        for path, fault in errors.items():
+            error = error or f"{path} ({type(fault).__name__}: {fault})"
+        if error is None:
+            self._warned.discard("removing")
+            return
+        self._warn_once(
+            "removing",
+            f"The checkpoint at {self.model.num_timesteps:,} timesteps is written, but an older one could not be removed: "
+            f"{error}. Training goes on, and each checkpoint tries again. Check who may write there and which programs have "
+            "files of it open, or remove it by hand; its name may begin with 'removing-' by now.",
+        )
 
-    def _record(self) -> tuple[dict[str, Node], dict[str, np.ndarray]]:
-        """Record the run, and what it takes to tell it from others and to make its model again."""
-        run, arrays = record_run(self.model, self._root, self._marks)
-        state = {"identity": self._identity, "schedules": self._schedules, "settings": settings(self.model), "run": run}
-        return {**state, "total_timesteps": plain_total(self.model._total_timesteps)}, arrays
+    def _encode(self) -> tuple[dict[str, Encoded], dict[str, np.ndarray]]:
+        """Encode the run, and what it takes to tell it from others and to make its model again."""
+        run, arrays = encode_run(self.model, self._root, self._baseline)
+        state = {"identity": self._identity, "schedules": self._schedules, "settings": encode_settings(self.model), "run": run}
+        return {**state, "total_timesteps": total_as_json(self.model._total_timesteps)}, arrays
 
-    def _tell(self, level: int, message: str) -> None:
+    def _warn_once(self, topic: str, text: str | None) -> None:
+        if text is not None and topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(text, stacklevel=3)
+
+    def _warn(self, text: str) -> None:
+        if self._communicator.is_first:
+            warnings.warn(text, stacklevel=3)
+
+    def _print(self, level: int, message: str) -> None:
         if self.verbose >= level and self._communicator.is_first:
             print(message)
 
 
-def _fault_of(act: Callable[[], None]) -> str | None:
-    """Do something that must not end the run, whatever it raises; say what it was."""
+def _error_of(act: Callable[[], None]) -> str | None:
+    """Do something that must not end the run, whatever it raises, and describe the error."""
     try:
         act()
     except Exception as error:

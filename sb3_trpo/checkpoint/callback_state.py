@@ -1,4 +1,9 @@
-"""The state of callbacks: what has changed since ``learn()`` began. The rest is what the script has given them."""
+"""
+The state of callbacks: what has changed since ``learn()`` began. All else is what the script has given them.
+
+What has changed is found by fingerprints, taken when ``learn()`` begins and compared at each checkpoint. So a run may continue
+with other settings of a callback, such as another log folder, and still with what the callback had counted.
+"""
 
 from __future__ import annotations
 
@@ -12,208 +17,217 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.callbacks import RunKeeper, callback_tree
-from sb3_trpo.checkpoint.codecs.file_paths import Places
-from sb3_trpo.checkpoint.codecs.nodes import FUNCTIONS, LIVE, Node, brings_own_state, fingerprint, qualified_name
-from sb3_trpo.checkpoint.codecs.recording import Recorder, record
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError, Restorer
+from sb3_trpo.callbacks import TrainingLifecycle, callback_tree
+from sb3_trpo.checkpoint.codecs.codec import LIVE, Decoder, Encoded, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.file_paths import FilePaths
+from sb3_trpo.checkpoint.codecs.inspection import FUNCTIONS, fingerprint, has_own_state, qualified_name
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 from sb3_trpo.parallel.rollout_sync import RolloutSync
 
-CALLBACK_SKIPPED = frozenset(("model", "parent", "locals", "globals", "verbose"))
-"""Attributes of callbacks that are not their own."""
-for known in (BaseAlgorithm, BaseCallback, Logger, KVWriter):
-    record.register(known, lambda value, recorder, path: LIVE)
-
-UNTOLD = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
-"""Attributes of callbacks that may differ from one start of a script to the next without having changed."""
+FROM_OUTSIDE = frozenset(("model", "parent", "locals", "globals", "verbose"))
+"""Attributes of callbacks that are given to them and are no state of them."""
+ALWAYS_STATE = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
+"""Attributes of callbacks that are state even if they have not changed: they may differ at each start of a script."""
 
 
 @dataclass
-class Marks:
+class Baseline:
     """
-    What was there when ``learn()`` began: what has changed since is state, the rest is the script's.
+    What was there when ``learn()`` began; what differs from it at a checkpoint is state.
 
-    :param settings: fingerprints of the algorithm's settings, with those that are functions themselves
+    :param settings: fingerprint of each setting of the algorithm, with the setting itself if it is a function
     :param callbacks: fingerprints of callbacks' attributes, by callback
-    :param places: paths in a file system
+    :param file_paths: file paths among all attributes
     """
 
     settings: dict[str, tuple[str, Any]] = field(default_factory=dict)
     callbacks: dict[str, dict[str, str]] = field(default_factory=dict)
-    places: Places = field(default_factory=Places)
+    file_paths: FilePaths = field(default_factory=FilePaths)
 
 
-def mark_settings(settings: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+def fingerprint_settings(settings: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     """
-    Take the fingerprints of settings. Functions are not called: they may be costly, or count their calls.
+    Take the fingerprints of settings.
 
-    :param settings: of an algorithm, by name
-    :return: fingerprints, with those that are functions themselves
+    Functions are not called, but compared by identity: they may be costly, or count their calls.
+
+    :param settings: settings of an algorithm, by name
+    :return: fingerprints by name, each with the setting itself if it is a function
     """
-    marks = {}
+    prints = {}
     for name, value in settings.items():
-        node, recorder = _record_attribute(name, value, f"settings/{name}", Places())
-        text = value if isinstance(value, str) else node  # also one that looks like a path
-        marks[name] = fingerprint(text, recorder.arrays), value if callable(value) else None
-    return marks
+        encoded, encoder = _encode_attribute(name, value, f"settings/{name}", FilePaths())
+        text = value if isinstance(value, str) else encoded  # the encoder would leave out one that looks like a file path
+        prints[name] = fingerprint(text, encoder.arrays), value if callable(value) else None
+    return prints
 
 
-def changed_settings(settings: dict[str, Any], marks: Marks) -> list[str]:
+def changed_settings(settings: dict[str, Any], baseline: Baseline) -> list[str]:
     """
-    Name the settings that are not what they were.
+    Name the settings that are not what they were when ``learn()`` began.
 
-    :param settings: of an algorithm, by name
-    :param marks: of the time when ``learn()`` began
+    :param settings: settings of an algorithm, by name
+    :param baseline: what was there when ``learn()`` began
     :return: their names
     """
-    now = mark_settings(settings)
-    return [name for name, mark in now.items() if name not in marks.settings or not _is_same(mark, marks.settings[name])]
+    before = baseline.settings
+    now = fingerprint_settings(settings)
+    return [name for name, each in now.items() if name not in before or not _is_same(each, before[name])]
 
 
 def _is_same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    # A method is bound again at each look.
+    # Functions are compared by ==, too, since a method is a new object each time that it is looked up.
     is_same_function = one[1] is other[1] or (isinstance(one[1], FUNCTIONS) and one[1] == other[1])
     return one[0] == other[0] and is_same_function
 
 
-def mark_callbacks(root: BaseCallback) -> dict[str, dict[str, str]]:
+def fingerprint_callbacks(root: BaseCallback) -> dict[str, dict[str, str]]:
     """
     Take the fingerprints of all callbacks' attributes.
 
-    :param root: all callbacks
+    :param root: the callback that calls all others
     :return: fingerprints by callback and attribute
     """
     return {
-        key: {name: fingerprint(node, recorder.arrays) for name, node, recorder in _attributes_of(callback, key, Places())}
+        key: {name: fingerprint(each, encoder.arrays) for name, each, encoder in _attributes_of(callback, key, FilePaths())}
         for key, callback in named_callbacks(root)
     }
 
 
 def named_callbacks(root: BaseCallback) -> Iterator[tuple[str, BaseCallback]]:
     """
-    Name callbacks by their class and how many of it came before: lists and progress bars around them do not matter.
+    Name callbacks by their class and a number, so that lists and progress bars around them make no difference.
 
-    :param root: all callbacks
+    :param root: the callback that calls all others
     :return: pairs of name and callback
     """
-    met: Counter[str] = Counter()
+    n_met: Counter[str] = Counter()
     for callback in callback_tree(root):
         name = qualified_name(type(callback))
-        if not isinstance(callback, (RunKeeper, CallbackList, ProgressBarCallback, RolloutSync)):
-            yield f"{name}#{met[name]}", callback
-            met[name] += 1
+        if not isinstance(callback, (TrainingLifecycle, CallbackList, ProgressBarCallback, RolloutSync)):
+            yield f"{name}#{n_met[name]}", callback
+            n_met[name] += 1
 
 
-def _attributes_of(callback: BaseCallback, key: str, places: Places) -> Iterator[tuple[str, Node, Recorder]]:
+def _attributes_of(callback: BaseCallback, key: str, file_paths: FilePaths) -> Iterator[tuple[str, Encoded, Encoder]]:
     for name, value in vars(callback).items():
-        if name not in CALLBACK_SKIPPED:
-            node, recorder = _record_attribute(name, value, f"callbacks/{key}/{name}", places)
-            if node != LIVE:
-                yield name, node, recorder
+        if name not in FROM_OUTSIDE:
+            encoded, encoder = _encode_attribute(name, value, f"callbacks/{key}/{name}", file_paths)
+            if encoded != LIVE:
+                yield name, encoded, encoder
 
 
-def _record_attribute(name: str, value: Any, path: str, places: Places) -> tuple[Node, Recorder]:
-    """Record a value with all objects that belong to it, if there are no others; otherwise without objects."""
-    recorder = Recorder(places=places)
+def _encode_attribute(name: str, value: Any, path: str, file_paths: FilePaths) -> tuple[Encoded, Encoder]:
+    """
+    Encode an attribute with all objects that belong to it, or without objects if one of them cannot be encoded.
+
+    A callback may hold anything, for instance figures, or a chain of objects longer than Python can follow: its counts and
+    lists are worth keeping all the same.
+    """
+    encoder = Encoder(CODECS, file_paths=file_paths)
     try:
-        node = recorder.attribute(name, value, path)
-        if not recorder.opaque or isinstance(value, (VecEnv, gym.Env)):
-            return node, recorder
+        encoded = encoder.encode_attribute(name, value, path)
+        if not encoder.unsupported or isinstance(value, (VecEnv, gym.Env)):
+            return encoded, encoder
     except RecursionError:
         pass
-    shallow = Recorder(descends=False, places=places)
-    return shallow.attribute(name, value, path), shallow
+    shallow = Encoder(CODECS, deep=False, file_paths=file_paths)
+    return shallow.encode_attribute(name, value, path), shallow
 
 
-def record_callbacks(root: BaseCallback, marks: Marks, recorder: Recorder) -> dict[str, Node]:
+def encode_callbacks(root: BaseCallback, baseline: Baseline, encoder: Encoder) -> dict[str, Encoded]:
     """
-    Record what has changed in callbacks.
+    Encode what has changed in callbacks.
 
-    :param root: all callbacks
-    :param marks: of the time when ``learn()`` began
-    :param recorder: keeps the arrays
-    :return: nodes by callback
+    :param root: the callback that calls all others
+    :param baseline: what was there when ``learn()`` began
+    :param encoder: keeps the arrays
+    :return: JSON by callback
     """
-    nodes: dict[str, Node] = {}
-    shared = Recorder(places=marks.places)  # callbacks may share objects
+    encoded: dict[str, Encoded] = {}
+    common = encoder.empty(file_paths=baseline.file_paths)  # one for all callbacks, which may share objects
     for key, callback in named_callbacks(root):
-        if brings_own_state(callback):
-            nodes[key] = {"own": recorder.node(callback.get_state(), f"callbacks/{key}")}  # type: ignore[attr-defined]  # it is there
+        if has_own_state(callback):
+            own = callback.get_state()  # type: ignore[attr-defined]  # it has just been found
+            encoded[key] = {"own": encoder.encode(own, f"callbacks/{key}")}
             continue
-        state = {}
-        for name, node, part in _attributes_of(callback, key, marks.places):
-            value, mark_of_it = getattr(callback, name), marks.callbacks.get(key, {}).get(name)  # some come only later
-            if isinstance(value, UNTOLD) or fingerprint(node, part.arrays) != mark_of_it:
-                state[name] = shared.attribute(name, value, f"callbacks/{key}/{name}") if part.descends else node
-                recorder.absorb(part.arrays if not part.descends else {}, {})
-        nodes[key] = {"state": state}
-    recorder.absorb(shared.arrays, {})
-    return nodes
+        before, state = baseline.callbacks.get(key, {}), {}  # neither callbacks nor attributes need have been there
+        for name, attribute, part in _attributes_of(callback, key, baseline.file_paths):
+            value = getattr(callback, name)
+            if isinstance(value, ALWAYS_STATE) or fingerprint(attribute, part.arrays) != before.get(name):
+                path = f"callbacks/{key}/{name}"
+                state[name] = common.encode_attribute(name, value, path) if part.deep else attribute
+                encoder.merge(part.arrays if not part.deep else {}, {})
+        encoded[key] = {"state": state}
+    encoder.merge(common.arrays, {})
+    return encoded
 
 
-def restore_callbacks(root: BaseCallback, nodes: dict[str, Node], restorer: Restorer) -> None:
+def decode_callbacks(root: BaseCallback, encoded: dict[str, Encoded], decoder: Decoder) -> None:
     """
-    Bring callbacks to where they were; one that cannot be must not keep the run from going on.
+    Restore callbacks. One that cannot be restored does not stop the run.
 
-    :param root: all callbacks
-    :param nodes: from :func:`record_callbacks`
-    :param restorer: has the arrays
+    :param root: the callback that calls all others
+    :param encoded: from :func:`encode_callbacks`
+    :param decoder: has the arrays
     """
-    there = dict(named_callbacks(root))
-    for key, node in nodes.items():
-        if key not in there:
-            warnings.warn(f"The checkpoint holds the state of a {key.split('#')[0]}, which this run has not.", stacklevel=2)
-            continue
-        if "own" in node:
-            _restore_own(there[key], restorer, node["own"], f"callbacks/{key}")
+    live = dict(named_callbacks(root))
+    for key, each in encoded.items():
+        if key not in live:
+            warnings.warn(
+                f"The checkpoint holds the state of a {key.split('#')[0]}, a callback that this run does not have.",
+                stacklevel=2,
+            )
+        elif "own" in each:
+            _decode_own(live[key], each["own"], f"callbacks/{key}", decoder)
         else:
-            restore_attributes(there[key], node["state"], restorer, f"callbacks/{key}", CALLBACK_SKIPPED)
+            decode_attributes(live[key], each["state"], f"callbacks/{key}", decoder, FROM_OUTSIDE)
 
 
-def record_attributes(owner: Any, recorder: Recorder, path: str, skip: Container[str]) -> dict[str, Node]:
+def _decode_own(callback: BaseCallback, encoded: Encoded, path: str, decoder: Decoder) -> None:
+    try:
+        callback.set_state(decoder.decode(encoded, None, path))  # type: ignore[attr-defined]  # it had get_state()
+    except Exception as error:  # the user's method may raise anything
+        warnings.warn(f"A callback's state could not be restored, and the run continues without it: {error}", stacklevel=2)
+
+
+def encode_attributes(owner: Any, path: str, encoder: Encoder, skip: Container[str]) -> dict[str, Encoded]:
     """
-    Record an object's attributes, without objects among them if these go too deep.
+    Encode an object's attributes, without the objects among them if these form a chain longer than Python can follow.
 
     :param owner: the object
-    :param recorder: keeps the arrays
-    :param path: where the object is found
-    :param skip: names to leave out
-    :return: nodes by name
+    :param path: the object's path
+    :param encoder: keeps the arrays
+    :param skip: names of attributes to leave out
+    :return: JSON by name
     """
     try:
-        return recorder.attributes(owner, path, skip=skip)
+        return encoder.encode_attributes(owner, path, skip=skip)
     except RecursionError:
-        recorder.opaque[f"{path}/(a chain of objects)"] = "RecursionError"
-        shallow = Recorder(descends=False, places=recorder.places)
-        nodes = shallow.attributes(owner, path, skip=skip)
-        recorder.absorb(shallow.arrays, {})
-        return nodes
+        encoder.unsupported[f"{path}/(a chain of objects)"] = "RecursionError"
+        shallow = encoder.empty(deep=False, file_paths=encoder.file_paths)
+        encoded = shallow.encode_attributes(owner, path, skip=skip)
+        encoder.merge(shallow.arrays, {})
+        return encoded
 
 
-def _restore_own(callback: BaseCallback, restorer: Restorer, node: Node, path: str) -> None:
-    try:
-        callback.set_state(restorer.value(node, None, path))  # type: ignore[attr-defined]  # it has had get_state()
-    except Exception as error:  # which the user has written
-        warnings.warn(f"A callback's state could not be restored, and the run goes on without: {error}", stacklevel=2)
-
-
-def restore_attributes(owner: Any, nodes: dict[str, Node], restorer: Restorer, path: str, skip: Container[str]) -> None:
+def decode_attributes(owner: Any, encoded: dict[str, Encoded], path: str, decoder: Decoder, skip: Container[str]) -> None:
     """
-    Restore attributes one by one: one that cannot be must not keep the run from going on.
+    Restore attributes one by one. One that cannot be restored does not stop the run.
 
     :param owner: the object
-    :param nodes: from :func:`record_attributes`
-    :param restorer: has the arrays
-    :param path: where the object is found
-    :param skip: names to leave alone
+    :param encoded: from :func:`encode_attributes`
+    :param path: the object's path
+    :param decoder: has the arrays
+    :param skip: names of attributes to leave alone
     """
-    for name, node in nodes.items():
+    for name, each in encoded.items():
         try:
-            restorer.attributes(owner, {name: node}, path, skip)
+            decoder.decode_attributes(owner, {name: each}, path, skip)
         except MismatchError as error:
-            warnings.warn(f"An attribute could not be restored, and the run goes on with what is there: {error}", stacklevel=2)
+            warnings.warn(
+                f"An attribute could not be restored, and the run continues with what is there: {error}", stacklevel=2
+            )

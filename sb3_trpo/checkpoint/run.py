@@ -1,4 +1,4 @@
-"""Everything that the rest of a run depends on, as one node; and a run brought back to where it was."""
+"""A run between two iterations: all that the rest of it depends on, encoded, and brought back."""
 
 from __future__ import annotations
 
@@ -13,205 +13,227 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo.checkpoint.callback_state import (
-    Marks,
+    Baseline,
     changed_settings,
+    decode_attributes,
+    decode_callbacks,
+    encode_attributes,
+    encode_callbacks,
     named_callbacks,
-    record_attributes,
-    record_callbacks,
-    restore_attributes,
-    restore_callbacks,
 )
-from sb3_trpo.checkpoint.codecs.environments import UNASKED
-from sb3_trpo.checkpoint.codecs.generators import record_global_generators, restore_global_generators
-from sb3_trpo.checkpoint.codecs.logs import record_logger, restore_logger
-from sb3_trpo.checkpoint.codecs.nodes import Node, qualified_name
-from sb3_trpo.checkpoint.codecs.recording import Recorder
-from sb3_trpo.checkpoint.codecs.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoded, Encoder
+from sb3_trpo.checkpoint.codecs.generators import decode_global_generators, encode_global_generators
+from sb3_trpo.checkpoint.codecs.inspection import qualified_name
+from sb3_trpo.checkpoint.codecs.logs import decode_logger, encode_logger
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 from sb3_trpo.checkpoint.identity import present_settings
+from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import seed_of_rank
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
-MODEL_SKIPPED = frozenset(
+NOT_STATE = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
 )
 """Attributes of a model that are settings, or belong to one call of ``learn()``."""
-OF_EVERY_STEP = ("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs")
-OF_MASKS = ("action_masks", "mask_dims")
-OF_MEMORY = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
-OF_READING = ("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten")
 OF_ENVS = ("_last_", "env", "_vec_normalize_env", "observation_space", "action_space")
-"""Beginnings of the names of a model's attributes that are envs or parts of them, or go with the episodes under way."""
-STANDARD_BUFFER = {*OF_EVERY_STEP, *OF_MASKS, *OF_MEMORY, *OF_READING}
-"""What SB3's and sb3-contrib's rollout buffers hold, which the next rollout writes anew."""
+"""Beginnings of the names of a model's attributes that are environments, or belong to the present episodes."""
+STANDARD_BUFFER = frozenset(
+    (
+        *("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs"),
+        *("action_masks", "mask_dims"),
+        *("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"),
+        *("generator_ready", "seq_start_indices", "seq_end_indices", "pad", "pad_and_flatten"),
+    )
+)
+"""What the rollout buffers of SB3 and sb3-contrib hold; the next rollout writes it again."""
 
 
-def record_run(model: OnPolicyAlgorithm, root: BaseCallback, marks: Marks) -> tuple[Node, dict[str, np.ndarray]]:
+def encode_run(model: OnPolicyAlgorithm, root: BaseCallback, baseline: Baseline) -> tuple[Encoded, dict[str, np.ndarray]]:
     """
-    Record a run between two iterations.
+    Encode a run between two iterations.
 
-    :param model: that learns
-    :param root: all its callbacks
-    :param marks: of the time when ``learn()`` began
-    :return: JSON and arrays
+    :param model: the model
+    :param root: the callback that calls all others
+    :param baseline: what was there when ``learn()`` began
+    :return: JSON, and arrays by path
     """
     settings = present_settings(model)
-    unchanged = settings.keys() - {*changed_settings(settings, marks)}
-    recorder, shallow = Recorder(places=marks.places), Recorder(descends=False, places=marks.places)
-    node = {
-        "env": recorder.node(model.env, "env"),
-        "lost": dict(recorder.opaque),
+    unchanged = settings.keys() - {*changed_settings(settings, baseline)}
+    encoder = Encoder(CODECS, file_paths=baseline.file_paths)
+    shallow = encoder.empty(deep=False, file_paths=baseline.file_paths)
+    encoded = {
+        "env": encoder.encode(model.env, "env"),
+        "lost": dict(encoder.unsupported),
         "reset_seed": _reset_seed(model),
-        "model": record_attributes(model, recorder, "model", _skipped_of(model) | unchanged),
-        "left_out": sorted({path.split("/")[1] for path in recorder.opaque if path.startswith("model/")}),
-        "buffer": shallow.attributes(model.rollout_buffer, "buffer", skip=_skipped_of_buffer(model)),
-        "policy": shallow.node(model.policy, "policy"),
-        "optimizer": shallow.node(model.policy.optimizer, "optimizer"),
+        "model": encode_attributes(model, "model", encoder, _skipped_of(model) | unchanged),
+        "left_out": sorted({path.split("/")[1] for path in encoder.unsupported if path.startswith("model/")}),
+        "buffer": shallow.encode_attributes(model.rollout_buffer, "buffer", skip=STANDARD_BUFFER),
+        "policy": shallow.encode(model.policy, "policy"),
+        "optimizer": shallow.encode(model.policy.optimizer, "optimizer"),
         "seconds": (time.time_ns() - model.start_time) / 1e9,
-        "logger": record_logger(model.logger, recorder, "logger"),
-        "callbacks": record_callbacks(root, marks, recorder),
-        "generators": record_global_generators(recorder),
+        "logger": encode_logger(model.logger, "logger", encoder),
+        "callbacks": encode_callbacks(root, baseline, encoder),
+        "generators": encode_global_generators(encoder),
     }
-    return {**node, "changed_places": sorted(marks.places.changed)}, recorder.arrays | shallow.arrays
+    return {**encoded, "changed_places": sorted(baseline.file_paths.changed)}, encoder.arrays | shallow.arrays
 
 
-def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray]) -> None:
+def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, encoded: Encoded, arrays: dict[str, np.ndarray]) -> None:
     """
     Bring a run to where it was.
 
-    :param model: made as the one that was recorded
-    :param root: all its callbacks
-    :param node: from :func:`record_run`
-    :param arrays: from there
-    :raises MismatchError: if something cannot become what it was
+    :param model: a model that was made like the one that was encoded
+    :param root: the callback that calls all others
+    :param encoded: JSON from :func:`encode_run`
+    :param arrays: arrays from there
+    :raises MismatchError: if policy, optimizer or environments cannot become what they were
     """
-    restorer = Restorer(arrays)
-    restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
-    restorer.value(node["env"], model.env, "env")
-    failed = [*restorer.failed]
-    restore_policy(model, node, restorer)
-    restore_attributes(model, node["model"], restorer, "model", _skipped_of(model))
-    restorer.attributes(model.rollout_buffer, node["buffer"], "buffer", skip=_skipped_of_buffer(model))
-    model.start_time = time.time_ns() - int(1e9 * node["seconds"])
-    restore_callbacks(root, node["callbacks"], restorer)
-    for text in restorer.failed[len(failed) :]:
-        warnings.warn(f"The state of a callback's environment does not fit, and it goes on as it is: {text}", stacklevel=2)
-    if failed:
+    decoder = Decoder(CODECS, arrays)
+    decode_logger(encoded["logger"], model.logger, "logger", decoder, encoded["model"]["num_timesteps"])
+    decoder.decode(encoded["env"], model.env, "env")
+    failures = [*decoder.failures]
+    restore_policy(model, encoded, decoder)
+    decode_attributes(model, encoded["model"], "model", decoder, _skipped_of(model))
+    decoder.decode_attributes(model.rollout_buffer, encoded["buffer"], "buffer", skip=STANDARD_BUFFER)
+    model.start_time = time.time_ns() - int(1e9 * encoded["seconds"])
+    decode_callbacks(root, encoded["callbacks"], decoder)
+    for text in decoder.failures[len(failures) :]:
+        warnings.warn(f"The state of a callback's environment does not fit, and it stays as it is: {text}", stacklevel=2)
+    if failures:
         warnings.warn(
-            f"The state of an environment does not fit the one that is there: {failed[0]}. The episodes under way begin anew, "
-            "from a recorded seed; everything else goes on.",
+            f"The state of an environment does not fit the one that is there: {failures[0]}. The present episodes start "
+            "again, from a recorded seed; everything else continues.",
             stacklevel=2,
         )
-    if node["lost"] or failed:
-        _begin_episodes(model, node["reset_seed"])
-    restore_global_generators(node["generators"], restorer)
+    if encoded["lost"] or failures:
+        _restart_episodes(model, encoded["reset_seed"])
+    decode_global_generators(encoded["generators"], decoder)
 
 
-def continue_run(
-    model: OnPolicyAlgorithm, root: BaseCallback, node: Node, arrays: dict[str, np.ndarray], communicator: Communicator
+def restore_on_other_ranks(
+    model: OnPolicyAlgorithm, root: BaseCallback, encoded: Encoded, arrays: dict[str, np.ndarray], communicator: Communicator
 ) -> None:
     """
-    Go on from where the first of another number of ranks was: with new episodes, and generators seeded anew.
+    Continue the run of another number of ranks from its first rank's state, with new episodes and newly seeded generators.
 
-    :param model: made as the one that was recorded
-    :param root: all its callbacks
-    :param node: from :func:`record_run`
-    :param arrays: from there
-    :param communicator: that go on
+    :param model: a model that was made like the one that was encoded
+    :param root: the callback that calls all others
+    :param encoded: JSON from :func:`encode_run`
+    :param arrays: arrays from there
+    :param communicator: connects the ranks that continue
     :raises MismatchError: if policy or optimizer do not fit
     """
-    restorer = Restorer(arrays)
-    restore_policy(model, node, restorer)
-    restore_statistics(model, node["env"], restorer)
-    of_run = {name: value for name, value in node["model"].items() if not name.startswith(OF_ENVS)}
-    restore_attributes(model, of_run, restorer, "model", _skipped_of(model))
-    model.start_time = time.time_ns() - int(1e9 * node["seconds"])
-    there = dict(named_callbacks(root))
-    restore_callbacks(root, {key: value for key, value in node["callbacks"].items() if key in there}, restorer)
+    decoder = Decoder(CODECS, arrays)
+    restore_policy(model, encoded, decoder)
+    restore_statistics(model, encoded["env"], decoder)
+    of_run = {name: value for name, value in encoded["model"].items() if not name.startswith(OF_ENVS)}
+    decode_attributes(model, of_run, "model", decoder, _skipped_of(model))
+    model.start_time = time.time_ns() - int(1e9 * encoded["seconds"])
+    live = dict(named_callbacks(root))  # ranks other than the first need not have all
+    decode_callbacks(root, {key: value for key, value in encoded["callbacks"].items() if key in live}, decoder)
     if communicator.is_first:
-        restore_logger(model.logger, node["logger"], restorer, "logger", node["model"]["num_timesteps"])
-    model.set_random_seed(node["reset_seed"])
-    _begin_episodes(model, _own_seed(node["reset_seed"], communicator))
+        decode_logger(encoded["logger"], model.logger, "logger", decoder, encoded["model"]["num_timesteps"])
+    model.set_random_seed(encoded["reset_seed"])
+    _restart_episodes(model, _seed_of_rank(encoded["reset_seed"], communicator))
 
 
-def restore_policy(model: OnPolicyAlgorithm, node: Node, restorer: Restorer) -> None:
+def restore_policy(model: OnPolicyAlgorithm, encoded: Encoded, decoder: Decoder) -> None:
     """
-    Bring a policy and its optimizer to where they were.
+    Restore a policy and its optimizer.
 
-    :param model: whose they are
-    :param node: from :func:`record_run`
-    :param restorer: has its arrays
+    :param model: the model
+    :param encoded: JSON from :func:`encode_run`
+    :param decoder: has the arrays
     :raises MismatchError: if they do not fit
     """
-    restorer.value(node["policy"], model.policy, "policy")
-    restorer.value(node["optimizer"], model.policy.optimizer, "optimizer")
+    decoder.decode(encoded["policy"], model.policy, "policy")
+    decoder.decode(encoded["optimizer"], model.policy.optimizer, "optimizer")
 
 
-def restore_statistics(model: OnPolicyAlgorithm, env_node: Node, restorer: Restorer) -> None:
+def restore_statistics(model: OnPolicyAlgorithm, encoded_env: Encoded, decoder: Decoder) -> None:
     """
-    Give the env's ``VecNormalize`` the statistics of the run's.
+    Give the running statistics of the run's ``VecNormalize`` to the model's.
 
-    :param model: whose env it is
-    :param env_node: from :func:`record_run`
-    :param restorer: has its arrays
-    :raises ValueError: if the run had one, and this env has not
+    :param model: the model
+    :param encoded_env: JSON of the environment from :func:`encode_run`
+    :param decoder: has the arrays
+    :raises ValueError: if the run had a ``VecNormalize``, and the model's environment has none
     """
     live = model.get_vec_normalize_env()
-    while env_node and env_node["vec_env"] != qualified_name(VecNormalize):
-        env_node = env_node["state"].get("venv")
-    if env_node is None:
+    while encoded_env and encoded_env["vec_env"] != qualified_name(VecNormalize):
+        encoded_env = encoded_env["state"].get("venv")
+    if encoded_env is None:
         return
     if live is None:
         raise ValueError(
             "The run normalised its observations or rewards, but env is not wrapped in VecNormalize. Give "
             "VecNormalize(env, training=False, norm_reward=False): its statistics are filled in from the checkpoint."
         )
-    statistics = {name: env_node["state"][name] for name in ("obs_rms", "ret_rms") if name in env_node["state"]}
-    restorer.attributes(live, statistics, "VecNormalize")
+    statistics = {name: encoded_env["state"][name] for name in ("obs_rms", "ret_rms") if name in encoded_env["state"]}
+    decoder.decode_attributes(live, statistics, "VecNormalize")
 
 
-def lost_parts(lost: dict[str, str]) -> str:
+def explain_lost(lost: dict[str, str]) -> str | None:
     """
-    Say what of an env cannot be restored.
+    Explain that environments cannot be restored.
 
-    :param lost: types by path
-    :return: one text, which names the first
+    :param lost: class names of what cannot be encoded, by path
+    :return: a text that names the first; ``None`` if there is none
     """
+    if not lost:
+        return None
     path, name = next(iter(lost.items()))
     steps = [step for step in path.split("/") if step not in ("env", "venv") and not step.isdigit()]
-    return f"its attribute {steps[0]!r}, with a {name}," if name != UNASKED else f"what {UNASKED},"
+    what = f"its attribute {steps[0]!r}, with a {name}," if name != CANNOT_BE_CALLED else f"what {CANNOT_BE_CALLED},"
+    return (
+        f"The simulator's state cannot be saved: {what} is out of reach. After a restart the present episodes start again, "
+        "from a recorded seed; everything else continues exactly. An env that has get_state() and set_state(state) can be "
+        "restored."
+    )
+
+
+def explain_unrestorable(paths: list[str]) -> str | None:
+    """
+    Explain that the run has changed file paths that no checkpoint restores.
+
+    :param paths: attributes that are such file paths
+    :return: a text; ``None`` if there are none
+    """
+    if not paths:
+        return None
+    return (
+        f"The run has changed a path that is absolute, goes up or is a pathlib object, {', '.join(paths[:3])}, and a "
+        "checkpoint does not choose where files are: after a restart it is what the script makes it. If it is not a path, or "
+        "matters for training, keep it in a list, or give its owner get_state() and set_state(state)."
+    )
 
 
 def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
-    return MODEL_SKIPPED.union(model._excluded_save_params())
-
-
-def _skipped_of_buffer(model: OnPolicyAlgorithm) -> frozenset[str]:
-    """Name what buffers hold: settings, and what the next rollout writes anew."""
-    return frozenset(name for name in vars(model.rollout_buffer) if name in STANDARD_BUFFER)
+    return NOT_STATE.union(model._excluded_save_params())
 
 
 def _reset_seed(model: OnPolicyAlgorithm) -> int:
-    """Choose a seed for envs that cannot be restored, without drawing from any generator."""
+    """Choose a seed for environments that cannot be restored, without drawing from a generator: that would change the run."""
     seed = int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
-    return _own_seed(seed, getattr(model, "_communicator", ALONE))
+    return _seed_of_rank(seed, getattr(model, "_communicator", ALONE))
 
 
-def _own_seed(seed: int, communicator: Communicator) -> int:
+def _seed_of_rank(seed: int, communicator: Communicator) -> int:
     own = seed_of_rank(seed, communicator)
     assert own is not None
     return own
 
 
-def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
-    """Reset the envs; statistics of observations stay those of the checkpoint."""
+def _restart_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
+    """Reset the environments; the statistics of observations stay those of the checkpoint."""
     assert model.env is not None, "a run has environments"
-    followers = [layer for layer in layers_of(model.env) if isinstance(layer, VecNormalize) and layer.training]
-    for layer in followers:
+    normalizers = [layer for layer in layers_of(model.env) if isinstance(layer, VecNormalize) and layer.training]
+    for layer in normalizers:
         layer.training = False
     model.env.seed(seed)
     model._last_obs = model.env.reset()  # type: ignore[assignment]  # a Tuple is no space of SB3's policies
-    for layer in followers:
+    for layer in normalizers:
         layer.training = True
     model._last_episode_starts = np.ones(model.env.num_envs, dtype=bool)
     normalizer = model.get_vec_normalize_env()
@@ -219,11 +241,11 @@ def _begin_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
         model._last_original_obs = normalizer.get_original_obs()
 
 
-def plain_total(total: float) -> float | None:
+def total_as_json(total: float) -> float | None:
     """
-    Give a total as JSON has it, which knows no infinity.
+    Give the total of a run as JSON, which has no infinity.
 
-    :param total: timesteps of a run
+    :param total: timesteps at which the run ends
     :return: the same, ``None`` for a run without end
     """
     return total if math.isfinite(total) else None
@@ -231,9 +253,9 @@ def plain_total(total: float) -> float | None:
 
 def describe_total(total: float | None) -> str:
     """
-    Name a total.
+    Describe a total.
 
-    :param total: from :func:`plain_total`
+    :param total: from :func:`total_as_json`
     :return: a text
     """
     return "infinity" if total is None else f"{total:,} timesteps"
@@ -241,10 +263,10 @@ def describe_total(total: float | None) -> str:
 
 def describe_progress(n_timesteps: int, total: float) -> str:
     """
-    Say how far a run is.
+    Describe how far a run is.
 
-    :param n_timesteps: of the run
-    :param total: where it ends
+    :param n_timesteps: timesteps so far
+    :param total: timesteps at which the run ends
     :return: a text
     """
     return (

@@ -1,5 +1,5 @@
 """
-TRPO whose actions are masked; needs the extra ``[contrib]``.
+TRPO with masked actions; needs the extra ``[contrib]``.
 
     from sb3_trpo.maskable import MaskableTRPO
     model = MaskableTRPO("MlpPolicy", env)      # env has a method action_masks(), or is wrapped in ActionMasker
@@ -13,7 +13,7 @@ when the policy acted.
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_trpo.contrib_base import ContribTRPO
 from sb3_trpo.distributions import sampling as drawing
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.collecting import AlgorithmWithPolicy, CollectingPolicy
+from sb3_trpo.maskable.collecting import AlgorithmWithPolicy, BufferWithMasks, CollectingPolicy
 from sb3_trpo.maskable.masks import IMPOSSIBLE, checked_masks, masks_from, require_masks
 from sb3_trpo.maskable.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.maskable.reader import MaskedTransitionReader
@@ -127,7 +127,7 @@ class MaskableTRPO(ContribTRPO):
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
-        algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, rollout_buffer, callback))
+        algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, cast("BufferWithMasks", rollout_buffer), callback))
         return bool(loop.__func__(algorithm, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:

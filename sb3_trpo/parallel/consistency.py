@@ -81,8 +81,8 @@ def checksums(tensors: Iterable[th.Tensor]) -> th.Tensor:
 
 
 def _checksum(tensor: th.Tensor) -> th.Tensor:
-    """Add up a tensor's entries as integers, mixed and each with a factor of its own, modulo 2^64."""
+    """Add up a tensor's entries as integers, mixed and weighted by their places, modulo 2^64."""
     real = th.view_as_real(tensor) if tensor.is_complex() else tensor
     bits = real.contiguous().flatten().view(INTEGERS[real.element_size()]).long().mul(MIXER)
-    factors = th.arange(len(bits), device=bits.device).mul(2).add(1)  # odd ones lose no bit
+    factors = th.arange(len(bits), device=bits.device).mul(2).add(1)  # odd factors lose no bit
     return bits.bitwise_xor(bits >> 32).mul(factors).sum()

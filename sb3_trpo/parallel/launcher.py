@@ -1,7 +1,7 @@
 """
-How the processes that a launcher such as ``torchrun`` has started form a process group, and how they leave it.
+How processes started by a launcher such as ``torchrun`` form a process group, and how they leave it.
 
-The launcher tells each process its rank, the number of ranks and the address of a store: a table of keys and values that all
+The launcher gives each process its rank, the number of ranks and the address of a store: a table of keys and values that all
 processes can reach.
 """
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_trpo.callbacks import RunKeeper, callback_tree
+from sb3_trpo.callbacks import callback_tree
 from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.parallel.consistency import require_same, require_same_parameters, shapes_of
 from sb3_trpo.parallel.faults import leaving_on_error
@@ -38,11 +38,11 @@ class NoSync:
     """What a rank that is alone does: nothing."""
 
     @contextmanager
-    def session(self, keeper: RunKeeper) -> Iterator[None]:
+    def session(self, checkpoint: BaseCallback) -> Iterator[None]:
         """
         Accompany a call of ``learn()``.
 
-        :param keeper: of the run; every rank must have the same kind
+        :param checkpoint: the callback that acts between iterations, of the same type on every rank
         :raises RanksPartedError: if settings differ between ranks
         """
         yield
@@ -129,11 +129,11 @@ class RolloutSync(NoSync, BaseCallback):
         self._statistics = StatisticsSync(model.env, communicator)
 
     @contextmanager
-    def session(self, keeper: RunKeeper) -> Iterator[None]:
+    def session(self, checkpoint: BaseCallback) -> Iterator[None]:
         """Check that settings agree, take over the first rank's state, and switch off the others' loggers."""
         with leaving_on_error(self._communicator):
-            keepers = {"checkpoint callback": type(keeper).__name__}
-            require_same({**self._settings(), **keepers}, "settings", self._communicator)
+            settings = {**self._settings(), "checkpoint callback": type(checkpoint).__name__}
+            require_same(settings, "settings", self._communicator)
             self._communicator.broadcast([*self.model.policy.state_dict().values()])
             self._broadcast_optimizer()
             self._statistics.take_from_first_rank()

@@ -1,4 +1,4 @@
-"""Checks of what the update is given: observations, rewards and values must be finite, observations must fit their space."""
+"""Checks before an update: all numbers of a rollout must be finite, and observations must fit their space."""
 
 from __future__ import annotations
 

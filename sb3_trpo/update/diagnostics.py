@@ -23,7 +23,7 @@ Value = float | None
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
     """
-    Name what a trust-region step has to tell; ``README.md`` explains each key.
+    List the log values of a trust-region step; ``README.md`` explains each key.
 
     :param step: the record
     :param target_kl: the radius it had
@@ -65,7 +65,7 @@ def improvement_ratio(step: Step) -> float | None:
 
 def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     """
-    Name what a critic fit has to tell.
+    List the log values of a critic fit.
 
     :param fit: the record
     :return: values by logger key
@@ -77,7 +77,7 @@ def state_diagnostics(
     policy: ActorCriticPolicy, batch: RolloutBatch, n_rejected_steps: int, communicator: Communicator = ALONE
 ) -> dict[str, Value]:
     """
-    Name what belongs to no single part of an update.
+    List the log values that belong to an update as a whole.
 
     :param policy: the policy after the update
     :param batch: what the update used

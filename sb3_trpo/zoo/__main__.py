@@ -5,7 +5,7 @@ import sys
 from sb3_trpo.extras import MissingExtraError
 
 try:
-    from sb3_trpo.zoo.command import main
+    from sb3_trpo.zoo import main
 except MissingExtraError as error:
     sys.exit(str(error))  # a command ends in a sentence, not in a traceback
 

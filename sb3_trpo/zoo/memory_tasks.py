@@ -1,9 +1,9 @@
 """
-Small environments that ask for memory: what the tests, the benchmarks and the zoo's examples share.
+Small environments that need memory, shared by the tests, the benchmarks and the examples.
 
-Importing this registers ``TMaze-v0``, ``MaskedTMaze-v0`` and sb3-contrib's ``InvalidActionEnvDiscrete-v0`` with Gymnasium. The
-maze is that of Bakker 2001, "Reinforcement Learning with Long Short-Term Memory", section 3: a sign at the beginning of a
-corridor tells which way to turn at its end.
+Importing this module registers ``TMaze-v0``, ``MaskedTMaze-v0`` and sb3-contrib's ``InvalidActionEnvDiscrete-v0`` with
+Gymnasium. The maze is that of Bakker 2001, "Reinforcement Learning with Long Short-Term Memory", section 3: a sign at the
+beginning of a corridor shows which way to turn at its end.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from gymnasium import spaces
 
 class TMaze(gym.Env[np.ndarray, Any]):
     """
-    A corridor that ends in a junction; which arm holds the treasure is written at its beginning only.
+    A corridor that ends in a junction; only a sign at its beginning shows which arm holds the treasure.
 
-    The observation is (up, down, corridor, junction): the sign, then where one stands. A policy without memory
-    turns the right way half of the time. The right arm gives 4, the wrong one -0.1, and so does every step that moves no
-    nearer to the junction, as in the paper.
+    The observation is (up, down, corridor, junction): the sign, then the kind of place. A policy without memory turns the
+    right way half of the time. The right arm gives 4, the wrong one -0.1, and so does every step that does not move towards
+    the junction, as in the paper.
 
-    :param length: places before the junction
-    :param render_mode: ``"rgb_array"`` to draw a row of squares, ``None`` not to
-    :param is_deadly: whether walking into a wall ends the episode, instead of nothing; ``action_masks`` forbids it
+    :param length: number of places before the junction
+    :param is_deadly: whether walking into a wall ends the episode instead of doing nothing; ``action_masks()`` forbids it
+    :param render_mode: ``"rgb_array"`` to draw the maze, ``None`` not to
+    :raises ValueError: if ``length`` is below 1
     """
 
     UP, DOWN, FORTH, BACK = range(4)
@@ -46,7 +47,7 @@ class TMaze(gym.Env[np.ndarray, Any]):
         self._treasure = self.UP
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Draw the arm with the treasure; begin at the sign."""
+        """Choose the arm with the treasure at random; begin at the sign."""
         super().reset(seed=seed)
         self._place = 0
         self._treasure = int(self.np_random.integers(2))
@@ -54,21 +55,23 @@ class TMaze(gym.Env[np.ndarray, Any]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Walk one place, or turn into an arm."""
+        # At every step, for any may end the episode: SB3's EvalCallback cannot save episodes of which some have none.
+        no_success = {"is_success": False}
         if not self.action_masks()[action]:
-            return self._observation(), self.PENALTY, self._is_deadly, False, {}
+            return self._observation(), self.PENALTY, self._is_deadly, False, no_success
         if action in (self.UP, self.DOWN):
             found = bool(action == self._treasure)
             return self._observation(), self.TREASURE if found else self.PENALTY, True, False, {"is_success": found}
         self._place += 1 if action == self.FORTH else -1
-        return self._observation(), 0.0 if action == self.FORTH else self.PENALTY, False, False, {}
+        return self._observation(), 0.0 if action == self.FORTH else self.PENALTY, False, False, no_success
 
     def action_masks(self) -> np.ndarray:
-        """Tell which of the four ways are open."""
+        """Give which of the four directions are open, shape ``(4,)``."""
         at_junction = self._place == self._length
         return np.array([at_junction, at_junction, not at_junction, self._place > 0])
 
     def render(self) -> np.ndarray:
-        """Draw the corridor in grey, the treasure in green and who walks there in red, 16 pixels a place."""
+        """Draw the corridor in grey, the treasure in green and the agent in red, each place 16 pixels wide."""
         places = np.zeros((3, self._length + 1, 3), np.uint8)
         places[1], places[:, -1] = 128, 128
         places[0 if self._treasure == self.UP else 2, -1] = (0, 160, 0)

@@ -1,4 +1,4 @@
-"""Pictures of a training run; needs the extra ``[plots]``."""
+"""The learning curve of a training run; needs the extra ``[plots]``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WINDOW = 20
 
 def learning_curve(run_folder: str | Path, title: str) -> Path:
     """
-    Draw returns against steps: training episodes from the monitor files, evaluations from ``evaluations.npz`` if there.
+    Plot returns against steps: training episodes from Monitor's files, and evaluations from ``evaluations.npz`` if there.
 
-    :param run_folder: what RL Zoo, or ``Monitor`` and ``EvalCallback``, wrote to
+    :param run_folder: where RL Zoo, or ``Monitor`` and ``EvalCallback``, have written
     :param title: of the picture
     :return: the PNG file, ``learning_curve.png`` in the folder
-    :raises LoadMonitorResultsError: if the folder has no monitor files
+    :raises LoadMonitorResultsError: if the folder has no Monitor files
     """
     folder = Path(run_folder)
     steps, returns = ts2xy(load_results(str(folder)), "timesteps")

@@ -15,7 +15,8 @@ from helpers.forked import Script
 from helpers.scripts import environment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sb3_trpo.checkpoint.storage import checkpoints_in, read
+from sb3_trpo.checkpoint.run_folder import checkpoints_in
+from sb3_trpo.checkpoint.storage import read
 
 ITERATION = 128
 TOTAL = 45 * ITERATION

@@ -12,9 +12,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.checkpoint.codecs.environments import EnvState
-from sb3_trpo.checkpoint.codecs.recording import Recorder
-from sb3_trpo.checkpoint.codecs.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.codec import Codecs, Decoder, Encoder
+from sb3_trpo.checkpoint.codecs.environments import EnvState, decode_env, encode_env
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 CLOCKS = frozenset(("t",))
 """Seconds that monitors report."""
@@ -39,10 +39,20 @@ def is_same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
+def get_state(env: gym.Env, codecs: Codecs = CODECS) -> EnvState:
+    """Encode an env in this process."""
+    return encode_env(env, Encoder(codecs))
+
+
+def set_state(env: gym.Env, state: EnvState, codecs: Codecs = CODECS) -> None:
+    """Restore an env in this process."""
+    decode_env(env, state.encoded, Decoder(codecs, state.arrays))
+
+
 def sent(state: EnvState) -> EnvState:
     """Send a state through JSON and bytes, as a checkpoint does."""
     arrays = {name: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for name, each in state.arrays.items()}
-    return EnvState(json.loads(json.dumps(state.node, allow_nan=False)), arrays, dict(state.opaque))
+    return EnvState(json.loads(json.dumps(state.encoded, allow_nan=False)), arrays, dict(state.unsupported))
 
 
 def roam(env: gym.Env, n_steps: int, seed: int) -> gym.Env:
@@ -85,20 +95,20 @@ def assert_alike(one: gym.Env, other: gym.Env, n_steps: int) -> int:
 
 
 def record_of(venv: VecEnv) -> EnvState:
-    recorder = Recorder()
-    node = recorder.node(venv, "env")
-    return EnvState(node, recorder.arrays, recorder.opaque)
+    encoder = Encoder(CODECS)
+    node = encoder.encode(venv, "env")
+    return EnvState(node, encoder.arrays, encoder.unsupported)
 
 
 def restore(venv: VecEnv, state: EnvState) -> list[str]:
-    restorer = Restorer(state.arrays)
-    assert restorer.value(state.node, venv, "env") is venv
-    return restorer.failed
+    decoder = Decoder(CODECS, state.arrays)
+    assert decoder.decode(state.encoded, venv, "env") is venv
+    return decoder.failures
 
 
 def changed(state: EnvState, **parts: Any) -> EnvState:
     """Change parts of what was recorded of the env itself."""
-    node = state.node
+    node = state.encoded
     while "replayed" not in node:
         node = node["state"]["env"]
     node |= {name: value for name, value in parts.items() if name in node}

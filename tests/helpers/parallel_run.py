@@ -1,4 +1,4 @@
-"""A training script as a user writes it, started by torchrun in ``parallel/test_faults.py``; one rank may be told to die."""
+"""A training script as users write it, started by torchrun in ``parallel/test_faults.py``; one rank may die on request."""
 
 import hashlib
 import json
@@ -33,14 +33,14 @@ def die_in_the_critic_of_update(model: TRPO, update: int) -> None:
     model._fit_critic = fit_or_die
 
 
-def main(folder: Path, update_of_death: int) -> None:
+def main(folder: Path, update_of_death: int | None = None) -> None:
     rank = int(os.environ["RANK"])
     model = TRPO("MlpPolicy", make_env(), n_steps=64, n_critic_updates=2, seed=0)
     model.set_logger(configure(str(folder / f"log-{rank}"), ["csv"]))
     evaluation = EvalCallback(make_env(training=False, norm_reward=False), eval_freq=50, n_eval_episodes=1, verbose=0)
-    if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if update_of_death is not None and rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         die_in_the_critic_of_update(model, update_of_death)
-    model.learn(8 * 128, callback=[evaluation, ResumableCheckpoint(folder / "run", every=1)])
+    model.learn(4 * 128, callback=[evaluation, ResumableCheckpoint(folder / "run", every=1)])
     seen = outcome(model, [evaluation], folder / f"log-{rank}")
     digest = {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in seen.items()}
     (folder / f"outcome-{rank}.json").write_text(json.dumps(digest))

@@ -8,7 +8,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from sb3_trpo import TRPO
-from sb3_trpo.zoo.command import ALGORITHMS, config_file, evaluate
+from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
+from sb3_trpo.zoo.masking import evaluate
 
 
 def train(env_id, n_envs, steps, seed, **settings):

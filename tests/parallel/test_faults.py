@@ -1,4 +1,4 @@
-"""Ranks that die, hang back or are started again: what becomes of the others, and of the run."""
+"""Ranks that die, are slow or are started again: what happens to the others, and to the run."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import parallel_run
 from helpers.forked import SERVER
 from helpers.ranks import in_ranks, start
 from helpers.runs import outcome
@@ -21,16 +22,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
-from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, storage as checkpoint_storage
+from sb3_trpo.checkpoint import ResumableCheckpoint, callback as checkpoint_callback, run_folder as checkpoint_folder
 from sb3_trpo.update.flat_adam import FlatAdam
 from sb3_trpo.update.surrogate import PolicyObjective
 
 ITERATION, DEADLINE = 128, 20.0
-SCRIPT = ("-m", "helpers.parallel_run")
 
 
 class At(BaseCallback):
-    """Do something at one step."""
+    """Does something at one step."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def after(owner: Any, name: str, times: int, act: Callable[[], object]) -> None:
-    """Have something done within the n-th call of a function."""
+    """Do something inside the n-th call of a function."""
     function, calls = getattr(owner, name), [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -68,15 +68,15 @@ def after(owner: Any, name: str, times: int, act: Callable[[], object]) -> None:
     setattr(owner, name, counted)
 
 
-def note_states(model: TRPO, part: str, states: list[dict[str, np.ndarray]]) -> None:
-    """Note what the policy is after each call of a part of the update."""
+def record_states(model: TRPO, part: str, states: list[dict[str, np.ndarray]]) -> None:
+    """Record the policy after each call of a part of the update."""
     method = getattr(model, part)
 
-    def noted(*args: Any) -> None:
+    def recorded(*args: Any) -> None:
         method(*args)
         states.append(state_of(model))
 
-    setattr(model, part, noted)
+    setattr(model, part, recorded)
 
 
 def kill(died_at: Any) -> None:
@@ -85,7 +85,7 @@ def kill(died_at: Any) -> None:
 
 
 def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: Any) -> dict[str, Any]:
-    """Train until a rank dies; tell what the others say and hold."""
+    """Train until a rank dies; return what the others raise and hold."""
     model = make()
     callbacks: list[BaseCallback] = [ResumableCheckpoint(folder, every=1)]
 
@@ -109,13 +109,13 @@ def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: 
             after(owner, name, times, act)
     updates: list[dict[str, np.ndarray]] = [state_of(model)]
     for part in ("_improve_policy", "_fit_critic"):
-        note_states(model, part, updates)
+        record_states(model, part, updates)
     try:
         model.learn(100 * ITERATION, callback=callbacks)
     except RuntimeError as error:
-        told, seconds = f"{type(error).__name__}: {error}", time.monotonic() - died_at.value
+        text, seconds = f"{type(error).__name__}: {error}", time.monotonic() - died_at.value
     is_whole = any(same(each, state_of(model)) for each in updates)
-    return {"told": told, "seconds": seconds, "is whole": is_whole}
+    return {"error": text, "seconds": seconds, "is whole": is_whole}
 
 
 PHASES = ("collect", "policy step", "critic", "checkpoint", "evaluation")
@@ -130,15 +130,14 @@ def test_a_killed_rank_stops_the_others_within_seconds_and_with_a_clear_message(
     assert outcomes[victim][0] == "died"
     for kind, result in (each for rank, each in enumerate(outcomes) if rank != victim):
         assert kind == "result", result
-        assert "RanksPartedError" in result["told"]
-        assert "has lost contact with the others" in result["told"]
+        assert "RanksPartedError" in result["error"]
+        assert "has lost contact with the others" in result["error"]
         assert 0.0 < result["seconds"] < DEADLINE
         assert result["is whole"]
-        print(f"{phase}: stopped {result['seconds']:.2f} s after the kill")
 
 
 class EnvError(Exception):
-    """Raised by an env."""
+    """Raised by an environment."""
 
 
 def run_until_an_env_breaks(rank: int) -> dict[str, Any]:
@@ -147,26 +146,26 @@ def run_until_an_env_breaks(rank: int) -> dict[str, Any]:
     def act() -> None:
         raise EnvError("the simulator exploded")
 
-    began = time.monotonic()
-    try:
+    start = time.monotonic()
+    with pytest.raises((EnvError, RuntimeError)) as raised:
         model.learn(10 * ITERATION, callback=At(40, act) if rank == 1 else None)
-    except (EnvError, RuntimeError) as error:
-        told = f"{type(error).__name__}: {error}"
-    time.sleep(2.0 if rank == 1 else 0.0)  # the others need not wait for the process to end
-    with pytest.raises(RuntimeError, match="start the script again"):
-        TRPO("MlpPolicy", "Pendulum-v1", device="cpu")
-    return {
-        "told": told,
-        "seconds": time.monotonic() - began,
-        "finite": all(np.isfinite(v).all() for v in state_of(model).values()),
-    }
+    seconds = time.monotonic() - start
+    for action in (lambda: model.learn(ITERATION), make):
+        with pytest.raises(RuntimeError, match="start the script again"):
+            action()
+    time.sleep(1.0 if rank == 1 else 0.0)  # the others need not wait for the process to end
+    is_finite = all(np.isfinite(value).all() for value in state_of(model).values())
+    return {"error": f"{raised.typename}: {raised.value}", "seconds": seconds, "is finite": is_finite}
 
 
-def test_an_error_on_one_rank_is_told_to_the_others():
+def test_an_error_on_one_rank_is_reported_by_the_others_and_ends_them_for_good():
     first, second = in_ranks(2, run_until_an_env_breaks)
-    assert second["told"] == "EnvError: the simulator exploded"
-    assert "rank 1 ended with EnvError: the simulator exploded" in first["told"]
-    assert first["seconds"] < 2.0 + DEADLINE
+    assert second["error"] == "EnvError: the simulator exploded"
+    assert first["error"].startswith("RanksPartedError")
+    assert "rank 1 ended with EnvError: the simulator exploded" in first["error"]
+    assert first["seconds"] < DEADLINE
+    assert first["is finite"]
+    assert second["is finite"]
 
 
 def run_slowly(rank: int, pause: float) -> dict[str, np.ndarray]:
@@ -176,80 +175,76 @@ def run_slowly(rank: int, pause: float) -> dict[str, np.ndarray]:
 
 
 def test_a_slow_rank_is_waited_for_and_changes_nothing():
-    slow, quick = in_ranks(2, run_slowly, 3.0), in_ranks(2, run_slowly, 0.0)
+    slow, quick = in_ranks(2, run_slowly, 1.0), in_ranks(2, run_slowly, 0.0)
     assert same(slow[0], slow[1])
     assert same(slow[0], quick[0])
 
 
 class CrashError(Exception):
-    """Ends a run that is to be made again."""
+    """Ends a run that will be started again."""
 
 
 def crash() -> None:
     raise CrashError
 
 
-def run_in_parts(rank: int, folder: Path, stop: int | None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train with checkpoints, to the end or until the first rank crashes at a step."""
-    model = make(**(settings or {}))
+def run_in_parts(rank: int, folder: Path, stop: int | None) -> dict[str, Any]:
+    """Train with checkpoints, to the end or until the first rank crashes at some step."""
+    model = make()
     callbacks: list[BaseCallback] = [ResumableCheckpoint(folder, every=1, verbose=0)]
     if stop is not None and rank == 0:
         callbacks.append(At(stop, crash))
-    begin: list[np.ndarray] = []
-    after(TRPO, "collect_rollouts", 1, lambda: begin.append(np.array(model._last_obs)))
+    first: list[np.ndarray] = []
+    after(TRPO, "collect_rollouts", 1, lambda: first.append(np.array(model._last_obs)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             model.learn(6 * ITERATION, callback=callbacks)
         except (CrashError, RuntimeError) as error:
             return {"error": str(error)}
-    notes = [str(each.message) for each in caught if "rank(s)" in str(each.message)]
-    statistics = model.get_vec_normalize_env().obs_rms
-    seen = outcome(model, [])
     return {
-        "seen": seen,
-        "notes": notes,
+        "outcome": outcome(model, []),
+        "warnings": [str(each.message) for each in caught if "rank(s)" in str(each.message)],
         "updates": model._n_updates,
-        "count": statistics.count,
-        "obs": model._last_obs,
-        "begin": begin[0],
+        "observed": model.get_vec_normalize_env().obs_rms.count,
+        "first observations": first[0],
     }
 
 
-def test_a_run_of_two_ranks_that_crashes_twice_ends_like_one_that_does_not(tmp_path):
+def test_a_run_of_two_ranks_that_crashes_twice_ends_like_one_that_does_not_crash(tmp_path):
     whole = in_ranks(2, run_in_parts, tmp_path / "whole", None)
     pieces = tmp_path / "pieces"
     assert all("error" in result for result in in_ranks(2, run_in_parts, pieces, 70))
     assert {path.name for path in pieces.iterdir() if path.is_dir()} == {"rank-0-of-2", "rank-1-of-2"}
     assert all("error" in result for result in in_ranks(2, run_in_parts, pieces, 70))
     newest = sorted((pieces / "rank-1-of-2").glob("checkpoint-*"))[-1]
-    (newest / "arrays.safetensors").write_bytes(b"")  # one that is not intact on all ranks is passed over
+    (newest / "arrays.safetensors").write_bytes(b"")  # a checkpoint that is not intact on all ranks is skipped
     resumed = in_ranks(2, run_in_parts, pieces, None)
     for one, other in zip(whole, resumed, strict=True):
-        assert one["seen"] == other["seen"]
-        assert np.array_equal(one["obs"], other["obs"])
-        assert other["notes"] == []
+        assert one["outcome"] == other["outcome"]
+        assert other["warnings"] == []
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 3), (2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on_with_a_note(before, now, tmp_path):
+def test_another_number_of_ranks_continues_with_a_warning(before, now, tmp_path):
     in_ranks(before, run_in_parts, tmp_path, 220 // before)
     results = in_ranks(now, run_in_parts, tmp_path, None)
-    assert f"is of {before} rank(s), and {now} go on" in results[0]["notes"][0]
+    (warning,) = results[0]["warnings"]
+    assert f"is of {before} rank(s), and the run continues on {now}" in warning
     for result in results:
         assert result["updates"] == results[0]["updates"] > 3
-        assert result["count"] == results[0]["count"]
-        assert all(result["seen"][name] == value for name, value in results[0]["seen"].items() if name.startswith("policy"))
-    first_observations = {result["begin"].tobytes() for result in results}
-    assert len(first_observations) == now  # each rank has episodes of its own
-    assert results[0]["notes"][1:] == []
+        assert result["observed"] == results[0]["observed"]
+        policy = {name: value for name, value in results[0]["outcome"].items() if name.startswith("policy")}
+        assert policy == {name: result["outcome"][name] for name in policy}
+    first_observations = {result["first observations"].tobytes() for result in results}
+    assert len(first_observations) == now  # each rank has its own episodes
 
 
 def run_until_signalled(rank: int, folder: Path, victim: int) -> tuple[str | None, int]:
-    keeper = ResumableCheckpoint(folder, every=10**6, verbose=0)
+    checkpoint = ResumableCheckpoint(folder, every=10**6, verbose=0)
     signalled = [At(70, lambda: os.kill(os.getpid(), signal.SIGTERM))] if rank == victim else []
-    model = make().learn(100 * ITERATION, callback=[keeper, *signalled])
-    return keeper.stopped_by, model.num_timesteps
+    model = make().learn(100 * ITERATION, callback=[checkpoint, *signalled])
+    return checkpoint.stopped_by, model.num_timesteps
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -276,25 +271,25 @@ def test_older_checkpoints_stay_until_every_rank_has_written(tmp_path):
     assert first & second
 
 
-def run_with_a_folder_that_stays(rank: int, folder: Path) -> list[str]:
-    """Train with checkpoints, the removal of which fails on one rank."""
+def run_with_a_failing_removal(rank: int, folder: Path) -> list[str]:
+    """Train with checkpoints, which one rank fails to remove."""
     if rank == 1:
-        replaced = checkpoint_storage.remove
+        remove = checkpoint_folder.remove
 
         def refuse(path: Path) -> None:
             if path.name.endswith(f"-{2 * ITERATION:012d}"):
                 raise PermissionError(13, "Permission denied")
-            replaced(path)
+            remove(path)
 
-        checkpoint_storage.remove = refuse
+        checkpoint_folder.remove = refuse
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make().learn(5 * ITERATION, callback=ResumableCheckpoint(folder, every=2 * ITERATION, keep=1, verbose=0))
     return [str(each.message) for each in caught if "removed" in str(each.message)]
 
 
-def test_a_removal_that_fails_on_one_rank_is_no_matter_for_the_others(tmp_path):
-    first, second = in_ranks(2, run_with_a_folder_that_stays, tmp_path)
+def test_a_failing_removal_on_one_rank_does_not_concern_the_others(tmp_path):
+    first, second = in_ranks(2, run_with_a_failing_removal, tmp_path)
     assert first == []
     assert len(second) == 1
     assert "Permission denied" in second[0]
@@ -303,26 +298,21 @@ def test_a_removal_that_fails_on_one_rank_is_no_matter_for_the_others(tmp_path):
     assert there[1] == {2 * ITERATION, 5 * ITERATION}
 
 
-def torchrun(folder: Path, update_of_death: int, *options: str) -> str:
-    folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", *options]
-    result = subprocess.run(
-        [*command, *SCRIPT, str(folder), str(update_of_death)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=environment(),
-    )
+def run_script(rank: int, folder: Path) -> None:
+    """Do what torchrun would do, without its interpreters."""
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = "0"
+    parallel_run.main(folder)
+
+
+def test_torchrun_restarts_killed_ranks_and_the_run_ends_like_one_without_a_kill(tmp_path):
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    whole.mkdir()
+    pieces.mkdir()
+    in_ranks(2, run_script, whole)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--max-restarts", "1"]
+    script = ["--monitor-interval", "0.1", "-m", "helpers.parallel_run", str(pieces), "2"]
+    result = subprocess.run([*torchrun, *script], capture_output=True, text=True, timeout=300, check=False, env=environment())
     assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def test_torchrun_starts_killed_ranks_again_and_the_run_ends_like_one_that_was_not(tmp_path):
-    torchrun(tmp_path / "whole", -1)
-    printed = torchrun(tmp_path / "pieces", 5, "--max-restarts", "1", "--monitor-interval", "0.1")
-    assert printed.count("Continuing from") == 1
+    assert result.stdout.count("Continuing from") == 1
     for rank in range(2):
-        assert (tmp_path / "whole" / f"outcome-{rank}.json").read_text() == (
-            tmp_path / "pieces" / f"outcome-{rank}.json"
-        ).read_text()
+        assert (whole / f"outcome-{rank}.json").read_text() == (pieces / f"outcome-{rank}.json").read_text()

@@ -1,4 +1,4 @@
-"""Several ranks with parts of a rollout take the update that one process takes with all of it, in real processes over gloo."""
+"""Several ranks, each with a part of a rollout, take the same update as one process with all of it."""
 
 import itertools
 from functools import partial
@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from helpers.envs import BOX_ACTION, IMAGE, VECTOR, RandomEnv
 from helpers.ranks import RankFailedError, in_ranks
 from helpers.recurrent_tools import RestlessEnv
@@ -28,14 +29,14 @@ KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps
 
 
 class Bent(FlattenExtractor):
-    """An extractor that SB3 does not know: no plain stack of layers, so it takes the general way."""
+    """An extractor that is no plain stack of layers, so autograd differentiates it."""
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return super().forward(observations).sin()
 
 
 class Whitening(FlattenExtractor):
-    """An extractor with statistics of its own."""
+    """An extractor with batch statistics."""
 
     def __init__(self, space: Any) -> None:
         super().__init__(space)
@@ -45,10 +46,12 @@ class Whitening(FlattenExtractor):
         return self.norm(super().forward(observations))
 
 
+ODD_DICT = spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(3)})
 CASES: dict[str, tuple[type[TRPO], str, Any, dict[str, Any]]] = {
     "MLP": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR, BOX_ACTION), {}),
     "CNN": (TRPO, "CnnPolicy", partial(RandomEnv, IMAGE), {}),
-    "general way": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR), {"policy_kwargs": {"features_extractor_class": Bent}}),
+    "autograd": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR), {"policy_kwargs": {"features_extractor_class": Bent}}),
+    "Dict": (TRPO, "MultiInputPolicy", partial(RandomEnv, ODD_DICT), {}),
     "masks": (MaskableTRPO, "MlpPolicy", partial(RestlessEnv, VECTOR), {}),
     "LSTM": (
         RecurrentTRPO,
@@ -63,7 +66,7 @@ CASES: dict[str, tuple[type[TRPO], str, Any, dict[str, Any]]] = {
 def make(case: str, n_envs: int, n_steps: int, **settings: Any) -> TRPO:
     algorithm, policy, env, own = CASES[case]
     settings = {"batch_size": 10**6, "n_critic_updates": 4, "seed": 3, "device": "cpu", **own, **settings}
-    settings |= {"cg_max_steps": 8, "cg_residual_tol": 0.0}  # no number of iterations that hangs on rounding
+    settings |= {"cg_max_steps": 8, "cg_residual_tol": 0.0}  # the number of iterations must not depend on rounding
     model = algorithm(policy, make_vec_env(env, n_envs), n_steps=n_steps, **settings)
     model.set_logger(Logger(None, []))
     return model
@@ -76,12 +79,14 @@ def collected(model: TRPO) -> TRPO:
 
 
 def take_part(part: TRPO, whole: TRPO, envs: slice) -> None:
-    """Give a model the state of another, and what some of its envs have brought."""
+    """Give a model the policy of another, and the transitions of some of its environments."""
     part.policy.load_state_dict(whole.policy.state_dict())
     buffer, source = part.rollout_buffer, whole.rollout_buffer
     buffer.reset()
     for name, array in vars(source).items():
-        if isinstance(array, np.ndarray):
+        if isinstance(array, dict) and name == "observations":
+            setattr(buffer, name, {key: value[:, envs].copy() for key, value in array.items()})
+        elif isinstance(array, np.ndarray):
             axis = 2 if name.startswith(("hidden_states", "cell_states")) else 1
             setattr(buffer, name, array[(slice(None),) * axis + (envs,)].copy())
     buffer.pos, buffer.full = source.pos, True
@@ -92,7 +97,7 @@ def envs_of(rank: int, n_envs: tuple[int, ...]) -> slice:
     return slice(first, first + n_envs[rank])
 
 
-def seen_after(model: TRPO) -> dict[str, Any]:
+def results_of(model: TRPO) -> dict[str, Any]:
     state = {name: tensor.double().numpy() for name, tensor in model.policy.state_dict().items()}
     log = {key: model.logger.name_to_value.get(f"train/{key}") for key in KEYS}
     return {"state": state, "log": log | {"outcome": model.policy_outcome.value, "critic_outcome": model.critic_outcome.value}}
@@ -106,11 +111,11 @@ def update_both(rank: int, case: str, n_envs: tuple[int, ...], **settings: Any) 
     for model in (whole, part):
         np.random.seed(5)
         model.train()
-        results.append(seen_after(model))
+        results.append(results_of(model))
     return results[0], results[1]
 
 
-def require_alike(results: list[tuple[Any, Any]], tolerance: float = 1e-5) -> None:
+def require_same_results(results: list[tuple[Any, Any]], tolerance: float = 1e-5) -> None:
     whole, first = results[0]
     for _, part in results[1:]:
         assert all(np.array_equal(part["state"][name], value) for name, value in first["state"].items())
@@ -127,11 +132,11 @@ COMBINATIONS = [("MLP", (2, 2)), ("MLP", (2, 1, 2)), ("LSTM", (2, 1, 2)), *((cas
 
 @pytest.mark.parametrize(("case", "n_envs"), COMBINATIONS, ids=str)
 def test_ranks_with_parts_take_the_step_of_one_process_with_all(case, n_envs):
-    require_alike(in_ranks(len(n_envs), update_both, case, n_envs))
+    require_same_results(in_ranks(len(n_envs), update_both, case, n_envs))
 
 
 def with_minibatches(rank: int, max_grad_norm: float | None) -> tuple[Any, Any]:
-    """Compose the minibatches of the one process of those of two ranks."""
+    """Make each minibatch of the one process of those of the two ranks."""
     n, n_envs, size = 2 * N_STEPS, (2, 2), 16
     settings = {"batch_size": 2 * size, "max_grad_norm": max_grad_norm}
     whole = collected(make("MLP", 4, N_STEPS, distributed=False, **settings))
@@ -148,33 +153,34 @@ def with_minibatches(rank: int, max_grad_norm: float | None) -> tuple[Any, Any]:
         whole.train()
     np.random.seed((7, 8)[rank])
     part.train()
-    return seen_after(whole), seen_after(part)
+    return results_of(whole), results_of(part)
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.05])
 def test_ranks_with_parts_of_minibatches_fit_the_critic_of_one_process_with_whole_ones(max_grad_norm):
-    require_alike(in_ranks(2, with_minibatches, max_grad_norm))
+    require_same_results(in_ranks(2, with_minibatches, max_grad_norm))
 
 
 def with_odd_parts(rank: int) -> list[Any]:
-    """Take updates whose parts come out uneven: numbers of steps, of minibatches, of sequences."""
+    """Take updates of uneven parts: different numbers of steps, minibatches and sequences."""
     results = []
     for case, n_envs, settings in [
         ("MLP", (1, 3), {"n_steps": 31, "batch_size": 7, "sub_sampling_factor": 3}),
-        ("general way", (1, 2), {"n_steps": 9, "batch_size": 4, "fisher_subsampling": 2}),
+        ("autograd", (1, 2), {"n_steps": 9, "batch_size": 4, "fisher_subsampling": 2}),
         ("LSTM", (3, 1), {"n_steps": 41, "batch_size": 5, "sub_sampling_factor": 2}),
         ("MLP", (1, 1), {"n_steps": 2, "batch_size": 1, "normalize_advantage": False}),
+        ("Dict", (1, 1), {"n_steps": 5, "batch_size": 3, "sub_sampling_factor": 2, "fisher_subsampling": 2}),
     ]:
         model = make(case, n_envs[rank], **settings)
         model.learn(1)
         assert model.num_timesteps == sum(
             steps * envs for steps, envs in zip((-(-settings["n_steps"] // 2), settings["n_steps"] // 2), n_envs, strict=True)
         )
-        results.append(seen_after(model))
+        results.append(results_of(model))
     return results
 
 
-def test_ranks_agree_however_uneven_their_parts_are():
+def test_ranks_agree_even_if_their_parts_are_tiny_and_uneven():
     first, second = in_ranks(2, with_odd_parts)
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(value, other["state"][name]) for name, value in one["state"].items())
@@ -183,8 +189,8 @@ def test_ranks_agree_however_uneven_their_parts_are():
 
 
 def with_statistics(rank: int) -> dict[str, np.ndarray]:
-    model = make("general way", 2, 64, policy_kwargs={"features_extractor_class": Whitening}).learn(128)
-    return seen_after(model)["state"]
+    model = make("autograd", 2, 64, policy_kwargs={"features_extractor_class": Whitening}).learn(128)
+    return results_of(model)["state"]
 
 
 def test_ranks_agree_on_the_statistics_of_batch_norm():
@@ -194,14 +200,14 @@ def test_ranks_agree_on_the_statistics_of_batch_norm():
 
 
 def spoiled_on_one_rank(rank: int, case: str, name: str, value: float) -> dict[str, Any]:
-    """Spoil one number where no check of the rollout finds fault, and tell which tensors an update changes."""
+    """Spoil a number that no check of the rollout looks at; return the tensors that an update changes."""
     model = collected(make(case, 2, 2 * N_STEPS, normalize_advantage=False))
     before = {each: tensor.clone() for each, tensor in model.policy.state_dict().items()}
     if rank == 1:
         getattr(model.rollout_buffer, name)[3, 1] = value
     model.train()
     moved = {each for each, tensor in model.policy.state_dict().items() if not th.equal(tensor, before[each])}
-    return {"moved": moved, **seen_after(model)}
+    return {"moved": moved, **results_of(model)}
 
 
 @pytest.mark.parametrize("case", ["MLP", "LSTM"])
@@ -213,9 +219,9 @@ def test_nan_on_one_rank_restores_the_policy_of_all(case):
     assert all(np.array_equal(value, second["state"][name]) for name, value in first["state"].items())
 
 
-@pytest.mark.parametrize("case", ["MLP", "general way"])
-def test_a_critic_that_diverges_on_one_rank_is_put_back_on_all(case):
-    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # whose square is beyond float32
+@pytest.mark.parametrize("case", ["MLP", "autograd"])
+def test_a_critic_that_diverges_on_one_rank_is_restored_on_all(case):
+    first, second = in_ranks(2, spoiled_on_one_rank, case, "returns", 1e30)  # its square is beyond float32
     assert first["log"]["critic_outcome"] == second["log"]["critic_outcome"] == "diverged"
     assert first["moved"] == second["moved"] != set()
     assert not any("value" in name for name in first["moved"])
@@ -236,7 +242,7 @@ def test_a_rollout_that_one_rank_refuses_is_refused_by_all():
 
 
 class Gated(ActorCriticPolicy):
-    """Its critic uses one of two layers, by what it sees; the weights of neither are the policy's."""
+    """The observation decides which of two layers its critic uses; the policy uses neither."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -253,13 +259,13 @@ def with_gates(rank: int) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in model.policy.state_dict().items()}
 
 
-def test_ranks_agree_on_a_critic_that_uses_other_weights_for_other_observations():
+def test_ranks_agree_on_a_critic_that_uses_different_weights_for_different_observations():
     first, second = in_ranks(2, with_gates)
     assert all(np.array_equal(value, second[name]) for name, value in first.items())
 
 
 class Dropping(RolloutBuffer):
-    """Gives a minibatch too few."""
+    """Leaves out the last minibatch."""
 
     def get(self, batch_size: int | None = None) -> Any:
         yield from [*super().get(batch_size)][:-1]
@@ -274,14 +280,14 @@ def with_a_short_pass(rank: int) -> str:
     return str(raised.value)
 
 
-def test_a_buffer_that_gives_too_few_minibatches_is_named():
+def test_a_buffer_with_too_few_minibatches_is_named():
     first, second = in_ranks(2, with_a_short_pass)
     assert second.startswith("The rollout buffer's get(8) gives 3 minibatches or more, but its size makes 4")
     assert f"rank 1 ended with ValueError: {second}" in first
 
 
 def learn_over_nccl(rank: int) -> list[Any]:
-    """Take the same updates alone and as one rank of one, whose reductions go through NCCL."""
+    """Take the same updates alone and as the only rank of a process group over NCCL."""
     models = [make("MLP", 2, 32, device="cuda", distributed=distributed).learn(128) for distributed in (False, True)]
     assert models[1]._communicator.size == 1
     assert models[1]._communicator is not models[0]._communicator
@@ -290,7 +296,7 @@ def learn_over_nccl(rank: int) -> list[Any]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs CUDA")
-def test_one_rank_over_nccl_learns_what_it_learns_alone():
+def test_a_single_rank_over_nccl_learns_what_it_learns_alone():
     ((alone, ranked),) = in_ranks(1, learn_over_nccl)
     for name, value in alone.items():
         np.testing.assert_allclose(ranked[name], value, rtol=0, atol=1e-5, err_msg=name)
@@ -301,12 +307,12 @@ def one_of_one(rank: int) -> list[Any]:
     return [{name: tensor.numpy() for name, tensor in model.policy.state_dict().items()} for model in models]
 
 
-def test_a_world_of_one_learns_what_it_learns_alone():
+def test_a_single_rank_over_gloo_learns_what_it_learns_alone():
     ((alone, ranked),) = in_ranks(1, one_of_one)
     assert all(np.array_equal(value, ranked[name]) for name, value in alone.items())
 
 
-def test_the_harness_tells_what_a_rank_raises():
+def test_the_helper_reports_what_a_rank_raises():
     with pytest.raises(RankFailedError, match="rank 1: ZeroDivisionError"):
         in_ranks(2, divide)
 

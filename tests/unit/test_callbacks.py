@@ -1,9 +1,11 @@
+"""Callbacks that hold others, and the one that acts around training."""
+
 from contextlib import nullcontext
 
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EveryNTimesteps
 
-from sb3_trpo.callbacks import RunKeeper, callback_tree, keeper_of
+from sb3_trpo.callbacks import TrainingLifecycle, callback_tree, lifecycle_of
 
 
 class Leaf(BaseCallback):
@@ -12,7 +14,7 @@ class Leaf(BaseCallback):
 
 
 class Holder(Leaf):
-    """Keeps others in a dict and in a tuple, and has a list of results."""
+    """Holds others in a dict and in a tuple, and has a list of results."""
 
     def __init__(self, *others):
         super().__init__()
@@ -29,11 +31,11 @@ def test_every_callback_is_found_once():
     assert [*callback_tree([holder, event])] == [holder, event, one, two, three]
 
 
-def test_what_is_no_callback_is_passed_over():
+def test_what_is_not_a_callback_is_skipped():
     assert [*callback_tree(None)] == [*callback_tree(lambda *_: True)] == []
 
 
-def test_what_a_callback_only_knows_is_not_called_by_it():
+def test_callbacks_that_another_only_knows_are_not_called_by_it():
     leaf, stranger = Leaf(), Leaf()
     leaf.parent, leaf.locals = stranger, {"callback": stranger}
     assert [*callback_tree(leaf)] == [leaf]
@@ -45,23 +47,24 @@ def test_callbacks_that_hold_each_other_are_found():
     assert [*callback_tree(one)] == [one, two]
 
 
-def test_a_keeper_knows_all_and_calls_none():
-    keeper = RunKeeper()
-    keeper.root = Leaf()
-    assert [*callback_tree([keeper])] == [keeper]
+def test_a_lifecycle_knows_all_callbacks_and_calls_none():
+    lifecycle = TrainingLifecycle()
+    lifecycle.root = Leaf()
+    assert [*callback_tree([lifecycle])] == [lifecycle]
 
 
-def test_the_keeper_is_found_wherever_it_is():
-    keeper = RunKeeper()
-    assert keeper_of([Leaf(), EveryNTimesteps(1, CallbackList([CheckpointCallback(1, "models"), keeper]))]) is keeper
-    with pytest.raises(ValueError, match="2 callbacks want to keep the run"):
-        keeper_of([keeper, RunKeeper()])
+def test_the_lifecycle_is_found_wherever_it_is():
+    lifecycle = TrainingLifecycle()
+    nested = EveryNTimesteps(1, CallbackList([CheckpointCallback(1, "models"), lifecycle]))
+    assert lifecycle_of([Leaf(), nested]) is lifecycle
+    with pytest.raises(ValueError, match="2 callbacks would save and continue the run, but only one can"):
+        lifecycle_of([lifecycle, TrainingLifecycle()])
 
 
-def test_without_a_keeper_there_is_one_that_does_nothing():
-    keeper = keeper_of([Leaf()])
-    assert type(keeper) is RunKeeper
-    assert isinstance(keeper.session(None, None), nullcontext)
-    assert keeper.announce(Leaf()) is keeper.resume(Leaf()) is None
-    assert keeper.at_boundary()
-    assert keeper.on_step.__self__._on_step()
+def test_without_a_lifecycle_there_is_one_that_does_nothing():
+    lifecycle = lifecycle_of([Leaf()])
+    assert type(lifecycle) is TrainingLifecycle
+    assert isinstance(lifecycle.training(None, None), nullcontext)
+    assert lifecycle.before_training_start(Leaf()) is lifecycle.after_training_start(Leaf()) is None
+    assert lifecycle.after_iteration()
+    assert lifecycle._on_step()

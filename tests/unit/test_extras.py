@@ -87,7 +87,7 @@ def test_a_fault_of_ours_is_not_taken_for_a_missing_extra(tmp_path):
 
 def test_nothing_but_the_one_place_tells_how_to_install_and_no_index_is_asked_for_the_package():
     telling = {}
-    for path in (*ROOT.glob("sb3_trpo/**/*.py"), *ROOT.glob("benchmarks/*.py"), ROOT / "README.md"):
+    for path in (*ROOT.glob("sb3_trpo/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "README.md"):
         telling[path.name] = re.findall("pip install[^\n]*", path.read_text())
     assert {name for name, lines in telling.items() if lines} == {"extras.py", "README.md"}
     assert not [line for lines in telling.values() for line in lines if re.search(r"sb3[-_]trpo\[", line)]

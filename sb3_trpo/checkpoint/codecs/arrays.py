@@ -1,73 +1,122 @@
-"""Arrays and tensors, and what is made of them: how they are recorded and made again."""
+"""Arrays, tensors, and the modules and optimizers that consist of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoint.codecs.nodes import BRAIN_FLOAT, NUMBERS, Node, owner_of
-from sb3_trpo.checkpoint.codecs.recording import Recorder, record
-from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.codec import Codec, Decoder, Encoded, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.inspection import owner_of
 
-VIEWED_AT_MOST = 4
-"""How many times as large as a view an array may be that is recorded for the view's sake."""
-
-
-@record.register(np.ndarray)
-def _(value: np.ndarray, recorder: Recorder, path: str) -> Node:
-    if type(value) is not np.ndarray or (value.dtype.name not in NUMBERS and value.dtype.kind not in "SU"):
-        return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: _record_array(value, recorder, path))
+NUMBERS = frozenset(
+    ("bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64")
+)
+"""Dtypes that NumPy and safetensors both have."""
+BRAIN_FLOAT = "bfloat16"
+"""The one dtype of policies that NumPy lacks; its bits are stored as int16."""
+LARGEST_RATIO, SMALL = 4, 2**12
+"""An array is stored for the sake of a view if it has at most this many times the view's bytes, or this many bytes."""
 
 
-def _record_array(value: np.ndarray, recorder: Recorder, path: str) -> Node:
-    """Record an array; a view with what it is a view of, as long as that is not much larger."""
-    if value.dtype.kind in "SU":
-        texts = np.array(value.ravel(), order="C").view(np.uint8)
-        return {"text_array": recorder.array(texts, path), "dtype": value.dtype.str, "shape": [*value.shape]}
-    owner = owner_of(value)
-    is_window = owner is value or owner.base is not None or owner.dtype.name not in NUMBERS or type(owner) is not np.ndarray
-    if is_window or not owner.flags.c_contiguous or owner.nbytes > max(VIEWED_AT_MOST * value.nbytes, 2**12):
-        return {"array": recorder.array(value, path)}
-    offset = value.ctypes.data - owner.ctypes.data
-    layout = {"dtype": value.dtype.name, "shape": [*value.shape], "strides": [*value.strides], "offset": offset}
-    return {"view": recorder.node(owner, f"{path}/owner"), **layout}
+def store(array: np.ndarray, path: str, encoder: Encoder) -> Encoded:
+    """
+    Keep a copy of an array, with its layout in memory if that is unusual.
+
+    The layout matters for exact resume: a convolution of a transposed image rounds differently.
+
+    :param array: the array
+    :param path: path to keep it under
+    :param encoder: keeps it
+    :return: the path, or ``[path, strides]`` if the strides (in bytes) are not those of a new array
+    """
+    encoder.arrays[path] = np.array(array, order="C")
+    usual = array.itemsize * np.cumprod([1, *array.shape[:0:-1]])[::-1]
+    is_usual = array.strides == (*usual[: array.ndim],) or not _fits(array, array.strides)
+    return path if is_usual else [path, [*array.strides]]
 
 
-@record.register(np.generic)
-def _(value: np.generic, recorder: Recorder, path: str) -> Node:
-    is_number = value.dtype.name in NUMBERS
-    return {"scalar": recorder.array(np.asarray(value), path)} if is_number else recorder.reject(value, path)
+def load(reference: Encoded, decoder: Decoder) -> np.ndarray:
+    """
+    Give a copy of a stored array, with the layout in memory that it had.
+
+    :param reference: what :func:`store` returned
+    :param decoder: has the arrays
+    :return: a new array
+    :raises ValueError: if the strides would reach beyond the array's memory
+    """
+    if isinstance(reference, str):
+        return decoder.arrays[reference].copy()
+    path, strides = reference
+    saved = decoder.arrays[path]
+    if not _fits(saved, strides):
+        raise ValueError(f"an array of shape {saved.shape} cannot have the strides {strides}")
+    made = np.lib.stride_tricks.as_strided(np.empty(saved.size, saved.dtype), saved.shape, strides)
+    made[...] = saved
+    return made
 
 
-@record.register(th.Tensor)
-def _(value: th.Tensor, recorder: Recorder, path: str) -> Node:
-    dtype = str(value.dtype).removeprefix("torch.")
-    if value.layout is not th.strided or dtype not in {*NUMBERS, BRAIN_FLOAT}:
-        return recorder.reject(value, path)
-
-    def make() -> Node:
-        data = value.detach().cpu()
-        bits = data.view(th.int16) if dtype == BRAIN_FLOAT else data
-        return {"tensor": recorder.array(bits.numpy(), path), "dtype": dtype}
-
-    return recorder.once(value, path, make)
+def _fits(array: np.ndarray, strides: Iterable[int]) -> bool:
+    """Check whether all elements lie within the array's own number of bytes if they have the given strides."""
+    steps = [*strides]
+    reach = sum(stride * (length - 1) for stride, length in zip(steps, array.shape, strict=True))
+    return array.size > 0 and all(stride >= 0 for stride in steps) and reach + array.itemsize <= array.nbytes
 
 
-@record.register(th.nn.Module)
-def _(value: th.nn.Module, recorder: Recorder, path: str) -> Node:
-    return recorder.once(value, path, lambda: {"module": recorder.node(dict(value.state_dict()), path)})
+class ArrayCodec(Codec):
+    """
+    NumPy arrays of numbers or texts.
+
+    A view is stored as a view of its owner, so that both still share memory after a restart.
+    """
+
+    types = (np.ndarray,)
+    kinds = ("array", "view", "text_array")
+
+    def encode(self, value: np.ndarray, path: str, encoder: Encoder) -> Encoded:
+        """Encode an array, once."""
+        if type(value) is not np.ndarray or (value.dtype.name not in NUMBERS and value.dtype.kind not in "SU"):
+            return encoder.reject(value, path)
+        return encoder.once(value, path, lambda: self._encode_new(value, path, encoder))
+
+    def _encode_new(self, value: np.ndarray, path: str, encoder: Encoder) -> Encoded:
+        if value.dtype.kind in "SU":
+            texts = np.array(value.ravel(), order="C").view(np.uint8)
+            return {"text_array": store(texts, path, encoder), "dtype": value.dtype.str, "shape": [*value.shape]}
+        owner = owner_of(value)
+        is_foreign = owner.base is not None or owner.dtype.name not in NUMBERS or type(owner) is not np.ndarray
+        is_too_large = owner.nbytes > max(LARGEST_RATIO * value.nbytes, SMALL)
+        if owner is value or is_foreign or is_too_large or not owner.flags.c_contiguous:
+            return {"array": store(value, path, encoder)}
+        offset = value.ctypes.data - owner.ctypes.data
+        layout = {"dtype": value.dtype.name, "shape": [*value.shape], "strides": [*value.strides], "offset": offset}
+        return {"view": encoder.encode(owner, f"{path}/owner"), **layout}
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.ndarray:
+        """Make an array, or fill the live one if that is a window on a simulator's memory."""
+        if "view" in encoded:
+            owner = decoder.decode(encoded["view"], None, f"{path}/owner")
+            if encoded["dtype"] not in NUMBERS or not isinstance(owner, np.ndarray):
+                raise MismatchError(f"{path} is no view of numbers")
+            # NumPy checks that the view lies within the owner.
+            return np.ndarray(encoded["shape"], encoded["dtype"], owner, encoded["offset"], encoded["strides"])
+        if "text_array" in encoded:
+            return _decode_texts(encoded, path, decoder)
+        return _fill_window(load(encoded["array"], decoder), live, path)
 
 
-@record.register(th.optim.Optimizer)
-def _(value: th.optim.Optimizer, recorder: Recorder, path: str) -> Node:
-    return recorder.once(value, path, lambda: {"optimizer": recorder.node(value.state_dict(), path)})
+def _decode_texts(encoded: Encoded, path: str, decoder: Decoder) -> np.ndarray:
+    dtype = np.dtype(encoded["dtype"])
+    if dtype.kind not in "SU" or min(encoded["shape"], default=0) < 0:
+        raise MismatchError(f"{path} is no array of texts")
+    texts: np.ndarray = load(encoded["text_array"], decoder).view(dtype)
+    return texts.reshape(encoded["shape"])
 
 
-def _in_place(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
-    """Write into a window on a simulator's memory; anything else is replaced."""
+def _fill_window(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
+    """Write into an array whose memory belongs to a simulator, which would not notice a new array; replace any other."""
     if not isinstance(live, np.ndarray) or owner_of(live).base is None or not live.flags.writeable:
         return saved
     if live.shape != saved.shape or live.dtype != saved.dtype:
@@ -76,52 +125,62 @@ def _in_place(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
     return live
 
 
-def _make_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    return _in_place(restorer.array(node["array"]), live, path)
+class NumpyScalarCodec(Codec):
+    """NumPy's scalars, which keep their dtype."""
+
+    types = (np.generic,)
+    kinds = ("scalar",)
+
+    def encode(self, value: np.generic, path: str, encoder: Encoder) -> Encoded:
+        """Encode a scalar as an array of no dimensions."""
+        is_number = value.dtype.name in NUMBERS
+        return {"scalar": store(np.asarray(value), path, encoder)} if is_number else encoder.reject(value, path)
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
+        """Take the scalar out of its array."""
+        return decoder.arrays[encoded["scalar"]][()]
 
 
-def _make_view(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    owner = restorer.value(node["view"], None, f"{path}/owner")
-    if node["dtype"] not in NUMBERS or not isinstance(owner, np.ndarray):
-        raise MismatchError(f"{path} is no view of numbers")
-    return np.ndarray(node["shape"], node["dtype"], owner, node["offset"], node["strides"])  # which checks the bounds
+class TensorCodec(Codec):
+    """Dense tensors of torch."""
+
+    types = (th.Tensor,)
+    kinds = ("tensor",)
+
+    def encode(self, value: th.Tensor, path: str, encoder: Encoder) -> Encoded:
+        """Encode a tensor as an array on the CPU."""
+        dtype = str(value.dtype).removeprefix("torch.")
+        if value.layout is not th.strided or dtype not in {*NUMBERS, BRAIN_FLOAT}:
+            return encoder.reject(value, path)
+
+        def encode_new() -> Encoded:
+            data = value.detach().cpu()
+            bits = data.view(th.int16) if dtype == BRAIN_FLOAT else data
+            return {"tensor": store(bits.numpy(), path, encoder), "dtype": dtype}
+
+        return encoder.once(value, path, encode_new)
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> th.Tensor:
+        """Make a tensor on the device of the live one."""
+        data = th.from_numpy(load(encoded["tensor"], decoder))
+        if encoded["dtype"] == BRAIN_FLOAT:
+            data = data.view(th.bfloat16)
+        return data.to(live.device) if isinstance(live, th.Tensor) else data
 
 
-def _make_text_array(restorer: Restorer, node: Node, live: Any, path: str) -> np.ndarray:
-    dtype = np.dtype(node["dtype"])
-    if dtype.kind not in "SU" or min(node["shape"], default=0) < 0:
-        raise MismatchError(f"{path} is no array of texts")
-    texts: np.ndarray = restorer.array(node["text_array"]).view(dtype)
-    return texts.reshape(node["shape"])
+class StateDictCodec(Codec):
+    """Torch's modules and optimizers, by their ``state_dict()``."""
 
+    types = (th.nn.Module, th.optim.Optimizer)
+    kinds = ("module", "optimizer")
 
-def _make_scalar(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    return restorer.arrays[node["scalar"]][()]
+    def encode(self, value: th.nn.Module | th.optim.Optimizer, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state dict."""
+        kind = "module" if isinstance(value, th.nn.Module) else "optimizer"
+        return encoder.once(value, path, lambda: {kind: encoder.encode(dict(value.state_dict()), path)})
 
-
-def _make_tensor(restorer: Restorer, node: Node, live: Any, path: str) -> th.Tensor:
-    data = th.from_numpy(restorer.array(node["tensor"]))
-    if node["dtype"] == BRAIN_FLOAT:
-        data = data.view(th.bfloat16)
-    return data.to(live.device) if isinstance(live, th.Tensor) else data
-
-
-def _make_module(restorer: Restorer, node: Node, live: Any, path: str) -> th.nn.Module:
-    live.load_state_dict(restorer.value(node["module"], None, path))
-    return live  # type: ignore[no-any-return]  # what else would have load_state_dict fails there
-
-
-def _make_optimizer(restorer: Restorer, node: Node, live: Any, path: str) -> th.optim.Optimizer:
-    live.load_state_dict(restorer.value(node["optimizer"], None, path))
-    return live  # type: ignore[no-any-return]  # as above
-
-
-MAKERS |= {
-    "array": _make_array,
-    "view": _make_view,
-    "text_array": _make_text_array,
-    "scalar": _make_scalar,
-    "tensor": _make_tensor,
-    "module": _make_module,
-    "optimizer": _make_optimizer,
-}
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
+        """Load the state dict into the live module or optimizer; anything else has no ``load_state_dict``, and fails."""
+        (state,) = encoded.values()
+        live.load_state_dict(decoder.decode(state, None, path))
+        return live

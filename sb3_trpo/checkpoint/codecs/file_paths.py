@@ -1,8 +1,8 @@
 """
-Places in a file system, among the attributes of environments, callbacks and the model.
+File paths among the attributes of environments, callbacks and the model.
 
-The user's script says where files are: a run may go on with another log folder. So an attribute that looks like a path is left
-to the script, as long as the run does not change it. One that the run does change is state, like any other.
+The user's script decides where files are: a run may continue with another log folder. So an attribute that looks like a file
+path is left to the script for as long as the run does not change it. One that the run does change is state like any other.
 """
 
 from __future__ import annotations
@@ -14,122 +14,131 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
-OF_A_FILE = re.compile(r"(.*_)?(path|folder|dir|directory|file|filename)s?", re.IGNORECASE)
-A_PLACE = re.compile(r"(~?/|[A-Za-z]:[/\\])\w")
-AWAY = re.compile(r"[~/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
+NAME_OF_A_PATH = re.compile(r"(.*_)?(path|folder|dir|directory|file|filename)s?", re.IGNORECASE)
+ABSOLUTE_PATH = re.compile(r"(~?/|[A-Za-z]:[/\\])\w")
+OUTSIDE = re.compile(r"[~/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 
 
-class Verdict(Enum):
-    """What to do with an attribute."""
+class Handling(Enum):
+    """How to handle an attribute."""
 
-    STATE = "it is recorded and restored like any other"
-    CHANGED = "it is recorded, and restored although it looks like a path: the run has changed it"
-    LEFT = "it is left to the script"
+    ENCODE = "encode and restore it like any other"
+    ENCODE_CHANGED = "encode it, and restore it although it looks like a file path: the run has changed it"
+    LEAVE = "leave it to the script"
 
 
 @dataclass
-class Places:
+class FilePaths:
     """
-    The paths that were there when ``learn()`` began, and those that the run has changed since.
+    The file paths that the script has given, and those that the run has changed since.
 
-    :param given: by the script: texts by where they are found
-    :param changed: where the run has changed a path, and whether it can be restored
-    :param is_marking: whether all that it is asked about is given by the script, as it is when training begins
+    Attributes are known by the paths under which an encoder meets them, such as ``"env/venv/0/env/log_dir"``.
+
+    :param given: file paths that were there when ``learn()`` began, as text
+    :param changed: for each attribute in which the run has changed a file path, whether a checkpoint can restore it
+    :param before_training: whether training has not begun yet, so that whatever is found is given by the script
     """
 
     given: dict[str, str] = field(default_factory=dict)
     changed: dict[str, bool] = field(default_factory=dict)
-    is_marking: bool = True
+    before_training: bool = True
 
-    def judge(self, where: str, name: str, value: Any) -> Verdict:
+    def classify(self, path: str, name: str, value: Any) -> Handling:
         """
-        Tell whether an attribute is the script's.
+        Decide how to handle an attribute, and take note of it.
 
-        :param where: it is found, unique
-        :param name: of the attribute
-        :param value: of it
-        :return: the verdict
+        :param path: where the encoder meets the attribute
+        :param name: name of the attribute
+        :param value: value of the attribute
+        :return: how to handle it
         """
-        is_place = is_file_path(name, value)
-        if self.is_marking:
-            self.given |= {where: str(value)} if is_place else {}
-        elif where in self.changed or (not self._is_given(where, str(value)) if is_place else where in self.given):
-            can_be_restored = not isinstance(value, PurePath) and not points_away(value)
-            self.changed[where] = can_be_restored
-            return Verdict.CHANGED if can_be_restored else Verdict.LEFT
-        return Verdict.LEFT if is_place else Verdict.STATE
+        is_path = looks_like_path(name, value)
+        if self.before_training:
+            self.given |= {path: str(value)} if is_path else {}
+        elif path in self.changed or (not self._is_given(path, str(value)) if is_path else path in self.given):
+            can_be_restored = not isinstance(value, PurePath) and not leaves_folder(value)
+            self.changed[path] = can_be_restored
+            return Handling.ENCODE_CHANGED if can_be_restored else Handling.LEAVE
+        return Handling.LEAVE if is_path else Handling.ENCODE
 
-    def _is_given(self, where: str, text: str) -> bool:
-        """Compare with what was there; an object that is made in the course of the run may repeat what another was given."""
-        if where in self.given:
-            return self.given[where] == text
-        name = where.rpartition("/")[2]
-        alike = (each for place, each in self.given.items() if place.rpartition("/")[2] == name and place not in self.changed)
+    def _is_given(self, path: str, text: str) -> bool:
+        """
+        Compare a file path with what the script has given.
+
+        An object that is created during the run is not known from the start; it may have been passed the file path of
+        another, so a file path of the same attribute name counts as well.
+        """
+        if path in self.given:
+            return self.given[path] == text
+        name = path.rpartition("/")[2]
+        alike = (each for other, each in self.given.items() if other.rpartition("/")[2] == name and other not in self.changed)
         return bool(text) and text in alike
 
-    def follow(self, changed: Iterable[str]) -> None:
+    def begin_training(self, changed: Iterable[str]) -> None:
         """
-        End the marking, and go on from a checkpoint: what had been changed before it stays state.
+        Take what is different from now on as changed by the run.
 
-        :param changed: where that was
+        :param changed: attributes that had been changed before the checkpoint that the run continues from; they stay state
         """
-        self.is_marking = False
+        self.before_training = False
         self.changed |= dict.fromkeys(changed, True)
 
-    def beyond(self) -> list[str]:
+    def unrestorable(self) -> list[str]:
         """
-        Name what the run has changed and no checkpoint restores.
+        List the attributes that the run has changed and no checkpoint restores.
 
-        :return: where that is
+        :return: their paths, sorted
         """
-        return sorted(where for where, can_be_restored in self.changed.items() if not can_be_restored)
+        return sorted(path for path, can_be_restored in self.changed.items() if not can_be_restored)
 
-    def parts(self, where: str, n: int) -> list[Places]:
+    def split(self, path: str, n_envs: int) -> list[FilePaths]:
         """
-        Split off what belongs to numbered parts.
+        Separate what belongs to each environment of a vectorised one, to be sent to its worker.
 
-        :param where: they are found
-        :param n: how many there are
-        :return: the places of each
+        :param path: path of the vectorised environment
+        :param n_envs: number of environments
+        :return: one for each environment, with paths that begin there
         """
-        parts = [Places(is_marking=self.is_marking) for _ in range(n)]
-        prefix = f"{where}/"
+        parts = [FilePaths(before_training=self.before_training) for _ in range(n_envs)]
+        prefix = f"{path}/"
         for kind in ("given", "changed"):
-            for place, value in getattr(self, kind).items():
-                index, _, rest = place.removeprefix(prefix).partition("/")
-                if place.startswith(prefix) and index.isdecimal() and int(index) < n:
+            for each, value in getattr(self, kind).items():
+                index, _, rest = each.removeprefix(prefix).partition("/")
+                if each.startswith(prefix) and index.isdecimal() and int(index) < n_envs:
                     getattr(parts[int(index)], kind)[rest] = value
         return parts
 
-    def absorb(self, part: Places, prefix: str) -> None:
+    def merge(self, part: FilePaths, prefix: str) -> None:
         """
-        Take over what a part has learned.
+        Take over what has been noted in an environment.
 
-        :param part: from :meth:`parts`
-        :param prefix: where it is found
+        :param part: from :meth:`split`
+        :param prefix: what to put before its paths
         """
-        self.given |= {prefix + place: text for place, text in part.given.items()}
-        self.changed |= {prefix + place: can_be_restored for place, can_be_restored in part.changed.items()}
+        self.given |= {prefix + path: text for path, text in part.given.items()}
+        self.changed |= {prefix + path: can_be_restored for path, can_be_restored in part.changed.items()}
 
 
-def is_file_path(name: str, value: Any) -> bool:
+def looks_like_path(name: str, value: Any) -> bool:
     """
-    Tell whether an attribute looks like a place in a file system.
+    Check whether an attribute looks like a file path.
 
-    :param name: of the attribute
-    :param value: of it
-    :return: whether its name or its value says so
+    :param name: name of the attribute
+    :param value: value of the attribute
+    :return: whether its value is an absolute path or a ``pathlib`` object, or it is a text with a name such as ``log_dir``
     """
     if isinstance(value, PurePath):
         return True
-    return isinstance(value, str) and bool(A_PLACE.match(value) or OF_A_FILE.fullmatch(name))
+    return isinstance(value, str) and bool(ABSOLUTE_PATH.match(value) or NAME_OF_A_PATH.fullmatch(name))
 
 
-def points_away(value: Any) -> bool:
+def leaves_folder(value: Any) -> bool:
     """
-    Tell whether a text may name a place outside the current folder, which no checkpoint may choose.
+    Check whether a text may be a file path outside the current folder.
+
+    A checkpoint must not choose where the script writes to.
 
     :param value: anything
-    :return: whether it is a text that is absolute, or goes up
+    :return: whether it is a text that is absolute or goes up
     """
-    return isinstance(value, str) and AWAY.match(value) is not None
+    return isinstance(value, str) and OUTSIDE.match(value) is not None

@@ -1,9 +1,9 @@
-"""Generators of random numbers, and the spaces that have them: how they are recorded and brought back."""
+"""Generators of random numbers, and the spaces that have them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -11,107 +11,148 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_trpo.checkpoint.codecs.nodes import Node, space_parts
-from sb3_trpo.checkpoint.codecs.recording import Recorder, record
-from sb3_trpo.checkpoint.codecs.restoring import MAKERS, MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.codec import DECODING_ERRORS, Codec, Decoder, Encoded, Encoder, MismatchError
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
-TWISTER_LENGTH, PHILOX_LENGTH = 624, 4
-"""How many numbers MT19937 and Philox make at a time."""
+MT19937_WORDS, PHILOX_WORDS = 624, 4
+"""How many numbers these bit generators make at a time."""
 
 
-@record.register(np.random.Generator)
-def _(value: np.random.Generator, recorder: Recorder, path: str) -> Node:
-    bits = value.bit_generator
-    state = partial(recorder.node, bits.state, f"{path}/state")
-    return recorder.once(value, path, lambda: {"generator": type(bits).__name__, "state": state()})
-
-
-@record.register(np.random.RandomState)
-def _(value: np.random.RandomState, recorder: Recorder, path: str) -> Node:
-    state = partial(recorder.node, value.get_state(legacy=False), f"{path}/state")
-    return recorder.once(value, path, lambda: {"random_state": state()})
-
-
-@record.register(random.Random)
-def _(value: random.Random, recorder: Recorder, path: str) -> Node:
-    if isinstance(value, random.SystemRandom):
-        return recorder.reject(value, path)
-    return recorder.once(value, path, lambda: {"random": recorder.node(value.getstate(), f"{path}/state")})
-
-
-@record.register(th.Generator)
-def _(value: th.Generator, recorder: Recorder, path: str) -> Node:
-    state = partial(recorder.node, value.get_state(), f"{path}/state")
-    return recorder.once(value, path, lambda: {"torch_generator": state()})
-
-
-@record.register(gym.Space)
-def _(value: gym.Space[Any], recorder: Recorder, path: str) -> Node:
-    """Record a space's generators; what it contains is the script's."""
-    return recorder.once(value, path, lambda: {"space": recorder.nodes(space_parts(value), path)})
-
-
-def _make_generator(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    name = node["generator"]
-    if name not in BIT_GENERATORS:
-        raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
-    is_fit = isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == name
-    if not is_fit or id(live) in restorer._filled:
-        live = np.random.Generator(getattr(np.random, name)())
-    restorer._filled[id(live)] = live
-    live.bit_generator.state = checked(restorer.value(node["state"], None, f"{path}/state"), path)
-    return live
-
-
-def _make_random_state(restorer: Restorer, node: Node, live: Any, path: str) -> np.random.RandomState:
-    made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-    made.set_state(checked(restorer.value(node["random_state"], None, f"{path}/state"), path))
-    return made
-
-
-def checked(state: dict[str, Any], path: str) -> dict[str, Any]:
+def require_valid_position(state: dict[str, Any], path: str) -> dict[str, Any]:
     """
-    Check positions in buffers of random numbers, which NumPy uses as they are.
+    Check the position of a NumPy generator among the numbers that it has made in advance.
 
-    :param state: of a bit generator
-    :param path: where it is found
+    NumPy uses the position as an index without a check, so a forged one would read foreign memory.
+
+    :param state: state of a bit generator
+    :param path: the generator's path
     :return: the state
-    :raises MismatchError: if it is at a position that it has not
+    :raises MismatchError: if the position is out of bounds
     """
-    twister, philox = state["state"].get("pos", 0), state.get("buffer_pos", 0)
-    if not (0 <= twister <= TWISTER_LENGTH and 0 <= philox <= PHILOX_LENGTH):
-        raise MismatchError(f"{path} is at position {twister or philox}, beyond its numbers")
+    mt19937, philox = state["state"].get("pos", 0), state.get("buffer_pos", 0)
+    if not (0 <= mt19937 <= MT19937_WORDS and 0 <= philox <= PHILOX_WORDS):
+        raise MismatchError(f"{path} is at position {mt19937 or philox}, beyond its numbers")
     return state
 
 
-def _make_random(restorer: Restorer, node: Node, live: Any, path: str) -> random.Random:
-    made = live if isinstance(live, random.Random) else random.Random()
-    made.setstate(restorer.value(node["random"], None, f"{path}/state"))
-    return made
+class NumpyGeneratorCodec(Codec):
+    """NumPy's generators."""
+
+    types = (np.random.Generator,)
+    kinds = ("generator",)
+
+    def encode(self, value: np.random.Generator, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state of the bit generator."""
+        bits = value.bit_generator
+        state = partial(encoder.encode, bits.state, f"{path}/state")
+        return encoder.once(value, path, lambda: {"generator": type(bits).__name__, "state": state()})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.Generator:
+        """Set the state of the live generator; make one if there is none of this kind, or another place has it."""
+        name = encoded["generator"]
+        if name not in BIT_GENERATORS:
+            raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
+        fits = isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == name
+        made: np.random.Generator = live
+        if not fits or decoder.is_filled(live):
+            made = np.random.Generator(getattr(np.random, name)())
+        decoder.mark_filled(made)
+        made.bit_generator.state = require_valid_position(decoder.decode(encoded["state"], None, f"{path}/state"), path)
+        return made
 
 
-def _make_torch_generator(restorer: Restorer, node: Node, live: Any, path: str) -> th.Generator:
-    made = live if isinstance(live, th.Generator) else th.Generator()
-    made.set_state(restorer.value(node["torch_generator"], None, f"{path}/state"))
-    return made
+class RandomStateCodec(Codec):
+    """NumPy's legacy generators."""
+
+    types = (np.random.RandomState,)
+    kinds = ("random_state",)
+
+    def encode(self, value: np.random.RandomState, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state."""
+        state = partial(encoder.encode, value.get_state(legacy=False), f"{path}/state")
+        return encoder.once(value, path, lambda: {"random_state": state()})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.RandomState:
+        """Set the state of the live generator, or of a new one."""
+        made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
+        made.set_state(require_valid_position(decoder.decode(encoded["random_state"], None, f"{path}/state"), path))
+        return made
 
 
-def _make_space(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    parts = space_parts(live)
-    if len(parts) != len(node["space"]):
-        raise MismatchError(f"{path} has {len(parts)} parts, but had {len(node['space'])}")
-    live._np_random, *_ = restorer.values(node["space"], parts, path)
-    return live
+class PythonRandomCodec(Codec):
+    """Python's generators, except the system's, which has no state."""
+
+    types = (random.Random,)
+    kinds = ("random",)
+
+    def encode(self, value: random.Random, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state."""
+        if isinstance(value, random.SystemRandom):
+            return encoder.reject(value, path)
+        return encoder.once(value, path, lambda: {"random": encoder.encode(value.getstate(), f"{path}/state")})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> random.Random:
+        """Set the state of the live generator, or of a new one."""
+        made = live if isinstance(live, random.Random) else random.Random()
+        made.setstate(decoder.decode(encoded["random"], None, f"{path}/state"))
+        return made
 
 
-def record_global_generators(recorder: Recorder, with_cuda: bool = True) -> dict[str, Node]:
+class TorchGeneratorCodec(Codec):
+    """Torch's generators."""
+
+    types = (th.Generator,)
+    kinds = ("torch_generator",)
+
+    def encode(self, value: th.Generator, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state."""
+        state = partial(encoder.encode, value.get_state(), f"{path}/state")
+        return encoder.once(value, path, lambda: {"torch_generator": state()})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> th.Generator:
+        """Set the state of the live generator, or of a new one."""
+        made = live if isinstance(live, th.Generator) else th.Generator()
+        made.set_state(decoder.decode(encoded["torch_generator"], None, f"{path}/state"))
+        return made
+
+
+class SpaceCodec(Codec):
+    """Gymnasium's spaces: their generators alone, since bounds and shapes are the script's."""
+
+    types = (gym.Space,)
+    kinds = ("space",)
+
+    def encode(self, value: gym.Space[Any], path: str, encoder: Encoder) -> Encoded:
+        """Encode the space's generator, if it has one yet, and the spaces that it is made of."""
+        return encoder.once(value, path, lambda: {"space": encoder.encode_all(_parts_of(value), path)})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
+        """Set the live space's generators."""
+        parts = _parts_of(live)
+        if len(parts) != len(encoded["space"]):
+            raise MismatchError(f"{path} has {len(parts)} parts, but had {len(encoded['space'])}")
+        live._np_random, *_ = decoder.decode_all(encoded["space"], parts, path)
+        return live
+
+
+def _parts_of(space: gym.Space[Any]) -> list[Any]:
+    """List a space's generator, or ``None``, and the spaces that it is made of."""
+    members = [part for value in vars(space).values() for part in _members_of(value) if isinstance(part, gym.Space)]
+    return [space._np_random, *members]
+
+
+def _members_of(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+
+
+def encode_global_generators(encoder: Encoder, with_cuda: bool = True) -> dict[str, Encoded]:
     """
-    Record the generators of this process: Python's, NumPy's and torch's.
+    Encode the global generators of this process: Python's, NumPy's and torch's.
 
-    :param recorder: keeps the arrays
-    :param with_cuda: whether to ask GPUs too; a worker that has not touched them should not begin to
-    :return: nodes by name
+    :param encoder: keeps the arrays
+    :param with_cuda: whether to encode those of GPUs too. Asking for them initialises CUDA, which takes memory in each
+        worker process that does so
+    :return: JSON by library
     """
     states: dict[str, Any] = {
         "python": random.getstate(),
@@ -120,36 +161,27 @@ def record_global_generators(recorder: Recorder, with_cuda: bool = True) -> dict
     }
     if with_cuda and th.cuda.is_available():
         states["cuda"] = th.cuda.get_rng_state_all()
-    return {name: recorder.node(state, f"generators/{name}") for name, state in states.items()}
+    return {name: encoder.encode(state, f"generators/{name}") for name, state in states.items()}
 
 
-def restore_global_generators(nodes: dict[str, Node], restorer: Restorer) -> None:
+def decode_global_generators(encoded: dict[str, Encoded], decoder: Decoder) -> None:
     """
-    Bring the generators of this process to where they were.
+    Set the global generators of this process.
 
-    :param nodes: from :func:`record_global_generators`
-    :param restorer: has their arrays
-    :raises MismatchError: if a state is not one
+    :param encoded: from :func:`encode_global_generators`
+    :param decoder: has the arrays
+    :raises MismatchError: if a state is malformed
     """
     setters: dict[str, Callable[[Any], None]] = {
         "python": random.setstate,
-        "numpy": lambda state: np.random.set_state(checked(state, "generators/numpy")),
+        "numpy": lambda state: np.random.set_state(require_valid_position(state, "generators/numpy")),
         "torch": th.set_rng_state,
     }
-    if "cuda" in nodes and th.cuda.is_available():
+    if "cuda" in encoded and th.cuda.is_available():
         setters["cuda"] = th.cuda.set_rng_state_all
-    for name, node in nodes.items():
+    for name, state in encoded.items():
         if name in setters:
             try:
-                setters[name](restorer.value(node, None, f"generators/{name}"))
-            except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
+                setters[name](decoder.decode(state, None, f"generators/{name}"))
+            except DECODING_ERRORS as error:
                 raise MismatchError(f"the generator of {name} cannot be restored: {error}") from error
-
-
-MAKERS |= {
-    "generator": _make_generator,
-    "random_state": _make_random_state,
-    "random": _make_random,
-    "torch_generator": _make_torch_generator,
-    "space": _make_space,
-}

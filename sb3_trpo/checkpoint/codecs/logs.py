@@ -1,9 +1,9 @@
 """
-Continuity of logs: what a run has written and what it has yet to write.
+Logs: what a run has written, and what it is about to write.
 
-A script that is run again opens its log files anew, and most of SB3's formats empty them then. So a checkpoint holds their
-contents, and gives them back to the files that the new run has opened, wherever those are. TensorBoard's event files are left
-on disk; events beyond the checkpoint are purged by TensorBoard's own means.
+A script that is run again opens its log files again, and most of SB3's formats empty them. So a checkpoint holds what was in
+the files, and writes it into those that the new run has opened, wherever these are. TensorBoard's event files stay on disk;
+TensorBoard has its own means to discard events that come after the checkpoint.
 """
 
 from __future__ import annotations
@@ -23,31 +23,30 @@ from stable_baselines3.common.logger import (
 )
 from stable_baselines3.common.monitor import ResultsWriter
 
-from sb3_trpo.checkpoint.codecs.nodes import LIVE, Node
-from sb3_trpo.checkpoint.codecs.recording import Recorder, record
-from sb3_trpo.checkpoint.codecs.restoring import MAKERS, Restorer
+from sb3_trpo.checkpoint.codecs.arrays import store
+from sb3_trpo.checkpoint.codecs.codec import LIVE, Codec, Decoder, Encoded, Encoder
 
 PENDING = ("name_to_value", "name_to_count", "name_to_excluded")
 """Attributes of SB3's logger that hold what the next dump writes."""
 
 
-def file_content(file: IO[str]) -> np.ndarray:
+def read_content(file: IO[str]) -> np.ndarray:
     """
     Read what has been written to a file that is open for writing.
 
-    :param file: with a place on disk
-    :return: its bytes, of shape ``(n,)``
+    :param file: a file on disk
+    :return: its bytes, shape ``(n,)``
     """
     file.flush()
     return np.frombuffer(Path(file.name).read_bytes(), np.uint8)
 
 
-def rewrite(file: TextIO, content: np.ndarray) -> None:
+def replace_content(file: TextIO, content: np.ndarray) -> None:
     """
-    Put other content into a file that is open for writing.
+    Replace the content of a file that is open for writing.
 
     :param file: the file
-    :param content: its new bytes, of shape ``(n,)``
+    :param content: its new bytes, shape ``(n,)``
     """
     file.seek(0)
     file.truncate()
@@ -55,98 +54,100 @@ def rewrite(file: TextIO, content: np.ndarray) -> None:
     file.buffer.flush()
 
 
-@record.register(ResultsWriter)
-def _(value: ResultsWriter, recorder: Recorder, path: str) -> Node:
-    """Record the rows that SB3's Monitor has written."""
-    return recorder.once(value, path, lambda: {"results": recorder.array(file_content(value.file_handler), path)})
+class MonitorFileCodec(Codec):
+    """The file to which SB3's ``Monitor`` writes a row for each episode."""
+
+    types = (ResultsWriter,)
+    kinds = ("results",)
+
+    def encode(self, value: ResultsWriter, path: str, encoder: Encoder) -> Encoded:
+        """Encode the content of the file."""
+        return encoder.once(value, path, lambda: {"results": store(read_content(value.file_handler), path, encoder)})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
+        """Replace the content of the live file, unless the script no longer logs episodes."""
+        if live is not None:
+            replace_content(live.file_handler, decoder.arrays[encoded["results"]])
+        return live
 
 
-def _make_results(restorer: Restorer, node: Node, live: Any, path: str) -> Any:
-    if live is not None:  # the script may have stopped to log episodes
-        rewrite(live.file_handler, restorer.arrays[node["results"]])
-    return live
-
-
-MAKERS["results"] = _make_results
-
-
-def record_logger(logger: Logger, recorder: Recorder, path: str) -> Node:
+def encode_logger(logger: Logger, path: str, encoder: Encoder) -> Encoded:
     """
-    Record what a logger has written, and what it is about to write.
+    Encode what a logger has written to its files, and what it is about to write.
 
-    :param logger: of a run
-    :param recorder: keeps the arrays
-    :param path: where they are kept
-    :return: a node
+    :param logger: logger of the run
+    :param path: path to keep arrays under
+    :param encoder: keeps the arrays
+    :return: JSON
     """
     files = {}
     for index, output in enumerate(logger.output_formats):
         file = _file_of(output)
         if file is not None:
-            kind = type(output).__name__
             keys = [*output.keys] if isinstance(output, CSVOutputFormat) else []
-            files[f"{index} {kind}"] = {"keys": keys, "content": recorder.array(file_content(file), f"{path}/{index}")}
-    shallow = Recorder(descends=False)  # figures and videos are not kept
-    kept = [key for key, value in logger.name_to_value.items() if shallow.node(value, f"{path}/{key}") != LIVE]
+            content = store(read_content(file), f"{path}/{index}", encoder)
+            files[f"{index} {type(output).__name__}"] = {"keys": keys, "content": content}
+    shallow = encoder.empty(deep=False)  # figures and videos are not kept
+    kept = [key for key, value in logger.name_to_value.items() if shallow.encode(value, f"{path}/{key}") != LIVE]
     pending = {
-        name: recorder.node({key: values[key] for key in kept if key in values}, f"{path}/{name}")
+        name: encoder.encode({key: values[key] for key in kept if key in values}, f"{path}/{name}")
         for name, values in ((name, getattr(logger, name)) for name in PENDING)
     }
     folder = logger.dir and Path(logger.dir).name
     return {"pending": pending, "files": files, "folder": folder}
 
 
-def restore_logger(logger: Logger, node: Node, restorer: Restorer, path: str, n_timesteps: int) -> None:
+def decode_logger(encoded: Encoded, logger: Logger, path: str, decoder: Decoder, n_timesteps: int) -> None:
     """
-    Let a logger go on where another one was.
+    Let a logger continue where another one was.
 
-    :param logger: of the run that goes on
-    :param node: from :func:`record_logger`
-    :param restorer: has the arrays
-    :param path: where they are kept
-    :param n_timesteps: at the checkpoint; later events are purged
+    :param encoded: from :func:`encode_logger`
+    :param logger: logger of the run that continues
+    :param path: path under which arrays are kept
+    :param decoder: has the arrays
+    :param n_timesteps: timesteps of the run at the checkpoint; TensorBoard discards later events
     """
     for index, output in enumerate(logger.output_formats):
-        saved, file = node["files"].get(f"{index} {type(output).__name__}"), _file_of(output)
+        saved, file = encoded["files"].get(f"{index} {type(output).__name__}"), _file_of(output)
         if saved is not None and file is not None:
-            rewrite(cast("TextIO", file), restorer.arrays[saved["content"]])
+            replace_content(cast("TextIO", file), decoder.arrays[saved["content"]])
             if isinstance(output, CSVOutputFormat):
                 output.keys = [*saved["keys"]]
         if isinstance(output, TensorBoardOutputFormat):
-            _go_on_in(logger, output, node["folder"], n_timesteps)
+            _continue_tensorboard(logger, output, encoded["folder"], n_timesteps)
     for name in PENDING:
         pending = getattr(logger, name)
         pending.clear()
-        pending.update(restorer.value(node["pending"][name], None, f"{path}/{name}"))
+        pending.update(decoder.decode(encoded["pending"][name], None, f"{path}/{name}"))
 
 
 def _file_of(output: Any) -> IO[str] | None:
-    """Give the file that an output format writes, if it is one of its own."""
+    """Give the file that an output format has opened itself; the screen is not one."""
     if isinstance(output, HumanOutputFormat) and not output.own_file:
         return None
     return output.file if isinstance(output, (HumanOutputFormat, JSONOutputFormat, CSVOutputFormat)) else None
 
 
-def _go_on_in(logger: Logger, output: TensorBoardOutputFormat, folder: str | None, n_timesteps: int) -> None:
-    """Write on into the folder of the earlier run, rather than into one that SB3 has just numbered anew."""
+def _continue_tensorboard(logger: Logger, output: TensorBoardOutputFormat, folder: str | None, n_timesteps: int) -> None:
+    """Write into the folder of the earlier run, rather than into the one that SB3 has just given the next number."""
     from torch.utils.tensorboard import SummaryWriter
 
     new = Path(output.writer.log_dir)
-    old = new.parent / folder if folder and _is_numbered_like(folder, new.name) else new
+    old = new.parent / folder if folder and _differ_in_number(folder, new.name) else new
     if not old.is_dir():
         return
     file_writer: Any = output.writer.file_writer
     output.writer.close()
     if old != new:
-        with contextlib.suppress(AttributeError, OSError):  # something else is in there, or not even this file is known
+        with contextlib.suppress(AttributeError, OSError):  # there is something else in it, or not even this file
             Path(file_writer.event_writer._file_name).unlink()
             new.rmdir()
     output.writer = SummaryWriter(log_dir=str(old), purge_step=n_timesteps + 1)
     logger.dir = str(old)
 
 
-def _is_numbered_like(folder: str, other: str) -> bool:
-    """Tell whether two folders have the same name but for the number at the end."""
+def _differ_in_number(folder: str, other: str) -> bool:
+    """Check whether two names are the same but for the number at the end; a checkpoint chooses no other folder."""
     numbered = re.compile(r"([^/\\]+)_(\d+)")
     one, two = numbered.fullmatch(folder), numbered.fullmatch(other)
     return one is not None and two is not None and one[1] == two[1]

@@ -15,13 +15,10 @@ from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.identity import (
     differences,
     identity,
-    present_value,
-    quarters,
-    schedule_differences,
-    schedule_digests,
     settings_of,
     versions,
 )
+from sb3_trpo.checkpoint.schedules import present_value, quarters, schedule_differences, schedule_digests
 
 
 def made(env="CartPole-v1", **settings):

@@ -29,11 +29,12 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
-from sb3_trpo.checkpoint.callback_state import Marks, changed_settings, mark_settings
-from sb3_trpo.checkpoint.codecs.nodes import qualified_name
+from sb3_trpo.checkpoint.callback_state import Baseline, changed_settings, fingerprint_settings
+from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST
-from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, checkpoints_in, read, write
+from sb3_trpo.checkpoint.run_folder import checkpoints_in
+from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, read, write
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL = 256
@@ -41,7 +42,7 @@ TOTAL = 256
 # Runs are interrupted by a smaller total, and go on without the callback that broke them off: tests of their own expect these.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The checkpoint .* was made on the way to:UserWarning",
-    r"ignore:The checkpoint holds the state of a \S*\.(CrashAt|At), which:UserWarning",
+    r"ignore:The checkpoint holds the state of a \S*\.(CrashAt|At), a callback that:UserWarning",
 )
 
 
@@ -223,10 +224,10 @@ def test_a_schedule_that_counts_its_calls_goes_on_where_it_was_and_checkpoints_d
 
 def test_a_function_that_replaces_another_as_a_setting_is_noticed(tmp_path):
     model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=stepped(0.6))
-    marks = Marks(settings=mark_settings(present_settings(model)))
-    assert changed_settings(present_settings(model), marks) == []
+    baseline = Baseline(settings=fingerprint_settings(present_settings(model)))
+    assert changed_settings(present_settings(model), baseline) == []
     model.target_kl, model.gamma = stepped(0.6), 0.5
-    assert sorted(changed_settings(present_settings(model), marks)) == ["gamma", "target_kl"]
+    assert sorted(changed_settings(present_settings(model), baseline)) == ["gamma", "target_kl"]
 
 
 def test_another_library_version_is_told(tmp_path, monkeypatch):
@@ -577,7 +578,7 @@ def test_a_callback_of_the_users_goes_on_with_its_state_and_with_the_settings_of
 
 def test_a_callback_that_is_gone_is_told(tmp_path):
     trained(tmp_path, total=64, callbacks=[Stateful()])
-    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+    with pytest.warns(UserWarning, match="state of a .*Stateful, a callback that this run does not have"):
         trained(tmp_path, total=64)
 
 
@@ -820,7 +821,7 @@ class Spawning(RandomEnv):
 
 def test_an_env_whose_objects_cannot_be_made_again_is_told_at_the_restart(tmp_path):
     trained(tmp_path, total=64, env=Spawning)
-    with pytest.warns(UserWarning, match=r"does not fit the one that is there: env/.*foes.*begin anew"):
+    with pytest.warns(UserWarning, match=r"does not fit the one that is there: env/.*foes.*start again"):
         assert trained(tmp_path, total=128, env=Spawning).num_timesteps == 128
 
 
@@ -1031,6 +1032,6 @@ class Growing(BaseCallback):
 
 def test_a_callback_that_came_later_is_no_obstacle(tmp_path):
     trained(tmp_path, total=64, callbacks=[Growing()])
-    with pytest.warns(UserWarning, match="state of a .*Stateful, which this run has not"):
+    with pytest.warns(UserWarning, match="state of a .*Stateful, a callback that this run does not have"):
         assert trained(tmp_path, total=96, callbacks=[Growing()]).num_timesteps == 96
     assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 96

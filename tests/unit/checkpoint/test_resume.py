@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMo
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.codecs.environments import ask
+from sb3_trpo.checkpoint.worker_rpc import call
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
@@ -261,7 +261,7 @@ def test_the_generators_of_workers_go_on_too(tmp_path):
     def script(folder, crash):
         model = TRPO("MlpPolicy", make_vec_env(GlobalDice, 2, seed=3, **WORKERS), **SMALL)
         for index in range(2):
-            ask(model.env, index, seed_process)
+            call(model.env, index, seed_process)
         try:
             model.learn(TOTAL, callback=[ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
             return outcome(model, None)

@@ -11,8 +11,8 @@ from helpers.envs import RandomEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from sb3_trpo.checkpoint.codecs.environments import ask
-from sb3_trpo.checkpoint.signals import SIGNALS, StopRequest
+from sb3_trpo.checkpoint.signals import StopRequest
+from sb3_trpo.checkpoint.worker_rpc import SIGNALS, call
 
 
 def handlers():
@@ -109,13 +109,13 @@ def test_workers_that_ignored_signals_before_ignore_them_afterwards(method):
         signal.signal(number, signal.SIG_IGN)
     venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": method})
     ignoring = [str(signal.SIG_IGN)] * 3
-    assert ask(venv, 0, worker_handlers) == ignoring
+    assert call(venv, 0, worker_handlers) == ignoring
     with StopRequest([venv]) as stop:
         os.kill(venv.processes[0].pid, signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGINT"
-        assert ask(venv, 0, worker_handlers) == ignoring
-    assert ask(venv, 0, worker_handlers) == ignoring
+        assert call(venv, 0, worker_handlers) == ignoring
+    assert call(venv, 0, worker_handlers) == ignoring
     venv.close()
 
 
@@ -136,14 +136,14 @@ def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
 
 def test_workers_ignore_the_signals_for_as_long_as_it_listens():
     venv = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
-    before = [ask(venv.venv, index, worker_handlers) for index in range(2)]
+    before = [call(venv.venv, index, worker_handlers) for index in range(2)]
     with StopRequest([venv, venv]):
         for process in venv.venv.processes:
             os.kill(process.pid, signal.SIGINT)
             os.kill(process.pid, signal.SIGTERM)
-        assert ask(venv.venv, 1, worker_handlers) == [str(signal.SIG_IGN)] * 3 != before[1]
+        assert call(venv.venv, 1, worker_handlers) == [str(signal.SIG_IGN)] * 3 != before[1]
         venv.reset()
-    assert [ask(venv.venv, index, worker_handlers) for index in range(2)] == before
+    assert [call(venv.venv, index, worker_handlers) for index in range(2)] == before
     venv.close()
 
 
@@ -197,7 +197,7 @@ class Slow(RandomEnv):
 def test_a_bare_env_in_a_worker_does_not_keep_the_others_from_being_shielded():
     bare, wrapped = SubprocVecEnv([RandomEnv]), make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
     with StopRequest([bare, wrapped]):
-        assert ask(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3
+        assert call(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3
     bare.close()
     wrapped.close()
 

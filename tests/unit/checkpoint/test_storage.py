@@ -21,22 +21,11 @@ import safetensors.numpy
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoint import limits, storage
-from sb3_trpo.checkpoint.codecs.nodes import NUMBERS
+from sb3_trpo.checkpoint import limits, run_folder, storage
+from sb3_trpo.checkpoint.codecs.arrays import NUMBERS
 from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST, MANIFEST, STATE, CheckpointTooLargeError
-from sb3_trpo.checkpoint.storage import (
-    FORMAT,
-    LOCK,
-    BrokenCheckpointError,
-    NewerFormatError,
-    checkpoints_in,
-    keep_newest,
-    newest,
-    read,
-    sole_owner,
-    timesteps_of,
-    write,
-)
+from sb3_trpo.checkpoint.run_folder import LOCK, checkpoints_in, keep_newest, newest_intact, sole_owner
+from sb3_trpo.checkpoint.storage import FORMAT, BrokenCheckpointError, NewerFormatError, read, timesteps_of, write
 
 FILES = (MANIFEST, STATE, ARRAYS)
 VERSIONS = {"torch": "2.8.0", "sb3_trpo": "1.0"}
@@ -69,7 +58,7 @@ def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
     manifest = {"format": FORMAT, "timesteps": n_timesteps, "versions": {}, "files": files}
     for name, change in changes.items():
         manifest[name] = change(manifest[name]) if callable(change) else change
-    contents[MANIFEST] = storage._sealed({name: value for name, value in manifest.items() if value is not ...})
+    contents[MANIFEST] = storage._seal({name: value for name, value in manifest.items() if value is not ...})
     for name, data in contents.items():
         (path / name).write_bytes(data)
     return path
@@ -98,7 +87,7 @@ json_values = st.recursive(
 def test_what_is_written_is_read(tmp_path_factory, n_timesteps, versions, state, arrays):
     folder = tmp_path_factory.mktemp("run")
     path = write(folder, n_timesteps, versions, state, arrays)
-    found = newest(folder)
+    found = newest_intact(folder)
     assert found[:4] == (path, n_timesteps, versions, state)
     assert found.arrays.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -167,7 +156,7 @@ def test_no_folder_holds_no_checkpoints(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for name in ("missing", "file"):
         assert checkpoints_in(tmp_path / name) == []
-        assert newest(tmp_path / name) is None
+        assert newest_intact(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 9])
@@ -326,7 +315,7 @@ def test_the_newest_intact_one_is_read(tmp_path):
         write_one(tmp_path, n_timesteps)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert newest(tmp_path).n_timesteps == 3
+        assert newest_intact(tmp_path).n_timesteps == 3
 
 
 def test_broken_ones_are_passed_over_with_a_warning_that_names_them(tmp_path):
@@ -334,8 +323,8 @@ def test_broken_ones_are_passed_over_with_a_warning_that_names_them(tmp_path):
     (paths[2] / STATE).unlink()
     shutil.rmtree(paths[1])
     paths[1].write_bytes(b"a file")
-    with pytest.warns(UserWarning, match="passed over") as caught:
-        found = newest(tmp_path)
+    with pytest.warns(UserWarning, match="skipped") as caught:
+        found = newest_intact(tmp_path)
     assert found.n_timesteps == 1
     assert [str(path) in str(warning.message) for path, warning in zip((paths[2], paths[1]), caught, strict=True)] == [
         True,
@@ -346,7 +335,7 @@ def test_broken_ones_are_passed_over_with_a_warning_that_names_them(tmp_path):
 def test_where_all_are_broken_there_is_none(tmp_path):
     (write_one(tmp_path) / MANIFEST).unlink()
     with pytest.warns(UserWarning, match="checkpoint-000000000100"):
-        assert newest(tmp_path) is None
+        assert newest_intact(tmp_path) is None
 
 
 # Damage
@@ -459,7 +448,7 @@ def test_a_strangers_checkpoint_without_faults_is_read(tmp_path):
 @pytest.mark.parametrize("format_", [FORMAT + 1, 10**30, 1e9])
 def test_a_newer_format_asks_for_a_newer_version(tmp_path, format_):
     path = sealed(tmp_path, format=format_, files=...)
-    for reader, argument in ((read, path), (newest, tmp_path)):
+    for reader, argument in ((read, path), (newest_intact, tmp_path)):
         with pytest.raises(NewerFormatError, match="Install the version"):
             reader(argument)
 
@@ -544,7 +533,7 @@ def test_any_json_for_a_manifest_is_broken(tmp_path_factory, content):
 @given(st.dictionaries(st.sampled_from(["format", "files", "timesteps", "versions", STATE]), json_values))
 def test_any_manifest_with_a_right_digest_is_read_or_broken(tmp_path_factory, content):
     path = sealed(tmp_path_factory.mktemp("run"))
-    (path / MANIFEST).write_bytes(storage._sealed(content))
+    (path / MANIFEST).write_bytes(storage._seal(content))
     with pytest.raises((BrokenCheckpointError, NewerFormatError)):
         read(path)
 
@@ -739,7 +728,7 @@ def test_a_folder_is_free_again_whatever_happens(tmp_path, error):
 OWNER = """
 import importlib.util, sys, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("storage", sys.argv[1])
+spec = importlib.util.spec_from_file_location("run_folder", sys.argv[1])
 storage = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(storage)
 with storage.sole_owner(Path(sys.argv[2])):
@@ -750,7 +739,7 @@ with storage.sole_owner(Path(sys.argv[2])):
 
 
 def test_another_process_is_kept_out_until_the_owner_is_killed(tmp_path):
-    path, command = write_one(tmp_path), [sys.executable, "-c", OWNER, storage.__file__, str(tmp_path)]
+    path, command = write_one(tmp_path), [sys.executable, "-c", OWNER, run_folder.__file__, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "owned\n"
@@ -897,7 +886,7 @@ def test_a_fault_at_any_step_comes_out_and_costs_nothing_else(tmp_path, first, e
     assert is_intact(previous, 100)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert newest(tmp_path).n_timesteps in (100, 200)
+        assert newest_intact(tmp_path).n_timesteps in (100, 200)
     assert is_intact(write_one(tmp_path, 200), 200)
     assert not leftovers(tmp_path)
 

@@ -15,6 +15,6 @@ def test_every_exchange_of_a_rank_that_is_alone_is_the_identity():
 
 
 def test_a_rank_that_is_alone_is_the_first_and_has_nobody_to_leave():
-    ALONE.leave(KeyError("no one to tell"))
+    ALONE.leave(KeyError("nobody reads this"))
     assert ALONE.is_first
     assert ALONE.size == 1

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from gymnasium.envs.classic_control import PendulumEnv
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
-from helpers.ranks import in_ranks
+from helpers.ranks import in_ranks, in_threads
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     ConvertCallback,
@@ -31,6 +31,13 @@ class Own(BaseCallback):
         return True
 
 
+class Stop(BaseCallback):
+    """Ends the run early."""
+
+    def _on_step(self) -> bool:
+        return self.n_calls < 5
+
+
 def test_a_rank_that_is_alone_synchronizes_nothing():
     sync, callback = make_rollout_sync(None, ALONE), Own()
     assert type(sync) is NoSync
@@ -51,6 +58,18 @@ def test_one_of_several_ranks_calls_its_own_callback_before_the_users():
     assert sync.callbacks(own) == sync.callbacks([own]) == [sync, own]
     assert sync.callbacks(None) == [sync]
     assert isinstance(sync.callbacks(lambda *_: True)[1], ConvertCallback)
+
+
+def test_ranks_with_different_checkpoint_callbacks_are_stopped():
+    models = [TRPO("MlpPolicy", PendulumEnv(), n_steps=8, batch_size=8, device="cpu") for _ in range(2)]
+
+    def enter(communicator):
+        sync = make_rollout_sync(models[communicator.rank], communicator)
+        with pytest.raises(RanksPartedError) as raised, sync.session(Own() if communicator.rank else Stop()):
+            pass
+        return str(raised.value)
+
+    assert all("rank 1 in checkpoint callback ('Own', not 'Stop')" in text for text in in_threads(2, enter))
 
 
 def test_items_of_all_ranks_are_interleaved_in_the_order_of_their_times():
@@ -104,11 +123,6 @@ class Recorder(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()
-
-
-class Stop(BaseCallback):
-    def _on_step(self) -> bool:
-        return self.n_calls < 5
 
 
 def seed_generators(seed):

@@ -26,7 +26,7 @@ import sb3_trpo.rollouts.fast_collector
 import sb3_trpo.trpo
 from sb3_trpo import TRPO
 from sb3_trpo.rollouts.advantages import compute_advantages
-from sb3_trpo.rollouts.batch import ChunkLimits
+from sb3_trpo.rollouts.transitions import ChunkLimits
 
 N_STEPS = 24
 ARRAYS = ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")

@@ -1,9 +1,10 @@
 """
-Gymnasium's tasks on Box2D that are played again from their last reset.
+Gymnasium's tasks on Box2D whose episodes are replayed.
 
 Box2D begins a step with the impulses of the last one, and its Python bindings have no way to write those of a joint. Only
-tasks whose new episodes owe nothing to earlier ones are here. BipedalWalker keeps its world from episode to episode: there the
-same seed and actions led elsewhere in most of the episodes tried, probably by the order in which contacts are gone through.
+tasks whose new episodes owe nothing to earlier ones are listed. BipedalWalker is not: it keeps its world from episode to
+episode, and the same seed and actions led elsewhere in most of the episodes tried, probably because contacts were processed
+in another order.
 """
 
 from __future__ import annotations
@@ -12,28 +13,36 @@ from typing import Any
 
 import numpy as np
 
-from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register
+from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import ReplayedSimulator
 
-TASKS = ("gymnasium.envs.box2d.lunar_lander.LunarLander", "gymnasium.envs.box2d.car_racing.CarRacing")
-
-
-def _evidence(env: Any) -> bytes:
-    """Read where all bodies are, and how they move."""
-    numbers = [
-        (*body.position, body.angle, *body.linearVelocity, body.angularVelocity, body.awake) for body in env.world.bodies
-    ]
-    return np.array(numbers, np.float64).tobytes()
+CLASSES = ("gymnasium.envs.box2d.lunar_lander.LunarLander", "gymnasium.envs.box2d.car_racing.CarRacing")
 
 
-for task in TASKS:
-    register(
-        task,
-        Simulator(
-            before=lambda env: (),
-            pack=lambda before: {},
-            prepare=lambda env, arrays: None,
-            evidence=_evidence,
-            settings=lambda env: {},
-            draws=lambda env: True,
-        ),
-    )
+class Box2D(ReplayedSimulator):
+    """A simulation of which a reset leaves nothing."""
+
+    def before_reset(self, env: Any) -> tuple[()]:
+        """Read nothing."""
+        return ()
+
+    def to_arrays(self, before: tuple[()]) -> dict[str, np.ndarray]:
+        """Give nothing."""
+        return {}
+
+    def prepare(self, env: Any, arrays: dict[str, np.ndarray]) -> None:
+        """Do nothing."""
+
+    def evidence(self, env: Any) -> bytes:
+        """Read where all bodies are, and how they move."""
+        numbers = [
+            (*body.position, body.angle, *body.linearVelocity, body.angularVelocity, body.awake) for body in env.world.bodies
+        ]
+        return np.array(numbers, np.float64).tobytes()
+
+    def settings(self, env: Any) -> dict[str, Any]:
+        """Give none: settings are attributes of these environments, and restored with them."""
+        return {}
+
+    def steps_draw(self, env: Any) -> bool:
+        """Tell that steps draw the dispersion of the engines, or the order in which tiles are visited."""
+        return True

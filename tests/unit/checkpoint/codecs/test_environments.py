@@ -16,7 +16,19 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces, wrappers
-from helpers.env_states import LIMIT, MOMENTS, assert_alike, is_same, record_of, restore, roam, sent, stay_up
+from helpers.env_states import (
+    LIMIT,
+    MOMENTS,
+    assert_alike,
+    get_state,
+    is_same,
+    record_of,
+    restore,
+    roam,
+    sent,
+    set_state,
+    stay_up,
+)
 from helpers.envs import DICT, IMAGE, RandomEnv
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
@@ -35,8 +47,10 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_trpo.checkpoint.codecs.environments import UNASKED, ask, describe, get_state, set_state
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.codec import Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.environments import describe_env, encode_env
+from sb3_trpo.checkpoint.codecs.registry import CODECS
+from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED, call
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
@@ -48,7 +62,7 @@ BOX2D = ("LunarLander-v3", "BipedalWalker-v3")
 
 def assert_differ_now(one: gym.Env, other: gym.Env) -> None:
     states = get_state(one), get_state(other)
-    assert not is_same(*({**state.arrays, "": json.dumps(state.node)} for state in states)), "the other must be elsewhere"
+    assert not is_same(*({**state.arrays, "": json.dumps(state.encoded)} for state in states)), "the other must be elsewhere"
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -66,7 +80,7 @@ def test_a_classic_control_task_goes_on_from_its_state(task: str, moment: str) -
 def test_a_toy_text_task_goes_on_from_its_state(task: str) -> None:
     one, other = roam(gym.make(task), 15, seed=1), roam(gym.make(task), 8, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert_alike(one, other, n_steps=300)
 
@@ -143,7 +157,7 @@ def test_wrappers_go_on_from_their_state(name: str, n_steps: int) -> None:
     roam(one, n_steps, seed=1)
     roam(other, 17, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert assert_alike(one, other, n_steps=120) > 0
 
@@ -450,7 +464,7 @@ def assert_comes_back(kind: type[Holder]) -> None:
         one, other = kind().gone(n_steps), kind().gone(elsewhere)
         one.action_space.seed(n_steps)
         state = get_state(one)
-        assert state.opaque == {}
+        assert state.unsupported == {}
         set_state(other, sent(state))
         assert is_same(one.look(), other.look())
         assert_alike(one, other, n_steps=20)
@@ -700,7 +714,7 @@ def test_what_does_not_come_back_is_reported_or_refused(kind: type[Holder], n_st
     one, other = (kind().gone(n) for n in n_steps)
     one.action_space.seed(0)
     state = get_state(one)
-    if state.opaque:
+    if state.unsupported:
         return
     try:
         set_state(other, sent(state))
@@ -734,8 +748,8 @@ def test_what_cannot_be_recorded_is_reported_and_the_wrappers_are_recorded_still
     env = Holder()
     env.unreachable = UNREACHABLE[name]()
     state = get_state(wrappers.TimeLimit(env, 5))
-    assert [path.startswith("env/env/unreachable") for path in state.opaque] == [True]
-    assert state.node["state"]["_elapsed_steps"] is None
+    assert [path.startswith("env/env/unreachable") for path in state.unsupported] == [True]
+    assert state.encoded["state"]["_elapsed_steps"] is None
 
 
 PLAIN = st.recursive(
@@ -780,7 +794,7 @@ def test_an_env_that_has_drawn_itself_goes_on_from_its_state(task: str, monkeypa
     frame = one.render()
     drawn.render()
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(fresh, sent(state))
     assert np.array_equal(fresh.render(), frame)
     set_state(drawn, sent(state))
@@ -805,8 +819,8 @@ def test_a_simulator_beyond_reach_is_reported_and_its_wrappers_are_recorded(task
     roam(one, 20, seed=1)
     roam(other, 3, seed=2)
     state = get_state(one)
-    assert all(path.startswith("env/env/env/env/env/") for path in state.opaque)
-    assert any("/world/" in path and "Swig" in name for path, name in state.opaque.items())
+    assert all(path.startswith("env/env/env/env/env/") for path in state.unsupported)
+    assert any("/world/" in path and "Swig" in name for path, name in state.unsupported.items())
     set_state(other, sent(state))
     assert (other.rewards, other.total_steps) == (one.rewards, 20)
     assert other.env._elapsed_steps == one.env._elapsed_steps == 20
@@ -841,7 +855,7 @@ def test_a_state_of_other_wrappers_is_refused() -> None:
 def test_a_node_that_makes_no_sense_is_refused(node: Any) -> None:
     env = Holder()
     state = get_state(env)
-    state.node["state"]["thing"] = node
+    state.encoded["state"]["thing"] = node
     with pytest.raises(MismatchError):
         set_state(env, state)
 
@@ -850,20 +864,20 @@ def test_a_node_that_makes_no_sense_is_refused(node: Any) -> None:
 def test_a_state_cannot_hide_a_method(name: str) -> None:
     env = Holder()
     state = get_state(env)
-    state.node["state"][name] = 1
+    state.encoded["state"][name] = 1
     with pytest.raises(MismatchError, match="would hide a method"):
         set_state(env, state)
 
 
 def test_layers_are_described_with_their_arguments() -> None:
     env = wrappers.FrameStackObservation(gym.make("Pendulum-v1", g=3.5, render_mode="rgb_array"), 4)
-    outermost, *_, innermost = describe(env)
+    outermost, *_, innermost = describe_env(env)
     assert "FrameStackObservation(" in outermost
     assert "stack_size=4" in outermost
     assert "PendulumEnv(" in innermost
     assert "g=3.5" in innermost
     assert "id='Pendulum-v1'" in innermost
-    assert "render_mode" not in "".join(describe(env))
+    assert "render_mode" not in "".join(describe_env(env))
 
 
 # --- vectorised ---
@@ -962,7 +976,7 @@ def test_vectorised_envs_go_on_from_their_state(name: str, n_steps: int) -> None
     roam_together(one, n_steps, seed=1)
     roam_together(other, 11, seed=2)
     state = record_of(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     assert restore(other, sent(state)) == []
     assert assert_vec_alike(one, other, n_steps=60) > 3
 
@@ -1020,7 +1034,7 @@ def test_envs_in_forked_workers_go_on_from_their_state(name: str, venvs: Any) ->
     roam_together(one, 33, seed=1)
     roam_together(other, 11, seed=2)
     state = record_of(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     assert restore(other, sent(state)) == []
     assert assert_vec_alike(one, other, n_steps=60) > 3
 
@@ -1061,7 +1075,7 @@ def test_an_env_goes_on_after_its_state_was_read() -> None:
 def test_an_env_in_a_worker_goes_on_after_its_state_was_read(venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([lambda: Monitor(Tape())], start_method="fork"))
     roam_together(venv, 3, seed=1)
-    assert record_of(venv).opaque == {}
+    assert record_of(venv).unsupported == {}
     assert roam_together(venv, 3, seed=1).num_envs == 1
 
 
@@ -1070,16 +1084,16 @@ def test_asking_leaves_no_trace_in_the_state(venvs: Any) -> None:
     roam_together(venv, 5, seed=1)
     first = sent(record_of(venv))
     assert is_same(sent(record_of(venv)), first)
-    assert "_answer_to_checkpoint" not in json.dumps(first.node)
+    assert "_answer_to_checkpoint" not in json.dumps(first.encoded)
 
 
 def test_a_bare_env_in_a_worker_is_reported_with_advice(venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([bare_env, lambda: Monitor(RandomEnv())], start_method="fork"))
     venv.reset()
     state = record_of(venv)
-    assert state.opaque == {"env/0": UNASKED}
-    assert "Monitor" in UNASKED
-    assert [node is None for node in state.node["envs"]] == [True, False]
+    assert state.unsupported == {"env/0": CANNOT_BE_CALLED}
+    assert "Monitor" in CANNOT_BE_CALLED
+    assert [node is None for node in state.encoded["envs"]] == [True, False]
     assert restore(venv, sent(state)) == []
 
 
@@ -1095,12 +1109,12 @@ def test_a_failure_in_a_worker_reaches_the_parent_and_the_worker_lives(venvs: An
     venv = venvs(SubprocVecEnv([monitored_moody], start_method="fork"))
     roam_together(venv, 3, seed=1)
     venv.set_attr("fails_to", "get")
-    ask(venv, 0, make_it_fail, "get")
+    call(venv, 0, make_it_fail, "get")
     with pytest.raises(MismatchError, match=r"KeyError.*out of order"):
         record_of(venv)
     assert len(roam_together(venv, 3, seed=1).step(np.zeros((1, 2)))[0]) == 1
-    ask(venv, 0, make_it_fail, "")
-    assert record_of(venv).opaque == {}
+    call(venv, 0, make_it_fail, "")
+    assert record_of(venv).unsupported == {}
 
 
 def make_it_fail(env: gym.Env, to: str) -> None:
@@ -1112,10 +1126,10 @@ def test_an_env_that_cannot_be_restored_does_not_keep_the_others_from_it(kind: A
     one, other = (venvs(kind([monitored_moody, monitored_moody])) for _ in range(2))
     roam_together(one, 4, seed=1)
     roam_together(other, 2, seed=2)
-    ask(other, 0, make_it_fail, "set")
+    call(other, 0, make_it_fail, "set")
     (failure,) = restore(other, sent(record_of(one)))
     assert "out of order" in failure
-    assert ask(other, 1, steps_of) == 4
+    assert call(other, 1, steps_of) == 4
 
 
 def steps_of(env: gym.Env) -> int:
@@ -1125,11 +1139,11 @@ def steps_of(env: gym.Env) -> int:
 def test_what_a_worker_is_asked_is_answered_by_its_own_env(venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([monitored_moody, monitored_moody], start_method="fork"))
     roam_together(venv, 6, seed=1)
-    ask(venv, 0, make_it_fail, "get")
-    assert [ask(venv, index, steps_of) for index in (0, 1)] == [6, 6]
+    call(venv, 0, make_it_fail, "get")
+    assert [call(venv, index, steps_of) for index in (0, 1)] == [6, 6]
     with pytest.raises(MismatchError, match="out of order"):
-        ask(venv, 0, get_state)
-    assert ask(venv, 1, get_state).opaque == {}
+        call(venv, 0, encode_env, Encoder(CODECS))
+    assert call(venv, 1, encode_env, Encoder(CODECS)).unsupported == {}
 
 
 class Batch(VecEnv):
@@ -1210,7 +1224,7 @@ class OwnStateAround(VecEnvWrapper):
 def test_a_vectorised_env_of_ones_own_goes_on_from_its_state(make: Callable[[], VecEnv]) -> None:
     one, other = roam_together(make(), 12, seed=1), roam_together(make(), 5, seed=2)
     state = record_of(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     assert restore(other, sent(state)) == []
     assert assert_vec_alike(one, other, n_steps=50) > 2
 

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from helpers.codecs import Thing, decode, object_of, round_trip
 from helpers.runs import outcome, run_until_done
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -14,13 +15,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.codecs.file_paths import Places, Verdict, points_away
-from sb3_trpo.checkpoint.codecs.recording import Recorder
-from sb3_trpo.checkpoint.codecs.restoring import Restorer
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder
+from sb3_trpo.checkpoint.codecs.file_paths import FilePaths, Handling, leaves_folder, looks_like_path
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 384, 64
-VENVS = {
+VEC_ENVS = {
     "here": {"vec_env_cls": DummyVecEnv},
     "in workers": {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}},
 }
@@ -82,10 +83,10 @@ class Tracing(TRPO):
         self.gae_lambda = 0.9 + 0.0001 * len(self.file)
 
 
-@pytest.mark.parametrize("where", VENVS)
+@pytest.mark.parametrize("where", VEC_ENVS)
 def test_what_a_run_keeps_under_the_name_of_a_path_is_restored(where, tmp_path):
     def script(folder, crash):
-        model = Tracing("MlpPolicy", make_vec_env(Maze, 2, seed=3, **VENVS[where]), **SMALL)
+        model = Tracing("MlpPolicy", make_vec_env(Maze, 2, seed=3, **VEC_ENVS[where]), **SMALL)
         walking = Walking()
         try:
             model.learn(TOTAL, callback=[walking, ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
@@ -104,10 +105,10 @@ def test_what_a_run_keeps_under_the_name_of_a_path_is_restored(where, tmp_path):
     assert whole[2] == "123456"
 
 
-@pytest.mark.parametrize("where", VENVS)
+@pytest.mark.parametrize("where", VEC_ENVS)
 def test_a_path_that_the_run_never_changed_stays_the_scripts(where, tmp_path):
     def learn(total, place):
-        model = Tracing("MlpPolicy", make_vec_env(partial(Maze, f"logs/{place}"), 2, seed=3, **VENVS[where]), **SMALL)
+        model = Tracing("MlpPolicy", make_vec_env(partial(Maze, f"logs/{place}"), 2, seed=3, **VEC_ENVS[where]), **SMALL)
         model.folder, walking = place, Walking(place)
         model.learn(total, callback=[walking, ResumableCheckpoint(tmp_path, every=EVERY, verbose=0)])
         seen = model.env.get_attr("log_dir"), model.folder, walking.log_path
@@ -149,21 +150,16 @@ def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_wa
     assert (other.folder, other.current) == (str(tmp_path / "elsewhere"), None)
 
 
-class Thing:
-    def __init__(self, **attributes):
-        vars(self).update(attributes)
-
-
-def state_of(thing, places):
-    return Recorder(places=places).node(thing, "v")["state"]
+def state_of(thing, file_paths):
+    return Encoder(CODECS, file_paths=file_paths).encode(thing, "v")["state"]
 
 
 def marked(thing, changed=()):
     """Take note of a thing's paths as they are when training begins."""
-    places = Places()
-    state_of(thing, places)
-    places.follow(changed)
-    return places
+    file_paths = FilePaths()
+    state_of(thing, file_paths)
+    file_paths.begin_training(changed)
+    return file_paths
 
 
 CHANGES = [
@@ -185,30 +181,30 @@ CHANGES = [
 @pytest.mark.parametrize(("name", "before", "after", "node"), CHANGES)
 def test_what_is_recorded_depends_on_what_the_run_has_changed(name, before, after, node):
     thing = Thing(**{name: before})
-    places = marked(thing)
+    file_paths = marked(thing)
     setattr(thing, name, after)
-    recorded = state_of(thing, places)
+    recorded = state_of(thing, file_paths)
     assert recorded == ({} if node is None else {name: node})
-    assert places.beyond() == ([f"v/{name}"] if node is None and before != after else [])
+    assert file_paths.unrestorable() == ([f"v/{name}"] if node is None and before != after else [])
     fresh = Thing(**{name: before})
-    Restorer({}).attributes(fresh, recorded, "v")
+    Decoder(CODECS, {}).decode_attributes(fresh, recorded, "v")
     assert getattr(fresh, name) == (after if node is not None else before)
 
 
 def test_what_has_once_been_changed_stays_state_even_when_it_is_as_it_was():
     thing = Thing(path="a")
-    places = marked(thing)
+    file_paths = marked(thing)
     for path in ("b", "a"):
         thing.path = path
-        assert state_of(thing, places) == {"path": {"changed": path}}
+        assert state_of(thing, file_paths) == {"path": {"changed": path}}
     assert state_of(thing, marked(thing, changed=["v/path"])) == {"path": {"changed": "a"}}, "after a restart, too"
 
 
 def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
     thing = Thing(log_dir="logs", writers=[])
-    places = marked(thing)
+    file_paths = marked(thing)
     thing.writers += [Thing(log_dir="logs"), Thing(log_dir="mine")]
-    first, second = state_of(thing, places)["writers"]["list"]
+    first, second = state_of(thing, file_paths)["writers"]["list"]
     assert first["state"] == {}
     assert second["state"] == {"log_dir": {"changed": "mine"}}
 
@@ -217,35 +213,71 @@ def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
     "away", ["/etc/passwd", "/.ssh/x", "~/x", "~other/x", "C:\\x", "C:x", "\\\\host\\x", "..", "../x", "a/../../x"]
 )
 def test_no_node_points_a_path_away(away):
-    assert points_away(away)
+    assert leaves_folder(away)
     live = Thing(log_path="mine", log="/mine")
-    Restorer({}).attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
+    Decoder(CODECS, {}).decode_attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
     assert vars(live) == {"log_path": "mine", "log": "/mine"}
 
 
 def test_only_a_path_of_the_same_name_is_taken_for_the_scripts():
     """An attribute that comes into being during the run is state, even if something else was given the same text."""
-    places = Places({"env/0/file": "", "env/0/log_path": "runs"}, is_marking=False)
-    assert places.judge("env/0/path", "path", "") is Verdict.CHANGED
-    assert places.judge("env/0/file", "file", "") is Verdict.LEFT
-    assert places.judge("env/0/inner/path", "path", "runs") is Verdict.CHANGED
-    assert places.judge("env/0/inner/log_path", "log_path", "runs") is Verdict.LEFT
+    file_paths = FilePaths({"env/0/file": "", "env/0/log_path": "runs"}, before_training=False)
+    assert file_paths.classify("env/0/path", "path", "") is Handling.ENCODE_CHANGED
+    assert file_paths.classify("env/0/file", "file", "") is Handling.LEAVE
+    assert file_paths.classify("env/0/inner/path", "path", "runs") is Handling.ENCODE_CHANGED
+    assert file_paths.classify("env/0/inner/log_path", "log_path", "runs") is Handling.LEAVE
 
 
 @pytest.mark.parametrize("near", ["", "LRL", "a/b", "a..b/c", "...", None, 5])
 def test_what_stays_in_its_folder_does_not_point_away(near):
-    assert not points_away(near)
+    assert not leaves_folder(near)
 
 
 def test_numbered_parts_learn_for_themselves_and_report():
-    places = Places(
-        {"env/0/env/path": "a", "env/11/env/path": "b", "env/path": "c"}, {"env/1/env/file": True}, is_marking=False
+    file_paths = FilePaths(
+        {"env/0/env/path": "a", "env/11/env/path": "b", "env/path": "c"}, {"env/1/env/file": True}, before_training=False
     )
-    parts = places.parts("env", 12)
+    parts = file_paths.split("env", 12)
     assert parts[0].given == {"env/path": "a"}
     assert parts[11].given == {"env/path": "b"}
     assert parts[1].changed == {"env/file": True}
-    assert parts[11].judge("env/path", "path", "LR") is Verdict.CHANGED
-    places.absorb(parts[11], "env/11/")
-    assert places.judge("env/11/env/path", "path", "b") is Verdict.CHANGED
-    assert places.judge("env/0/env/path", "path", "a") is Verdict.LEFT
+    assert parts[11].classify("env/path", "path", "LR") is Handling.ENCODE_CHANGED
+    file_paths.merge(parts[11], "env/11/")
+    assert file_paths.classify("env/11/env/path", "path", "b") is Handling.ENCODE_CHANGED
+    assert file_paths.classify("env/0/env/path", "path", "a") is Handling.LEAVE
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(
+            ("x", "/tmp/log", True),
+            ("x", "~/log", True),
+            ("x", "C:\\log", True),
+            ("log_path", "log", True),
+            ("Folder", "a", True),
+        ),
+        *(
+            ("x", "a", False),
+            ("x", "", False),
+            ("x", "a/b", False),
+            ("x", b"/tmp", False),
+            ("path", 5, False),
+            ("path", None, False),
+        ),
+    ],
+)
+def test_what_is_called_a_path_or_looks_like_an_absolute_one_is_one(name, value, expected):
+    assert looks_like_path(name, value) is expected
+
+
+def test_paths_of_an_object_stay_the_scripts():
+    live = Thing(log="/new/place", name="/new", other="plain")
+    round_trip(Thing(log="/old/place", name="old", other="/old", files=["a/b"]), live)
+    assert vars(live) == {"log": "/new/place", "name": "/new", "other": "plain", "files": ["a/b"]}
+
+
+def test_a_node_cannot_set_a_path():
+    live = Thing(log="plain")
+    decode(object_of(live, log="/etc/passwd", fresh="~/x", log_path="x"), live)
+    assert vars(live) == {"log": "plain"}

@@ -14,15 +14,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from helpers.env_states import get_state, set_state
 from hypothesis import given, strategies as st
 from stable_baselines3.common.logger import HParam, Image, Logger, configure, make_output_format
 from stable_baselines3.common.monitor import Monitor, ResultsWriter, load_results
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_trpo.checkpoint.codecs.environments import EnvState, get_state, set_state
-from sb3_trpo.checkpoint.codecs.logs import PENDING, file_content, record_logger, restore_logger, rewrite
-from sb3_trpo.checkpoint.codecs.recording import Recorder
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError, Restorer
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.environments import EnvState
+from sb3_trpo.checkpoint.codecs.logs import PENDING, decode_logger, encode_logger, read_content, replace_content
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 FILES = ("progress.csv", "progress.json", "log.txt")
 FORMATS = ["csv", "json", "log"]
@@ -52,16 +53,14 @@ def write(logger: Logger, rows: list[dict[str, Any]]) -> None:
 
 def saved(logger: Logger) -> tuple[Any, dict[str, np.ndarray]]:
     """Record a logger, and send it through JSON and bytes."""
-    recorder = Recorder()
-    node = json.loads(json.dumps(record_logger(logger, recorder, "logger"), allow_nan=False))
-    return node, {
-        path: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for path, each in recorder.arrays.items()
-    }
+    encoder = Encoder(CODECS)
+    node = json.loads(json.dumps(encode_logger(logger, "logger", encoder), allow_nan=False))
+    return node, {path: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for path, each in encoder.arrays.items()}
 
 
 def restore(logger: Logger, checkpoint: tuple[Any, dict[str, np.ndarray]], n_timesteps: int) -> None:
     node, arrays = checkpoint
-    restore_logger(logger, node, Restorer(arrays), "logger", n_timesteps)
+    decode_logger(node, logger, "logger", Decoder(CODECS, arrays), n_timesteps)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -217,8 +216,8 @@ def test_any_content_is_put_into_an_open_file(tmp_path_factory: pytest.TempPathF
     path = tmp_path_factory.getbasetemp() / "rewritten"
     with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
         file.write(there)
-        rewrite(file, np.frombuffer(content, np.uint8))
-        assert file_content(file).tobytes() == content
+        replace_content(file, np.frombuffer(content, np.uint8))
+        assert read_content(file).tobytes() == content
         file.write("more")
     assert path.read_bytes() == content + b"more"
 
@@ -369,7 +368,7 @@ def begun(env: Monitor, seed: int) -> Monitor:
 
 def through_json(state: EnvState) -> EnvState:
     return EnvState(
-        json.loads(json.dumps(state.node)), {path: each.copy() for path, each in state.arrays.items()}, state.opaque
+        json.loads(json.dumps(state.encoded)), {path: each.copy() for path, each in state.arrays.items()}, state.unsupported
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers.env_states import assert_alike, changed, is_same, roam, sent
+from helpers.env_states import assert_alike, changed, get_state, is_same, roam, sent, set_state
 from helpers.runs import outcome, run_until_done
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env
@@ -18,10 +18,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.codecs.environments import get_state, set_state, taped
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError
+from sb3_trpo.checkpoint.codecs.codec import MismatchError
+from sb3_trpo.checkpoint.codecs.registry import REPLAYED
 from sb3_trpo.checkpoint.codecs.simulators import atari
-from sb3_trpo.checkpoint.codecs.simulators.replay import start_tape, stop_tape
+from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import episodes_recorded, start_recording, stop_recording
 
 ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")  # for SB3's AtariWrapper
@@ -43,7 +43,7 @@ GAMES: dict[str, dict[str, Any]] = {
 
 def game(id: str = "ALE/Breakout-v5", **settings: Any) -> gym.Env:  # noqa: A002  # as gym.make has it
     env = gym.make(id, **settings)
-    start_tape(env)
+    start_recording(env, REPLAYED)
     return env
 
 
@@ -56,7 +56,7 @@ def test_a_game_goes_on_from_its_state(name: str) -> None:
         one.step(one.action_space.sample())
     roam(other, 20, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert is_same(one.unwrapped.ale.getScreenRGB(), other.unwrapped.ale.getScreenRGB())
     assert_alike(one, other, n_steps=150)
@@ -72,7 +72,7 @@ def test_a_wrapped_game_goes_on_from_its_state(task: str, n_steps: int) -> None:
     roam(one, n_steps, seed=1)
     roam(other, 33, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert assert_alike(one, other, n_steps=200) >= 3
 
@@ -87,7 +87,7 @@ def test_a_game_goes_on_from_its_state_just_after_a_seeded_reset() -> None:
 
 def test_a_tape_changes_nothing() -> None:
     one, other = game(), game()
-    stop_tape(other)
+    stop_recording(other)
     for env in (one, other):
         roam(env, 30, seed=1)
     assert_alike(one, other, n_steps=100)
@@ -132,7 +132,7 @@ def test_a_state_that_makes_no_sense_is_refused_and_the_process_lives(how: str) 
     env.reset()  # without a seed: it depends on what was before
     env.step(0)
     state = sent(get_state(env))
-    node = changed(state).node
+    node = changed(state).encoded
     while "replayed" not in node:
         node = node["state"]["env"]
     for name, value in FORGED[how].items():
@@ -146,7 +146,7 @@ def test_a_state_that_makes_no_sense_is_refused_and_the_process_lives(how: str) 
 def test_generators_that_make_no_sense_never_reach_the_emulator(how: str) -> None:
     """A digest that differs would refuse them too, but only when the emulator had them: forged bytes can end the process."""
     state = sent(get_state(roam(game(), 30, seed=1)))
-    node = state.node
+    node = state.encoded
     while "replayed" not in node:
         node = node["state"]["env"]
     state.arrays[node["simulator"]["generators"]] = FORGED[how]["generators"]
@@ -156,7 +156,7 @@ def test_generators_that_make_no_sense_never_reach_the_emulator(how: str) -> Non
 
 def test_what_is_written_into_the_emulator_is_numbers_of_frames_generators_and_memory() -> None:
     env = roam(game(), 30, seed=1)
-    node = sent(get_state(env)).node
+    node = sent(get_state(env)).encoded
     while "replayed" not in node:
         node = node["state"]["env"]
     assert node["simulator"].keys() == {"frames", "generators", "memory"}
@@ -164,14 +164,14 @@ def test_what_is_written_into_the_emulator_is_numbers_of_frames_generators_and_m
 
 def test_a_game_that_is_heard_is_beyond_reach() -> None:
     """What the sound chip was doing before a reset is heard after it, and is in no state."""
-    assert "ale_py._ale_py.ALEInterface" in get_state(roam(game(sound_obs=True), 5, seed=1)).opaque.values()
+    assert "ale_py._ale_py.ALEInterface" in get_state(roam(game(sound_obs=True), 5, seed=1)).unsupported.values()
 
 
 def test_a_state_that_is_laid_out_in_another_way_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     env = roam(game(), 5, seed=1)
-    assert get_state(env).opaque == {}
+    assert get_state(env).unsupported == {}
     monkeypatch.setattr(atari, "BEGIN", 20)
-    assert "ale_py._ale_py.ALEInterface" in get_state(env).opaque.values()
+    assert "ale_py._ale_py.ALEInterface" in get_state(env).unsupported.values()
 
 
 KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
@@ -184,7 +184,7 @@ def test_a_run_on_a_game_that_crashes_ends_like_one_that_does_not(kind: str, tas
         small = {"features_extractor_kwargs": {"features_dim": 16}}
         model = TRPO("CnnPolicy", env, n_steps=16, batch_size=32, n_critic_updates=1, seed=0, policy_kwargs=small)
         try:
-            with taped([env]), warnings.catch_warnings():
+            with episodes_recorded([env], REPLAYED), warnings.catch_warnings():
                 warnings.filterwarnings("error", ".*simulator.*|.*environment.*")
                 model.learn(160, callback=[ResumableCheckpoint(folder, every=32, verbose=0), crash])
             return outcome(model, None)

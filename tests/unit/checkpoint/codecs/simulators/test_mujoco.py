@@ -9,13 +9,25 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers.env_states import LIMIT, MOMENTS, assert_alike, is_same, record_of, restore, roam, sent, stay_up
+from helpers.env_states import (
+    LIMIT,
+    MOMENTS,
+    assert_alike,
+    get_state,
+    is_same,
+    record_of,
+    restore,
+    roam,
+    sent,
+    set_state,
+    stay_up,
+)
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_trpo.checkpoint.codecs.environments import EnvState, get_state, set_state
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError
-from sb3_trpo.checkpoint.codecs.simulators.mujoco import ARENA, SHAPES, numbers_of
+from sb3_trpo.checkpoint.codecs.codec import MismatchError
+from sb3_trpo.checkpoint.codecs.environments import EnvState
+from sb3_trpo.checkpoint.codecs.simulators.mujoco import CONSTRAINT_ARRAYS, SHAPE_ARRAYS, float_arrays
 
 mujoco = pytest.importorskip("mujoco")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date")
@@ -45,7 +57,7 @@ def test_a_task_goes_on_from_its_state(task: str, moment: str) -> None:
     stay_up(one, MOMENTS[moment], seed=1)
     roam(other, 17, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert assert_alike(one, other, n_steps=100) >= 100 // LIMIT
 
@@ -83,7 +95,7 @@ def test_without_the_derived_quantities_ants_next_reward_would_differ() -> None:
 def test_every_number_of_the_simulation_is_restored() -> None:
     one, other = roam(gym.make("Humanoid-v5"), 40, seed=1), roam(gym.make("Humanoid-v5"), 25, seed=2)
     set_state(other, sent(get_state(one)))
-    mine, yours = ([*numbers_of(env.unwrapped.data, but=ARENA)] for env in (one, other))
+    mine, yours = ([*float_arrays(env.unwrapped.data, skip=CONSTRAINT_ARRAYS)] for env in (one, other))
     assert len(mine) > 50
     assert all(map(is_same, mine, yours))
     assert one.unwrapped.data.time == other.unwrapped.data.time > 0
@@ -129,7 +141,7 @@ def test_a_model_restored_is_changed_in_place_and_its_indices_stay() -> None:
     model, data = env.unwrapped.model, env.unwrapped.data
     set_state(env, sent(get_state(roam(gym.make("Hopper-v5"), 9, seed=2))))
     assert (env.unwrapped.model, env.unwrapped.data) == (model, data)
-    assert all(each.dtype.kind == "f" for each in numbers_of(model, but=SHAPES))
+    assert all(each.dtype.kind == "f" for each in float_arrays(model, skip=SHAPE_ARRAYS))
 
 
 @pytest.mark.parametrize("pair", [("HalfCheetah-v5", "Hopper-v5"), ("Ant-v4", "Ant-v5"), ("Hopper-v5", "CartPole-v1")])
@@ -193,14 +205,14 @@ def test_a_window_onto_one_body_stays_a_window() -> None:
 def test_a_state_of_another_number_of_bodies_is_refused(n_there: int) -> None:
     state = sent(get_state(roam(Balls(2), 9, seed=1)))
     for name in ("positions", "first", "masses"):
-        state.node["state"].pop(name)
+        state.encoded["state"].pop(name)
     with pytest.raises(MismatchError, match="numbers"):
         set_state(roam(Balls(n_there), 9, seed=1), state)
 
 
 def arrays_of(state: EnvState) -> dict[str, str]:
     """Name the arrays of a simulation and its model."""
-    node = state.node["state"]
+    node = state.encoded["state"]
     data, model = node["data"], node["model"]
     return {
         "state": data["mujoco_data"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers.env_states import assert_alike, changed, is_same, record_of, restore, roam, sent
+from helpers.env_states import assert_alike, changed, get_state, is_same, record_of, restore, roam, sent, set_state
 from helpers.runs import outcome, run_until_done
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -19,23 +19,31 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.codecs.environments import get_state, set_state, taped
-from sb3_trpo.checkpoint.codecs.restoring import MismatchError
-from sb3_trpo.checkpoint.codecs.simulators import replay
-from sb3_trpo.checkpoint.codecs.simulators.replay import Simulator, register, start_tape, stop_tape, tape_of
+from sb3_trpo.checkpoint.codecs.codec import Codecs, MismatchError
+from sb3_trpo.checkpoint.codecs.inspection import qualified_name
+from sb3_trpo.checkpoint.codecs.registry import CODECS, REPLAYED
+from sb3_trpo.checkpoint.codecs.simulators import episode_recorder
+from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import (
+    ReplayedSimulator,
+    episodes_recorded,
+    recorder_of,
+    start_recording,
+    stop_recording,
+)
+from sb3_trpo.checkpoint.codecs.simulators.replay import ReplayedEnvCodec
 
 LUNAR = {"discrete": {}, "continuous": {"continuous": True, "enable_wind": True}}
 N_STEPS = {"just after a reset": 0, "mid-episode": 40, "in a later episode": 230}
 
 
-def with_tape(env: gym.Env) -> gym.Env:
-    start_tape(env)
+def recorded(env: gym.Env) -> gym.Env:
+    start_recording(env, REPLAYED)
     return env
 
 
 def lander(**arguments: Any) -> gym.Env:
     pytest.importorskip("Box2D")
-    return with_tape(Monitor(gym.make("LunarLander-v3", **arguments)))
+    return recorded(Monitor(gym.make("LunarLander-v3", **arguments)))
 
 
 @pytest.mark.parametrize("moment", N_STEPS)
@@ -43,7 +51,7 @@ def lander(**arguments: Any) -> gym.Env:
 def test_a_lander_goes_on_from_its_state(kind: str, moment: str) -> None:
     one, other = roam(lander(**LUNAR[kind]), N_STEPS[moment], seed=1), roam(lander(**LUNAR[kind]), 57, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert (other.total_steps, other.rewards) == (one.total_steps, one.rewards)
     assert assert_alike(one, other, n_steps=300) >= 1
@@ -62,7 +70,7 @@ def test_a_lander_on_the_ground_goes_on_from_its_state() -> None:
 
 def test_a_racing_car_goes_on_from_its_state() -> None:
     pytest.importorskip("Box2D")
-    one, other = (with_tape(gym.make("CarRacing-v3", max_episode_steps=25)) for _ in range(2))
+    one, other = (recorded(gym.make("CarRacing-v3", max_episode_steps=25)) for _ in range(2))
     roam(one, 32, seed=1)
     roam(other, 4, seed=2)
     set_state(other, sent(get_state(one)))
@@ -133,7 +141,7 @@ def test_wrappers_may_draw_from_the_generator_of_the_env(n_steps: int) -> None:
     roam(one, n_steps, seed=1)
     roam(other, 20, seed=2)
     state = get_state(one)
-    assert state.opaque == {}
+    assert state.unsupported == {}
     set_state(other, sent(state))
     assert assert_alike(one, other, n_steps=200) >= 1
 
@@ -179,17 +187,17 @@ def test_a_state_that_makes_no_sense_is_refused(how: str) -> None:
 
 def test_without_a_tape_the_simulator_is_beyond_reach() -> None:
     env = lander()
-    stop_tape(env)
-    assert any("/world/" in path for path in get_state(roam(env, 5, seed=1)).opaque)
+    stop_recording(env)
+    assert any("/world/" in path for path in get_state(roam(env, 5, seed=1)).unsupported)
 
 
 def test_a_tape_that_begins_amid_an_episode_waits_for_the_next() -> None:
     one, other = lander(), lander()
-    stop_tape(one)
+    stop_recording(one)
     one.reset(seed=1)
-    start_tape(one)
+    start_recording(one, REPLAYED)
     one.step(0)
-    assert get_state(one).opaque != {}
+    assert get_state(one).unsupported != {}
     roam(one, 10, seed=3)
     set_state(other, sent(get_state(one)))
     assert_alike(one, other, n_steps=50)
@@ -199,27 +207,27 @@ def test_a_tape_leaves_an_env_as_it_was() -> None:
     env = lander()
     base = env.unwrapped
     assert {"reset", "step"} <= vars(base).keys()
-    start_tape(env)
-    assert isinstance(tape_of(base)._step.__func__, type(lander))  # the env's own method, not that of a tape
-    stop_tape(env)
+    start_recording(env, REPLAYED)
+    assert isinstance(recorder_of(base)._step.__func__, type(lander))  # the env's own method, not that of a tape
+    stop_recording(env)
     assert not {"reset", "step"} & vars(base).keys()
     own = base.step = lambda action: "mine"
-    start_tape(env)
+    start_recording(env, REPLAYED)
     assert base.step(0) == "mine"
-    stop_tape(env)
+    stop_recording(env)
     assert base.step is own
 
 
 def test_a_tape_changes_nothing() -> None:
     one, other = lander(), lander()
-    stop_tape(other)
+    stop_recording(other)
     for env in (one, other):
         roam(env, 30, seed=1)
     assert assert_alike(one, other, n_steps=200) >= 1
 
 
 def test_other_envs_get_no_tape() -> None:
-    env = with_tape(gym.make("CartPole-v1"))
+    env = recorded(gym.make("CartPole-v1"))
     assert not {"reset", "step"} & vars(env.unwrapped).keys()
 
 
@@ -246,60 +254,70 @@ class Lottery(gym.Env):
         return np.float32([self.total]), float(self.n_played), self.n_played % 50 == 0, False, {}
 
 
-@pytest.fixture
-def _known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(replay, "REPLAYED", dict(replay.REPLAYED))
-    monkeypatch.setattr(replay, "SIMULATORS", replay.SIMULATORS)
-    name = f"{Lottery.__module__}.{Lottery.__qualname__}"
-    simulator = Simulator(
-        before=lambda env: env.n_resets,
-        pack=lambda before: {"resets": np.array([before])},
-        prepare=lambda env, arrays: setattr(env, "n_resets", int(arrays["resets"][0])),
-        evidence=lambda env: b"",
-        settings=lambda env: {"price": env.price},
-        draws=lambda env: True,
-    )
-    register(name, simulator)
-    yield
-    replay.SIMULATORS.pop(name)
+class LotterySimulator(ReplayedSimulator):
+    def before_reset(self, env: Lottery) -> int:
+        return env.n_resets
+
+    def to_arrays(self, before: int) -> dict[str, np.ndarray]:
+        return {"resets": np.array([before])}
+
+    def prepare(self, env: Lottery, arrays: dict[str, np.ndarray]) -> None:
+        env.n_resets = int(arrays["resets"][0])
+
+    def evidence(self, env: Lottery) -> bytes:
+        return b""
+
+    def settings(self, env: Lottery) -> dict[str, Any]:
+        return {"price": env.price}
+
+    def steps_draw(self, env: Lottery) -> bool:
+        return True
 
 
-@pytest.mark.usefixtures("_known")
+SIMULATORS = {qualified_name(Lottery): LotterySimulator()}
+CODECS_WITH_LOTTERY = Codecs(
+    ReplayedEnvCodec(SIMULATORS) if isinstance(codec, ReplayedEnvCodec) else codec for codec in CODECS
+)
+read_state, write_state = (partial(each, codecs=CODECS_WITH_LOTTERY) for each in (get_state, set_state))
+
+
+def playing(env: Lottery) -> Lottery:
+    start_recording(env, SIMULATORS)
+    return env
+
+
 def test_what_a_simulator_knew_before_its_reset_and_what_reset_was_given_come_back() -> None:
-    one, other = with_tape(Lottery()), roam(with_tape(Lottery()), 70, seed=2)
+    one, other = playing(Lottery()), roam(playing(Lottery()), 70, seed=2)
     roam(one, 120, seed=1)
     one.reset(options={"bonus": 1000})
     one.step(1)
-    set_state(other, sent(get_state(one)))
+    write_state(other, sent(read_state(one)))
     assert (other.n_resets, other.total) == (one.n_resets, one.total)
     assert one.total > 900
     assert assert_alike(one, other, n_steps=150) >= 2
 
 
-@pytest.mark.usefixtures("_known")
 def test_a_setting_that_differs_is_named() -> None:
-    state = sent(get_state(roam(with_tape(Lottery(price=2)), 20, seed=1)))
+    state = sent(read_state(roam(playing(Lottery(price=2)), 20, seed=1)))
     with pytest.raises(MismatchError, match=r"price was 2, but is 3$"):
-        set_state(with_tape(Lottery(price=3)), state)
+        write_state(playing(Lottery(price=3)), state)
 
 
-@pytest.mark.usefixtures("_known")
 def test_an_episode_without_end_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "LONGEST", 20)
-    env = with_tape(Lottery())
+    monkeypatch.setattr(episode_recorder, "LONGEST_EPISODE", 20)
+    env = playing(Lottery())
     env.reset(seed=1)
     for n in range(23):
-        assert (get_state(env).opaque == {}) is (n <= 20)
+        assert (read_state(env).unsupported == {}) is (n <= 20)
         env.step(1)
-    assert tape_of(env).actions == []
+    assert recorder_of(env).actions == []
     env.reset()
-    assert get_state(env).opaque == {}
+    assert read_state(env).unsupported == {}
 
 
-@pytest.mark.usefixtures("_known")
 def test_a_generator_of_another_kind_is_beyond_reach() -> None:
-    env = roam(with_tape(Lottery(generator=np.random.MT19937)), 30, seed=1)
-    assert get_state(env).opaque != {}
+    env = roam(playing(Lottery(generator=np.random.MT19937)), 30, seed=1)
+    assert read_state(env).unsupported != {}
 
 
 KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
@@ -311,18 +329,18 @@ def test_vectorised_envs_get_tapes_for_as_long_as_they_are_wanted(kind: str) -> 
     make: Callable[[], gym.Env] = lambda: Monitor(gym.make("LunarLander-v3"))  # noqa: E731
     one, other = (VecNormalize(KINDS[kind]([make] * 2)) for _ in range(2))
     try:
-        with taped([one, other, one]):
+        with episodes_recorded([one, other, one], REPLAYED):
             for venv, n_steps in ((one, 150), (other, 5)):
                 venv.seed(n_steps)
                 venv.reset()
                 for n in range(n_steps):
                     venv.step(np.array([n % 4, 0]))
             record = record_of(one)
-            assert record.opaque == {}
+            assert record.unsupported == {}
             assert restore(other, sent(record)) == []
             for n in range(120):
                 assert is_same(*(venv.step(np.array([n % 4, 2])) for venv in (one, other))), f"step {n}"
-        assert record_of(one).opaque != {}
+        assert record_of(one).unsupported != {}
     finally:
         one.close()
         other.close()
@@ -336,7 +354,7 @@ def test_a_run_on_landers_that_crashes_ends_like_one_that_does_not(kind: str, tm
         env = VecNormalize(make_vec_env("LunarLander-v3", 2, seed=3, vec_env_cls=KINDS[kind]))
         model = TRPO("MlpPolicy", env, n_steps=64, batch_size=64, n_critic_updates=2, seed=0)
         try:
-            with taped([env]), warnings.catch_warnings():
+            with episodes_recorded([env], REPLAYED), warnings.catch_warnings():
                 warnings.filterwarnings("error", ".*simulator.*|.*environment.*")
                 model.learn(1280, callback=[ResumableCheckpoint(folder, every=128, verbose=0), crash])
             return outcome(model, None)

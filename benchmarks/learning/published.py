@@ -1,0 +1,57 @@
+"""Published results, and our targets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mark(NamedTuple):
+    """
+    Published returns on a task.
+
+    :param target: the least mean return that we aim for
+    :param single: return of RL Zoo's single run of sb3-contrib's TRPO
+    :param best: best published mean over several seeds at 1M steps
+    :param source: who published it
+    """
+
+    target: float
+    single: float | None = None
+    best: float | None = None
+    source: str = ""
+
+
+MARKS = {
+    "HalfCheetah-v5": Mark(5000, 1785, 4471, "Tianshou, -v3, 10 seeds"),
+    "Hopper-v5": Mark(3400, 3618, 3372, "sb3-contrib, -v3, 3 seeds"),
+    "Walker2d-v5": Mark(4600, 4933, 4502, "sb3-contrib, -v3, 3 seeds"),
+    "Ant-v5": Mark(2000),
+    "Ant-v4": Mark(3600, 4982, 3554, "sb3-contrib, -v3, 3 seeds"),
+    "Swimmer-v5": Mark(355, 366, 359, "sb3-contrib, -v3, 3 seeds"),
+    "Humanoid-v5": Mark(1100, None, 1030, "Engstrom et al. 2020, TRPO+, -v2"),
+    "Reacher-v5": Mark(-4.5, None, -4.5, "not traced; -4.8 by baselines"),
+    "InvertedDoublePendulum-v5": Mark(9250, None, 9243, "not traced; 8,435 by Tianshou, -v2, 10 seeds"),
+}
+SHARE = 0.2
+"""Our target for the time to sb3-contrib's final return, as a share of its time."""
+RL_ZOO = {
+    env: Mark(value, value)
+    for env, value in {
+        "CartPole-v1": 500.0,
+        "Pendulum-v1": -174.6,
+        "Acrobot-v1": -83.1,
+        "MountainCar-v0": -107.3,
+        "MountainCarContinuous-v0": 92.5,
+        "LunarLander-v3": 133.2,
+        "LunarLanderContinuous-v3": 262.4,
+        "BipedalWalker-v3": 182.3,
+        "HalfCheetahBulletEnv-v0": 2758.8,
+        "AntBulletEnv-v0": 2560.6,
+        "HopperBulletEnv-v0": 2565.4,
+        "Walker2DBulletEnv-v0": 1483.5,
+        "ReacherBulletEnv-v0": 14.7,
+    }.items()
+}
+"""RL Zoo's benchmark.md, algorithm trpo, one run each: our targets. LunarLander is -v2 there, MuJoCo -v3."""
+DDPG = {"HalfCheetah": 11718.7, "Hopper": 2197.0, "Walker2d": 1400.6, "Ant": 990.4, "Swimmer": 144.1}
+"""Tianshou's examples/mujoco, -v3, 10 seeds: the best evaluation within 1M steps."""

@@ -1,0 +1,252 @@
+"""
+Learning: train what a plan lists as a user would, with several runs at a time on one thread each, and evaluate each policy.
+
+    python -m benchmarks.learning.run mujoco                             # plans/mujoco.yml, a run on each core
+    python -m benchmarks.learning.run mujoco --jobs 2 --only Hopper-v5   # a part of it
+    python -m benchmarks.learning.run mujoco --collect                   # no runs, only the results
+    python -m benchmarks.learning.run mujoco --afresh                    # repeat runs that have results
+
+Start the same command again after an interruption: finished runs are not repeated, others resume. A run is finished if its
+result is in its folder or in ``results/learning``, even if the folder is gone. Other settings make another run.
+
+Training is ``python -m sb3_trpo.zoo train`` with the settings of the plan, or ``python -m rl_zoo3.train`` for sb3-contrib.
+The final policy is evaluated over 20 deterministic episodes, with raw rewards, in an environment seeded with 1000 + the run's
+seed. Results go to ``results/learning`` as JSON and CSV; ``report.py`` tabulates and plots them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import Event, Lock
+from types import FrameType
+from typing import Any
+
+import torch as th
+import yaml
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from benchmarks.common.environment import ROOT, environment
+from benchmarks.learning.measuring import OUTPUT, attempts_in, measure, note_attempt
+from benchmarks.learning.plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
+from benchmarks.learning.store import is_finished, locked, replace, stored, to_write, unplanned, write
+
+MINUTE = 60.0
+"""Seconds between notes of the time that a run has taken."""
+MEASURING = Lock()
+"""Held by an evaluation: all share this process and its standard output."""
+TRAININGS: set[subprocess.Popen[bytes]] = set()
+"""Those under way."""
+ENDING = Event()
+"""Set when no more trainings may start."""
+SETTINGS, RESULT, LOCK = "settings.yml", "result.json", "lock"
+"""Files in a run's folder."""
+
+
+def train(run: Run, folder: Path) -> None:
+    """
+    Train in another process, and note how long it took.
+
+    :param run: the run
+    :param folder: for everything that it writes
+    """
+    algorithm = ALGORITHMS[run.algorithm]
+    checkpoint = {"sb3_trpo.checkpoint.ResumableCheckpoint": {"folder": str(folder / "checkpoints"), "every": 50_000}}
+    settings = run.settings | ({"callback": [checkpoint]} if algorithm.resumes else {})
+    (folder / SETTINGS).write_text(yaml.safe_dump({run.env: settings}))
+    arguments = {
+        "--algo": algorithm.name,
+        "--env": run.env,
+        "--seed": run.seed,
+        "--conf-file": folder / SETTINGS,
+        "--log-folder": folder,
+        "--num-threads": 1,
+        "--eval-freq": -1,
+        "--verbose": 0,
+        "--device": "cpu",
+    }
+    command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
+    made_with = {key: value for key, value in environment().items() if key != "command"}
+    note = partial(note_attempt, folder, attempts_in(folder), time.perf_counter(), made_with)
+    own = os.environ | {"OMP_NUM_THREADS": "1"}
+    with (
+        (folder / OUTPUT).open("a") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=own, cwd=folder) as training,
+    ):
+        TRAININGS.add(training)
+        if ENDING.is_set():  # it may have been set meanwhile
+            training.terminate()
+        while training.poll() is None:
+            note(status=None)  # remains if this process is killed
+            with suppress(subprocess.TimeoutExpired):
+                training.wait(MINUTE)
+        TRAININGS.remove(training)
+    note(status=training.returncode)
+
+
+def carry_out(run: Run, folder: Path) -> dict[str, Any]:
+    """
+    Train and evaluate, unless that has been done.
+
+    :param run: the run
+    :param folder: folder of all runs
+    :return: the result to store
+    """
+    if ENDING.is_set():
+        return run._asdict() | {"seconds": 0.0, "failure": "not started"}
+    folder = folder / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            if not (folder / RESULT).is_file():
+                train(run, folder)
+                with MEASURING:
+                    result = measure(run, folder)
+                if not is_finished(result):  # to be tried again
+                    return result
+                replace(folder / RESULT, json.dumps(result))
+            return json.loads((folder / RESULT).read_text()) | {"label": run.label}
+    except Timeout:
+        return run._asdict() | {"seconds": 0.0, "failure": "under way in another process"}
+    except Exception as fault:  # a full disk, say, which may have space when the next run starts
+        return run._asdict() | {"seconds": 0.0, "failure": f"{type(fault).__name__}: {fault}"}
+
+
+def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Gather results.
+
+    :param runs: runs of the plan
+    :param folder: folder of all runs
+    :param before: stored results by :attr:`Run.name`; only a finished run replaces a finished one
+    :return: results of the runs that have been started
+    """
+    results = []
+    for run in runs:
+        file, result = folder / run.name / RESULT, before.get(run.name)
+        if file.is_file():
+            result = json.loads(file.read_text())
+        elif attempts_in(file.parent) and not is_finished(result):
+            with suppress(Timeout), FileLock(file.with_name(LOCK), timeout=0):  # a run that is under way has not failed
+                result = measure(run, file.parent)
+        if result is not None:
+            results.append(result | {"label": run.label})
+    return results
+
+
+def execute(runs: list[Run], folder: Path, jobs: int) -> None:
+    """
+    Carry out runs, several at a time, and show progress. An interrupt (Ctrl-C, SIGTERM) lets them save first.
+
+    :param runs: the runs
+    :param folder: folder of all runs
+    :param jobs: number of runs at a time
+    """
+    ENDING.clear()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(carry_out, run, folder) for run in runs]
+        try:
+            for future in tqdm(as_completed(futures), total=len(runs), unit="run"):
+                result = future.result()
+                outcome = result.get("failure") or f"{result['mean']:.1f} +/- {result['std']:.1f}"
+                spent = f"{result['seconds']:.0f} s"
+                tqdm.write(f"{result['label']} {result['env']} seed {result['seed']}: {outcome} ({spent})", sys.stderr)
+        except KeyboardInterrupt:  # the trainings get it too
+            print("Interrupted: running trainings save first, and resume when the same command is run again.")
+            raise SystemExit(130) from None
+        finally:
+            ENDING.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """
+    Pass a signal on to the trainings (Ctrl-C reaches them without help), and stop.
+
+    :param signum: SIGTERM
+    :param frame: where the signal arrived
+    :raises KeyboardInterrupt: always
+    """
+    ENDING.set()
+    for training in tuple(TRAININGS):
+        training.send_signal(signum)
+    raise KeyboardInterrupt
+
+
+def lose_nothing(plan: str) -> None:
+    """
+    Refuse to overwrite results that no plan lists.
+
+    :param plan: name of the plan whose results are about to be written
+    :raises SystemExit: if there are any; new results stay in the folders of their runs
+    """
+    names = to_write(plan)
+    if homeless := unplanned(names):
+        raise SystemExit(
+            f"Results of {', '.join(names)} that no plan lists any more would be lost: {', '.join(homeless)}. Put their "
+            f"settings, as they were, into superseded.yml or tuning.yml, then run {plan} with --collect."
+        )
+
+
+def arguments() -> argparse.Namespace:
+    """
+    Read the command line.
+
+    :return: the arguments, and the chosen runs by :attr:`Run.name` in ``wanted``
+    """
+    parser = argparse.ArgumentParser(description="Train what a plan lists, and evaluate the final policies.")
+    parser.add_argument("plan", choices=NAMES, help="of benchmarks/learning/plans")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--only", nargs="+", default=[], help="labels or environments to train, instead of all")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "learning", help="for logs and checkpoints")
+    parser.add_argument("--collect", action="store_true", help="run nothing, gather existing results")
+    parser.add_argument(
+        "--afresh", action="store_true", help="repeat runs whose results are stored, unless their folder has one"
+    )
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least 1 run at a time, please.")
+    runs = list(runs_of(read_plan(args.plan)))
+    known = {name for run in runs for name in (run.env, run.label)}
+    if unknown := [name for name in args.only if name not in known]:
+        parser.error(f"--only {' '.join(unknown)}: {args.plan}.yml has {', '.join(sorted(known))}.")
+    args.wanted = {run.name: run for run in runs if not args.only or {run.env, run.label} & set(args.only)}
+    return args
+
+
+def main() -> None:
+    """Carry out a plan and store its results."""
+    args = arguments()
+    th.set_num_threads(1)
+    signal.signal(signal.SIGTERM, end)
+    folder, known = args.folder.resolve(), stored(NAMES)
+    lose_nothing(args.plan)
+    due = [run for name, run in args.wanted.items() if args.afresh or not is_finished(known.get(name))]
+    if not args.collect and not due:
+        print(f"All {len(args.wanted)} runs are finished.")
+        return
+    try:
+        if not args.collect:
+            execute(due, folder, args.jobs)
+    finally:  # after an interrupt too
+        with locked():
+            lose_nothing(args.plan)  # plans may have changed meanwhile
+            known = stored(NAMES)  # with what others have stored since
+            for name in to_write(args.plan):
+                plan = read_plan(name)
+                write(name, plan, results_of(runs_of(plan), folder, known))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""RL Zoo's experiment manager for our algorithms: settings, schedules, runs that resume, and runs that ranks share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.checkpoint.run_folder import checkpoints_in, folders_of_first_ranks, sole_owner
+from sb3_trpo.extras import ZOO, needs
+from sb3_trpo.parallel.distributed import connect
+from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
+from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
+
+with needs(*ZOO):
+    from rl_zoo3.exp_manager import ExperimentManager as RlZooManager
+    from rl_zoo3.utils import SimpleLinearSchedule
+
+SCHEDULES = ("target_kl", "ent_coef")
+"""Settings that may be given as ``lin_<initial value>``, besides RL Zoo's own."""
+NOTE = "rl_zoo.json"
+"""File beside checkpoints with the log folder and the seed that they belong to."""
+
+
+class ExperimentManager(RlZooManager):
+    """RL Zoo's manager with our settings and schedules; resumes runs that have checkpoints, and lets ranks share a run."""
+
+    def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
+        if kwargs.get("config") is None and algo in ALGORITHMS:
+            kwargs["config"] = str(config_file(algo))
+        super().__init__(args, algo, *rest, **kwargs)
+        self._communicator = connect(None, get_device(self.device))
+        if self._communicator.size > 1:
+            self._share_run()
+
+    def _share_run(self) -> None:
+        """Use the first rank's folder and seed, for RL Zoo takes the first free folder and a random seed."""
+        if self.optimize_hyperparameters:
+            raise ValueError(
+                "Ranks share one run, and a search makes many: start it without a launcher, in as many processes as you like "
+                "with one --storage."
+            )
+        self.save_path, self.params_path, self.seed = self._communicator.broadcast_object(
+            (self.save_path, self.params_path, self.seed)
+        )
+        self.args.seed = self.seed
+        rank, n_ranks = self._communicator.rank, self._communicator.size
+        self.vec_env_class = partial(envs_of_rank, self.vec_env_class, rank, n_ranks)  # type: ignore[assignment]  # only called
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        Create this rank's environments. They are numbered through all ranks, so that Monitor files and seeds differ.
+
+        :param n_envs: number of environments of this rank
+        :param eval_env: whether they are for evaluation
+        :param no_log: whether Monitor writes no files
+        :return: the environments
+        """
+        envs: VecEnv = super().create_envs(n_envs * self._communicator.size, eval_env, no_log)
+        return envs
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train, without the callbacks that are for the first rank only on the others.
+
+        :param model: the model to train
+        """
+        if not self._communicator.is_first:
+            self.callbacks = callbacks_of_other_ranks(self.callbacks)
+        super().learn(model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        Save the model on the first rank.
+
+        :param model: the trained model
+        """
+        if self._communicator.is_first:
+            super().save_trained_model(model)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        if self._communicator.is_first:
+            super()._save_config(saved_hyperparams)
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        hyperparams = RlZooManager._preprocess_schedules(hyperparams)
+        for name in SCHEDULES:
+            value = hyperparams.get(name)
+            if isinstance(value, str) and value.startswith("lin_"):
+                hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
+        return hyperparams
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        processed = super()._preprocess_hyperparams(hyperparams)
+        checkpoints = [callback for callback in processed[2] if isinstance(callback, ResumableCheckpoint)]
+        if self.optimize_hyperparameters:
+            if checkpoints:
+                self._leave_checkpoints_out()
+            return processed
+        for checkpoint in checkpoints:
+            if "{seed}" in str(checkpoint.folder) and not is_seed_given():
+                raise ValueError(
+                    f"folder is {checkpoint.folder}, which needs a seed, or each start would get another: give --seed"
+                )
+            self._continue_run(checkpoint.folder_of(self.env_name.gym_id, self.seed))
+        return processed
+
+    def _leave_checkpoints_out(self) -> None:
+        """Give a search's trials no checkpoints: they are short, and would share one folder."""
+        specified = self.specified_callbacks if isinstance(self.specified_callbacks, list) else [self.specified_callbacks]
+        self.specified_callbacks = [each for each in specified if ResumableCheckpoint.__name__ not in str(each)]
+
+    def _continue_run(self, folder: Path) -> None:
+        """Use the log folder and the seed of the run whose checkpoints a folder holds; RL Zoo would choose new ones."""
+        name, seed = self._communicator.broadcast_object(self._run_in(folder) if self._communicator.is_first else ("", 0))
+        if seed != self.seed:
+            self.seed = self.args.seed = seed
+            print(f"Seed of the run that goes on: {seed}")
+        run = Path(self.save_path).with_name(name)
+        self.save_path, self.params_path = str(run), str(run / self.env_name)
+
+    def _run_in(self, folder: Path) -> tuple[str, int]:
+        """Read name and seed of the run that a folder of checkpoints belongs to, or write this run's there."""
+        note, name, seed = folder / NOTE, Path(self.save_path).name, self.seed
+        with sole_owner(folder):  # before a log is opened that another process may be writing
+            if note.is_file() and any(map(checkpoints_in, folders_of_first_ranks(folder).values())):
+                noted = json.loads(note.read_text())
+                if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a path could lead out of the log folder
+                    name = noted["run"]
+                seed = seed if is_seed_given() else int(noted["seed"])
+            else:
+                note.write_text(json.dumps({"run": name, "seed": seed}))
+        return name, seed
+
+
+def envs_of_rank(
+    make: Callable[..., VecEnv], rank: int, n_ranks: int, env_fns: list[Callable[[], Any]], **kwargs: Any
+) -> VecEnv:
+    """
+    Create one rank's share of the environments of all ranks.
+
+    :param make: the class of the vectorized environment
+    :param rank: number of the rank
+    :param n_ranks: number of ranks
+    :param env_fns: functions that create an environment each, as many for each rank
+    :param kwargs: keywords of the class
+    :return: the environments
+    """
+    n_envs = len(env_fns) // n_ranks
+    return make(env_fns[rank * n_envs : (rank + 1) * n_envs], **kwargs)
+
+
+def is_seed_given() -> bool:
+    """
+    Look for a seed on the command line; by now RL Zoo has replaced a missing one by a random number.
+
+    :return: whether there is one; RL Zoo takes a negative seed for none
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=-1)
+    known, _ = parser.parse_known_args(sys.argv[1:])
+    return int(known.seed) >= 0

@@ -1,0 +1,131 @@
+"""
+Everything that is replaced in RL Zoo and SB3 while a script runs, with the reason for each; nothing else is patched.
+
+RL Zoo has registries for algorithms and search spaces. For the rest its scripts call names that they import, with no hook
+between: only a replacement reaches them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+from stable_baselines3.common import callbacks
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trpo.extras import ZOO, needs
+from sb3_trpo.zoo.algorithms import ALGORITHMS
+from sb3_trpo.zoo.experiment import ExperimentManager
+from sb3_trpo.zoo.masking import PLAYERS, TEST_ENV, evaluate
+from sb3_trpo.zoo.rendering import prepare_rendering
+from sb3_trpo.zoo.search_spaces import sample_lstm_params, sample_trpo_params
+
+with needs(*ZOO):
+    import rl_zoo3
+    from rl_zoo3 import exp_manager, hyperparams_opt, utils
+
+RECORD_VIDEO = ["python", "-m", "rl_zoo3.record_video"]
+rl_zoo_test_env, run_process = utils.create_test_env, subprocess.call
+
+
+def install(playing: bool = False) -> ExitStack:
+    """
+    Put our algorithms, their search spaces and their settings into RL Zoo, in this process.
+
+    Takes effect at once. Use it as a context manager, or call ``close()`` on what it returns, to undo it::
+
+        with install():
+            rl_zoo3.train.train()
+
+    RL Zoo's scripts look names up when they are imported: import them within the block.
+
+    :param playing: whether masked models, which must have been trained before, ask the environment for masks where a script
+        passes none; needed by ``enjoy``, ``record_video`` and ``push_to_hub``, and wrong for training
+    :return: undoes it when closed
+    """
+    samplers = {algo: sample_lstm_params if "lstm" in algo else sample_trpo_params for algo in ALGORITHMS}
+    converters = dict.fromkeys(ALGORITHMS, hyperparams_opt.HYPERPARAMS_CONVERTER["trpo"])
+    with ExitStack() as stack:
+        stack.callback(TEST_ENV.set, None)
+        # RL Zoo's own registries.
+        stack.enter_context(updated(utils.ALGOS, ALGORITHMS | PLAYERS if playing else ALGORITHMS))
+        stack.enter_context(updated(hyperparams_opt.HYPERPARAMS_SAMPLER, samplers))
+        stack.enter_context(updated(hyperparams_opt.HYPERPARAMS_CONVERTER, converters))
+        # train() makes its manager by this name.
+        stack.enter_context(replaced(exp_manager, "ExperimentManager", ExperimentManager))
+        # EvalCallback, and the one of RL Zoo's search that extends it, evaluate by this name, which knows no masks.
+        stack.enter_context(replaced(callbacks, "evaluate_policy", evaluate))
+        # Scripts create the environments that they play in by this name: the only place that tells which, and how they are
+        # rendered. Some import it from the package, some from its module.
+        stack.enter_context(replaced(rl_zoo3, "create_test_env", create_test_env))
+        stack.enter_context(replaced(utils, "create_test_env", create_test_env))
+        # record_training starts record_video in processes of their own, which would be RL Zoo's without our algorithms.
+        stack.enter_context(replaced(subprocess, "call", call_ours))
+        return stack.pop_all()
+
+
+@contextmanager
+def replaced(owner: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """
+    Replace an attribute of a module, and put it back at the end.
+
+    :param owner: the module
+    :param name: of the attribute
+    :param value: that it has meanwhile
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def updated(registry: dict[str, Any], entries: Mapping[str, Any]) -> Iterator[None]:
+    """
+    Add entries to a registry, or replace them, and restore it at the end.
+
+    :param registry: a dictionary
+    :param entries: what it holds meanwhile, besides its own
+    """
+    before = dict(registry)
+    registry.update(entries)
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+
+
+def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
+    """
+    Create environments by RL Zoo's ``create_test_env``, if they can be rendered as they are asked to be.
+
+    :param env_id: the environment's ID
+    :param kwargs: further arguments of RL Zoo's function
+    :return: the environments, which masked models then ask for masks
+    """
+    mode = (kwargs.get("env_kwargs") or {}).get("render_mode", "human")
+    prepare_rendering(env_id, mode if kwargs.get("should_render", True) else None)
+    env: VecEnv = rl_zoo_test_env(env_id, **kwargs)
+    TEST_ENV.set(env)
+    return env
+
+
+def call_ours(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
+    """
+    Run a process, with our ``record_video`` instead of RL Zoo's.
+
+    :param command: the program and its arguments
+    :param args: further arguments of ``subprocess.call``
+    :param kwargs: its keywords
+    :return: the exit status
+    """
+    if not isinstance(command, str) and list(command[:3]) == RECORD_VIDEO:
+        command = [sys.executable, "-m", "sb3_trpo.zoo", "record_video", *command[3:]]
+    return run_process(command, *args, **kwargs)

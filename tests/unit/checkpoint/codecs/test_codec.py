@@ -1,0 +1,515 @@
+"""The encoder and the decoder; what a stranger writes into a checkpoint is restored or refused, and does nothing else."""
+
+import copy
+import json
+import math
+import random
+from collections import OrderedDict, defaultdict, deque
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from helpers.codecs import (
+    HUGE,
+    Mood,
+    OwnState,
+    Point,
+    Thing,
+    decode,
+    encode,
+    generator_of,
+    is_same,
+    object_of,
+    round_trip,
+    sent,
+)
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sb3_trpo.checkpoint.codecs.arrays import NUMBERS
+from sb3_trpo.checkpoint.codecs.codec import LIVE, Decoder, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.containers import SHORTEST_PACKED
+from sb3_trpo.checkpoint.codecs.generators import BIT_GENERATORS
+from sb3_trpo.checkpoint.codecs.inspection import fingerprint, qualified_name
+from sb3_trpo.checkpoint.codecs.registry import CODECS
+
+FLOATS = [0.0, -0.0, 1.5, math.inf, -math.inf, math.nan, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1]
+
+
+INTS = [0, -1, 2**31, 2**63 - 1, -(2**63), 2**63, 2**64, -(2**100), 10**300]
+
+
+STRINGS = ["", "plain", "a/b", "/", "\0", "\ud800", "\udfff\ud800", "ü", "\U0001f600", '"\\', "live", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        *((1, True), (1, 1.0), (0.0, -0.0), ([1], (1,)), ([1, 2], [1]), ({"a": 1}, {"a": True}), (b"a", bytearray(b"a"))),
+        *((np.zeros(2), np.zeros(2, "f4")), (np.zeros(2), -np.zeros(2)), (np.zeros((1, 2)), np.zeros((2, 1)))),
+        *((deque([1], 2), deque([1])), ({1}, {True}), ({1}, {2}), (np.float64(1), 1.0), ({1: 2, 3: 4}, {3: 4, 1: 2})),
+        *((th.zeros(1), th.zeros(1, dtype=th.bfloat16)), ([[1, 2.0]], [[1, 2]]), (Point(1, 2), (1, 2)), (math.nan, 0.0)),
+    ],
+    ids=repr,
+)
+def test_the_comparison_of_these_tests_tells_values_apart(a, b):
+    assert is_same(a, a)
+    assert is_same(b, b)
+    assert not is_same(a, b)
+
+
+number_dtypes = st.sampled_from(sorted(NUMBERS)).map(np.dtype)
+
+
+arrays = hnp.arrays(number_dtypes, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+
+
+hashables = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary()
+hashables |= st.sampled_from([*INTS, *FLOATS, *STRINGS])
+
+
+in_sets = hashables.filter(
+    lambda value: not isinstance(value, float) or not math.isnan(value)
+)  # NaN is in no set twice, nor found there
+
+
+leaves = hashables | arrays | arrays.filter(lambda a: a.size).map(lambda a: a.reshape(-1)[0])
+
+
+long_lists = st.lists(st.integers() | st.booleans(), min_size=SHORTEST_PACKED) | st.lists(
+    st.floats(), min_size=SHORTEST_PACKED
+)
+
+
+def containers(parts):
+    return (
+        st.lists(parts, max_size=4)
+        | st.lists(parts, max_size=4).map(tuple)
+        | st.builds(deque, st.lists(parts, max_size=4), st.none() | st.integers(4, 9))
+        | st.sets(in_sets, max_size=4)
+        | st.frozensets(in_sets, max_size=4)
+        | st.dictionaries(hashables | st.frozensets(hashables, max_size=2), parts, max_size=4)
+    )
+
+
+def named_containers(parts):
+    return containers(parts) | st.dictionaries(hashables, parts, max_size=4).map(OrderedDict) | st.builds(Point, parts, parts)
+
+
+plain_values = st.recursive(leaves | long_lists, containers, max_leaves=12)
+
+
+values = st.recursive(leaves | long_lists | st.binary().map(bytearray), named_containers, max_leaves=12)
+
+
+@given(values)
+def test_any_value_comes_back_alike_where_its_like_is(value):
+    assert is_same(round_trip(value, live=copy.deepcopy(value)), value)
+
+
+@given(plain_values)
+def test_any_plain_value_comes_back_where_nothing_is(value):
+    assert is_same(round_trip(value), value)
+
+
+@given(values)
+def test_recording_changes_nothing_of_the_value(value):
+    before = copy.deepcopy(value)
+    encode(value)
+    assert is_same(value, before)
+
+
+@given(values)
+def test_the_same_value_is_recorded_the_same_way_twice(value):
+    (first, encoder), (second, again) = encode(value), encode(value)
+    assert fingerprint(first, encoder.arrays) == fingerprint(second, again.arrays)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: [1], dict, set, lambda: deque([1]), lambda: np.zeros(2), lambda: th.zeros(2), lambda: bytearray(b"a")),
+        *(lambda: [0.5] * 20, lambda: defaultdict(int), lambda: np.random.default_rng(0), lambda: random.Random(0)),
+    ],
+    ids=["list", "dict", "set", "deque", "array", "tensor", "bytearray", "packed", "defaultdict", "Generator", "Random"],
+)
+def test_what_is_met_twice_stays_one(make):
+    shared, live = make(), make()
+    back = round_trip({"a": shared, "b": [shared, make()]}, live={"a": live, "b": [live, make()]})
+    assert back["a"] is back["b"][0]
+    assert back["a"] is not back["b"][1]
+
+
+def test_equal_values_that_are_not_the_same_stay_two():
+    first, second = round_trip([np.zeros(2), np.zeros(2)])
+    first += 1
+    assert second.tolist() == [0, 0]
+
+
+def test_temporary_values_are_not_taken_for_one_another():
+    class Fleeting:
+        def __iter__(self):
+            return ([index] for index in range(50))
+
+    nodes = Encoder(CODECS).encode_all(Fleeting(), "v")
+    assert nodes == [{"list": [index]} for index in range(50)]
+
+
+def test_every_array_of_a_recorder_is_referred_to():
+    encoder = Encoder(CODECS)
+    node = encoder.encode([np.zeros(1), {"a": th.ones(2)}, [0.5] * 9, b"ab", np.float32(1), np.random.default_rng(0)], "v")
+    text = json.dumps(node)
+    assert all(f'"{path}"' in text for path in encoder.arrays)
+    assert len(encoder.arrays) == 5
+
+
+def test_a_recorder_that_does_not_descend_leaves_objects_alone_and_nothing_else():
+    encoder = Encoder(CODECS, deep=False)
+    parts = {"thing": Thing(x=1), "array": np.zeros(1), "row": [2], "net": th.nn.Linear(1, 1), "rng": random.Random(0)}
+    nodes = {name: encoder.encode(part, name) for name, part in parts.items()}
+    assert nodes["thing"] == LIVE
+    assert nodes["row"] == {"list": [2]}
+    assert {next(iter(nodes[name])) for name in ("array", "net", "rng")} == {"array", "module", "random"}
+    assert "array" in encoder.arrays
+    assert not encoder.unsupported
+
+
+def test_absorbed_arrays_and_opaque_parts_get_a_prefix():
+    encoder = Encoder(CODECS)
+    encoder.merge({"a": np.zeros(1)}, {"b": "c.D"}, prefix="p/")
+    assert encoder.arrays.keys() == {"p/a"}
+    assert encoder.unsupported == {"p/b": "c.D"}
+
+
+KINDS = [*(kind for codec in CODECS for kind in codec.kinds), "same", "changed"]
+
+
+def test_what_is_not_recorded_stays_as_it_is():
+    assert round_trip([len, 1], [max, 0]) == [max, 1]
+    assert round_trip({"a": len}, {"a": max}) == {"a": max}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        *({}, {"": 1}, {"unknown": 1}, {"__class__": 1}, {"eval": "1"}, {"LIST": []}, {"pickle": "x"}, {"object ": "a"}),
+        *(
+            {"list": 5},
+            {"list": None},
+            {"list": "missing"},
+            {"tuple": 1.5},
+            {"set": {}, "x": 1} | {"set": 5},
+            {"set": [{"list": []}]},
+        ),
+        *({"frozenset": [{"dict": []}]}, {"deque": []}, {"deque": [], "maxlen": -1}, {"deque": [], "maxlen": "x"}),
+        *({"deque": [], "maxlen": 1.5}, {"deque": [], "maxlen": 10**30}, {"deque": None, "maxlen": None}),
+        *(
+            {"dict": 1},
+            {"dict": [1]},
+            {"dict": [[1]]},
+            {"dict": [[1, 2, 3]]},
+            {"dict": [[{"list": []}, 1]]},
+            {"dict": {"a": 1}},
+        ),
+        *({"float": "x"}, {"float": None}, {"float": {}}, {"float": []}, {"float": HUGE}, {"float": -HUGE}),
+        *({"array": "missing"}, {"array": None}, {"array": []}, {"array": {}}, {"array": 5}),
+        *({"scalar": "missing"}, {"scalar": []}, {"bytes": "missing"}, {"bytes": {}}, {"enum": "A"}, {"enum": None}),
+        *(
+            {"tensor": "missing", "dtype": "float32"},
+            {"tensor": "a"},
+            {"tensor": {}, "dtype": "float32"},
+            {"tensor": [], "dtype": 1},
+        ),
+        *({"same": "unknown"}, {"same": "v"}, {"same": None}, {"same": []}, {"same": {}}, {"live": None}, {"live": {"a": 1}}),
+        *({"generator": "PCG65", "state": {}}, {"generator": "PCG64"}, {"generator": "PCG64", "state": None}),
+        *({"generator": "default_rng", "state": {}}, {"generator": "seed", "state": 1}, {"generator": [], "state": 1}),
+        *(
+            {"generator": "PCG64", "state": {"dict": []}},
+            {"generator": "MT19937", "state": {"dict": [["bit_generator", "PCG64"]]}},
+        ),
+        *({"random_state": None}, {"random_state": {}}, {"random_state": {"dict": []}}, {"random_state": {"tuple": [1, 2]}}),
+        *({"random": None}, {"random": 5}, {"random": {"tuple": []}}, {"random": {"tuple": [3, {"tuple": []}, None]}}),
+        *({"random": {"tuple": [3, {"tuple": [-1] * 625}, None]}}, {"random": {"tuple": [3, {"tuple": [HUGE] * 625}, None]}}),
+        *(
+            {"random": {"tuple": [9, {"tuple": [1] * 625}, None]}},
+            {"random": {"tuple": [3, {"tuple": [1] * 624 + [999]}, None]}},
+        ),
+        *({"torch_generator": None}, {"torch_generator": 5}, {"torch_generator": {"tensor": "a", "dtype": "float32"}}),
+        *(
+            {"space": []},
+            {"space": None},
+            {"module": {}},
+            {"module": None},
+            {"module": {"dict": []}},
+            {"optimizer": {"dict": []}},
+        ),
+        *({"object": None}, {"object": "builtins.NoneType"}, {"object": "builtins.NoneType", "state": {}}, {"object": []}),
+        *({"object": "os.system", "state": {}}, {"object": "builtins.eval", "state": {"a": 1}}),
+    ],
+    ids=lambda node: repr(node)[:70],
+)
+def test_a_node_that_no_recorder_makes_is_a_mismatch(node):
+    with pytest.raises(MismatchError):
+        decode(node, None, a=np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict", "object"])
+@pytest.mark.parametrize("depth", [10, 300, 5000])
+def test_a_node_of_any_depth_is_restored_or_a_mismatch(kind, depth):
+    node, live = 1, Thing()
+    live.x = live
+    for _ in range(depth):
+        content = {"dict": [[1, node]], "object": qualified_name(Thing)}.get(kind, [node])
+        node = {kind: content, "state": {"x": node}} if kind == "object" else {kind: content}
+    if depth == 5000:
+        with pytest.raises(MismatchError):
+            decode(node, live)
+    else:
+        assert restore_or_mismatch(node, live, {}) >= (depth == 10)
+
+
+@pytest.mark.parametrize("name", ["method", "of_class", "__init__", "__class__", "__setattr__", "__reduce__", "__eq__"])
+@pytest.mark.parametrize("node", [5, None, "x", {"list": []}, {"live": None}], ids=repr)
+def test_a_node_cannot_hide_a_method(name, node):
+    live = Thing(x=1)
+    with pytest.raises(MismatchError):
+        decode(object_of(live, **{name: node}), live)
+    assert vars(live) == {"x": 1}
+
+
+@pytest.mark.parametrize("node", [5, None, {"dict": []}, {"live": None}], ids=repr)
+def test_a_node_cannot_take_the_place_of_a_function_that_an_object_has(node):
+    live = Thing(f=len)
+    with pytest.raises(MismatchError):
+        decode(object_of(live, f=node), live)
+    assert live.f is len
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "__dict__",
+        "__doc__",
+        "__module__",
+        "__weakref__",
+        "__slots__",
+        "__deepcopy__",
+        "__array__",
+        "__wrapped__",
+        "__getattr__",
+    ],
+)
+def test_a_node_cannot_set_a_name_of_pythons_own(name):
+    live = Thing(x=1)
+    with pytest.raises(MismatchError):
+        decode(object_of(live, **{name: 5}), live)
+    assert vars(live) == {"x": 1}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a.b", "1a", "a/b", "x\0", "a-b", "\ud800", "()"], ids=repr)
+def test_a_name_that_is_no_identifier_is_a_mismatch(name):
+    live = Thing(x=1)
+    with pytest.raises(MismatchError):
+        decode(object_of(live, **{name: 5}), live)
+    assert vars(live) == {"x": 1}
+
+
+def test_a_node_cannot_lend_a_function_another_name():
+    live = Thing(hooks=[len], x=1)
+    node = object_of(live, hooks={"list": [{"live": None}]}, __deepcopy__={"same": "v/hooks/0"})
+    with pytest.raises(MismatchError):
+        decode(node, live)
+    assert "__deepcopy__" not in vars(live)
+
+
+class Trap(Thing):
+    """Fails the test if anything is called on it."""
+
+    def __init__(self):
+        vars(self).update(x=1, row=[0], part=Thing(y=1), hooks=[self.hook])
+
+    def hook(self, *args):
+        raise AssertionError("called")
+
+    __call__ = __setattr__ = __len__ = __iter__ = hook
+    run = reset = seed = close = set_state = hook
+
+
+LIVES = {
+    "None": lambda: None,
+    "int": lambda: 5,
+    "str": lambda: "text",
+    "list": lambda: [1, [2], Thing(x=1)],
+    "tuple": lambda: (1, Point(1, 2)),
+    "dict": lambda: {"x": 1, "y": {"a": 2}},
+    "ordered": lambda: OrderedDict(a=1),
+    "deque": lambda: deque([1], 5),
+    "point": lambda: Point(1, [2]),
+    "array": lambda: np.zeros((2, 3)),
+    "window": lambda: np.frombuffer(bytearray(24), np.float64),
+    "tensor": lambda: th.zeros(2, 3),
+    "generator": lambda: np.random.default_rng(0),
+    "random_state": lambda: np.random.RandomState(0),
+    "random": lambda: random.Random(0),
+    "torch_generator": th.Generator,
+    "space": lambda: gym.spaces.Dict(a=gym.spaces.Discrete(3), b=gym.spaces.Tuple([gym.spaces.Discrete(2)])),
+    "module": lambda: th.nn.Linear(2, 2),
+    "optimizer": lambda: th.optim.Adam(th.nn.Linear(2, 2).parameters()),
+    "thing": lambda: Thing(x=1, part=Thing(y=2), row=[1, 2]),
+    "own": OwnState,
+    "trap": Trap,
+    "enum": lambda: Mood.CALM,
+    "function": lambda: lambda: None,
+    "class": lambda: Thing,
+}
+
+
+ARRAYS = {
+    "a": np.zeros(3, np.float32),
+    "b": np.array(7),
+    "c": np.zeros((2, 0), bool),
+    "s": np.arange(624, dtype=np.uint32),
+    "t": np.zeros(5056, np.uint8),
+}
+
+
+names = st.sampled_from(
+    [
+        *ARRAYS,
+        *KINDS,
+        *BIT_GENERATORS,
+        "x",
+        "row",
+        "part",
+        "v",
+        "v/0",
+        "v/x",
+        "dtype",
+        "bfloat16",
+        "state",
+        "own",
+        "maxlen",
+        "key",
+    ]
+) | st.sampled_from(
+    [*(qualified_name(type(make())) for make in LIVES.values()), "bit_generator", "pos", "CALM", "__class__", "nan"]
+)
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | names
+    | st.sampled_from([HUGE, -HUGE, 2**64])
+)
+
+
+def dicts_of(parts):
+    def kinds(kind):
+        more = st.dictionaries(st.sampled_from(["state", "dtype", "maxlen", "own"]) | names, parts, max_size=3)
+        return st.builds(lambda content, rest: {kind: content} | rest, parts, more)
+
+    pairs = st.lists(st.lists(parts, min_size=2, max_size=2), max_size=3).map(lambda items: {"dict": items})
+    objects = st.builds(
+        lambda name, state: {"object": name, "state": state},
+        names,
+        st.dictionaries(names | st.text(max_size=3), parts, max_size=3),
+    )
+    return st.sampled_from(list(KINDS)).flatmap(kinds) | pairs | objects
+
+
+json_values = st.recursive(
+    scalars,
+    lambda parts: st.lists(parts, max_size=4) | dicts_of(parts) | st.dictionaries(names, parts, max_size=3),
+    max_leaves=10,
+)
+
+
+def restore_or_mismatch(node, live, arrays):
+    decoder = Decoder(CODECS, {name: array.copy() for name, array in arrays.items()})
+    try:
+        decoder.decode(json.loads(json.dumps(node)), live, "v")
+    except MismatchError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", LIVES)
+@settings(max_examples=15)
+@given(node=dicts_of(json_values))
+def test_any_json_is_restored_or_a_mismatch(kind, node):
+    restore_or_mismatch(node, LIVES[kind](), ARRAYS)
+    assert Thing.constant == 3
+    assert [*Mood] == [Mood.CALM, Mood.WILD]
+
+
+def rich_value():
+    return Thing(
+        row=[1, (2.5, None), {3}, deque([4], 5)],
+        long=[0.5] * 9,
+        table={"a": np.arange(3), ("b", 1): th.ones(2, dtype=th.bfloat16), "p": Point(1, b"x")},
+        rng=[np.random.default_rng(1), generator_of("MT19937", 1), random.Random(1), np.random.RandomState(1)],
+        torch=th.Generator(),
+        space=gym.spaces.Tuple([gym.spaces.Discrete(2, seed=1)]),
+        learns=[network := th.nn.Linear(1, 1), th.optim.Adam(network.parameters())],
+        mood=Mood.WILD,
+        own=OwnState({"a": 1}),
+        shared=[network],
+    )
+
+
+def places_in(node, path=()):
+    yield path
+    for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+        yield from places_in(node[key], (*path, key))
+
+
+RICH = sent(rich_value())
+
+
+PLACES = [place for place in places_in(RICH[0]) if len(place) < 9]
+
+
+@given(place=st.sampled_from(PLACES[1:]), change=st.sampled_from(["replace", "delete", "rename"]), value=json_values)
+def test_a_recorded_node_with_one_place_changed_is_restored_or_a_mismatch(place, change, value):
+    node, arrays = copy.deepcopy(RICH[0]), RICH[1]
+    *way, last = place
+    parent = node
+    for key in way:
+        parent = parent[key]
+    if change == "replace" or isinstance(parent, list):
+        parent[last] = value
+    else:
+        content = parent.pop(last)
+        if change == "rename":
+            parent[json.dumps(value)[:9]] = content
+    restore_or_mismatch(node, rich_value(), arrays)
+
+
+@given(name=st.sampled_from(sorted(RICH[1])), other=st.sampled_from(sorted(RICH[1])))
+def test_arrays_under_each_others_names_are_restored_or_a_mismatch(name, other):
+    restore_or_mismatch(RICH[0], rich_value(), RICH[1] | {name: RICH[1][other], other: RICH[1][name]})
+
+
+@given(name=st.sampled_from(sorted(RICH[1])))
+def test_a_missing_array_is_a_mismatch(name):
+    arrays = {path: array for path, array in RICH[1].items() if path != name}
+    assert not restore_or_mismatch(RICH[0], rich_value(), arrays)
+
+
+def test_the_unchanged_node_is_restored():
+    live = rich_value()
+    live.row, live.rng[0] = None, np.random.default_rng(9)
+    assert restore_or_mismatch(*RICH[:1], live, RICH[1])
+    assert live.row == [1, (2.5, None), {3}, deque([4], 5)]
+    assert live.rng[0].random() == np.random.default_rng(1).random()
+
+
+def test_what_is_not_recorded_must_be_there():
+    with pytest.raises(MismatchError):
+        decode(LIVE, None)
+    assert decode(LIVE, len) is len

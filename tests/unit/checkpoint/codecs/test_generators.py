@@ -1,0 +1,168 @@
+"""Generators of random numbers, and spaces."""
+
+import random
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from helpers.codecs import HUGE, decode, generator_of, round_trip, sent
+
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.generators import BIT_GENERATORS
+from sb3_trpo.checkpoint.codecs.registry import CODECS
+
+
+def draws_of_numpy(generator):
+    uneven = [generator.integers(0, 100, 3, dtype=np.uint8).tolist(), int(generator.integers(0, 2**31, dtype=np.int32))]
+    return [generator.random(), *uneven, generator.standard_normal(5).tolist(), generator.permutation(9).tolist()]
+
+
+@pytest.mark.parametrize("kind", BIT_GENERATORS)
+@pytest.mark.parametrize("n_drawn", [0, 1, 7, 1000])
+def test_a_generator_goes_on_where_it_was(kind, n_drawn):
+    value, live = generator_of(kind, 1), generator_of(kind, 2)
+    for _ in range(n_drawn):
+        value.integers(0, 5, dtype=np.int32)
+        value.standard_normal()
+    assert round_trip(value, live) is live
+    assert draws_of_numpy(live) == draws_of_numpy(value)
+
+
+@pytest.mark.parametrize("kind", BIT_GENERATORS)
+@pytest.mark.parametrize("live", [None, 5, "other"])
+def test_a_generator_is_made_where_there_is_none_of_its_kind(kind, live):
+    value = generator_of(kind, 1)
+    value.random(5)
+    if live == "other":
+        live = generator_of(BIT_GENERATORS[BIT_GENERATORS.index(kind) - 1], 3)
+    back = round_trip(value, live)
+    assert back is not live
+    assert type(back.bit_generator).__name__ == kind
+    assert draws_of_numpy(back) == draws_of_numpy(value)
+
+
+@pytest.mark.parametrize("kind", BIT_GENERATORS)
+def test_recording_a_generator_does_not_draw_from_it(kind):
+    value, twin = generator_of(kind, 1), generator_of(kind, 1)
+    sent(value)
+    assert draws_of_numpy(value) == draws_of_numpy(twin)
+
+
+@pytest.mark.parametrize("n_drawn", [0, 1, 700])
+def test_a_random_state_goes_on_where_it_was(n_drawn):
+    value, live = np.random.RandomState(1), np.random.RandomState(2)
+    value.standard_normal(n_drawn)  # an odd number leaves one of a pair behind
+    assert round_trip(value, live) is live
+    assert live.standard_normal(1001).tolist() == value.standard_normal(1001).tolist()
+    assert round_trip(value, None).randint(0, 2**31, 9).tolist() == value.randint(0, 2**31, 9).tolist()
+
+
+@pytest.mark.parametrize("n_drawn", [0, 1, 700])
+def test_a_random_of_python_goes_on_where_it_was(n_drawn):
+    value, live = random.Random(1), random.Random(2)
+    for _ in range(n_drawn):
+        value.gauss(0, 1)
+    assert round_trip(value, live) is live
+    assert [live.gauss(0, 1) for _ in range(9)] == [value.gauss(0, 1) for _ in range(9)]
+    assert round_trip(value, None).sample(range(99), 50) == value.sample(range(99), 50)
+
+
+@pytest.mark.parametrize("n_drawn", [0, 1, 700])
+def test_a_generator_of_torch_goes_on_where_it_was(n_drawn):
+    value, live = th.Generator().manual_seed(1), th.Generator().manual_seed(2)
+    th.randn(n_drawn, generator=value)
+    assert round_trip(value, live) is live
+    assert th.randn(99, generator=live).tolist() == th.randn(99, generator=value).tolist()
+    assert th.rand(9, generator=round_trip(value, None)).tolist() == th.rand(9, generator=value).tolist()
+
+
+def test_a_generator_that_two_share_stays_shared():
+    shared = np.random.default_rng(1)
+    back = round_trip([shared, {"a": shared}], [None, {}])
+    assert back[0] is back[1]["a"]
+
+
+def nested_space(seed):
+    inner = gym.spaces.Dict(
+        box=gym.spaces.Box(-1, 1, (2,)), pair=gym.spaces.Tuple((gym.spaces.Discrete(9), gym.spaces.MultiBinary(4)))
+    )
+    space = gym.spaces.Tuple((inner, gym.spaces.MultiDiscrete([3, 4]), gym.spaces.Sequence(gym.spaces.Discrete(5))))
+    space.seed(seed)
+    return space
+
+
+def test_nested_spaces_draw_on_where_they_were():
+    value, live = nested_space(1), nested_space(2)
+    value.sample()
+    low = live[0]["box"].low
+    assert round_trip(value, live) is live
+    assert repr([live.sample() for _ in range(5)]) == repr([value.sample() for _ in range(5)])
+    assert live[0]["box"].low is low
+
+
+def test_bounds_of_a_space_stay_the_scripts():
+    value, live = gym.spaces.Box(-1, 1, (2,), seed=1), gym.spaces.Box(-5, 5, (2,), seed=2)
+    round_trip(value, live)
+    assert live.low.tolist() == [-5, -5]
+    value.low, value.high = live.low, live.high
+    assert live.np_random.random() == value.np_random.random()
+
+
+def test_a_space_that_has_not_drawn_yet_has_no_generator_after_it_either():
+    value, live = gym.spaces.Discrete(3), gym.spaces.Discrete(3, seed=1)
+    round_trip(value, live)
+    assert live._np_random is None
+
+
+def test_a_space_of_other_parts_is_a_mismatch():
+    value = gym.spaces.Tuple([gym.spaces.Discrete(2)] * 2)
+    with pytest.raises(MismatchError, match="2 parts"):
+        round_trip(value, gym.spaces.Tuple([gym.spaces.Discrete(2)]))
+
+
+@pytest.mark.parametrize("name", ["seed", "default_rng", "RandomState", "rand", "test"])
+def test_a_node_cannot_name_what_is_called_to_make_a_generator(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(np.random, name, lambda *args: calls.append(name))
+    with pytest.raises(MismatchError):
+        decode({"generator": name, "state": {"dict": []}})
+    assert calls == []
+
+
+def numbers_of(kind, **changes):
+    state = generator_of(kind, 1).bit_generator.state
+    state["state"].update({name: value for name, value in changes.items() if name in state["state"]})
+    state.update({name: value for name, value in changes.items() if name in state and name != "state"})
+    encoder = Encoder(CODECS)
+    return {"generator": kind, "state": encoder.encode(state, "s")}, encoder.arrays
+
+
+@pytest.mark.parametrize("value", [HUGE, -1, "x", None, 1.5, [], 2**128], ids=lambda value: repr(value)[:9])
+@pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM"])
+@pytest.mark.parametrize("name", ["inc", "uinteger", "has_uint32", "bit_generator"])
+def test_absurd_numbers_for_a_generator_raise_nothing_but_mismatches(kind, name, value):
+    node, arrays = numbers_of(kind, **{name: value})
+    try:
+        back = Decoder(CODECS, arrays).decode(node, None, "v")
+    except MismatchError:
+        return
+    assert 0 <= back.random() < 1
+
+
+@pytest.mark.parametrize("place", [-1, -(2**30), 625, 2**30])
+def test_a_generator_that_would_read_beyond_its_memory_is_a_mismatch(place):
+    for kind, name in (("MT19937", "pos"), ("Philox", "buffer_pos")):
+        node, arrays = numbers_of(kind, **{name: place})
+        with pytest.raises(MismatchError):
+            Decoder(CODECS, arrays).decode(node, None, "v")
+
+
+@pytest.mark.parametrize("place", [-1, -(2**30), 625, 2**30])
+def test_a_random_state_that_would_read_beyond_its_memory_is_a_mismatch(place):
+    state = np.random.RandomState(1).get_state(legacy=False)
+    state["state"]["pos"] = place
+    encoder = Encoder(CODECS)
+    node = {"random_state": encoder.encode(state, "s")}
+    with pytest.raises(MismatchError):
+        Decoder(CODECS, encoder.arrays).decode(node, None, "v")

@@ -1,0 +1,74 @@
+"""Plain values."""
+
+import enum
+import json
+import math
+
+import pytest
+from helpers.codecs import Mood, decode, encode, is_same, round_trip
+
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.registry import CODECS
+
+FLOATS = [0.0, -0.0, 1.5, math.inf, -math.inf, math.nan, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1]
+
+
+INTS = [0, -1, 2**31, 2**63 - 1, -(2**63), 2**63, 2**64, -(2**100), 10**300]
+
+
+STRINGS = ["", "plain", "a/b", "/", "\0", "\ud800", "\udfff\ud800", "ü", "\U0001f600", '"\\', "live", "nan"]
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@pytest.mark.parametrize("value", [None, True, False, *INTS, *FLOATS, *STRINGS, b"", b"\0\xff" * 5], ids=repr)
+def test_a_scalar_comes_back_alone_and_in_a_list(value):
+    assert is_same(round_trip(value), value)
+    assert is_same(round_trip([value, [value]]), [value, [value]])
+
+
+def test_an_integer_that_python_would_not_read_from_text_is_reported():
+    encoder = Encoder(CODECS)
+    encoder.encode([2**8000, 10**5000], "v")
+    assert encoder.unsupported == {"v/1": "builtins.int"}
+    assert round_trip(2**8000) == 2**8000
+
+
+def test_json_of_a_node_is_strict_json():
+    node, _ = encode([math.nan, math.inf, -math.inf])
+    assert is_same(
+        Decoder(CODECS, {}).decode(json.loads(json.dumps(node, allow_nan=False)), None, "v"), [math.nan, math.inf, -math.inf]
+    )
+
+
+def test_a_bytearray_stays_one_where_one_is_and_can_be_changed():
+    back = round_trip(bytearray(b"abc"), live=bytearray())
+    back.append(1)
+    assert type(back) is bytearray
+    assert back == b"abc\x01"
+
+
+@pytest.mark.parametrize("value", [*Mood, *Level, Right.READ, Right.READ | Right.WRITE, Right(0)], ids=repr)
+def test_a_member_of_an_enumeration_comes_back_itself(value):
+    assert round_trip(value, live=next(iter(type(value)))) is value
+
+
+def test_members_of_enumerations_as_keys_and_in_sets_come_back():
+    value = {"moods": {Mood.CALM: 1, Mood.WILD: 2}, "levels": {Level.LOW}}
+    live = {"moods": {Mood.CALM: 0, Mood.WILD: 0}, "levels": {Level.LOW}}
+    assert is_same(round_trip(value, live), value)
+
+
+def test_an_enumeration_has_no_other_members():
+    for name in ("SAD", "__class__", "mro", None, 5, []):
+        with pytest.raises(MismatchError):
+            decode({"enum": name}, Mood.CALM)
+    assert decode({"enum": "WILD"}, Mood.CALM) is Mood.WILD

@@ -1,0 +1,120 @@
+import os
+import re
+import signal
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from helpers.contract_tools import same_parameters
+
+from sb3_trpo import TRPO
+from sb3_trpo.checkpoint.run_folder import sole_owner
+from sb3_trpo.zoo.algorithms import config_file
+from sb3_trpo.zoo.experiment import envs_of_rank, is_seed_given
+
+CARTPOLE = ("train", "--algo", "trpo", "--env", "CartPole-v1")
+SEARCH = ("-optimize", "--n-trials", 2, "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0,
+          "--n-startup-trials", 1)  # fmt: skip
+
+
+def test_training_uses_our_class_and_our_settings(trained):
+    model = TRPO.load(trained / "CartPole-v1.zip")
+    settings = yaml.safe_load(config_file("trpo").read_text())["CartPole-v1"]
+    assert model.policy_class.__module__ == "sb3_trpo.policies"
+    assert (model.n_steps, model.batch_size, model.n_envs) == (settings["n_steps"], settings["batch_size"], settings["n_envs"])
+    assert model.n_critic_updates == 2
+    assert {path.name for path in trained.iterdir()} >= {"best_model.zip", "rl_model_1000_steps.zip", "evaluations.npz"}
+
+
+def test_other_algorithms_keep_rl_zoos_settings(run_zoo, tmp_path, capsys):
+    run_zoo("train", "--algo", "a2c", "--env", "CartPole-v1", "-n", 10, "-f", tmp_path, "--eval-freq", -1)
+    assert f"hyperparams{os.sep}a2c.yml" in capsys.readouterr().out
+
+
+def test_schedules_in_a_configuration_become_functions(run_zoo, tmp_path):
+    (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 32, batch_size: 32}")
+    run_zoo(*CARTPOLE, "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml",
+            "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'")  # fmt: skip
+    model = TRPO.load(tmp_path / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
+    assert (model.target_kl(0.5), model.ent_coef(0.25)) == (0.02, 0.0025)
+    assert model.n_steps == 32, "--conf-file takes precedence over our own settings"
+
+
+def checkpointed(folder) -> str:
+    return f"callback:{{'sb3_trpo.checkpoint.ResumableCheckpoint': dict(folder='{folder}', every=1)}}"
+
+
+def test_a_search_runs_our_class_and_makes_no_checkpoints(run_zoo, tmp_path, monkeypatch):
+    built, setup = [], TRPO._setup_model
+    monkeypatch.setattr(TRPO, "_setup_model", lambda self: built.append(self.target_kl) or setup(self))
+    run_zoo(*CARTPOLE, "-n", 300, "-f", tmp_path, *SEARCH, "-params", checkpointed(tmp_path / "run"))
+    assert len(built) == 2
+    assert built[0] != built[1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_stopped_resumes_in_its_folder_with_its_seed(run_zoo, tmp_path, monkeypatch):
+    common = (*CARTPOLE, "-n", 8192, "--eval-freq", 1000)
+    run_zoo(*common, "--seed", 5, "-f", tmp_path / "whole")
+    pieces = (*common, "-f", tmp_path / "pieces", "-params", checkpointed(tmp_path / "runs" / "{env}"))
+    train, updates = TRPO.train, []
+
+    def train_and_be_stopped(model):
+        train(model)
+        updates.append(model._n_updates)
+        if len(updates) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TRPO, "train", train_and_be_stopped)
+    run_zoo(*pieces, "--seed", 5)
+    assert updates == [1, 2]
+    run_zoo(*pieces)
+    assert updates == [1, 2, 3, 4]
+    assert [path.name for path in (tmp_path / "pieces" / "trpo").iterdir()] == ["CartPole-v1_1"]
+    runs = [tmp_path / name / "trpo" / "CartPole-v1_1" for name in ("whole", "pieces")]
+    whole, resumed = (TRPO.load(run / "CartPole-v1.zip") for run in runs)
+    assert same_parameters(whole.policy, resumed.policy)
+    assert resumed.seed == 5
+    results = [np.load(run / "evaluations.npz")["results"].tolist() for run in runs]
+    assert results[0] == results[1]
+    monitors = [[row.split(",")[:2] for row in (run / "0.monitor.csv").read_text().splitlines()[1:]] for run in runs]
+    assert monitors[0] == monitors[1]
+
+
+def test_a_run_under_way_is_not_touched_by_a_second_one(run_zoo, tmp_path):
+    arguments = (*CARTPOLE, "-n", 1024, "--eval-freq", -1, "-f", tmp_path / "logs")
+    with sole_owner(tmp_path / "run"), pytest.raises(RuntimeError, match="Another run"):
+        run_zoo(*arguments, "-params", checkpointed(tmp_path / "run"))
+    assert not (tmp_path / "logs" / "trpo").exists()
+
+
+def test_the_checkpoint_callback_that_the_configuration_shows_works(run_zoo, tmp_path):
+    (shown,) = re.findall(r"^# +callback:\n(?:# .*\n)+", config_file("trpo").read_text(), re.MULTILINE)
+    text = re.sub("^# ", "", shown, flags=re.MULTILINE)
+    assert "ResumableCheckpoint" in text
+    settings = yaml.safe_load(text) | {"policy": "MlpPolicy", "n_timesteps": 64, "n_steps": 32, "batch_size": 32}
+    (tmp_path / "conf.yml").write_text(yaml.safe_dump({"CartPole-v1": settings}))
+    run_zoo(*CARTPOLE, "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml")
+    assert len([*tmp_path.glob("runs/CartPole-v1/checkpoint-*")]) == 1
+
+
+def test_a_folder_that_names_the_seed_needs_one(run_zoo, tmp_path):
+    arguments = (*CARTPOLE, "-n", 64, "--eval-freq", -1, "-f", tmp_path / "logs")
+    with pytest.raises(ValueError, match="give --seed"):
+        run_zoo(*arguments, "-params", checkpointed(tmp_path / "{env}-{seed}"))
+    run_zoo(*arguments, "--seed", 7, "-params", checkpointed(tmp_path / "{env}-{seed}"))
+    assert (tmp_path / "CartPole-v1-7" / "rl_zoo.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_given"), [(["--seed", "3"], True), (["--seed=0"], True), (["--seed", "-1"], False), ([], False)]
+)
+def test_a_negative_seed_is_none(arguments, is_given, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo train", "--algo", "trpo", *arguments])
+    assert is_seed_given() == is_given
+
+
+@pytest.mark.parametrize(("rank", "share"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
+def test_each_rank_creates_its_share_of_the_environments(rank, share):
+    assert envs_of_rank(list, rank, 3, [*range(6)]) == share

@@ -1,0 +1,30 @@
+"""The package itself: its public names, and the command that it is."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sb3_trpo.zoo
+from sb3_trpo.zoo import algorithms, experiment, masking, patches, reporting, search_spaces
+
+
+def test_public_names_come_from_their_modules():
+    homes = (algorithms, experiment, masking, patches, reporting, search_spaces, sys.modules["sb3_trpo.zoo.command"])
+    assert set(sb3_trpo.zoo.__all__) == sb3_trpo.zoo.HOMES.keys()
+    for name in sb3_trpo.zoo.__all__:
+        found = getattr(sb3_trpo.zoo, name)
+        assert any(found is getattr(home, name, None) for home in homes), name
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ImportError, match="cannot import name 'screens'"):
+        from sb3_trpo.zoo import screens  # noqa: F401
+
+
+def test_the_module_runs_as_a_command(tmp_path):
+    command = [sys.executable, "-c", "import runpy, sys; sys.argv = ['zoo', 'train', '--help']; "
+               "runpy.run_module('sb3_trpo.zoo', run_name='__main__')"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--conf-file" in done.stdout
