@@ -51,7 +51,7 @@ class TRPO(TrainingLoop):
     :param line_search_shrinking_factor: ratio of successive step sizes that the line search tries, in (0, 1)
     :param line_search_max_iter: largest number of step sizes that the line search tries
     :param n_critic_updates: epochs of the critic per update. sb3-contrib uses 10; 20 was better on five of seven tasks and
-        worse on Hopper, in the mean of four seeds (``benchmarks/plans/defaults.yml``)
+        worse on Hopper, in the mean of four seeds (``benchmarks/learning/plans/defaults.yml``)
     :param gae_lambda: bias-variance trade-off of generalized advantage estimation (arXiv:1506.02438)
     :param use_sde: whether to explore with generalized state-dependent noise (gSDE, arXiv:2005.05719); Box actions only
     :param sde_sample_freq: steps between two samples of the gSDE noise matrix; -1 samples once per rollout
