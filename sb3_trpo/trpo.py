@@ -58,7 +58,7 @@ class TRPO(TrainingLoop):
     :param rollout_buffer_class: class of the rollout buffer, ``None`` for SB3's
     :param rollout_buffer_kwargs: further keywords of the rollout buffer
     :param normalize_advantage: whether to standardize the advantages over the batch
-    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule. 0.01 as in the paper (Appendix E)
+    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule; the 0.01 of the paper (App. E)
     :param sub_sampling_factor: k, to use only every k-th transition for the policy, also when the KL is bounded
     :param stats_window_size: number of episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for no log
@@ -69,7 +69,7 @@ class TRPO(TrainingLoop):
     :param _init_setup_model: whether to make the networks at once
     :param fisher_subsampling: k, to use only every k-th of those transitions in the Fisher matrix, which makes its products k
         times as cheap. The paper uses 10 (Appendix C.1); 1 is exact
-    :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib compares the absolute one with 1e-5
+    :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib has 1e-5, absolute
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` for none, as in sb3-contrib, which saves 0
     :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` to choose by observation size
