@@ -6,7 +6,6 @@ SB3's on-policy algorithm, with what surrounds an update: spaces, ranks, the loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,8 +21,9 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.callbacks import lifecycle_of
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.extras import require_for_learning
-from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.consistency import require_same, shapes_of
@@ -31,8 +31,8 @@ from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
-from sb3_trpo.rollouts.environment import RolloutEnv, collect_by, keep_as_seen
-from sb3_trpo.rollouts.fast_collector import can_collect, collect
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
 from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
@@ -63,6 +63,10 @@ class TrainingLoop(OnPolicyAlgorithm):
     }
     rollout_reader: ClassVar[type[RolloutReader]] = TransitionReader
     """How an update reads the rollout buffer."""
+    acting_policies: ClassVar[ActingPolicies] = CORE_ACTING_POLICIES
+    """How the policy acts in the fast rollout loop, by type of buffer; other buffers are filled by the general loop."""
+    distribution_kinds: ClassVar[tuple[DistributionKind, ...]] = CORE_KINDS
+    """Known kinds of action distributions; a subclass may add its own."""
     batch_size: int
     distributed: bool | None
     sub_sampling_factor: int
@@ -141,23 +145,17 @@ class TrainingLoop(OnPolicyAlgorithm):
         inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                return self._collect(inner, callback, rollout_buffer, n_rollout_steps, general)
+                keep_as_seen(rollout_buffer, self._plain.encode(self._last_obs))
+                collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
+                if collector.can_collect(n_rollout_steps):
+                    return collector.collect(callback, general)
+                return general(inner, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
             fault = fault or unfit_type(self.policy)
             if fault is None:
                 raise
             raise fault from None  # a traceback from inside torch would explain less
-
-    def _collect(
-        self, env: RolloutEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int, general: Callable[..., bool]
-    ) -> bool:
-        """Choose the loop."""
-        observations, networks = self._plain.encode(self._last_obs), read_networks(self.policy)
-        keep_as_seen(buffer, observations)
-        if networks is not None and can_collect(observations, self.policy.action_space, networks, buffer, n_steps):
-            return collect(self, env, callback, buffer, general)
-        return general(env, callback, buffer, n_steps)
 
     def predict(
         self,
@@ -242,7 +240,8 @@ class TrainingLoop(OnPolicyAlgorithm):
 
     def _check_batch(self) -> int:
         """Check that a rollout is large enough for an update; return its number of transitions on all ranks."""
-        n_transitions = int(self._communicator.sum(th.tensor(self._n_transitions)))
+        own = self.rollout_buffer.buffer_size * self.n_envs
+        n_transitions = int(self._communicator.sum(th.tensor(own)))
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
         return n_transitions
 
@@ -268,11 +267,6 @@ class TrainingLoop(OnPolicyAlgorithm):
         is_new = topic not in self._advised
         self._advised.add(topic)
         return is_new and self._communicator.is_first
-
-    @property
-    def _n_transitions(self) -> int:
-        """Number of this rank's transitions in a rollout."""
-        return int(self.rollout_buffer.buffer_size * self.n_envs)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

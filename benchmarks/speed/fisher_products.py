@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from benchmarks.common.timing import alternate, ratio, rounded, show
 from sb3_trpo import CnnPolicy, MlpPolicy
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import GaussNewtonOperator
@@ -65,13 +65,13 @@ def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Ten
             observations,
             tie_weights=False,  # shared features extractors have two names, and would keep the substitutes
         )
-        return family(distribution).parameters(distribution)
+        return kind_of(distribution, CORE_KINDS).parameters(distribution)
 
     theta = flatten(like).detach().requires_grad_()
     z = outputs(theta)
-    metric = family(policy.action_dist).fisher_metric(tuple(part.detach() for part in z))
-    _, push = th.func.linearize(outputs, theta.detach())
-    return lambda v: th.autograd.grad(z, theta, metric(push(v)), retain_graph=True)[0] / len(observations)
+    metric = kind_of(policy.action_dist, CORE_KINDS).fisher_metric(tuple(part.detach() for part in z))
+    _, jvp = th.func.linearize(outputs, theta.detach())
+    return lambda v: th.autograd.grad(z, theta, metric(jvp(v)), retain_graph=True)[0] / len(observations)
 
 
 class Distribution(th.nn.Module):
@@ -146,7 +146,7 @@ def measure_case(
     named = {name: parameter for name, parameter in policy.named_parameters() if id(parameter) in of_actor}
     parameters = list(named.values())
     products = {
-        "ours": product_of(NetworkActor(policy, networks, parameters), parameters, observations),
+        "ours": product_of(NetworkActor(networks, parameters), parameters, observations),
         "double backward": product_of(AutogradActor(policy, parameters), parameters, observations),
         "forward mode": forward_mode_product(policy, named, observations),
     }

@@ -24,7 +24,7 @@ from benchmarks.common.timing import alternate, ratio, rounded, seconds, show
 from benchmarks.memory.run import measure_in_own_process
 from benchmarks.speed.cases import TimedVecEnv, make_env, make_model
 from benchmarks.speed.fisher_products import measure_products
-from sb3_trpo.rollouts.acting import RolloutPolicy
+from sb3_trpo.rollouts.collection.acting import ActingPolicy
 
 ROUNDS = 7
 TASKS = ("CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5")
@@ -179,14 +179,14 @@ def measure_shares() -> dict[str, Any]:
     :return: shares by task
     """
     results = {}
-    act, acting = RolloutPolicy.act, [0.0]
+    act, acting = ActingPolicy.act, [0.0]
 
-    def timed_act(self: RolloutPolicy, *args: Any) -> np.ndarray:
+    def timed_act(self: ActingPolicy, *args: Any) -> np.ndarray:
         actions: list[np.ndarray] = []
         acting[0] += seconds(lambda: actions.append(act(self, *args)))
         return actions[0]
 
-    RolloutPolicy.act = timed_act  # type: ignore[method-assign]  # for the time of this measurement
+    ActingPolicy.act = timed_act  # type: ignore[method-assign]  # for the time of this measurement
     for name in (*TASKS, "HalfCheetah-v5x8", "HalfCheetah-v5+norm", "batched"):
         env = TimedVecEnv(make_env(name))
         model = make_model(name, "ours", env)
@@ -205,7 +205,7 @@ def measure_shares() -> dict[str, Any]:
         shares["rest"] = total - sum(shares.values())
         results[name] = {part: value / total for part, value in shares.items()}
         print(f"| {name} | " + " | ".join(f"{value:.0%}" for value in results[name].values()) + " |", flush=True)
-    RolloutPolicy.act = act  # type: ignore[method-assign]  # put back
+    ActingPolicy.act = act  # type: ignore[method-assign]  # put back
     return results
 
 

@@ -1,1 +1,6 @@
-"""Action distributions: their parameters, KL divergence and Fisher metric, and how actions are drawn."""
+"""
+Action distributions: one file for each kind, and ``registry.py``, which lists them.
+
+A new kind is a new file with a subclass of :class:`~sb3_trpo.distributions.base.DistributionKind` and one line in the
+registry.
+"""

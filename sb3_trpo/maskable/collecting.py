@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.extras import CONTRIB, needs
@@ -12,6 +17,20 @@ from sb3_trpo.maskable.masks import masks_from
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.utils import get_action_masks
+
+
+class BufferWithMasks(Protocol):
+    """
+    What a rollout buffer with action masks has.
+
+    :param pos: index of the step that is filled next
+    :param action_space: the action space
+    :param action_masks: shape ``(n_steps, n_envs, n_options)`` while the buffer is filled
+    """
+
+    pos: int
+    action_space: spaces.Space[Any]
+    action_masks: np.ndarray
 
 
 class SelfMaskingModel:
@@ -22,7 +41,7 @@ class SelfMaskingModel:
     :param env: the environments that it acts in
     """
 
-    def __init__(self, model: Any, env: VecEnv) -> None:
+    def __init__(self, model: BaseAlgorithm, env: VecEnv) -> None:
         self._model = model
         self._env = env
 
@@ -31,7 +50,8 @@ class SelfMaskingModel:
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Choose among the actions that are allowed now, by the model's own method."""
-        return self._model.predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
+        predict: Callable[..., Any] = self._model.predict
+        return predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
 
 
 class CollectingPolicy:
@@ -42,11 +62,11 @@ class CollectingPolicy:
 
     :param algorithm: the algorithm that owns the policy, which must accept ``action_masks``
     :param env: the training environments
-    :param buffer: the buffer being filled; its ``action_masks`` have shape ``(n_steps, n_envs, n_options)``
+    :param buffer: the buffer being filled
     :param callback: finds the masks in its ``locals``
     """
 
-    def __init__(self, algorithm: Any, env: VecEnv, buffer: Any, callback: BaseCallback) -> None:
+    def __init__(self, algorithm: OnPolicyAlgorithm, env: VecEnv, buffer: BufferWithMasks, callback: BaseCallback) -> None:
         self._algorithm = algorithm
         self._env = env
         self._buffer = buffer
@@ -73,7 +93,7 @@ class AlgorithmWithPolicy:
     :param policy: the other policy
     """
 
-    def __init__(self, algorithm: Any, policy: Any) -> None:
+    def __init__(self, algorithm: OnPolicyAlgorithm, policy: CollectingPolicy) -> None:
         vars(self).update(_algorithm=algorithm, policy=policy)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,20 +1,51 @@
-"""TODO."""
+"""sb3-contrib's masked distributions: choices some of whose options are forbidden."""
 
 from __future__ import annotations
 
-from typing import Any
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.distributions.kinds import ProductOfCategoricals
+from sb3_trpo.distributions.base import DistributionKind, Head
+from sb3_trpo.distributions.categorical import Categorical, CategoricalHead
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.numerics.gauss_newton import Outputs
 
 with needs(*CONTRIB):
-    pass
+    from sb3_contrib.common.maskable.distributions import (
+        MaskableBernoulliDistribution,
+        MaskableCategoricalDistribution,
+        MaskableMultiCategoricalDistribution,
+    )
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 
-class ProductOfMaskableCategoricals(ProductOfCategoricals):
-    """Independent choices, which sb3-contrib keeps under another name; bits are choices of two options."""
+class MaskedCategorical(Categorical):
+    """
+    Independent choices, one or several; bits are choices between two options.
 
-    def parameters(self, distribution: Any) -> Outputs:
-        """Read the normalised log-probabilities of each choice, very low ones where it is masked."""
+    The logit of a masked option is so low that its probability is exactly 0. It adds nothing to KL, metric and entropy.
+    """
+
+    distributions = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution)
+    policies = (MaskableActorCriticPolicy,)
+
+    def parameters(self, distribution: Distribution) -> Outputs:
+        """Read the normalised log-probabilities of each choice."""
+        if isinstance(distribution, MaskableCategoricalDistribution):
+            return (distribution.distribution.logits,)
+        assert isinstance(distribution, MaskableMultiCategoricalDistribution)
         return tuple(choice.logits for choice in distribution.distributions)
+
+    def head(self, policy: ActorCriticPolicy) -> Head | None:
+        """Know sb3-contrib's three distributions, but not their subclasses."""
+        action_dist: Distribution = policy.action_dist
+        if type(action_dist) is MaskableCategoricalDistribution:
+            return CategoricalHead(action_dist, (action_dist.action_dim,))
+        if type(action_dist) in (MaskableMultiCategoricalDistribution, MaskableBernoulliDistribution):
+            assert isinstance(action_dist, MaskableMultiCategoricalDistribution)
+            return CategoricalHead(action_dist, tuple(action_dist.action_dims))
+        return None
+
+
+MASKED_KINDS: tuple[DistributionKind, ...] = (MaskedCategorical(),)
+"""Kinds of sb3-contrib's distributions."""

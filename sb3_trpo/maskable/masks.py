@@ -13,30 +13,14 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.distributions.kinds import Family, ProductOfCategoricals, family
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.distributions import ProductOfMaskableCategoricals
 
 with needs(*CONTRIB):
-    from sb3_contrib.common.maskable.distributions import (
-        MaskableCategoricalDistribution,
-        MaskableMultiCategoricalDistribution,
-    )
     from sb3_contrib.common.maskable.utils import EXPECTED_METHOD_NAME, is_masking_supported
 
 
 IMPOSSIBLE = -1e8
 """Logit of a masked action, as in sb3-contrib."""
-
-
-@family.register(MaskableCategoricalDistribution)
-def _(distribution: object) -> Family:
-    return ProductOfCategoricals()
-
-
-@family.register(MaskableMultiCategoricalDistribution)
-def _(distribution: object) -> Family:
-    return ProductOfMaskableCategoricals()
 
 
 def options_of(space: spaces.Space[Any]) -> list[int]:

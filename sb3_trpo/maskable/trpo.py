@@ -1,5 +1,5 @@
 """
-TRPO whose actions are masked; needs the extra ``[contrib]``.
+TRPO with masked actions; needs the extra ``[contrib]``.
 
     from sb3_trpo.maskable import MaskableTRPO
     model = MaskableTRPO("MlpPolicy", env)      # env has a method action_masks(), or is wrapped in ActionMasker
@@ -13,7 +13,7 @@ when the policy acted.
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -23,29 +23,35 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.contrib_base import ContribTRPO
-from sb3_trpo.distributions import sampling as drawing
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.maskable.collecting import AlgorithmWithPolicy, CollectingPolicy
+from sb3_trpo.maskable.collecting import AlgorithmWithPolicy, BufferWithMasks, CollectingPolicy
+from sb3_trpo.maskable.distributions import MASKED_KINDS
 from sb3_trpo.maskable.masks import IMPOSSIBLE, checked_masks, masks_from, require_masks
 from sb3_trpo.maskable.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.maskable.reader import MaskedTransitionReader
-from sb3_trpo.networks import plain_network as networks
-from sb3_trpo.rollouts.acting import RolloutPolicy
-from sb3_trpo.rollouts.callback_locals import OwnLocals
-from sb3_trpo.rollouts.fast_collector import ROLLOUT_POLICIES
+from sb3_trpo.rollouts.collection.acting import ActingPolicy
+from sb3_trpo.rollouts.collection.callback_locals import ReplacedLocals
+from sb3_trpo.rollouts.collection.fast_collector import ActingPolicies
 from sb3_trpo.rollouts.inputs import ObservationInputs
 from sb3_trpo.rollouts.reader import RolloutReader
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-    from sb3_contrib.common.maskable.distributions import (
-        MaskableBernoulliDistribution,
-        MaskableCategoricalDistribution,
-        MaskableMultiCategoricalDistribution,
-    )
     from sb3_contrib.common.maskable.policies import (
         MaskableActorCriticPolicy,
     )
+
+
+class MaskedActingPolicy(ActingPolicy):
+    """The policy in the fast rollout loop, with masked actions."""
+
+    def _mask(self, output: np.ndarray) -> dict[str, Any]:
+        buffer: Any = self._buffer
+        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
+        buffer.action_masks[buffer.pos] = masks
+        output[~masks] = IMPOSSIBLE
+        return {"action_masks": masks}
 
 
 class MaskableTRPO(ContribTRPO):
@@ -69,6 +75,10 @@ class MaskableTRPO(ContribTRPO):
     )
     rollout_reader: ClassVar[type[RolloutReader]] = MaskedTransitionReader
     action_spaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(
+        (MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedActingPolicy
+    )
+    distribution_kinds: ClassVar[tuple[DistributionKind, ...]] = (*ContribTRPO.distribution_kinds, *MASKED_KINDS)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -127,30 +137,8 @@ class MaskableTRPO(ContribTRPO):
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
         loop: Any = super()._general_loop
-        algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, rollout_buffer, callback))
-        return bool(loop.__func__(algorithm, env, OwnLocals(callback, self=self), rollout_buffer, n_rollout_steps))
+        algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, cast("BufferWithMasks", rollout_buffer), callback))
+        return bool(loop.__func__(algorithm, env, ReplacedLocals(callback, self=self), rollout_buffer, n_rollout_steps))
 
     def _policy_settings(self) -> dict[str, Any]:
         return self.policy_kwargs  # without use_sde, which sb3-contrib's maskable policies do not take
-
-
-class MaskedRolloutPolicy(RolloutPolicy):
-    """The policy during fast collection, with masked actions."""
-
-    def _restrict(self, output: np.ndarray) -> dict[str, Any]:
-        buffer: Any = self._buffer
-        masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
-        buffer.action_masks[buffer.pos] = masks
-        output[~masks] = IMPOSSIBLE
-        return {"action_masks": masks}
-
-
-networks.PLAIN_POLICIES.append(MaskableActorCriticPolicy)
-ROLLOUT_POLICIES.update(dict.fromkeys((MaskableRolloutBuffer, MaskableDictRolloutBuffer), MaskedRolloutPolicy))
-drawing.DRAWS.update(
-    {
-        MaskableCategoricalDistribution: drawing.choice,
-        MaskableMultiCategoricalDistribution: drawing.choices,
-        MaskableBernoulliDistribution: drawing.choices,  # of two options each
-    }
-)

@@ -92,15 +92,22 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     )
     rollout_reader: ClassVar[type[RolloutReader]] = MaskedSegmentReader
 
-    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
         Choose actions like :class:`~sb3_trpo.maskable.MaskableTRPO`; warn if the LSTM state is lost during an episode.
 
         :param observation: one observation, or one per environment
         :param state: state that the last call returned; ``None`` at first
         :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
-        :param args: ``deterministic`` and ``action_masks``
-        :param kwargs: the same by name
+        :param deterministic: whether to take the most likely action instead of sampling
+        :param action_masks: allowed actions, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows all
         :return: the actions and the new state
         """
         if state is None and episode_start is not None and not np.all(episode_start):
@@ -111,4 +118,4 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
                 UserWarning,
                 stacklevel=2,
             )
-        return super().predict(observation, state, episode_start, *args, **kwargs)
+        return super().predict(observation, state, episode_start, deterministic, action_masks)

@@ -24,7 +24,7 @@ from sb3_trpo.rollouts.plain_spaces import map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, Chunks, Transitions, default_chunk_size
 
 Minibatch = Sequence[Transitions]
-"""What one optimizer step of the critic sees, in one part or more: sequences of different lengths are separate parts."""
+"""What one optimizer step of the critic uses, in one or more parts: segments of different lengths are separate parts."""
 FeatureEpoch = Callable[[], Iterable[tuple[th.Tensor, th.Tensor]]]
 """Makes one pass over a rollout: pairs of features, shape ``(n, ...)``, and returns, shape ``(n, 1)``."""
 
@@ -52,7 +52,7 @@ class RolloutReader(ABC):
         :param policy: the policy
         :return: the inputs of one state, the same at each call
         """
-        space = copy.deepcopy(policy.observation_space)  # whose generator is seeded, not the policy's own
+        space = copy.deepcopy(policy.observation_space)  # so that the policy's space keeps its generator
         space.seed(0)
         observations, _ = policy.obs_to_tensor(space.sample())
         return cls._starting_inputs(policy, observations)
@@ -126,7 +126,7 @@ class TransitionReader(RolloutReader):
     """Reads SB3's buffers, and buffers derived from them, transition by transition."""
 
     direct_buffers: ClassVar[tuple[type[RolloutBuffer], ...]] = (RolloutBuffer, DictRolloutBuffer)
-    """Buffers whose arrays may be read directly. Not their subclasses, which may give other samples than they hold."""
+    """Buffers with arrays that may be read directly; samples of their subclasses may differ from what the arrays hold."""
 
     def chunks(self, every: int, size: int) -> Chunks:
         """Let the buffer sample rows in order."""

@@ -1,4 +1,4 @@
-"""Checks of what the update is given: observations, rewards and values must be finite, observations must fit their space."""
+"""Checks before an update: all numbers of a rollout must be finite, and observations must fit their space."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.distributions.floating_point import as_float32
+from sb3_trpo.rollouts.floating_point import as_float32
 from sb3_trpo.rollouts.plain_spaces import Observation
 
 

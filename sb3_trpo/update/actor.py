@@ -1,7 +1,8 @@
 """
-The policy as the trust region sees it: action distributions in some states, and their derivatives in the parameters.
+The policy as the trust region sees it: action distributions at some states, and their derivatives in the parameters.
 
-Any policy is run as it is and differentiated by autograd; one that is a plain stack of layers is computed on its tensors.
+:class:`AutogradActor` runs any policy as it is and differentiates it by autograd. :class:`NetworkActor` computes a policy
+    that is a plain stack of layers and a head on their tensors.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
-from sb3_trpo.networks.layers import Tape
 from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearisation, Outputs, linearise
 from sb3_trpo.rollouts.inputs import PolicyInputs
@@ -28,16 +30,18 @@ from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimit
 
 class LocalPolicy(NamedTuple):
     """
-    A policy in some states and at its current parameters.
+    A policy at some states and at its current parameters.
 
+    :param kind: the kind of its distribution
     :param distribution: the action distribution, with a graph
-    :param gradient: differentiates a scalar computed from it in the parameters, shape ``(n_parameters,)``; if told to retain
-        the graph, it can be linearised after that too
-    :param linearise: gives the products with the derivative of its parameters z; metrics that ignore a shift of z, like those
-        of categoricals, may be given z up to one
-    :param n_bytes: memory that the derivatives hold, infinite if not known
+    :param gradient: differentiates a scalar computed from the distribution, and returns a vector of shape ``(n_parameters,)``;
+        if its second argument is true, it retains the graph, and the policy can still be linearised afterwards
+    :param linearise: returns the products with the derivative of the distribution's parameters z. They may ignore a shift of z
+        that the Fisher metric maps to 0
+    :param n_bytes: memory that the derivatives hold, infinite if unknown
     """
 
+    kind: DistributionKind
     distribution: Distribution
     gradient: Callable[[th.Tensor, bool], th.Tensor]
     linearise: Callable[[], Linearisation]
@@ -49,7 +53,11 @@ class Actor(Protocol):
 
     @property
     def chunk_limits(self) -> ChunkLimits:
-        """How many transitions suit it at a time."""
+        """How many transitions to process at a time."""
+        ...
+
+    def kind_of(self, distribution: Distribution) -> DistributionKind:
+        """Find the kind of one of the actor's distributions."""
         ...
 
     def distribution(self, inputs: PolicyInputs) -> Distribution:
@@ -66,132 +74,157 @@ class AutogradActor:
     """
     Any SB3 policy, by its own methods.
 
-    :param policy: in evaluation mode
+    :param policy: the policy, in evaluation mode
     :param parameters: what to differentiate in
+    :param kinds: known kinds of distributions
     """
 
     policy: ActorCriticPolicy
     parameters: Sequence[th.Tensor]
+    kinds: Sequence[DistributionKind] = CORE_KINDS
     chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
+
+    def kind_of(self, distribution: Distribution) -> DistributionKind:
+        """Look up the kind: a policy of the user's own may return any distribution."""
+        return kind_of(distribution, self.kinds)
 
     def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
-        with twice_differentiable(self.policy):  # the same kernels, so that the same parameters give a KL of 0
+        with twice_differentiable(self.policy):  # the same kernels as in local(): equal parameters then give a KL of 0
             return inputs.distribution(self.policy)
 
     def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with the graph of its derivatives."""
         distribution = self.distribution(inputs)
-        z = family(distribution).parameters(distribution)
+        kind = self.kind_of(distribution)
+        z = kind.parameters(distribution)
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
             return flatten(th.autograd.grad(scalar, self.parameters, retain_graph=retain_graph, materialize_grads=True))
 
-        return LocalPolicy(distribution, gradient, lambda: linearise(z, self.parameters), math.inf)
+        return LocalPolicy(kind, distribution, gradient, lambda: linearise(z, self.parameters), math.inf)
 
 
 class NetworkActor:
     """
-    A policy that is a plain stack of layers: no module is called, and one pass serves gradient and Fisher products.
+    A policy that is a plain stack of layers and a head.
 
-    :param policy: gives the type of distribution
-    :param networks: read out of it
-    :param parameters: what to differentiate in: the tensors of the actor, all of them, in any order
+    No module is called, and one forward pass serves both the gradient and the Fisher products.
+
+    :param networks: the policy's networks
+    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, any of the head's, and maybe
+        others, whose derivatives are 0
+    :param kinds: known kinds of distributions
     """
 
-    def __init__(self, policy: ActorCriticPolicy, networks: Networks, parameters: Sequence[th.Tensor]) -> None:
-        self._action_dist = policy.action_dist
+    def __init__(
+        self, networks: Networks, parameters: Sequence[th.Tensor], kinds: Sequence[DistributionKind] = CORE_KINDS
+    ) -> None:
         self._networks = networks
         self._parameters = parameters
-        places = {id(parameter): place for place, parameter in enumerate(parameters)}
-        self._places = [places[id(tensor)] for tensor in networks.actor.tensors]
-        self._log_std_place = places.get(id(networks.log_std))
-        self._is_complete = len(places) == len(self._places) + (self._log_std_place is not None)
+        self._kinds = kinds
+        index = {id(parameter): position for position, parameter in enumerate(parameters)}
+        self._stack_positions = [index[id(tensor)] for tensor in networks.actor.tensors]
+        head_positions = [index.get(id(tensor)) for tensor in networks.head.parameters]
+        self._trained = {i: position for i, position in enumerate(head_positions) if position is not None}
+        """Where the head's parameters are among those to differentiate in, by index; frozen ones are missing."""
         self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
+
+    def kind_of(self, distribution: Distribution) -> DistributionKind:
+        """Look up the kind."""
+        return kind_of(distribution, self._kinds)
 
     def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
         with th.no_grad():
             output = self._networks.actor(self._networks.features(inputs.observations))
-            return inputs.restrict(self._distribution(output))
+            return inputs.restrict(self._networks.head.distribution(output))
 
     def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution and keep the activations for its derivatives."""
         observations = inputs.observations
         with th.no_grad():
-            tape = self._networks.actor.record(self._features(observations))
-        output = tape.output.requires_grad_()
-        log_std = self._networks.log_std
-        leaves = [output] if log_std is None or self._log_std_place is None else [output, log_std]
+            intermediates = self._networks.actor.forward(self._features(observations))
+        output = intermediates.output.requires_grad_()  # autograd differentiates from here on; below, the stack does
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
-            of_leaves = th.autograd.grad(scalar, leaves, retain_graph=retain_graph, materialize_grads=True)
-            return self._pull(observations, tape, *of_leaves)
+            leaves = [output, *(self._networks.head.parameters[i] for i in self._trained)]
+            of_output, *of_trained = th.autograd.grad(scalar, leaves, retain_graph=retain_graph, materialize_grads=True)
+            return self._flat_vjp(observations, intermediates, of_output, of_trained)
 
         seen = observations.values() if isinstance(observations, dict) else (observations,)
-        held = {id(tensor): tensor.numel() * tensor.element_size() for tensor in (*seen, *tape.hidden, *tape.kept)}
-        n_bytes = sum(held.values())
-        distribution = inputs.restrict(self._distribution(output))
-        return LocalPolicy(distribution, gradient, lambda: self._linearise(observations, tape, distribution), n_bytes)
+        tensors = (*seen, *intermediates.hidden, *intermediates.slope_inputs)
+        n_bytes = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+        distribution = inputs.restrict(self._networks.head.distribution(output))
+        return LocalPolicy(
+            self.kind_of(distribution), distribution, gradient, lambda: self._linearise(observations, intermediates), n_bytes
+        )
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:
-        """Make features, or give the last ones again: the passes at the same observations follow each other."""
+        """Compute features, or reuse the last ones: consecutive passes are at the same observations."""
         if self._latest is None or self._latest[0] is not observations:
             self._latest = observations, self._networks.features(observations)
         return self._latest[1]
 
-    def _distribution(self, output: th.Tensor) -> Distribution:
-        log_std = self._networks.log_std
-        return self._action_dist.proba_distribution(*((output,) if log_std is None else (output, log_std)))
-
     @th.no_grad()
-    def _pull(
-        self, observations: PyTorchObs, tape: Tape, cotangent: th.Tensor, of_log_std: th.Tensor | None = None
+    def _flat_vjp(
+        self,
+        observations: PyTorchObs,
+        intermediates: Intermediates,
+        of_output: th.Tensor,
+        of_trained: Sequence[th.Tensor],
     ) -> th.Tensor:
-        """Compute the flat ``J^T u`` with J by the stack's output and the logarithm of the standard deviation."""
-        flat = cotangent.new_empty(sum(parameter.numel() for parameter in self._parameters))
-        if not self._is_complete:
-            flat.zero_()
+        """Compute the flat ``J^T u`` from the cotangents of the stack's output and of the head's trained parameters."""
+        flat = of_output.new_zeros(sum(parameter.numel() for parameter in self._parameters))
         out = unflatten(flat, self._parameters)
-        self._networks.actor.pull(self._features(observations), tape, cotangent, [out[place] for place in self._places])
-        if of_log_std is not None and self._log_std_place is not None:
-            out[self._log_std_place].copy_(of_log_std)
+        of_stack = [out[position] for position in self._stack_positions]
+        self._networks.actor.vjp(self._features(observations), intermediates, of_output, of_stack)
+        for position, cotangent in zip(self._trained.values(), of_trained, strict=True):
+            out[position].copy_(cotangent)
         return flat
 
-    def _linearise(self, observations: PyTorchObs, tape: Tape, distribution: Distribution) -> Linearisation:
-        """Give J v and J^T u of z: one entry per choice, or mean and standard deviation."""
-        widths = [part.shape[1] for part in family(distribution).parameters(distribution)]
-        std = None if self._networks.log_std is None else self._networks.log_std.detach().exp()
+    def _linearise(self, observations: PyTorchObs, intermediates: Intermediates) -> Linearisation:
+        """Chain the derivatives of the stack and of the head."""
+        head = self._networks.head
+        derivative = head.linearise(intermediates.output.detach())
 
         @th.no_grad()
         def jvp(v: th.Tensor) -> Outputs:
             views = unflatten(v, self._parameters)
-            output = self._networks.actor.push(self._features(observations), tape, [views[place] for place in self._places])
-            if std is None:
-                return th.split(output, widths, dim=1)
-            tangent = th.zeros_like(std) if self._log_std_place is None else std * views[self._log_std_place]
-            return output, tangent.expand_as(output)
+            of_stack = [views[position] for position in self._stack_positions]
+            d_output = self._networks.actor.jvp(self._features(observations), intermediates, of_stack)
+            d_head = [
+                views[self._trained[i]] if i in self._trained else th.zeros_like(tensor)
+                for i, tensor in enumerate(head.parameters)
+            ]
+            return derivative.jvp(d_output, d_head)
 
         def vjp(u: Outputs) -> th.Tensor:
-            if std is None:
-                return self._pull(observations, tape, u[0] if len(u) == 1 else th.cat(u, dim=1))
-            return self._pull(observations, tape, u[0], (std * u[1]).sum(0))
+            of_output, of_head = derivative.vjp(u)
+            return self._flat_vjp(observations, intermediates, of_output, [of_head[i] for i in self._trained])
 
         return Linearisation(jvp, vjp)
 
 
-def make_actor(policy: ActorCriticPolicy, networks: Networks | None, parameters: Sequence[th.Tensor]) -> Actor:
+def make_actor(
+    policy: ActorCriticPolicy,
+    networks: Networks | None,
+    parameters: Sequence[th.Tensor],
+    kinds: Sequence[DistributionKind] = CORE_KINDS,
+) -> Actor:
     """
-    Choose how to differentiate a policy: layer by layer if that gives every derivative that is wanted, once.
+    Choose how to differentiate a policy: layer by layer, if that gives every derivative that is needed exactly once.
 
-    :param policy: in evaluation mode
-    :param networks: read out of it, ``None`` if it has no such form
-    :param parameters: what to differentiate in: frozen ones are missing
+    :param policy: the policy, in evaluation mode
+    :param networks: its networks, ``None`` if it is not a plain one
+    :param parameters: what to differentiate in, frozen ones left out
+    :param kinds: known kinds of distributions
     :return: the actor
     """
     if networks is None:
-        return AutogradActor(policy, parameters)
-    wanted, stack = {id(parameter) for parameter in parameters}, {id(tensor) for tensor in networks.actor.tensors}
-    covers = len(stack) == len(networks.actor.tensors) and wanted - {id(networks.log_std)} == stack
-    return NetworkActor(policy, networks, parameters) if covers else AutogradActor(policy, parameters)
+        return AutogradActor(policy, parameters, kinds)
+    stack = networks.actor.tensors
+    wanted = {id(parameter) for parameter in parameters} - {id(tensor) for tensor in networks.head.parameters}
+    covers = wanted == {id(tensor) for tensor in stack} and len(wanted) == len(stack)
+    return NetworkActor(networks, parameters, kinds) if covers else AutogradActor(policy, parameters, kinds)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.gauss_newton import Outputs
 from sb3_trpo.numerics.line_search import Constraint
 from sb3_trpo.rollouts.transitions import Transitions
 
-Terms = Callable[[Outputs, Distribution, Transitions], th.Tensor]
-"""``(old, distribution, chunk) -> terms``: from z of the old policy, the new policy's distribution, and the transitions."""
+Terms = Callable[[DistributionKind, Outputs, Distribution, Transitions], th.Tensor]
+"""``(kind, old, distribution, chunk) -> terms``: from z of the old policy, the new distribution, and the transitions."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class PolicyConstraint(Constraint):
     terms: Terms
 
 
-def kl_terms(old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
+def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
     """
     Compute KL(old || new) of the joint action at each state.
 
+    :param kind: the kind of both distributions
     :param old: z of the old policy
     :param distribution: of the new policy
     :param chunk: the transitions; the divergence does not depend on what was done in a state
     :return: shape ``(n,)``, in nats
     """
-    kind = family(distribution)
     return kind.kl(old, kind.parameters(distribution))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import pooled_moments
@@ -23,7 +25,7 @@ Value = float | None
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
     """
-    Name what a trust-region step has to tell; ``README.md`` explains each key.
+    List the log values of a trust-region step; ``README.md`` explains each key.
 
     :param step: the record
     :param target_kl: the radius it had
@@ -65,7 +67,7 @@ def improvement_ratio(step: Step) -> float | None:
 
 def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     """
-    Name what a critic fit has to tell.
+    List the log values of a critic fit.
 
     :param fit: the record
     :return: values by logger key
@@ -74,22 +76,26 @@ def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
 
 
 def state_diagnostics(
-    policy: ActorCriticPolicy, batch: RolloutBatch, n_rejected_steps: int, communicator: Communicator = ALONE
+    policy: ActorCriticPolicy,
+    batch: RolloutBatch,
+    n_rejected_steps: int,
+    communicator: Communicator = ALONE,
+    kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> dict[str, Value]:
     """
-    Name what belongs to no single part of an update.
+    List the log values that belong to an update as a whole.
 
     :param policy: the policy after the update
     :param batch: what the update used
     :param n_rejected_steps: number of steps that were not accepted so far
     :param communicator: connects the ranks, each of which used another batch
+    :param kinds: known kinds of distributions, each of which may report what only its policies have
     :return: values by logger key
     """
-    log_std = getattr(policy, "log_std", None)
     return {
         "train/explained_variance": explained_variance(batch.values, batch.returns, communicator),
-        "train/std": None if log_std is None else float(log_std.detach().exp().mean()),
         "train/n_rejected_steps": n_rejected_steps,
+        **{f"train/{name}": value for kind in kinds for name, value in kind.diagnostics(policy).items()},
     }
 
 

@@ -1,5 +1,5 @@
 """
-Adam on one flat vector, in place of a ``th.optim.Adam`` whose state it continues.
+Adam on one flat vector, which continues the state of a ``th.optim.Adam`` and takes its place for a while.
 
 An ordinary step goes through lists of tensors, in Python and in kernels. For a small critic that takes most of a fit's time.
 With all parameters in one vector a step is one call of torch's fused kernel, and the norm of the gradient, its clipping and

@@ -27,9 +27,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.preallocated import BoundPass, Pass, TapePass
+from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner, Runner
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard, shard_minibatches, weighted_minibatches
@@ -160,20 +160,20 @@ def fit_stack(
     :return: the record of the fit
     """
     critic, adam, epoch = regression
-    # Views into the flat vectors: passes read theta and write g without copying.
+    # Views into the flat vectors: runners read theta and write g without copying.
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
 
     @cache  # one for whole minibatches, one for the last of an epoch if it is shorter
-    def passes(n_rows: int) -> Pass:
-        return BoundPass(copy, n_rows, gradient) if copy.is_dense else TapePass(copy, gradient)
+    def runner(n_rows: int) -> Runner:
+        return PreallocatedRunner(copy, n_rows, gradient) if copy.is_dense else AllocatingRunner(copy, gradient)
 
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
         for (x, returns), weight in weighted_minibatches(epoch(), shard):
-            network = passes(len(x))
+            network = runner(len(x))
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))
-            network.pull(2.0 * errors[-1])
+            network.vjp(2.0 * errors[-1])
             adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping

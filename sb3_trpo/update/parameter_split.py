@@ -8,7 +8,8 @@ in its place shows in the distribution.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch as th
@@ -16,7 +17,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import assign
@@ -26,6 +28,9 @@ from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 from sb3_trpo.update.modes import evaluation_mode
+
+Look = Callable[[PolicyInputs], Outputs]
+"""Computes z, the parameters of the policy's distribution, in some states."""
 
 
 class ParameterSplit(NamedTuple):
@@ -75,6 +80,7 @@ def split_of(
     batch: RolloutBatch | Sequence[PolicyInputs],
     chunk_size: int | None = None,
     communicator: Communicator = ALONE,
+    kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> ParameterSplit:
     """
     Split the trainable parameters of a policy, at each update again, because users freeze and replace parts in between.
@@ -84,6 +90,7 @@ def split_of(
     :param batch: a rollout, or some states where there is none yet: else the states tell
     :param chunk_size: states to look at together, ``None`` to choose by observation size
     :param communicator: connects the ranks, each of which has its own rollout
+    :param kinds: known kinds of distributions
     :return: the three groups, with at least one parameter of the policy
     :raises ValueError: if no trainable parameter changes the distribution
     """
@@ -91,9 +98,9 @@ def split_of(
         split = split_by_structure(policy, networks)
     elif isinstance(batch, RolloutBatch):
         size = chunk_size or default_chunk_size(policy.observation_space, GRAPH_LIMITS)
-        split = split_parameters(policy, batch.chunks(1, size).inputs).over_ranks(policy, communicator)
+        split = split_parameters(policy, batch.chunks(1, size).inputs, kinds).over_ranks(policy, communicator)
     else:
-        split = split_parameters(policy, batch)
+        split = split_parameters(policy, batch, kinds)
     if not split.policy:
         raise ValueError(
             f"No trainable parameter changes the action distribution of {type(policy).__name__}: there is nothing for TRPO to "
@@ -102,7 +109,9 @@ def split_of(
     return split
 
 
-def split_parameters(policy: ActorCriticPolicy, states: Sequence[PolicyInputs]) -> ParameterSplit:
+def split_parameters(
+    policy: ActorCriticPolicy, states: Sequence[PolicyInputs], kinds: Sequence[DistributionKind] = CORE_KINDS
+) -> ParameterSplit:
     """
     Split the trainable parameters by what the action distribution depends on in given states.
 
@@ -113,13 +122,15 @@ def split_parameters(policy: ActorCriticPolicy, states: Sequence[PolicyInputs]) 
     :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
     :param states: inputs in all states that matter, for a policy may use some parameters only in some of them; gone through
         twice, and may be made on the way
+    :param kinds: known kinds of distributions
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    look = partial(_distribution_parameters, policy, kinds)
     with evaluation_mode(policy), unvalidated():
-        reached = _reached_by_gradient(policy, states, trainable)
+        reached = _reached_by_gradient(look, states, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
-        detached = _seen_by_value(policy, states, others)
+        detached = _seen_by_value(look, states, others)
     return ParameterSplit(
         policy={name: parameter for name, parameter in trainable.items() if name in reached},
         critic={name: parameter for name, parameter in others.items() if name not in detached},
@@ -144,18 +155,16 @@ def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> Paramet
     )
 
 
-def _distribution_parameters(policy: ActorCriticPolicy, inputs: PolicyInputs) -> Outputs:
+def _distribution_parameters(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind], inputs: PolicyInputs) -> Outputs:
     with twice_differentiable(policy):  # cuDNN's recurrent layers have no derivative at all in evaluation mode
         distribution = inputs.distribution(policy)
-    return family(distribution).parameters(distribution)
+    return kind_of(distribution, kinds).parameters(distribution)
 
 
-def _reached_by_gradient(
-    policy: ActorCriticPolicy, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]
-) -> set[str]:
+def _reached_by_gradient(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
     reached: set[str] = set()
     for inputs in states:
-        outputs = [z.sum() for z in _distribution_parameters(policy, inputs) if z.requires_grad]
+        outputs = [z.sum() for z in look(inputs) if z.requires_grad]
         if outputs:
             gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
             reached |= {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -163,24 +172,24 @@ def _reached_by_gradient(
 
 
 @th.no_grad()
-def _seen_by_value(policy: ActorCriticPolicy, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
+def _seen_by_value(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
     """Find the parameters whose value shows in the distribution: first all at once, because usually none does."""
     seen: set[str] = set()
     for inputs in states:
         left = {name: parameter for name, parameter in parameters.items() if name not in seen}
         if not left:
             break
-        if _shows(policy, inputs, list(left.values())):
-            seen |= {name for name, parameter in left.items() if _shows(policy, inputs, [parameter])}
+        if _shows(look, inputs, list(left.values())):
+            seen |= {name for name, parameter in left.items() if _shows(look, inputs, [parameter])}
     return seen
 
 
-def _shows(policy: ActorCriticPolicy, inputs: PolicyInputs, parameters: Sequence[nn.Parameter]) -> bool:
+def _shows(look: Look, inputs: PolicyInputs, parameters: Sequence[nn.Parameter]) -> bool:
     """Look at the distribution with NaN in the parameters' place, written into them so that every alias has it too."""
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        suspicious = [z.isnan() for z in _distribution_parameters(policy, inputs)]
+        suspicious = [z.isnan() for z in look(inputs)]
         assign(parameters, old)
     except Exception:  # a policy that raises on NaN has seen it, whatever the error is
         assign(parameters, old)
@@ -190,5 +199,5 @@ def _shows(policy: ActorCriticPolicy, inputs: PolicyInputs, parameters: Sequence
         raise
     if not any(bool(part.any()) for part in suspicious):
         return False
-    healthy = _distribution_parameters(policy, inputs)  # there may be NaN without ours, for huge observations
+    healthy = look(inputs)  # there may be NaN without ours, for huge observations
     return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.distributions.argument_checks import unvalidated
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch
@@ -50,6 +51,7 @@ class PolicyStepSettings:
     :param fisher_subsampling: k, if the Fisher matrix uses every k-th of those
     :param normalize_advantage: whether to standardise the advantages
     :param chunk_size: transitions to differentiate at a time, ``None`` to choose by observation size
+    :param distribution_kinds: known kinds of action distributions
     """
 
     target_kl: float
@@ -63,6 +65,7 @@ class PolicyStepSettings:
     fisher_subsampling: int
     normalize_advantage: bool
     chunk_size: int | None
+    distribution_kinds: tuple[DistributionKind, ...]
 
     @classmethod
     def of(cls, model: object, target_kl: float, ent_coef: float) -> PolicyStepSettings:
@@ -116,7 +119,7 @@ def policy_step(
     :return: the record of the step
     """
     with unvalidated():
-        actor = make_actor(policy, networks, parameters)
+        actor = make_actor(policy, networks, parameters, settings.distribution_kinds)
         size = settings.chunk_size or default_chunk_size(policy.observation_space, actor.chunk_limits)
         chunks, fisher_chunks = _choose_transitions(batch, settings, size, communicator)
         objective = PolicyObjective(

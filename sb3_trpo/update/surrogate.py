@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
 from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Mean, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
@@ -137,7 +137,7 @@ class PolicyObjective:
             first
         """
         local = self.actor.local(chunk.inputs)
-        z = _snapshot(local.distribution)
+        z = _snapshot(local.kind, local.distribution)
         is_kept = self.fisher_chunks is None and curvatures.offer(local, z, chunk)
         log_ratio = log_ratios(local.distribution, chunk)
         surrogate = chunk.total(surrogate_terms(log_ratio, local.distribution, chunk, self.ent_coef))
@@ -157,7 +157,8 @@ class PolicyObjective:
         sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
         for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
-            bounded = [constraint.terms(old, distribution, chunk) for constraint in self.constraints]
+            kind = self.actor.kind_of(distribution)
+            bounded = [constraint.terms(kind, old, distribution, chunk) for constraint in self.constraints]
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
             sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
             weight += chunk.weight
@@ -192,7 +193,7 @@ class CurvatureStore:
 
     def _build(self, chunk: Transitions) -> Curvature:
         local = self._actor.local(chunk.inputs)
-        z = _snapshot(local.distribution)
+        z = _snapshot(local.kind, local.distribution)
         return self._kept[-1] if self.offer(local, z, chunk) else _curvature(local, z, chunk)
 
     def offer(self, local: LocalPolicy, z: Outputs, chunk: Transitions) -> bool:
@@ -213,13 +214,13 @@ class CurvatureStore:
 
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
     """Combine J of the policy with M of its distribution, weighted if some of the chunk is padding."""
-    metric = family(local.distribution).fisher_metric(z)
+    metric = local.kind.fisher_metric(z)
     return Curvature(local.linearise(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
 
 
-def _snapshot(distribution: Distribution) -> Outputs:
+def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:
     """Read z without its graph, before the policy reuses its one distribution object."""
-    return tuple(z.detach() for z in family(distribution).parameters(distribution))
+    return tuple(z.detach() for z in kind.parameters(distribution))
 
 
 class PolicyModel(NamedTuple):

@@ -126,7 +126,7 @@ def test_weights_that_observations_do_not_fit_are_named():
     for policy in ("MlpPolicy", General):
         model = TRPO(policy, RandomEnv(), **SMALL)
         model.policy.double()
-        with pytest.raises(ValueError, match=r"parameters are of the type torch\.float64, but SB3 shows"):
+        with pytest.raises(ValueError, match=r"parameters are of the type torch\.float64, but SB3 passes"):
             model.learn(32)
 
 

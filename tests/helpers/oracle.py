@@ -22,6 +22,8 @@ from torch.autograd.functional import hessian, jacobian
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.rollouts.inputs import ObservationInputs
 from sb3_trpo.rollouts.transitions import Transitions
@@ -73,13 +75,13 @@ def make_policy(case: Case) -> ActorCriticPolicy:
     return policy
 
 
-def networks_of(policy: ActorCriticPolicy) -> Networks | None:
+def networks_of(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] = CORE_KINDS) -> Networks | None:
     """Read the networks of a policy made by :func:`make_policy` as if it had no hooks, for features of float64."""
     extractors = {policy.pi_features_extractor, policy.vf_features_extractor}
     hooks = {extractor: extractor._forward_pre_hooks for extractor in extractors}
     for extractor in extractors:
         extractor._forward_pre_hooks = OrderedDict()
-    networks = read_networks(policy)
+    networks = read_networks(policy, kinds)
     for extractor, kept in hooks.items():
         extractor._forward_pre_hooks = kept
     return networks and networks._replace(features=lambda observations: networks.features(observations).double())

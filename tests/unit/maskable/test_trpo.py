@@ -25,7 +25,6 @@ from torch.autograd.functional import hessian, jacobian
 import sb3_trpo
 from sb3_trpo import TRPO
 from sb3_trpo.maskable import MaskableTRPO, MlpPolicy
-from sb3_trpo.maskable.masks import checked_masks
 from sb3_trpo.maskable.reader import MaskedInputs
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
@@ -44,6 +43,7 @@ ACTOR = (
 """The parameters of a policy of one hidden layer of ``WIDTH`` units, in the order of the oracle's theta."""
 WIDTH = SMALL["net_arch"][0]
 SPACES = {"choice": spaces.Discrete(5), "choices": spaces.MultiDiscrete([3, 2, 4]), "bits": spaces.MultiBinary(3)}
+DISTRIBUTIONS = MaskableTRPO.distribution_kinds
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 ROUNDING = 2e-6
 
@@ -141,10 +141,10 @@ class Problem(NamedTuple):
     def objective(self, kind: str, size: int = 100, ent_coef: float = 0.0) -> PolicyObjective:
         if kind == "network":
             is_double = self.observations.dtype == th.float64
-            networks = networks_of(self.policy) if is_double else read_networks(self.policy)
-            actor = NetworkActor(self.policy, networks, self.parameters)
+            networks = networks_of(self.policy, DISTRIBUTIONS) if is_double else read_networks(self.policy, DISTRIBUTIONS)
+            actor = NetworkActor(networks, self.parameters, DISTRIBUTIONS)
         else:
-            actor = AutogradActor(self.policy, self.parameters)
+            actor = AutogradActor(self.policy, self.parameters, DISTRIBUTIONS)
         starts = range(0, len(self.masks), size)
         chunks = [self.transitions(slice(start, start + size)) for start in starts]
         return PolicyObjective(actor, self.parameters, chunks, [mean_kl(0.01)], ent_coef=ent_coef)
@@ -800,18 +800,6 @@ def test_it_learns(make_env):
     model.learn(4096)
     mean, _ = evaluate_policy(model, model.env, n_eval_episodes=10)
     assert mean > 95.0
-
-
-@pytest.mark.parametrize("odd", [-np.inf, np.nan, 2.0, -1.0])
-def test_masks_of_anything_but_flags_are_refused(odd):
-    with pytest.raises(ValueError, match=rf"environment 1 at step 7 of the rollout holds {odd}"):
-        checked_masks([np.ones(3), np.array([1.0, 0.0, odd])], spaces.Discrete(3), "at step 7 of the rollout")
-
-
-def test_a_mask_may_be_one_of_each_choice():
-    space = spaces.MultiDiscrete([2, 3])
-    (joined,) = checked_masks([([1, 0], [True, False, True])], space, "now")
-    assert joined.tolist() == [True, False, True, False, True]
 
 
 def test_predicting_without_masks_warns():

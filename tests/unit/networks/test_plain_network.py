@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.plain_network import OWN_METHODS, Networks, read_networks
+from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, _read_stack, read_networks
 
 ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
@@ -65,8 +65,7 @@ def assert_computes_as_the_policy(networks: Networks, policy: ActorCriticPolicy)
     expected = [parameter for factor in factors(policy, seen) for parameter in parameters_of(factor)]
     expected_values = policy.predict_values(seen)
     features = networks.features(seen)
-    output = (networks.actor(features),) if networks.log_std is None else (networks.actor(features), networks.log_std)
-    distribution = policy.action_dist.proba_distribution(*output).distribution
+    distribution = networks.head.distribution(networks.actor(features)).distribution
     given = [
         parameter
         for factor in (distribution if isinstance(distribution, list) else [distribution])
@@ -198,17 +197,17 @@ def overriding(name: str) -> type[ActorCriticPolicy]:
     return type("Overriding", (MlpPolicy,), {name: same})
 
 
-@pytest.mark.parametrize("name", OWN_METHODS)
+@pytest.mark.parametrize("name", KNOWN_METHODS)
 def test_a_policy_with_a_method_of_its_own_is_left_alone(name):
     assert read_networks(model_of(overriding(name)).policy) is None
 
 
 def test_the_methods_named_are_all_that_a_rollout_calls():
     called = {"forward", "extract_features", "get_distribution", "predict_values", "evaluate_actions"}
-    assert called | {"__call__", "_get_action_dist_from_latent"} <= set(OWN_METHODS)
+    assert called | {"__call__", "_get_action_dist_from_latent"} <= set(KNOWN_METHODS)
 
 
-@pytest.mark.parametrize("name", [name for name in OWN_METHODS if name != "__call__"])
+@pytest.mark.parametrize("name", [name for name in KNOWN_METHODS if name != "__call__"])
 def test_a_policy_with_a_patched_method_is_left_alone(name):
     policy = model_of().policy
     setattr(policy, name, getattr(policy, name))
@@ -426,3 +425,35 @@ def test_a_shared_extractor_must_be_one():
     assert read_networks(policy) is not None
     policy.features_extractor = FlattenExtractor(policy.observation_space)
     assert read_networks(policy) is None
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        [nn.Linear(2, 2), nn.Tanh(), nn.Tanh()],
+        [nn.Tanh(), nn.Linear(2, 2)],
+        [nn.Linear(2, 2), nn.Flatten()],
+        [nn.Linear(2, 2), nn.Softplus()],
+        [nn.Conv2d(1, 1, 1, padding="same")],
+        [nn.Conv2d(1, 1, 1, padding_mode="reflect")],
+        [nn.Linear(2, 2), nn.Dropout(0.0)],
+    ],
+    ids=repr,
+)
+def test_what_is_not_a_plain_stack_is_not_read(modules):
+    assert _read_stack(modules) is None
+
+
+def test_a_stack_that_begins_with_flatten_does_not_break_the_reading():
+    x = th.randn(4, 2)
+    modules = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    stack = _read_stack(modules)
+    with th.no_grad():
+        assert stack is None or th.allclose(stack(x), modules(x))
+
+
+def test_a_flatten_of_other_dimensions_is_read_as_what_it_is():
+    x, modules = th.randn(2, 1, 2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1))
+    stack = _read_stack(modules)
+    with th.no_grad():
+        assert stack is None or stack(x).shape == modules(x).shape

@@ -1,4 +1,4 @@
-"""Policies with memory: the update's promises, measured in float64 step by step; masks; what kernels are used; resuming."""
+"""Policies with memory: the promises of an update, measured in float64 step by step; masks; kernels; resuming."""
 
 import copy
 from collections import Counter
@@ -247,17 +247,6 @@ def test_masks_are_asked_for_once_per_step_whatever_callbacks_do():
     assert np.array_equal(buffer.action_masks.reshape(2, 12, 3).swapaxes(0, 1), in_force)
 
 
-def test_a_policy_forgets_masks_after_use():
-    policy = small_model(MaskableRecurrentTRPO).policy
-    observations, only_last = np.zeros((50, 3), np.float32), np.tile([False, False, True], (50, 1))
-    assert set(policy.predict(observations, action_masks=only_last)[0]) == {2}
-    assert policy._action_masks is None
-    assert set(policy.predict(observations)[0]) == {0, 1, 2}
-    with pytest.raises(TypeError):
-        policy.predict(observations, nonsense=1, action_masks=only_last)
-    assert policy._action_masks is None
-
-
 @pytest.mark.parametrize("critic", CRITICS)
 def test_rollouts_are_those_of_sb3_contrib(critic):
     kwargs = CRITICS[critic] | {"lstm_hidden_size": 3, "net_arch": [4], "share_features_extractor": critic == "shared LSTM"}
@@ -323,14 +312,14 @@ def test_actions_of_any_type_are_learnt_from(space):
 
 
 EDGES = {
-    "one sequence": ({"n_envs": 1, "p_end": 0.0}, {}),
-    "one sequence, sub-sampled": ({"n_envs": 1, "p_end": 0.0}, {"sub_sampling_factor": 3, "fisher_subsampling": 2}),
+    "one segment": ({"n_envs": 1, "p_end": 0.0}, {}),
+    "one segment, sub-sampled": ({"n_envs": 1, "p_end": 0.0}, {"sub_sampling_factor": 3, "fisher_subsampling": 2}),
     "episodes of one step": ({"p_end": 1.0}, {}),
     "rollouts of one step": ({"n_envs": 4}, {"n_steps": 1}),
     "a batch larger than the rollout": ({}, {"batch_size": 1000}),
     "batches of one": ({}, {"batch_size": 1}),
     "chunks of one": ({}, {"chunk_size": 1}),
-    "sequences left out": ({"n_envs": 3}, {"sub_sampling_factor": 2, "fisher_subsampling": 2}),
+    "segments left out": ({"n_envs": 3}, {"sub_sampling_factor": 2, "fisher_subsampling": 2}),
 }
 
 
@@ -355,7 +344,7 @@ class Normalising(BaseFeaturesExtractor):
         return self.norm(observations)
 
 
-def test_batch_norm_in_an_extractor_follows_the_rollout_and_not_what_fills_up():
+def test_batch_norm_in_an_extractor_follows_the_rollout_without_padding():
     model = collected(small_model(policy_kwargs={"features_extractor_class": Normalising}))
     mean = oracle.read(model.rollout_buffer).observations.mean((0, 1))
     model.train()
@@ -372,26 +361,3 @@ def test_the_critic_leaves_a_shared_extractor_alone():
     moved = changed(before, parameters(model))
     assert moved
     assert not [name for name in moved if is_of_policy(name) or "features_extractor" in name]
-
-
-@pytest.mark.parametrize("algorithm", [RecurrentTRPO, MaskableRecurrentTRPO])
-def test_forget_gates_of_policies_by_name_are_opened(algorithm):
-    kwargs = {"n_lstm_layers": 2, "lstm_hidden_size": 3}
-    plain, opened = (small_model(algorithm, policy_kwargs=kwargs | {"forget_bias": bias}).policy for bias in (0.0, 1.0))
-    assert small_model(algorithm, policy_kwargs=kwargs).policy.forget_bias == 1.0
-    for name, parameter in opened.named_parameters():
-        difference = parameter - plain.get_parameter(name)
-        expected = th.zeros_like(parameter)
-        if "lstm" in name and "bias_ih" in name:
-            expected[3:6] = 1.0  # torch's order is input, forget, cell, output
-        assert th.allclose(difference, expected, atol=1e-6), name
-
-
-@pytest.mark.parametrize("option", ["bidirectional", "batch_first", "proj_size"])
-def test_lstms_that_cannot_act_step_by_step_are_refused(option):
-    with pytest.raises(ValueError, match=f"lstm_kwargs has {option}"):
-        small_model(policy_kwargs={"lstm_kwargs": {option: True}})
-
-
-def test_a_shared_lstm_needs_no_second_switch():
-    assert small_model(policy_kwargs={"shared_lstm": True}).policy.lstm_critic is None

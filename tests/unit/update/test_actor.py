@@ -16,12 +16,12 @@ from helpers.oracle import (
     networks_of,
     take,
 )
-from test_layers import FUNCTIONS
+from helpers.stacks import FUNCTIONS
 from torch import nn
 
 from sb3_trpo import MlpPolicy
-from sb3_trpo.networks.layers import Stack
 from sb3_trpo.networks.plain_network import read_networks
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import AutogradActor, NetworkActor, make_actor
@@ -50,7 +50,7 @@ class Setup:
 
     def actor(self, kind):
         if kind == "network":
-            return NetworkActor(self.policy, self.networks, self.parameters)
+            return NetworkActor(self.networks, self.parameters)
         return AutogradActor(self.policy, self.parameters)
 
     def choose(self):
@@ -203,8 +203,8 @@ def bytes_of_a_chunk(setup):
 def test_curvatures_are_kept_while_there_is_room_and_products_stay_the_same(monkeypatch, room, n_kept, apart):
     """The last chunk has one state instead of two: it takes half the room."""
     setup = Setup()
-    records, record = [], Stack.record
-    monkeypatch.setattr(Stack, "record", lambda stack, x: records.append(len(x)) or record(stack, x))
+    records, forward = [], Stack.forward
+    monkeypatch.setattr(Stack, "forward", lambda stack, x: records.append(len(x)) or forward(stack, x))
     vectors = [setup.vector(seed) for seed in range(3)]
     expected = [setup.model("network").fisher @ v for v in vectors]
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room * bytes_of_a_chunk(setup))
@@ -268,15 +268,15 @@ class Watch:
     """Counts what passes leave in memory: before each new one, and as it stands."""
 
     def __init__(self, monkeypatch):
-        self.hidden, self.before, record = [], [], Stack.record
+        self.hidden, self.before, forward = [], [], Stack.forward
 
         def spy(stack, x):
             self.before.append(self.alive())
-            tape = record(stack, x)
-            self.hidden.append(weakref.ref(tape.hidden[0]))  # not the output, which the distribution holds
-            return tape
+            intermediates = forward(stack, x)
+            self.hidden.append(weakref.ref(intermediates.hidden[0]))  # not the output, which the distribution holds
+            return intermediates
 
-        monkeypatch.setattr(Stack, "record", spy)
+        monkeypatch.setattr(Stack, "forward", spy)
 
     def alive(self):
         return sum(hidden() is not None for hidden in self.hidden)

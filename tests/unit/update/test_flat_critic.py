@@ -9,15 +9,15 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.oracle import interrupt_at
+from helpers.stacks import FUNCTIONS
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.utils import set_random_seed
-from test_layers import FUNCTIONS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import read_networks
-from sb3_trpo.networks.preallocated import BoundPass, TapePass
+from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.critic import FitOutcome, fit_critic
@@ -256,15 +256,15 @@ def test_a_group_of_its_own_has_its_own_options():
 
 def test_the_critic_of_vectors_is_fitted_by_prepared_passes_and_the_one_of_images_by_a_tape(monkeypatch):
     made = []
-    for kind in (BoundPass, TapePass):
+    for kind in (PreallocatedRunner, AllocatingRunner):
         monkeypatch.setattr(
             f"sb3_trpo.update.flat_critic.{kind.__name__}", lambda *args, kind=kind: made.append(kind) or kind(*args)
         )
     Setup("mlp").fast(3)
-    assert made == [BoundPass] * 2  # one for the whole minibatches, one for the short one
+    assert made == [PreallocatedRunner] * 2  # one for the whole minibatches, one for the short one
     made.clear()
     Setup("cnn").fast(1)
-    assert set(made) == {TapePass}
+    assert set(made) == {AllocatingRunner}
 
 
 def set_group(**changes):

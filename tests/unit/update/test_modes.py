@@ -162,8 +162,8 @@ def test_the_policy_step_is_in_evaluation_mode(share):
         return complete
 
     model.collect_rollouts = mark
-    follow = model._follow_statistics
-    model._follow_statistics = lambda batch: (marks.append(statistics(model.policy)), follow(batch))
+    follow = model._finish_update
+    model._finish_update = lambda batch: (marks.append(statistics(model.policy)), follow(batch))
     model.learn(N_STEPS)
     random_state, *old_statistics, at_the_end = marks
     assert model.policy_outcome.value == "accepted"
@@ -175,9 +175,9 @@ def test_the_policy_step_is_in_evaluation_mode(share):
 def test_the_critic_drops_out_and_leaves_the_statistics(share):
     model = make(share)
     marks = []
-    fit, follow = model._fit_critic, model._follow_statistics
+    fit, follow = model._fit_critic, model._finish_update
     model._fit_critic = lambda *args: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(*args))
-    model._follow_statistics = lambda batch: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow(batch))
+    model._finish_update = lambda batch: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow(batch))
     model.learn(N_STEPS)
     state_before, statistics_before, state_after, statistics_after = marks
     assert not th.equal(state_before, state_after)

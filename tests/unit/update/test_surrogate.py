@@ -24,7 +24,7 @@ from helpers.oracle import (
 )
 
 from sb3_trpo.distributions.argument_checks import unvalidated
-from sb3_trpo.distributions.kinds import family
+from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate
@@ -44,7 +44,7 @@ class Setup:
         self.transitions = make_transitions(case, self.policy, n_states)
         self.parameters = list(self.policy.parameters())
         if kind == "network":
-            self.actor = NetworkActor(self.policy, networks_of(self.policy), self.parameters)
+            self.actor = NetworkActor(networks_of(self.policy), self.parameters)
         else:
             self.actor = AutogradActor(self.policy, self.parameters)
 
@@ -124,7 +124,7 @@ def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_
     setup = Setup(CASES["gaussian"], kind)
     setup.transitions = setup.transitions._replace(old_log_prob=setup.transitions.old_log_prob + 1.0)
     objective = setup.objective()
-    snapshots = [tuple(part.detach() for part in family_parameters(setup))]
+    snapshots = [tuple(part.detach() for part in parameters_of(setup))]
     before = [parameter.detach().numpy().tobytes() for parameter in setup.parameters]
     for moment in range(10_000):
         try:
@@ -138,9 +138,9 @@ def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_
     assert [parameter.detach().numpy().tobytes() for parameter in setup.parameters] == before
 
 
-def family_parameters(setup):
+def parameters_of(setup):
     distribution = setup.actor.distribution(setup.transitions.inputs)
-    return family(distribution).parameters(distribution)
+    return kind_of(distribution, CORE_KINDS).parameters(distribution)
 
 
 def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
@@ -183,7 +183,7 @@ def test_surrogate_and_gradient_are_those_of_sb3s_log_probabilities(setup, ent_c
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
-def test_model_is_of_the_old_policy_and_evaluation_of_the_current_one(setup, ent_coef):
+def test_the_model_describes_the_old_policy_and_evaluate_measures_the_current_one(setup, ent_coef):
     old = setup.distributions()
     model = setup.objective(ent_coef=ent_coef).local_model().model
     assert model.evaluate() == (model.surrogate, (0.0,))
@@ -199,8 +199,8 @@ def flat_values(candidate: Candidate) -> list[float]:
     return [candidate.surrogate, *candidate.values]
 
 
-def rewarded_terms(old, distribution, chunk):
-    """A term of each state that depends on all that a constraint is given."""
+def rewarded_terms(kind, old, distribution, chunk):
+    """Depend on everything that a constraint is given."""
     return distribution.log_prob(chunk.actions) * chunk.advantages + old[0][:, 0]
 
 
@@ -288,14 +288,14 @@ def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
     assert held[1] == held[0] > 0
 
 
-def test_nothing_is_left_in_the_grad_of_parameters(setup):
+def test_parameters_get_no_grad(setup):
     model = setup.objective().local_model().model
     _ = model.fisher @ setup.random_vector()
     model.evaluate()
     assert all(parameter.grad is None for parameter in setup.parameters)
 
 
-def test_policies_gone_nan_are_measured_and_not_refused(small):
+def test_policies_with_nan_are_measured_rather_than_refused(small):
     model = small.objective().local_model().model
     with unvalidated(), th.no_grad():
         for parameter in small.parameters:

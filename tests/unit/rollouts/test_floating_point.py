@@ -13,10 +13,10 @@ from helpers.runs import parameters_of
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo import TRPO
-from sb3_trpo.distributions.floating_point import as_float32, quietly
 from sb3_trpo.parallel.running_statistics import Moments, added
 from sb3_trpo.policies import MlpPolicy
 from sb3_trpo.rollouts.advantages import compute_advantages
+from sb3_trpo.rollouts.floating_point import as_float32, quietly
 
 
 @contextmanager

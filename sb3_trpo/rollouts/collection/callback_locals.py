@@ -1,4 +1,4 @@
-"""The variables that callbacks see as ``self.locals``, some of them computed only when a callback looks at them."""
+"""What callbacks see as ``self.locals``: the variables of SB3's loop, some of them computed only when they are read."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_trpo.callbacks import callback_tree
 
 
-class Deferred(partial[Any]):
-    """A variable that is computed when a callback asks for it."""
+class LazyVariable(partial[Any]):
+    """A variable that is computed when a callback reads it."""
 
 
-class SharedLocals(dict[str, Any]):
-    """What callbacks see as ``self.locals``: every way of reading a deferred variable computes it."""
+class RolloutLocals(dict[str, Any]):
+    """A dict of variables in which every way of reading a lazy variable computes it."""
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        return value() if isinstance(value, Deferred) else value
+        return value() if isinstance(value, LazyVariable) else value
 
-    def __iter__(self) -> Iterator[str]:  # its presence keeps dict() and ** from reading behind __getitem__
+    def __iter__(self) -> Iterator[str]:  # without this override, dict() and ** would bypass __getitem__
         return super().__iter__()
 
     def __or__(self, other: Any) -> Any:
         return dict(self) | other
 
     def update(self, other: Any = (), /, **names: Any) -> None:
-        """Take over variables, deferred ones as they are."""
-        super().update(dict.items(other) if isinstance(other, SharedLocals) else other, **names)
+        """Take over variables; lazy ones stay lazy."""
+        super().update(dict.items(other) if isinstance(other, RolloutLocals) else other, **names)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Look up a variable."""
-        return self[name] if name in self else default  # noqa: SIM401  # dict.get would not ask
+        return self[name] if name in self else default  # noqa: SIM401  # dict.get bypasses __getitem__
 
     def setdefault(self, name: str, default: Any = None) -> Any:
         """Look up a variable, or set it."""
@@ -44,24 +44,24 @@ class SharedLocals(dict[str, Any]):
     def pop(self, name: str, *default: Any) -> Any:
         """Look up a variable and remove it."""
         value = super().pop(name, *default)
-        return value() if isinstance(value, Deferred) else value
+        return value() if isinstance(value, LazyVariable) else value
 
     def copy(self) -> dict[str, Any]:
-        """Give all variables."""
+        """Compute all variables."""
         return dict(self)
 
     def values(self) -> Any:
-        """Give all variables' values."""
+        """Compute the values of all variables."""
         return dict(self).values()
 
     def items(self) -> Any:
-        """Give all variables with their names."""
+        """Compute all variables, with their names."""
         return dict(self).items()
 
 
 class StartedCallback:
     """
-    A callback whose ``on_rollout_start`` has been called.
+    A callback whose ``on_rollout_start`` has been called already.
 
     :param callback: the callback
     """
@@ -72,32 +72,32 @@ class StartedCallback:
         self.on_rollout_end = callback.on_rollout_end
 
     def on_rollout_start(self) -> None:
-        """Do nothing more."""
+        """Do nothing."""
 
 
-class OwnLocals:
+class ReplacedLocals:
     """
-    A callback for a loop that is given something in the place of an algorithm or its environments.
+    A callback for a loop that runs on stand-ins, for the algorithm or its environments: the callback sees the real ones.
 
     :param callback: the callback
-    :param own: what it finds among its variables instead, by name
+    :param replacements: variables that the callback sees in place of the loop's, by name
     """
 
-    def __init__(self, callback: BaseCallback, /, **own: object) -> None:
+    def __init__(self, callback: BaseCallback, /, **replacements: object) -> None:
         self._callback = callback
-        self._own = {**own, "callback": callback}
+        self._replacements = {**replacements, "callback": callback}
         self.on_rollout_start = callback.on_rollout_start
         self.on_step = callback.on_step
         self.on_rollout_end = callback.on_rollout_end
 
     def update_locals(self, known: dict[str, Any]) -> None:
         """Pass the loop's variables on."""
-        self._callback.update_locals({**known, **self._own})
+        self._callback.update_locals({**known, **self._replacements})
 
 
-def share_locals(callback: BaseCallback, shared: SharedLocals) -> None:
+def share_locals(callback: BaseCallback, shared: RolloutLocals) -> None:
     """
-    Give a callback and all that it calls one dict of variables, as SB3 does when training starts.
+    Give a callback, and every callback that it calls, the same dict of variables, as SB3 does when training starts.
 
     :param callback: the root
     :param shared: the dict

@@ -22,10 +22,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from torch import nn
 from torch.optim import optimizer
 
-import sb3_trpo.rollouts.fast_collector
-import sb3_trpo.trpo
+import sb3_trpo.rollouts.collection.acting
 from sb3_trpo import TRPO
+from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.rollouts.advantages import compute_advantages
+from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 from sb3_trpo.rollouts.transitions import ChunkLimits
 
 N_STEPS = 24
@@ -115,18 +117,18 @@ class Trace:
         root.on_training_start({"self": model}, {})
         self.buffers, self.complete, self.n_quick = [], [], 0
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sb3_trpo.trpo, "collect", self._counted)
+            collect = FastCollector.collect
+            patch.setattr(FastCollector, "collect", lambda *arguments: self._count() or collect(*arguments))
             if by_sb3:
-                patch.setattr(sb3_trpo.trpo, "read_networks", lambda policy: None)
+                patch.setattr(FastCollector, "can_collect", lambda *_: False)
             for _ in range(n_rollouts):
                 self.complete.append(model.collect_rollouts(model.env, root, model.rollout_buffer, model.n_steps))
                 self.buffers.append(copy.deepcopy(model.rollout_buffer))
                 scale_weights(model)
         self.generators = th.get_rng_state().numpy(), np.random.get_state()[1], np.array(np.random.get_state()[2:])
 
-    def _counted(self, *arguments: Any) -> bool:
+    def _count(self) -> None:
         self.n_quick += 1
-        return sb3_trpo.rollouts.fast_collector.collect(*arguments)
 
 
 def scale_weights(model: TRPO) -> None:
@@ -241,7 +243,7 @@ def test_the_buffer_is_sb3s_behind_a_normaliser(observation_space, action_space)
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 48, 50])
 def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monkeypatch):
-    monkeypatch.setattr(sb3_trpo.rollouts.fast_collector, "PASS_LIMITS", ChunkLimits(2**20, rows))
+    monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "PASS_LIMITS", ChunkLimits(2**20, rows))
     assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
 
 
@@ -271,10 +273,8 @@ def test_a_rollout_shorter_than_the_buffer_is_left_to_sb3():
 
 
 def knows(model: TRPO, n_steps: int) -> bool:
-    networks = sb3_trpo.trpo.read_networks(model.policy)
-    return sb3_trpo.rollouts.fast_collector.can_collect(
-        model._last_obs, model.action_space, networks, model.rollout_buffer, n_steps
-    )
+    env = RolloutEnv(model.env, model._plain)
+    return FastCollector(model, env, model.rollout_buffer, model.acting_policies).can_collect(n_steps)
 
 
 def test_observations_that_the_buffer_would_round_are_left_to_sb3():
@@ -583,13 +583,9 @@ def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_spa
 
 @pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
 def test_a_policy_that_lives_elsewhere_acts_by_a_copy_that_follows_it(change, monkeypatch):
-    monkeypatch.setattr(
-        sb3_trpo.rollouts.fast_collector, "CPU", th.device("cpu", 0)
-    )  # another device than the policy's, so it is told
-    copied, on_cpu = [], sb3_trpo.networks.plain_network.Networks.on_cpu
-    monkeypatch.setattr(
-        sb3_trpo.networks.plain_network.Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks)
-    )
+    monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
+    copied, on_cpu = [], Networks.on_cpu
+    monkeypatch.setattr(Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
     assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
     assert len(copied) == 3
 

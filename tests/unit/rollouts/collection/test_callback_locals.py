@@ -3,7 +3,7 @@
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from sb3_trpo.rollouts.callback_locals import Deferred, SharedLocals, StartedCallback, share_locals
+from sb3_trpo.rollouts.collection.callback_locals import LazyVariable, RolloutLocals, StartedCallback, share_locals
 
 READINGS = {
     "item": lambda variables: variables["late"],
@@ -32,15 +32,15 @@ class Silent(BaseCallback):
 
 @pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
 def test_every_way_of_reading_computes(read):
-    assert read(SharedLocals({"early": 1, "late": Deferred(lambda: 2)})) == 2
+    assert read(RolloutLocals({"early": 1, "late": LazyVariable(lambda: 2)})) == 2
 
 
 def test_no_way_of_writing_computes():
     def fail():
         raise AssertionError
 
-    variables = SharedLocals({"late": Deferred(fail)})
-    taken = SharedLocals({})
+    variables = RolloutLocals({"late": LazyVariable(fail)})
+    taken = RolloutLocals({})
     taken.update(variables, early=1)
     assert set(taken) == {"early", "late"}
     assert "late" in taken
@@ -53,7 +53,7 @@ def test_a_tree_of_callbacks_shares_one_dict():
     outer = Silent()
     outer.children, outer.named, outer.alone = (inner[0],), {"one": inner[1]}, CallbackList([inner[2]])
     outer.results, outer.parent = [1.0] * 10, outer
-    shared = SharedLocals({})
+    shared = RolloutLocals({})
     share_locals(outer, shared)
     assert all(each.locals is shared for each in (outer, outer.alone, *inner))
 

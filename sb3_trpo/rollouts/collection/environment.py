@@ -1,9 +1,9 @@
 """
-The environments and the buffer of a rollout, so that what is kept is what the policy saw and did.
+The environments and the buffer of a rollout, arranged so that the buffer keeps what the policy saw and did.
 
-Other loops than ours write an observation, its reward and its episode start into the buffer only after the next step, and add
-to the rewards in place. An environment that returns the same array at every step, integers, or an array that may not be
-written to would spoil that: these loops are given copies.
+SB3's loop, and others like it, write an observation, its reward and its episode start into the buffer only after the next
+step, and add to the rewards in place. This goes wrong if an environment returns the same array at every step, integer
+rewards, or a read-only array. So these loops are given copies.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.distributions.floating_point import as_float32
-from sb3_trpo.rollouts.callback_locals import OwnLocals
+from sb3_trpo.rollouts.collection.callback_locals import ReplacedLocals
+from sb3_trpo.rollouts.floating_point import as_float32
 from sb3_trpo.rollouts.plain_spaces import Observation, PlainSpaces, dict_of, map_parts
 from sb3_trpo.rollouts.validation import require_finite_end
 
 
 class RolloutEnv:
     """
-    Vectorised environments that take actions of their plain space; every other attribute is theirs.
+    Vectorised environments that take actions of the plain action space; every other attribute is theirs.
 
     :param venv: the environments
-    :param plain: their spaces
+    :param plain: their plain spaces, with the way to and from their own
     """
 
     def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
@@ -38,54 +38,60 @@ class RolloutEnv:
         self.plain = plain
 
     def __getattr__(self, name: str) -> Any:
-        if name == "venv":  # while this is being copied or unpickled
+        if name == "venv":  # not set yet, while this is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.venv, name)
 
     def step(self, actions: np.ndarray) -> Any:
         """
-        Step.
+        Step the environments.
 
         :param actions: of the plain space, one for each environment
-        :return: observations, rewards, dones and infos, as the environments have them
+        :return: observations, rewards, dones and infos, as the environments return them
         """
         return self.venv.step(self.plain.decode(actions))
 
 
 class CopyingEnv(RolloutEnv):
-    """Vectorised environments as other loops need them: plain observations, rewards in float32, all of it copied."""
+    """
+    Vectorised environments for SB3's loop: plain observations, rewards in float32, and copies of everything.
+
+    :param venv: the environments
+    :param plain: their plain spaces
+    """
 
     def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
         super().__init__(venv, plain)
-        self._given: deque[tuple[Any, Observation]] = deque(maxlen=2)
+        self._copies: deque[tuple[Any, Observation]] = deque(maxlen=2)  # a loop holds the last and the present observations
         self._n_steps = 0
         self.infos: Any = ()
-        """Of the last step, as the environments have them."""
+        """The infos of the last step, as the environments returned them."""
 
-    def copied(self, observations: Observation) -> Any:
+    def copy(self, observations: Observation) -> Any:
         """
-        Copy observations into the plain space.
+        Copy observations and encode them in the plain space.
 
-        :param observations: as the environments have them
-        :return: what the loop may keep
+        :param observations: as the environments returned them
+        :return: plain observations, which the loop may keep
         """
         own = map_parts(np.array, observations)
         plain = self.plain.encode(own)
-        self._given.append((plain, own))
+        self._copies.append((plain, own))
         return plain
 
-    def own_form(self, plain: Any) -> Observation:
+    def original(self, plain: Any) -> Observation:
         """
-        Give observations as the environments have them.
+        Undo :meth:`copy`.
 
-        :param plain: one of the last two results of :meth:`copied`; anything else comes from the environments themselves
-        :return: what it was made of
+        :param plain: one of its last two results; anything else comes from the environments themselves, and is returned as it
+            is
+        :return: the observations in the environments' own space
         """
-        return next((own for given, own in self._given if given is plain), plain)
+        return next((own for copied, own in self._copies if copied is plain), plain)
 
     def step(self, actions: np.ndarray) -> Any:
         """
-        Step.
+        Step the environments.
 
         :param actions: of the plain space, one for each environment
         :return: observations of the plain space, rewards in float32, dones and infos
@@ -97,26 +103,26 @@ class CopyingEnv(RolloutEnv):
         self._n_steps += 1
         self.infos = infos
         return (
-            self.copied(observations),
+            self.copy(observations),
             as_float32(np.array(rewards)),
             np.array(dones),
-            [self._with_plain_end(info) for info in infos],
+            [self._with_plain_terminal_observation(info) for info in infos],
         )
 
-    def _with_plain_end(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Bring the last observation of an episode into the plain space."""
+    def _with_plain_terminal_observation(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Encode the last observation of an episode in the plain space: SB3's loop computes its value."""
         last = info.get("terminal_observation")
         plain = None if last is None else self.plain.encode(last)
         return info if plain is last else {**info, "terminal_observation": plain}
 
 
-class EnvLocals(OwnLocals):
+class EnvLocals(ReplacedLocals):
     """
-    A callback for a loop that is given a :class:`CopyingEnv`: it sees what the environments gave.
+    A callback for a loop that steps a :class:`CopyingEnv`: the callback sees what the environments themselves returned.
 
     :param callback: the callback
-    :param algorithm: whose policy acts
-    :param env: what the loop is given
+    :param algorithm: the algorithm that collects
+    :param env: the environments that the loop steps
     """
 
     def __init__(self, callback: BaseCallback, algorithm: OnPolicyAlgorithm, env: CopyingEnv) -> None:
@@ -127,14 +133,14 @@ class EnvLocals(OwnLocals):
         self.on_rollout_start = self._start_rollout
 
     def _start_rollout(self) -> None:
-        """Start, and copy the observations again: a callback may have reset the environments."""
+        """Start, then copy the observations again: the callback may have reset the environments."""
         self._start()
-        self._algorithm._last_obs = self._env.copied(self._env.own_form(self._algorithm._last_obs))
+        self._algorithm._last_obs = self._env.copy(self._env.original(self._algorithm._last_obs))
 
     def update_locals(self, known: dict[str, Any]) -> None:
         """Pass the loop's variables on, with the environments' own observations and infos."""
         if "new_obs" in known:
-            known = {**known, "new_obs": self._env.own_form(known["new_obs"]), "infos": self._env.infos}
+            known = {**known, "new_obs": self._env.original(known["new_obs"]), "infos": self._env.infos}
         super().update_locals(known)
 
 
@@ -147,33 +153,33 @@ def collect_by(
     n_rollout_steps: int,
 ) -> bool:
     """
-    Fill a buffer by a loop that is not ours.
+    Fill a buffer by SB3's loop, or by one like it.
 
-    :param loop: SB3's ``collect_rollouts``, or one like it
-    :param algorithm: whose policy acts; its last observations end as the environments have them
+    :param loop: ``collect_rollouts`` of an algorithm
+    :param algorithm: the algorithm that collects; afterwards its last observations are the environments' own again
     :param env: the training environments
-    :param callback: called at each step; finds the environments themselves among its ``locals``
-    :param buffer: what to fill
+    :param callback: called at each step; sees the environments themselves in its ``locals``
+    :param buffer: the rollout buffer to fill
     :param n_rollout_steps: steps per environment
     :return: whether the rollout is complete, rather than ended by the callback
     """
     copying = CopyingEnv(env.venv, env.plain)
-    algorithm._last_obs = copying.copied(cast("Observation", algorithm._last_obs))
+    algorithm._last_obs = copying.copy(cast("Observation", algorithm._last_obs))
     algorithm._last_episode_starts = np.array(algorithm._last_episode_starts)
     try:
         return loop(copying, EnvLocals(callback, algorithm, copying), buffer, n_rollout_steps)
     finally:
-        algorithm._last_obs = copying.own_form(algorithm._last_obs)
+        algorithm._last_obs = copying.original(algorithm._last_obs)
 
 
 def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
     """
-    Have a buffer keep actions and observations in a type that holds what the policy draws and sees.
+    Make a buffer keep actions and observations in a type that can hold what the policy samples and sees.
 
-    SB3's buffers take the types of the spaces: integers, for actions that a Gaussian draws in a Box of integers, and for
-    normalised observations of one.
+    SB3's buffers take the types of the spaces. In a Box of integers these are integers, although a Gaussian samples real
+    numbers and VecNormalize returns them.
 
-    :param buffer: about to be filled; emptied if it has to change
+    :param buffer: the rollout buffer about to be filled; emptied if a type has to change
     :param observations: of the plain space, one for each environment
     """
     actions, seen = buffer.action_space, buffer.observation_space
@@ -190,7 +196,7 @@ def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
 
 
 def _holding(space: spaces.Space[Any], observations: np.ndarray) -> spaces.Space[Any]:
-    """Choose the space to make room by: its own where that keeps as much as the policy sees, which is float32."""
+    """Return the space itself if its type keeps all that the policy sees, which is float32, else one of floats."""
     if not isinstance(space, spaces.Box) or holds(space.dtype, observations.dtype):
         return space
     return _of_floats(space)
@@ -202,10 +208,10 @@ def _of_floats(space: spaces.Box) -> spaces.Box:
 
 def holds(kept: np.dtype[Any], seen: np.dtype[Any]) -> bool:
     """
-    Tell whether an array keeps as much of an observation as the policy sees.
+    Check whether an array keeps all of an observation that the policy sees.
 
     :param kept: type of the array
-    :param seen: type of the observation, which the policy turns into float32
-    :return: whether it does
+    :param seen: type of the observation, which the policy converts to float32
+    :return: whether nothing is lost
     """
     return np.can_cast(seen, kept, "safe") or kept in (np.float32, np.float64)

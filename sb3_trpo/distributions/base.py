@@ -1,0 +1,183 @@
+r"""
+What the trust region and the rollout need to know about one kind of action distribution.
+
+SB3's ``Distribution`` already has ``log_prob``, ``entropy``, ``sample`` and ``mode``. A :class:`DistributionKind` adds what
+SB3 lacks: the parameters z as tensors, the joint KL divergence and the Fisher metric. These three suffice to train. A kind
+may also have a :class:`Head`, which says how z comes out of a plain network. With a head, Fisher products need no autograd
+graph, and rollouts are collected by the fast loop.
+
+=======  ====================================================================
+output   what the last layer of the actor returns, ``(n_states, n_outputs)``
+psi      the head's own parameters, beside the layers: ``log_std``, or nothing
+z        parameters of the distribution at a state, a function of both
+M        the Fisher metric, the Hessian of KL(old || .) in z
+u        a cotangent of z
+=======  ====================================================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+
+from sb3_trpo.numerics.gauss_newton import Metric, Outputs
+
+NAN_ADVICE = (
+    "The policy gave NaN in place of an action. If its observations are finite, its weights are not: load the last good ones, "
+    "and lower target_kl or learning_rate."
+)
+
+
+class DistributionKind(ABC):
+    """
+    One kind of action distribution. All quantities are those of the joint action: sums over its dimensions.
+
+    An instance has no state. It is listed in ``registry.py``, or in the class attribute ``distribution_kinds`` of an
+    algorithm::
+
+        class MyTRPO(TRPO):
+            distribution_kinds = (*TRPO.distribution_kinds, MyKind())
+    """
+
+    distributions: ClassVar[tuple[type[Distribution], ...]]
+    """The SB3 distributions of this kind; their subclasses are of this kind too, unless another kind lists them."""
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy,)
+    """
+    The policy classes that compute their distribution as :meth:`head` describes it.
+
+    A policy gets a head only if it inherits every method between observation and distribution from one of them, unchanged.
+    """
+
+    @abstractmethod
+    def parameters(self, distribution: Distribution) -> Outputs:
+        """
+        Read z from a distribution.
+
+        :param distribution: one of :attr:`distributions`
+        :return: tensors of shape ``(n_states, ...)``, with their graph
+        """
+
+    @abstractmethod
+    def kl(self, old: Outputs, new: Outputs) -> th.Tensor:
+        """
+        Compute KL(old || new) at each state.
+
+        :param old: z of the old policy
+        :param new: z of the new policy
+        :return: shape ``(n_states,)``, in nats
+        """
+
+    @abstractmethod
+    def fisher_metric(self, z: Outputs) -> Metric:
+        """
+        Build ``dz -> M dz``.
+
+        :param z: where to take the metric
+        :return: the product, a tensor for each in ``z``
+        """
+
+    def head(self, policy: ActorCriticPolicy) -> Head | None:
+        """
+        Describe how z is computed from the output of the policy's last layer.
+
+        :param policy: its ``action_dist`` is one of :attr:`distributions` or a subclass
+        :return: the head, on the policy's own tensors; ``None`` leaves the policy to autograd and to SB3's rollout loop
+        """
+        return None
+
+    def diagnostics(self, policy: BasePolicy) -> dict[str, float]:
+        """
+        Measure what only policies of this kind have.
+
+        :param policy: any policy
+        :return: values by name, logged as ``train/<name>``; empty if the policy has nothing of the kind
+        """
+        return {}
+
+
+class Head(ABC):
+    """The last step of a plain actor: from the output of its layers, and psi, to the action distribution."""
+
+    @property
+    def parameters(self) -> list[th.Tensor]:
+        """Psi: the tensors that the distribution depends on beside the layers."""
+        return []
+
+    def with_parameters(self, parameters: Sequence[th.Tensor]) -> Head:
+        """
+        Build the same head on other tensors.
+
+        :param parameters: like :attr:`parameters`, or with a leading dimension ``n_states`` added to each
+        :return: the head
+        """
+        return self
+
+    @abstractmethod
+    def distribution(self, output: th.Tensor) -> Distribution:
+        """
+        Build the action distribution, with the bits of the policy's own method.
+
+        :param output: shape ``(n_states, n_outputs)``
+        :return: the distribution; it may be the same object at each call
+        """
+
+    @abstractmethod
+    def linearise(self, output: th.Tensor) -> HeadLinearisation:
+        """
+        Differentiate z in output and psi.
+
+        :param output: where, shape ``(n_states, n_outputs)``
+        :return: the products with the derivative. They may ignore a shift of z that the Fisher metric maps to 0
+        """
+
+    @abstractmethod
+    def sampler(self, output: th.Tensor) -> Sampler:
+        """
+        Build a sampler for the fast rollout loop.
+
+        :param output: CPU buffer of shape ``(n_envs, n_outputs)``, which the actor overwrites at each step
+        :return: a sampler that reads the buffer and psi whenever it is called
+        """
+
+
+class HeadLinearisation(NamedTuple):
+    """
+    Products with the derivative of z at one output.
+
+    :param jvp: ``(d_output, [d_psi, ...]) -> dz``
+    :param vjp: ``u -> (cotangent of output, [cotangent of psi, ...])``, the latter summed over states
+    """
+
+    jvp: Callable[[th.Tensor, Sequence[th.Tensor]], Outputs]
+    vjp: Callable[[Outputs], tuple[th.Tensor, list[th.Tensor]]]
+
+
+class Sampler(Protocol):
+    """
+    Samples actions as SB3's distribution does: the same bits from the same generator, with less overhead.
+
+    There are two steps because the second may have to be repeated: NumPy raises on a harmless underflow if the user asked it
+    to.
+    """
+
+    def draw(self) -> None:
+        """
+        Draw the random numbers, from torch's global CPU generator.
+
+        :raises ValueError: if psi has become NaN
+        """
+        ...
+
+    def actions(self) -> np.ndarray:
+        """
+        Compute the actions from the numbers drawn. Changes no state.
+
+        :return: a new array of shape ``(n_envs, n_dimensions)``, or any that reshapes to it
+        """
+        ...

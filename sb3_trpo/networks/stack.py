@@ -1,0 +1,148 @@
+"""
+A plain stack of layers with its derivatives by hand: no autograd graph, and the modules' own weight tensors.
+
+======  =====================================================================
+x       input of a layer; for the first layer, the features
+W, b    weight and bias of a layer, the module's own tensors
+a       pre-activation, affine in x: ``W x + b``
+h       ``activation(a)``, the input of the next layer
+J       derivative of the last h in all W and b
+v, u    tangent of all W and b; cotangent of the last h
+delta   derivative of ``u^T h`` in a
+======  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_trpo.networks.activations import Activation
+from sb3_trpo.networks.affine import Affine, Dense
+
+
+class Layer(NamedTuple):
+    """An affine map with its tensors, and the activation after it."""
+
+    affine: Affine
+    weight: th.Tensor
+    bias: th.Tensor | None
+    activation: Activation
+
+
+class Intermediates(NamedTuple):
+    """
+    What a forward pass keeps for the derivatives.
+
+    :param hidden: x of all layers but the first
+    :param slope_inputs: for each layer, a or h, whichever the slope of its activation is computed from
+    :param output: the last h
+    """
+
+    hidden: list[th.Tensor]
+    slope_inputs: list[th.Tensor]
+    output: th.Tensor
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers in a row. Vectors in the space of its tensors are lists like :attr:`tensors`."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is no convolution in it."""
+        return all(isinstance(layer.affine, Dense) for layer in self.layers)
+
+    @property
+    def tensors(self) -> list[th.Tensor]:
+        """All W and b, layer by layer."""
+        return [tensor for layer in self.layers for tensor in (layer.weight, layer.bias) if tensor is not None]
+
+    def with_tensors(self, tensors: Sequence[th.Tensor]) -> Stack:
+        """
+        Build the same stack on other tensors.
+
+        :param tensors: like :attr:`tensors`
+        :return: the stack
+        """
+        pairs = zip(self.layers, self.by_layer(tensors), strict=True)
+        return Stack(tuple(layer._replace(weight=weight, bias=bias) for layer, (weight, bias) in pairs))
+
+    def __call__(self, x: th.Tensor) -> th.Tensor:
+        """
+        Compute the last h with the bits of the modules: what is measured here is the policy that acts.
+
+        :param x: features, left unchanged
+        :return: shape ``(n, n_outputs)``
+        """
+        for layer in self.layers:
+            x = layer.activation.function(layer.affine(x, layer.weight, layer.bias))
+        return x
+
+    def forward(self, x: th.Tensor) -> Intermediates:
+        """
+        Compute the last h, with the same bits, and keep what the derivatives need.
+
+        :param x: features. They are not kept, for they may take more memory than the observations they are made from
+        :return: the intermediate results
+        """
+        inputs, slope_inputs = [x], []
+        for layer in self.layers:
+            a = layer.affine(inputs[-1], layer.weight, layer.bias)
+            h = layer.activation.function(a)
+            slope_inputs.append(a if layer.activation.slope_from_input else h)
+            inputs.append(h)
+        return Intermediates(inputs[1:-1], slope_inputs, inputs[-1])
+
+    def jvp(self, x: th.Tensor, intermediates: Intermediates, v: Sequence[th.Tensor]) -> th.Tensor:
+        """
+        Compute ``J v``, layer by layer: ``da = dW x + db + W dx`` and ``dh = slope * da``.
+
+        :param x: the features of the forward pass
+        :param intermediates: what it kept
+        :param v: like :attr:`tensors`
+        :return: shape ``(n, n_outputs)``
+        """
+        tangent = None
+        inputs = [x, *intermediates.hidden]
+        for layer, x_l, kept, (dw, db) in zip(self.layers, inputs, intermediates.slope_inputs, self.by_layer(v), strict=True):
+            da = layer.affine.product(x_l, dw, db)
+            if tangent is not None:
+                da = layer.affine.add(da, tangent, layer.weight)
+            tangent = layer.activation.times_slope(da, kept)
+        assert tangent is not None
+        return tangent
+
+    def vjp(self, x: th.Tensor, intermediates: Intermediates, u: th.Tensor, out: Sequence[th.Tensor]) -> None:
+        """
+        Compute ``J^T u``, summed over the batch, by backpropagation.
+
+        :param x: the features of the forward pass
+        :param intermediates: what it kept
+        :param u: shape ``(n, n_outputs)``
+        :param out: what to write the result to, like :attr:`tensors`
+        """
+        inputs = [x, *intermediates.hidden]
+        rows = list(zip(self.layers, inputs, intermediates.slope_inputs, self.by_layer(out), strict=True))
+        for layer, x_l, kept, (dw, db) in reversed(rows):
+            delta = layer.activation.times_slope(u, kept)
+            layer.affine.vjp_weight(delta, x_l, dw)
+            if db is not None:
+                layer.affine.vjp_bias(delta, db)
+            if layer is not self.layers[0]:
+                u = layer.affine.vjp_input(delta, x_l, layer.weight)
+
+    def by_layer(self, tensors: Sequence[th.Tensor]) -> list[tuple[th.Tensor, th.Tensor | None]]:
+        """
+        Group tensors by layer.
+
+        :param tensors: like :attr:`tensors`
+        :return: W and b of each layer
+        """
+        remaining = iter(tensors)
+        return [(next(remaining), None if layer.bias is None else next(remaining)) for layer in self.layers]

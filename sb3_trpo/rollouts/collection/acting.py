@@ -1,0 +1,270 @@
+"""
+The policy while the fast loop collects a rollout: it computes actions at each step, and everything else afterwards.
+
+SB3's loop computes values and log-probabilities at each step, one row per environment. Nothing reads them before the rollout
+is complete, and one pass over all rows takes a small part of the time of many passes over a few. So a step only notes what
+the policy saw and what its actor returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_trpo.distributions.base import NAN_ADVICE
+from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.networks.preallocated import PreallocatedRunner
+from sb3_trpo.networks.weight_watch import WeightWatch
+from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
+from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
+from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
+from sb3_trpo.rollouts.validation import cut_off_at, require_finite_end
+
+CPU = th.device("cpu")
+
+
+class TruncatedEpisode(NamedTuple):
+    """
+    An episode that a time limit cut off, and whose last reward still lacks the bootstrapped value.
+
+    :param step: index of its last step in the rollout
+    :param env_index: index of the environment
+    :param last_observation: the observation after that step, of the plain space
+    """
+
+    step: int
+    env_index: int
+    last_observation: Any
+
+
+class ActingPolicy:
+    """
+    A plain policy that acts in a rollout and completes the buffer afterwards.
+
+    It is a context manager: leaving it stops watching the weights.
+
+    :param algorithm: the algorithm, for its policy, discount factor and device
+    :param networks: the policy's networks
+    :param buffer: the rollout buffer to fill
+    :param env: the training environments
+    """
+
+    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: RolloutEnv) -> None:
+        self._algorithm = algorithm
+        self._networks = networks
+        self._buffer = buffer
+        self._env = env
+        self._watch = WeightWatch(algorithm.policy, [*networks.policy_tensors, *networks.critic.tensors])
+        self._action_shape = (buffer.n_envs, *algorithm.policy.action_space.shape)  # type: ignore[misc]  # never a Dict
+        n_steps, n_outputs = buffer.buffer_size, len(networks.actor.layers[-1].weight)
+        self._outputs = np.empty((n_steps, buffer.n_envs, n_outputs), np.float32)
+        self._head_parameters = [np.empty((n_steps, *tensor.shape), np.float32) for tensor in networks.head.parameters]
+        self._keeps_float32 = networks.takes_vectors and buffer.observations.dtype == np.float32
+        self._n_complete = 0
+        self._truncated: list[TruncatedEpisode] = []
+        self.extra_locals: dict[str, Any] = {}
+        """Variables of the present step for callbacks, beside those of SB3's loop."""
+
+    def __enter__(self) -> ActingPolicy:
+        """Get ready to act."""
+        self._follow_weights()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching the weights."""
+        self._watch.stop()
+
+    def _follow_weights(self) -> None:
+        """
+        Act and evaluate by the present weights from now on.
+
+        Values are computed late, by a copy: by then a callback may have changed the weights. The actor acts at once, so on the
+        CPU it can use the policy's own tensors, and sees writes that nothing else notices.
+        """
+        self._copy = self._networks.on_cpu()
+        acting = self._networks if self._networks.actor.tensors[0].device == CPU else self._copy
+        self._actor = PreallocatedRunner(acting.actor, self._buffer.n_envs, exact=True)
+        self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
+        self._sampler = acting.head.sampler(self._actor.output)
+        present = [tensor.detach().numpy() for tensor in acting.head.parameters]
+        self._head_rows = list(zip(self._head_parameters, present, strict=True))
+        self._watch.start()
+
+    def _complete_before_change(self) -> None:
+        """
+        If the weights have changed, complete by the old ones all steps that belong to them.
+
+        The value that an episode cut off at the last step is bootstrapped with is an exception: SB3 computes it after the
+        callback, hence by the new weights.
+        """
+        if self._watch.has_changed():
+            last = [episode for episode in self._truncated if episode.step == self._buffer.pos - 1]
+            self._truncated = self._truncated[: len(self._truncated) - len(last)]
+            self._complete_steps()
+            self._follow_weights()
+            self._truncated = last
+
+    def act(self, observations: Observation, starts: np.ndarray | None) -> np.ndarray:
+        """
+        Sample an action for each environment, and write what the policy saw into the buffer.
+
+        :param observations: of the plain space, one for each environment
+        :param starts: whether each is the first one of an episode, shape ``(n_envs,)``
+        :return: the actions, not clipped, shape ``(n_envs, *action_shape)``
+        :raises ValueError: if the policy returns NaN
+        """
+        self._complete_before_change()
+        if self._networks.takes_vectors:
+            vectors = cast("np.ndarray", observations)
+            if vectors.shape != self._input.shape:  # copying might broadcast it
+                raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
+            copy_quietly(self._input, vectors, "same_kind")
+        else:
+            self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
+        self._actor.run()
+        if math.isnan(np.vdot(self._output, self._output)):  # the fastest check of a few numbers
+            raise ValueError(NAN_ADVICE)
+        self.extra_locals = self._mask(self._output)
+        self._sampler.draw()
+        self._actions = quietly_if_needed(self._sampler.actions).reshape(self._action_shape)
+        self._step, self._observations = self._buffer.pos, observations
+        self._outputs[self._step] = self._output
+        for rows, present in self._head_rows:
+            rows[self._step] = present
+        self._write_observations(observations)
+        self._buffer.episode_starts[self._step] = starts
+        return self._actions
+
+    def _mask(self, output: np.ndarray) -> dict[str, Any]:
+        """Forbid actions by changing the actor's output in place; return variables for callbacks. Here all is allowed."""
+        return {}
+
+    def _write_observations(self, observations: Observation) -> None:
+        """Write what the policy sees before the environments step: they may overwrite their arrays."""
+        if self._networks.takes_vectors:
+            self._buffer.observations[self._step] = self._input if self._keeps_float32 else observations
+            return
+        for seen, rows in array_pairs(observations, self._buffer):
+            copy_quietly(rows[self._step], seen.reshape(rows.shape[1:]))
+
+    def note_truncated(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        Note the last observations of episodes that a time limit cut off: their values are computed with all others.
+
+        :param ended: indices of the environments whose episode ended at the present step
+        :param infos: the step's infos, one for each environment
+        """
+        for env_index in ended:
+            last = cut_off_at(infos[env_index])
+            if last is not None:
+                require_finite_end(infos[env_index], int(env_index), self._buffer.pos)
+                copied = copy.deepcopy(last)  # the environment may overwrite it
+                self._truncated.append(TruncatedEpisode(self._buffer.pos, env_index, self._env.plain.encode(copied)))
+
+    @th.no_grad()
+    def values_at(self, observations: Observation) -> th.Tensor:
+        """
+        Compute values by the copy of the critic.
+
+        :param observations: of the plain space, stacked along the first dimension
+        :return: shape ``(n, 1)``, on the CPU
+        """
+        return self._copy.critic(self._copy.features(obs_as_tensor(observations, CPU)))
+
+    def late_variable(self, name: str) -> th.Tensor:
+        """
+        Compute a variable of the present step, for a callback that asks for it.
+
+        :param name: ``obs_tensor``, ``values`` or ``log_probs``
+        :return: what SB3's loop has under this name, on the algorithm's device
+        """
+        if name == "obs_tensor":
+            return cast("th.Tensor", obs_as_tensor(self._present_observations(), self._algorithm.device))
+        if name == "values":
+            return self.values_at(self._present_observations()).to(self._algorithm.device)
+        actions = self._actions.reshape(self._buffer.n_envs, -1)
+        return self._log_probs(slice(self._step, self._step + 1), actions).to(self._algorithm.device)
+
+    def _present_observations(self) -> Observation:
+        """Read what the policy acted on from the buffer: the environments may have overwritten their own arrays since."""
+        given, rows = self._observations, self._buffer.observations
+        if isinstance(given, dict):
+            return {key: _restored(rows[key][self._step], part) for key, part in given.items()}
+        return _restored(rows[self._step], given)
+
+    def complete(self) -> None:
+        """Fill in the values, log-probabilities and bootstrapped rewards of all steps that lack them."""
+        self._complete_before_change()
+        self._complete_steps()
+
+    def _complete_steps(self) -> None:
+        """Do so by the copy of the weights, some steps at a time, which bounds memory."""
+        buffer = self._buffer
+        n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
+        for start in range(self._n_complete, buffer.pos, n_steps):
+            steps = slice(start, min(start + n_steps, buffer.pos))
+            seen = map_parts(_merged, map_parts(itemgetter(steps), buffer.observations))
+            buffer.values[steps] = self.values_at(seen).numpy().reshape(-1, buffer.n_envs)
+            log_probs = self._log_probs(steps, _merged(buffer.actions[steps]))
+            buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
+        self._n_complete = buffer.pos
+        if self._truncated:
+            steps_cut, envs_cut, last = zip(*self._truncated, strict=True)
+            values = self.values_at(_stacked(last, buffer))
+            bootstrapped = self._algorithm.gamma * values.flatten()
+            buffer.rewards[list(steps_cut), list(envs_cut)] += bootstrapped.numpy()
+            self._truncated.clear()
+
+    @th.no_grad()
+    def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
+        """Compute log-probabilities of actions, ``(n, n_dimensions)``, from what the actor returned at some steps."""
+        output, taken = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
+        parameters = [
+            th.from_numpy(rows[steps]).repeat_interleave(self._buffer.n_envs, dim=0) for rows in self._head_parameters
+        ]
+        distribution = self._networks.head.with_parameters(parameters).distribution(output)
+        is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
+        return distribution.log_prob(taken.flatten() if is_discrete else taken.float())
+
+
+def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """
+    Pair each array of an observation with the buffer's array for it.
+
+    :param observations: of the plain space, one for each environment
+    :param buffer: a rollout buffer for such observations
+    :return: pairs of shapes ``(n_envs, ...)`` and ``(n_steps, n_envs, ...)``
+    """
+    rows: Observation = buffer.observations
+    if isinstance(observations, dict) and isinstance(rows, dict):
+        return [(observations[key], part) for key, part in rows.items()]
+    return [(cast("np.ndarray", observations), cast("np.ndarray", rows))]
+
+
+def _restored(row: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Copy a row of the buffer, in the shape and type of what was written into it."""
+    return row.reshape(like.shape).astype(like.dtype)
+
+
+def _merged(rows: np.ndarray) -> np.ndarray:
+    """Merge the first two dimensions, step and environment."""
+    return rows.reshape(-1, *rows.shape[2:])
+
+
+def _stacked(observations: Sequence[Any], buffer: RolloutBuffer) -> Observation:
+    """Stack single observations in the shapes that the buffer has for them."""
+    if isinstance(buffer.observations, dict):
+        stacks = {key: np.stack([each[key] for each in observations]) for key in buffer.observations}
+        return {key: part.reshape(-1, *buffer.observations[key].shape[2:]) for key, part in stacks.items()}
+    return np.stack(observations).reshape(-1, *buffer.observations.shape[2:])

@@ -1,0 +1,157 @@
+"""
+Collecting a rollout with a policy that is a plain stack of layers.
+
+The loop does what SB3's ``collect_rollouts`` does, in the same order and with the same random draws, but at each step it
+computes actions only. Values, log-probabilities and the values that bootstrap truncated episodes follow afterwards, all at
+once; see :mod:`sb3_trpo.rollouts.collection.acting`. Whatever this loop does not know is left to SB3's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from operator import contains
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.registry import CORE_KINDS
+from sb3_trpo.networks.plain_network import Networks, is_patched, read_networks
+from sb3_trpo.rollouts.advantages import compute_advantages
+from sb3_trpo.rollouts.collection.acting import ActingPolicy, array_pairs
+from sb3_trpo.rollouts.collection.callback_locals import LazyVariable, RolloutLocals, StartedCallback, share_locals
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, holds
+from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
+
+LATE = ("obs_tensor", "values", "log_probs")
+"""Variables of SB3's loop that are computed only if a callback looks at them, which few do."""
+EPISODE_KEYS = repeat("episode")
+"""The key under which Monitor reports an ended episode, for ``map`` to pair with the info of each environment."""
+ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
+"""How a policy acts, by the exact type of the buffer that it fills: a subclass of a buffer may keep anything."""
+CORE_ACTING_POLICIES: ActingPolicies = {RolloutBuffer: ActingPolicy, DictRolloutBuffer: ActingPolicy}
+
+
+@dataclass(frozen=True)
+class FastCollector:
+    """
+    The loop, ready for one rollout.
+
+    :param algorithm: the algorithm: its policy acts, and its counters advance
+    :param env: the training environments
+    :param buffer: the rollout buffer to fill
+    :param acting_policies: how a policy acts, by buffer
+    :param kinds: known kinds of distributions
+    """
+
+    algorithm: OnPolicyAlgorithm
+    env: RolloutEnv
+    buffer: RolloutBuffer
+    acting_policies: ActingPolicies
+    kinds: Sequence[DistributionKind] = CORE_KINDS
+
+    def can_collect(self, n_rollout_steps: int) -> bool:
+        """
+        Check whether the loop would fill the buffer as SB3's would.
+
+        :param n_rollout_steps: steps per environment that are asked for
+        :return: whether everything is of a kind that the loop knows
+        """
+        return n_rollout_steps == self.buffer.buffer_size and self._networks() is not None
+
+    def _networks(self) -> Networks | None:
+        """Read the policy's networks; return ``None`` if policy, buffer, spaces or observations are of an unknown kind."""
+        networks, buffer, actions = read_networks(self.algorithm.policy, self.kinds), self.buffer, self.buffer.actions
+        if networks is None or networks.of_images or type(buffer) not in self.acting_policies or is_patched(buffer):
+            return None
+        if isinstance(self.algorithm.policy.action_space, spaces.Box) and not np.can_cast(np.float32, actions.dtype):
+            return None  # late log-probabilities are those of the actions in the buffer, which would be rounded
+        observations = self.env.plain.encode(self.algorithm._last_obs)
+        fits = all(holds(rows.dtype, seen.dtype) for seen, rows in array_pairs(observations, buffer))
+        return networks if fits else None
+
+    def collect(self, callback: BaseCallback, general_loop: Callable[..., bool]) -> bool:
+        """
+        Fill the buffer, if :meth:`can_collect` allows it.
+
+        :param callback: called at each step
+        :param general_loop: SB3's loop, needed if the callback alters the policy when the rollout starts
+        :return: whether the rollout is complete, rather than ended by the callback
+        :raises ValueError: if the policy returns NaN
+        """
+        algorithm, buffer = self.algorithm, self.buffer
+        algorithm.policy.set_training_mode(False)
+        buffer.reset()
+        share_locals(callback, RolloutLocals(callback.locals))
+        callback.on_rollout_start()
+        networks = self._networks()  # again: the callback may have altered the policy or reset the environments
+        if networks is None:
+            return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size)
+        with self.acting_policies[type(buffer)](algorithm, networks, buffer, self.env) as policy:
+            is_complete = self._fill(callback, policy)
+            policy.complete()
+            if is_complete:
+                last_values = policy.values_at(self.env.plain.encode(algorithm._last_obs))
+                last_dones = cast("np.ndarray", algorithm._last_episode_starts)
+                compute_advantages(buffer, last_values.numpy().flatten(), last_dones)
+                callback.update_locals({"values": last_values.to(algorithm.device), "n_steps": buffer.pos})
+                callback.on_rollout_end()
+        return is_complete
+
+    def _fill(self, callback: BaseCallback, policy: ActingPolicy) -> bool:
+        """Step until the buffer is full or the callback ends the rollout; return whether it is full."""
+        algorithm, env, buffer = self.algorithm, self.env, self.buffer
+        known = RolloutLocals({"self": algorithm, "env": env.venv, "callback": callback, "rollout_buffer": buffer})
+        late = {name: LazyVariable(policy.late_variable, name) for name in LATE}
+        known.update({"n_rollout_steps": buffer.buffer_size, **late})
+        while buffer.pos < buffer.buffer_size:
+            actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
+            clipped_actions = _clip(actions, algorithm.policy.action_space)
+            stepped: Any = env.venv.step(env.plain.decode(clipped_actions))
+            new_obs, rewards, dones, infos = stepped
+            algorithm.num_timesteps += buffer.n_envs
+
+            step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions, **policy.extra_locals}
+            known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
+            callback.update_locals(known)
+            if not callback.on_step():
+                _forget_step(buffer)
+                return False
+
+            # Most steps end no episode. Looking for one by map() runs no Python code for each of many environments.
+            if dones.any() or any(map(contains, infos, EPISODE_KEYS)):
+                reports = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODE_KEYS)]))
+                algorithm._update_info_buffer([infos[env_index] for env_index in reports], dones[reports])
+                policy.note_truncated(np.flatnonzero(dones), infos)
+            _write_step(buffer, actions, rewards)
+            algorithm._last_obs, algorithm._last_episode_starts = new_obs, dones
+        return True
+
+
+def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
+    """Clip actions to a Box, which a Gaussian does not know; ``np.clip`` takes five times as long for a few numbers."""
+    return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
+
+
+def _forget_step(buffer: RolloutBuffer) -> None:
+    """Erase what the policy wrote at a step that the callback ended: SB3's loop writes nothing before the callback returns."""
+    for rows in [*buffer.observations.values()] if isinstance(buffer.observations, dict) else [buffer.observations]:
+        rows[buffer.pos] = 0
+    buffer.episode_starts[buffer.pos] = 0.0
+
+
+def _write_step(buffer: RolloutBuffer, actions: np.ndarray, rewards: np.ndarray) -> None:
+    """Write actions and rewards after the callback, which may change both in place. Observations are there already."""
+    buffer.actions[buffer.pos] = actions.reshape(buffer.actions.shape[1:])
+    try:
+        buffer.rewards[buffer.pos] = rewards
+    except HARMLESS:
+        buffer.rewards[buffer.pos] = as_float32(np.asarray(rewards))
+    buffer.pos += 1
+    buffer.full = buffer.pos == buffer.buffer_size

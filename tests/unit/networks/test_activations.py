@@ -1,0 +1,29 @@
+"""Activations: their values and slopes are those of torch's modules."""
+
+import pytest
+import torch as th
+from helpers.stacks import FUNCTIONS, TOLERANCES, check, mlp
+
+from sb3_trpo.networks.activations import ACTIVATIONS
+
+
+def test_the_activations_tried_are_all_there_are():
+    tried = {type(make()) for make in FUNCTIONS.values() if make is not None}
+    assert tried == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_activation_is_torchs_forward_and_in_both_products(name, bias, dtype):
+    th.manual_seed(0)
+    check(mlp([3, 7, 4, 2], [name] * 3, bias, dtype), 3.0 * th.randn(9, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_activation_is_torchs_at_zero_and_far_out(name):
+    modules = mlp([1, 1], [name])
+    with th.no_grad():
+        modules[0].weight.fill_(1.0)
+        modules[0].bias.zero_()
+    check(modules, th.tensor([0.0, -0.0, 1e-300, -1e-300, 40.0, -40.0, 1e3, -1e3], dtype=th.float64)[:, None])

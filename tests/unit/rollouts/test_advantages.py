@@ -1,0 +1,109 @@
+"""Advantages are standardised over all that an update uses, and noise is not taken for a signal."""
+
+import numpy as np
+import pytest
+import torch as th
+from helpers.buffers import N_ENVS, N_STEPS, filled
+from helpers.envs import RandomEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_trpo import TRPO
+from sb3_trpo.parallel.communicator import Communicator
+from sb3_trpo.rollouts.advantages import compute_advantages, pooled_moments, standardisation
+from sb3_trpo.rollouts.reader import TransitionReader
+
+
+def standardised(buffer, every, size):
+    reader = TransitionReader(buffer)
+    chunks = reader.chunks(every, size)
+    return chunks.with_advantages(*standardisation(chunks.advantages, reader.returns))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, -3.0])
+@pytest.mark.parametrize(("every", "chunk_size"), [(1, 100), (1, 5), (4, 2)])
+def test_standardised_advantages_have_mean_0_and_standard_deviation_1_over_what_is_read(every, chunk_size, scale, shift):
+    buffer = filled()
+    buffer.advantages = (scale * (buffer.advantages + shift)).astype(np.float32)
+    buffer.returns = buffer.advantages + scale * buffer.values
+    chunks = standardised(buffer, every, chunk_size)
+    advantages = th.cat([chunk.advantages for chunk in chunks]).double()
+    assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(advantages.std()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, -250.0, 1e6])
+@pytest.mark.parametrize("chunk_size", [4, 100])
+def test_advantages_that_differ_by_rounding_only_weigh_nothing(level, chunk_size):
+    buffer = filled()
+    last_digits = (
+        np.float32(level) * np.finfo(np.float32).eps * np.random.default_rng(0).integers(-2, 3, buffer.advantages.shape)
+    )
+    buffer.advantages = (np.float32(level) + last_digits).astype(np.float32)
+    buffer.returns = np.full_like(buffer.advantages, level)
+    chunks = standardised(buffer, 1, chunk_size)
+    assert all(not chunk.advantages.any() for chunk in chunks)
+
+
+def test_an_environment_that_always_pays_the_same_moves_no_policy():
+    envs = DummyVecEnv([lambda: RandomEnv(reward_scale=0.0)] * N_ENVS)
+    model = TRPO("MlpPolicy", envs, n_steps=N_STEPS, batch_size=N_STEPS * N_ENVS, gae_lambda=1.0, gamma=1.0, seed=0)
+    with th.no_grad():
+        for parameter in model.policy.value_net.parameters():
+            parameter.zero_()
+    before = [value.detach().clone() for value in model.policy.action_net.parameters()]
+    model.learn(N_STEPS * N_ENVS)
+    assert model.policy_outcome.value == "zero gradient"
+    assert all(map(th.equal, before, model.policy.action_net.parameters()))
+
+
+class Pair(Communicator):
+    """One of two ranks; what the other one gathers is given."""
+
+    def __init__(self, *others) -> None:
+        self.others = [*others]
+
+    def gather(self, values):
+        return th.stack((values, th.as_tensor(self.others.pop(0), dtype=values.dtype)))
+
+
+def own_moments(values):
+    return [len(values), values.sum(), np.square(values - values.mean()).sum()]
+
+
+@pytest.mark.parametrize("n_other", [1, 5, 40])
+def test_moments_of_ranks_are_those_of_all_their_numbers_together(n_other):
+    rng = np.random.default_rng(0)
+    here, there = rng.normal(3.0, 2.0, 7), rng.normal(-5.0, 0.1, n_other)
+    n, mean, squares = pooled_moments(here, Pair(own_moments(there)))
+    whole = np.concatenate([here, there])
+    assert n == len(whole)
+    assert mean == pytest.approx(whole.mean())
+    assert squares == pytest.approx(whole.var() * len(whole))
+
+
+def test_rounding_is_judged_by_the_largest_return_of_all_ranks():
+    advantages = np.array([1.0, 1.0 + 1e-4], np.float32)
+    moments = own_moments(advantages.astype(np.float64))
+    for largest, is_noise in ((1.0, False), (1e4, True)):
+        _, scale = standardisation(advantages, np.ones(2, np.float32), Pair(moments, largest))
+        assert (scale == 0.0) == is_noise
+
+
+def test_a_single_advantage_has_no_spread():
+    assert standardisation(np.array([2.0], np.float32), np.array([2.0], np.float32)) == (2.0, 0.0)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 7, 64])
+@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)])
+def test_advantages_are_those_of_the_buffers_own_method(n_steps, gamma, gae_lambda):
+    buffer, rng = filled(n_steps=n_steps), np.random.default_rng(1)
+    buffer.gamma, buffer.gae_lambda = gamma, gae_lambda
+    buffer.episode_starts[:] = rng.random(buffer.episode_starts.shape) < 0.2
+    last_values, last_dones = rng.normal(size=N_ENVS), np.array([True, False, False])
+    buffer.compute_returns_and_advantage(th.as_tensor(last_values), last_dones)
+    expected = buffer.advantages.copy(), buffer.returns.copy()
+    compute_advantages(buffer, last_values, last_dones)
+    np.testing.assert_allclose(buffer.advantages, expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(buffer.returns, expected[1], rtol=1e-5, atol=1e-5)
+    assert buffer.advantages.dtype == np.float32
