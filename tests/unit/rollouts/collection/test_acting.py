@@ -134,7 +134,7 @@ def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_spa
 
 
 @pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
-def test_a_policy_that_lives_elsewhere_acts_by_a_copy_that_follows_it(change, monkeypatch):
+def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
     copied, on_cpu = [], Networks.on_cpu
     monkeypatch.setattr(Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
@@ -204,7 +204,7 @@ def test_weights_changed_at_the_start_of_a_rollout_count():
 
 
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
-def test_weights_that_are_not_numbers_are_refused(action_space):
+def test_weights_that_are_nan_are_refused(action_space):
     def make() -> TRPO:
         model = model_of(several(2, action_space=action_space))
         with th.no_grad():
@@ -216,7 +216,7 @@ def test_weights_that_are_not_numbers_are_refused(action_space):
 
 
 @pytest.mark.parametrize("end", ["complete", "stopped", "error"])
-def test_the_count_of_optimizer_steps_ends_with_the_rollout(end):
+def test_no_hook_is_left_on_the_optimizer(end):
     class Ending(BaseCallback):
         def _on_step(self) -> bool:
             if end == "error":

@@ -113,7 +113,7 @@ class OtherBuffer(RolloutBuffer):
     ],
     ids=["image and vector", "cnn", "gSDE", "buffer", "activation"],
 )
-def test_what_our_loop_does_not_know_is_left_to_sb3s(make):
+def test_anything_that_the_fast_loop_does_not_know_is_left_to_sb3s(make):
     assert_same(*both(make, quick=False))
 
 
@@ -136,7 +136,7 @@ def test_observations_that_the_buffer_would_round_are_left_to_sb3():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.uint8])
-def test_actions_are_kept_as_they_were_drawn(dtype):
+def test_actions_are_stored_as_they_were_sampled(dtype):
     ours, theirs = both(lambda: model_of(several(2, action_space=spaces.Box(0, 5, (2,), dtype))), n_rollouts=2)
     assert_same(ours, theirs)
     drawn = ours.buffers[0].actions
@@ -244,7 +244,7 @@ def test_a_callback_reads_them_wherever_it_is(nest):
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_a_callback_reads_them_in_whatever_way(look):
+def test_a_callback_may_read_them_in_any_way(look):
     assert_read_alike(BOX_ACTION, look=look)
 
 
@@ -343,7 +343,7 @@ class Faulty(RandomEnv):
 
 
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
-def test_an_observation_that_is_not_a_number_is_named(action_space):
+def test_an_observation_that_is_nan_is_reported_with_its_place(action_space):
     with pytest.raises(ValueError, match="non-finite observations: nan in environment 0 at step 2 of the rollout"):
         Trace(lambda: model_of(Faulty(action_space=action_space)), by_sb3=False)
 
@@ -394,7 +394,7 @@ def test_a_thousand_environments_fill_the_buffer_alike():
     assert_same(*both(batched_model, n_rollouts=2))
 
 
-def test_only_environments_whose_episode_ended_are_asked_for_its_statistics(monkeypatch):
+def test_only_environments_whose_episode_ended_are_searched_for_its_statistics(monkeypatch):
     given: list[tuple[int, bool]] = []
     update = TRPO._update_info_buffer
 
@@ -411,7 +411,7 @@ def test_only_environments_whose_episode_ended_are_asked_for_its_statistics(monk
 
 def test_an_episode_that_is_reported_before_the_end_is_counted():
     class Endless(gym.Wrapper):
-        """Goes on with the next episode by itself, as meta-learning has it."""
+        """Continues with the next episode by itself, as in meta-learning."""
 
         def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
             observation, reward, over, cut_off, info = self.env.step(action)
@@ -469,7 +469,7 @@ def test_what_a_callback_changes_when_a_rollout_starts_counts_from_its_first_ste
     assert_same(ours, theirs)
 
 
-def test_a_hook_set_when_a_rollout_starts_is_called_and_the_start_announced_once():
+def test_a_hook_set_when_a_rollout_starts_is_called_and_the_start_is_announced_once():
     class Hooking(BaseCallback):
         starts, ends, calls = 0, 0, 0
 
@@ -525,7 +525,7 @@ def test_the_policy_is_in_evaluation_mode_while_it_collects():
     assert modes == {False}
 
 
-def test_an_overridden_update_locals_is_given_what_sb3_gives():
+def test_an_overridden_update_locals_gets_the_variables_of_sb3s_loop():
     class Keeping(BaseCallback):
         kept: Any = None
 
