@@ -6,7 +6,6 @@ SB3's on-policy algorithm, with what surrounds an update: spaces, ranks, the loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -146,23 +145,17 @@ class TrainingLoop(OnPolicyAlgorithm):
         inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                return self._collect(inner, callback, rollout_buffer, n_rollout_steps, general)
+                keep_as_seen(rollout_buffer, self._plain.encode(self._last_obs))
+                collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
+                if collector.can_collect(n_rollout_steps):
+                    return collector.collect(callback, general)
+                return general(inner, callback, rollout_buffer, n_rollout_steps)
         except (TypeError, ValueError, RuntimeError):
             fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
             fault = fault or unfit_type(self.policy)
             if fault is None:
                 raise
             raise fault from None  # a traceback from inside torch would explain less
-
-    def _collect(
-        self, env: RolloutEnv, callback: BaseCallback, buffer: RolloutBuffer, n_steps: int, general: Callable[..., bool]
-    ) -> bool:
-        """Choose the loop."""
-        keep_as_seen(buffer, self._plain.encode(self._last_obs))
-        collector = FastCollector(self, env, buffer, self.acting_policies, self.distribution_kinds)
-        if collector.can_collect(n_steps):
-            return collector.collect(callback, general)
-        return general(env, callback, buffer, n_steps)
 
     def predict(
         self,
@@ -247,7 +240,8 @@ class TrainingLoop(OnPolicyAlgorithm):
 
     def _check_batch(self) -> int:
         """Check that a rollout is large enough for an update; return its number of transitions on all ranks."""
-        n_transitions = int(self._communicator.sum(th.tensor(self._n_transitions)))
+        own = self.rollout_buffer.buffer_size * self.n_envs
+        n_transitions = int(self._communicator.sum(th.tensor(own)))
         check_batch(n_transitions, self.sub_sampling_factor, self.fisher_subsampling, self.normalize_advantage)
         return n_transitions
 
@@ -273,11 +267,6 @@ class TrainingLoop(OnPolicyAlgorithm):
         is_new = topic not in self._advised
         self._advised.add(topic)
         return is_new and self._communicator.is_first
-
-    @property
-    def _n_transitions(self) -> int:
-        """Number of this rank's transitions in a rollout."""
-        return int(self.rollout_buffer.buffer_size * self.n_envs)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

@@ -42,7 +42,7 @@ class TRPO(TrainingLoop):
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a subclass of SB3's ``ActorCriticPolicy``
     :param env: environment, vectorized or not, or its registered name
-    :param learning_rate: learning rate of the critic's optimizer, or a function of the progress remaining (1 to 0)
+    :param learning_rate: learning rate of the critic's optimizer, or a schedule: a function of the progress remaining, 1 to 0
     :param n_steps: steps per environment and update, shared by all ranks: an update uses ``n_steps * n_envs`` transitions
     :param batch_size: transitions in a minibatch of the critic, of all ranks together
     :param gamma: discount factor
@@ -51,15 +51,14 @@ class TRPO(TrainingLoop):
     :param line_search_shrinking_factor: ratio of successive step sizes that the line search tries, in (0, 1)
     :param line_search_max_iter: largest number of step sizes that the line search tries
     :param n_critic_updates: epochs of the critic per update. sb3-contrib uses 10; 20 was better on five of seven tasks and
-        worse on Hopper, in the mean of four seeds (``benchmarks/plans/defaults.yml``)
+        worse on Hopper, in the mean of four seeds (``benchmarks/learning/plans/defaults.yml``)
     :param gae_lambda: bias-variance trade-off of generalized advantage estimation (arXiv:1506.02438)
     :param use_sde: whether to explore with generalized state-dependent noise (gSDE, arXiv:2005.05719); Box actions only
     :param sde_sample_freq: steps between two samples of the gSDE noise matrix; -1 samples once per rollout
     :param rollout_buffer_class: class of the rollout buffer, ``None`` for SB3's
     :param rollout_buffer_kwargs: further keywords of the rollout buffer
     :param normalize_advantage: whether to standardize the advantages over the batch
-    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a function of the progress remaining. The
-        paper uses 0.01 (Appendix E)
+    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule; the 0.01 of the paper (App. E)
     :param sub_sampling_factor: k, to use only every k-th transition for the policy, also when the KL is bounded
     :param stats_window_size: number of episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for no log
@@ -70,9 +69,8 @@ class TRPO(TrainingLoop):
     :param _init_setup_model: whether to make the networks at once
     :param fisher_subsampling: k, to use only every k-th of those transitions in the Fisher matrix, which makes its products k
         times as cheap. The paper uses 10 (Appendix C.1); 1 is exact
-    :param cg_residual_tol: relative residual at which conjugate gradient stops. sb3-contrib stops at 1e-5 absolute, which
-        depends on the scale of the rewards
-    :param ent_coef: weight of the joint entropy in the surrogate, or a function of the progress remaining. 0 as in the paper
+    :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib has 1e-5, absolute
+    :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` for none, as in sb3-contrib, which saves 0
     :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` to choose by observation size
     :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``. ``None`` does so

@@ -70,8 +70,8 @@ def forward_mode_product(policy: ActorCriticPolicy, parameters: dict[str, th.Ten
     theta = flatten(like).detach().requires_grad_()
     z = outputs(theta)
     metric = kind_of(policy.action_dist, CORE_KINDS).fisher_metric(tuple(part.detach() for part in z))
-    _, push = th.func.linearize(outputs, theta.detach())
-    return lambda v: th.autograd.grad(z, theta, metric(push(v)), retain_graph=True)[0] / len(observations)
+    _, jvp = th.func.linearize(outputs, theta.detach())
+    return lambda v: th.autograd.grad(z, theta, metric(jvp(v)), retain_graph=True)[0] / len(observations)
 
 
 class Distribution(th.nn.Module):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from sb3_trpo.rollouts.collection.acting import ActingPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -25,6 +24,7 @@ from benchmarks.common.timing import alternate, ratio, rounded, seconds, show
 from benchmarks.memory.run import measure_in_own_process
 from benchmarks.speed.cases import TimedVecEnv, make_env, make_model
 from benchmarks.speed.fisher_products import measure_products
+from sb3_trpo.rollouts.collection.acting import ActingPolicy
 
 ROUNDS = 7
 TASKS = ("CartPole-v1", "Pendulum-v1", "Hopper-v5", "HalfCheetah-v5")

@@ -58,7 +58,7 @@ class ResumableCheckpoint(TrainingLifecycle):
     :param folder: folder for the run's checkpoints; ``{env}`` and ``{seed}`` in it stand for the environment's name and the
         model's seed
     :param every: timesteps between two checkpoints; each is made at the end of the iteration. 50,000 timesteps take ten
-        seconds and more, a checkpoint some hundredths of one (``benchmarks/checkpoint.py``)
+        seconds and more, a checkpoint some hundredths of one (``benchmarks/checkpoint``)
     :param keep: number of newest checkpoints that stay
     :param on_signal: whether, on SIGTERM, SIGINT and SIGUSR1, the run finishes its rollout and update, saves and leaves
         ``learn()``; ``stopped_by`` then names the signal. A second SIGINT interrupts at once

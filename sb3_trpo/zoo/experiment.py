@@ -126,7 +126,7 @@ class ExperimentManager(RlZooManager):
         name, seed = self._communicator.broadcast_object(self._run_in(folder) if self._communicator.is_first else ("", 0))
         if seed != self.seed:
             self.seed = self.args.seed = seed
-            print(f"Seed of the run that goes on: {seed}")
+            print(f"Seed of the resumed run: {seed}")
         run = Path(self.save_path).with_name(name)
         self.save_path, self.params_path = str(run), str(run / self.env_name)
 

@@ -1,4 +1,4 @@
-"""States of environments, as the tests of checkpoints read, send and set them."""
+"""States of environments, encoded, sent as through a checkpoint, and restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOMENTS = {"just after a reset": 0, "mid-episode": 5, "just before the time limi
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Tell whether two values are the same to the last bit, and of the same types."""
+    """Check whether two values are the same to the last bit, and of the same types."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

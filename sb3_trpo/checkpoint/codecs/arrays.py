@@ -116,7 +116,7 @@ def _decode_texts(encoded: Encoded, path: str, decoder: Decoder) -> np.ndarray:
 
 
 def _fill_window(saved: np.ndarray, live: Any, path: str) -> np.ndarray:
-    """Write into an array whose memory belongs to a simulator, which would not notice a new array; replace any other."""
+    """Write into an array on a simulator's memory, since the simulator would not notice a new one; replace any other."""
     if not isinstance(live, np.ndarray) or owner_of(live).base is None or not live.flags.writeable:
         return saved
     if live.shape != saved.shape or live.dtype != saved.dtype:

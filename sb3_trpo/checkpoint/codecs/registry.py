@@ -42,7 +42,7 @@ from sb3_trpo.checkpoint.codecs.simulators.mujoco import MuJoCoCodec
 from sb3_trpo.checkpoint.codecs.simulators.replay import ReplayedEnvCodec
 
 REPLAYED: dict[str, ReplayedSimulator] = {**dict.fromkeys(box2d.CLASSES, box2d.Box2D()), atari.CLASS: atari.Atari()}
-"""Environments whose episodes are replayed, by the name of their class."""
+"""Environments that are restored by replaying episodes, by the name of their class."""
 
 CODECS = Codecs(
     (

@@ -1,4 +1,4 @@
-"""What a run is, and what tells it from another; ``test_resumable_checkpoint.py`` shows it in use."""
+"""What a run is, and what tells it from another; ``test_callback.py`` shows it in use."""
 
 from functools import partial
 
@@ -18,7 +18,6 @@ from sb3_trpo.checkpoint.identity import (
     settings_of,
     versions,
 )
-from sb3_trpo.checkpoint.schedules import present_value, quarters, schedule_differences, schedule_digests
 
 
 def made(env="CartPole-v1", **settings):
@@ -29,7 +28,7 @@ def test_a_run_made_again_is_the_same():
     assert differences(identity(made()), identity(made())) == []
 
 
-def test_what_may_change_from_start_to_start_does_not_count(tmp_path):
+def test_what_may_differ_from_start_to_start_does_not_count(tmp_path):
     changed = made(verbose=0, tensorboard_log=str(tmp_path), device="cpu")
     rendered = made(gym.make("CartPole-v1", render_mode="rgb_array"))
     assert differences(identity(made()), identity(changed)) == differences(identity(made()), identity(rendered)) == []
@@ -66,91 +65,15 @@ def test_a_subclass_adds_its_settings():
         (LinearSchedule(0.02, 0.0, 1.0), LinearSchedule(0.02, 0.01, 1.0)),
     ],
 )
-def test_schedules_are_told_apart_by_their_values(one, other):
+def test_schedules_are_distinguished_by_their_values(one, other):
     (difference,) = differences(identity(made(target_kl=one)), identity(made(target_kl=other)))
     assert difference.startswith("target_kl: ")
     assert differences(identity(made(target_kl=one)), identity(made(target_kl=one))) == []
 
 
-def stepped(progress, at=0.6):
-    return 0.01 if progress > at else 0.005
-
-
-def bumped(progress, height=0.02):
-    return height if 0.3 < progress < 0.31 else 0.01
-
-
 def falling(progress):
     """Has no value at the end."""
     return 0.01 / progress
-
-
-BETWEEN_QUARTERS = [
-    (stepped, partial(stepped, at=0.7)),
-    (bumped, partial(bumped, height=0.01)),
-    (bumped, lambda progress: 0.01),
-    (falling, lambda progress: max(0.01 / progress, 0.015)),
-]
-
-
-@pytest.mark.parametrize(("one", "other"), BETWEEN_QUARTERS)
-def test_schedules_that_differ_somewhere_are_told_apart_by_their_digests(one, other):
-    (a,), (b,) = (schedule_digests({"target_kl": each}).values() for each in (one, other))
-    assert a != b
-    (text,) = schedule_differences({"target_kl": a}, {"target_kl": b})
-    assert text.startswith("target_kl: ")
-    assert "in between" in text
-
-
-def test_what_is_written_otherwise_but_has_the_same_values_is_the_same_schedule():
-    same = [lambda p: 0.01 * p, lambda p: p / 100, LinearSchedule(0.01, 0.0, 1.0)]
-    assert len({schedule_digests({"x": each})["x"] for each in same}) == 1, "but for rounding"
-
-
-def test_schedules_are_found_in_containers_and_other_settings_are_not_schedules():
-    settings = {"a": 0.5, "b": {"c": [stepped, th.nn.ReLU]}, "d": len, "e": None, "f": th.nn.Tanh()}
-    assert schedule_digests(settings).keys() == {"b.c.0"}
-
-
-def test_a_schedule_that_is_not_there_on_one_side_is_no_difference_in_between():
-    """Checkpoints of 0.1.0 hold no digests; a schedule in place of a number shows in the settings."""
-    assert schedule_differences({}, {"target_kl": "a"}) == schedule_differences({"target_kl": "a"}, {}) == []
-
-
-class Counted:
-    """A schedule that counts its calls."""
-
-    calls = 0
-
-    def __call__(self, progress):
-        self.calls += 1
-        return 0.01 * 0.9**self.calls
-
-
-class Noting:
-    """A schedule that notes its calls in a list."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, progress):
-        self.calls.append(progress)
-        return 0.01 * 0.9 ** len(self.calls)
-
-
-def test_a_look_at_a_schedule_leaves_what_it_holds_alone():
-    noting = Noting()
-    for schedule in (noting, noting.__call__):
-        assert schedule_digests({"target_kl": schedule})
-        assert noting.calls == []
-
-
-def test_a_schedule_that_counts_its_calls_does_not_count_those_of_a_look_at_it():
-    schedule, other = Counted(), Counted()
-    assert quarters(schedule) == [0.01 * 0.9**n for n in range(1, 6)]
-    assert present_value(schedule, 0.5) == 0.01 * 0.9
-    assert schedule_digests({"x": schedule}) == schedule_digests({"x": other})
-    assert schedule.calls == 0
 
 
 def test_a_schedule_that_has_no_value_at_the_end_or_is_not_finite_equals_itself():
@@ -162,19 +85,7 @@ def test_a_schedule_that_has_no_value_at_the_end_or_is_not_finite_equals_itself(
     assert differences(one, identity(model)) == []
 
 
-def test_another_function_is_called_once():
-    calls = []
-
-    def build(space):
-        calls.append(space)
-        raise TypeError("no space")
-
-    assert schedule_digests({"x": build}) == {}
-    assert quarters(build) is None
-    assert len(calls) == 2
-
-
-def test_workers_tell_what_their_envs_are():
+def test_envs_in_workers_are_described():
     here = make_vec_env("CartPole-v1", 2)
     there = make_vec_env(partial(gym.make, "CartPole-v1", max_episode_steps=9), 2, vec_env_cls=SubprocVecEnv)
     found = differences(identity(made(here)), identity(made(there)))
@@ -189,7 +100,7 @@ def test_arguments_of_a_layer_that_are_numbers_are_shown():
     assert any("TimeLimit(max_episode_steps=500)" in layer for layer in layers)
 
 
-def test_aspects_that_are_missing_on_one_side_are_differences():
+def test_aspects_missing_on_one_side_are_differences():
     assert differences({"a": 1, "b": 2}, {"b": 2, "c": None}) == [
         "a: 1 in the checkpoint, 'absent' here",
         "c: 'absent' in the checkpoint, None here",
@@ -206,21 +117,15 @@ def test_a_description_is_plain_data():
     assert identity(model)["batch_size"].endswith("Unplain")
 
 
-def test_versions_name_what_decides_bits():
+def test_versions_name_what_determines_the_bits_of_a_result():
     assert versions()["torch"] == th.__version__.split("+")[0] or versions()["torch"] == th.__version__
     assert versions()["torch threads"] == "1"
     assert {"python", "numpy", "gymnasium", "stable-baselines3", "mujoco"} <= versions().keys()
 
 
-class Configured(RandomEnv):
-    """Takes arguments of all kinds; registered, Gymnasium knows them."""
-
-    def __init__(self, bounds=(0, 1), table=None, grid=None):
-        super().__init__()
-
-
-gym.register("Configured-v0", Configured)
 ARGUMENTS = {"bounds": (0.7, 9.0), "table": {"a": [1, 2]}, "grid": np.arange(3)}
+
+
 OTHERS = {"bounds": (0.2, 1.0), "table": {"a": [1, 3]}, "grid": np.arange(3) + 1}
 
 

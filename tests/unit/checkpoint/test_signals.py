@@ -28,7 +28,7 @@ def test_the_signals_of_keyboards_and_batch_systems_are_known():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_remembered_and_handlers_are_put_back(number):
+def test_the_first_signal_is_remembered_and_handlers_are_installed_again(number):
     before = handlers()
     with StopRequest([]) as stop:
         assert stop.received is None
@@ -38,7 +38,7 @@ def test_the_first_signal_is_remembered_and_handlers_are_put_back(number):
     assert handlers() == before
 
 
-def test_handlers_are_put_back_after_an_error():
+def test_handlers_are_installed_again_after_an_error():
     before = handlers()
     with pytest.raises(ZeroDivisionError), StopRequest([]):
         raise ZeroDivisionError
@@ -61,7 +61,7 @@ def test_the_handler_of_the_script_gets_the_second_interrupt():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_that_were_ignored_before_are_heard_and_ignored_again_afterwards(number):
+def test_signals_that_were_ignored_before_are_received_and_ignored_again_afterwards(number):
     signal.signal(number, signal.SIG_IGN)
     with StopRequest([]) as stop:
         os.kill(os.getpid(), number)
@@ -95,7 +95,7 @@ def forget_what_was_there(monkeypatch):
     monkeypatch.setattr(signal, "signal", install_and_forget)
 
 
-def test_handlers_that_cannot_be_put_back_leave_pythons_own(monkeypatch):
+def test_handlers_that_python_cannot_install_leave_its_own(monkeypatch):
     forget_what_was_there(monkeypatch)
     before = handlers()
     with StopRequest([]):
@@ -174,7 +174,7 @@ def test_a_child_forked_meanwhile_can_be_terminated():
         assert stop.received is None
 
 
-def test_workers_in_the_midst_of_a_step_do_not_hold_up_the_end():
+def test_workers_busy_with_a_step_do_not_delay_the_end():
     venv = SubprocVecEnv([lambda: TimeLimit(Slow(), 10)], start_method="fork")
     venv.reset()
     begin = time.monotonic()
@@ -194,7 +194,7 @@ class Slow(RandomEnv):
         return super().step(action)
 
 
-def test_a_bare_env_in_a_worker_does_not_keep_the_others_from_being_shielded():
+def test_a_bare_env_in_a_worker_does_not_keep_other_workers_from_ignoring_signals():
     bare, wrapped = SubprocVecEnv([RandomEnv]), make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
     with StopRequest([bare, wrapped]):
         assert call(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3

@@ -8,45 +8,23 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.small_checkpoints import VERSIONS, is_intact, leftovers, write_one
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_trpo.checkpoint import limits, run_folder, storage
+from sb3_trpo.checkpoint import storage
 from sb3_trpo.checkpoint.codecs.arrays import NUMBERS
-from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST, MANIFEST, STATE, CheckpointTooLargeError
-from sb3_trpo.checkpoint.run_folder import LOCK, checkpoints_in, keep_newest, newest_intact, sole_owner
-from sb3_trpo.checkpoint.storage import FORMAT, BrokenCheckpointError, NewerFormatError, read, timesteps_of, write
+from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST, MANIFEST, STATE
+from sb3_trpo.checkpoint.run_folder import newest_intact, sole_owner
+from sb3_trpo.checkpoint.storage import FORMAT, BrokenCheckpointError, NewerFormatError, read, write
 
 FILES = (MANIFEST, STATE, ARRAYS)
-VERSIONS = {"torch": "2.8.0", "sb3_trpo": "1.0"}
-STATE_OF_ALL = {"run": {"a": [1, None, True, 2.5, "ü\ud800"]}, "huge": 10**50}
-ON_LINUX = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
-
-
-def arrays_of(n):
-    return {"a/b": np.arange(n % 7 + 3.0), "c": np.array(n % 5, np.int8), "empty": np.zeros((0, 3), np.float32)}
-
-
-def write_one(folder, n_timesteps=100):
-    return write(folder, n_timesteps, VERSIONS, STATE_OF_ALL, arrays_of(n_timesteps))
-
-
-def is_intact(path, n_timesteps):
-    found, arrays = read(path), arrays_of(n_timesteps)
-    same = all(
-        np.array_equal(found.arrays[name], each) and found.arrays[name].dtype == each.dtype for name, each in arrays.items()
-    )
-    return same and found[:4] == (path, n_timesteps, VERSIONS, STATE_OF_ALL) and found.arrays.keys() == arrays.keys()
 
 
 def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
@@ -64,13 +42,9 @@ def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
     return path
 
 
-def leftovers(folder):
-    return [path.name for path in folder.iterdir() if path.name.startswith(("writing-", "removing-"))]
-
-
-# Writing and reading
-
 arrays = hnp.arrays(st.sampled_from(sorted(NUMBERS)).map(np.dtype), hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(), parts, max_size=4),
@@ -101,7 +75,7 @@ def test_a_checkpoint_is_three_files_and_nothing_else(tmp_path):
     assert {each.name for each in path.iterdir()} == set(FILES)
 
 
-def test_a_manifest_tells_what_it_should(tmp_path):
+def test_the_manifest_describes_the_files(tmp_path):
     manifest = json.loads((write_one(tmp_path) / MANIFEST).read_bytes())
     assert (manifest["format"], manifest["timesteps"], manifest["versions"]) == (FORMAT, 100, VERSIONS)
     for name in (STATE, ARRAYS):
@@ -130,215 +104,6 @@ def test_arrays_that_cannot_be_written_leave_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
         write(tmp_path, 1, VERSIONS, {"a": object()}, {})
     assert not [*tmp_path.iterdir()]
-
-
-# Order and choice
-
-
-def test_checkpoints_are_listed_newest_first_and_nothing_else_is(tmp_path):
-    for n_timesteps in (5, 999_999_999_999, 10**12, 40):
-        write_one(tmp_path, n_timesteps)
-    for name in (
-        "checkpoint-",
-        "checkpoint-1a",
-        "checkpoint--1",
-        "writing-checkpoint-9",
-        "xcheckpoint-9",
-        "checkpoint-9.old",
-        LOCK,
-    ):
-        (tmp_path / name).mkdir()
-    (tmp_path / f"checkpoint-{'9' * 19}").mkdir()
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [10**12, 999_999_999_999, 40, 5]
-
-
-def test_no_folder_holds_no_checkpoints(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    for name in ("missing", "file"):
-        assert checkpoints_in(tmp_path / name) == []
-        assert newest_intact(tmp_path / name) is None
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3, 9])
-def test_the_newest_are_kept(tmp_path, keep):
-    numbers = [30, 5, 1000, 200]
-    for n_timesteps in numbers:
-        write_one(tmp_path, n_timesteps)
-    (tmp_path / "mine").mkdir()
-    keep_newest(checkpoints_in(tmp_path)[0], keep)
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == sorted(numbers, reverse=True)[:keep]
-    assert not leftovers(tmp_path)
-    assert (tmp_path / "mine").exists()
-
-
-def test_half_of_a_removed_checkpoint_does_not_look_like_a_whole_one(tmp_path, monkeypatch):
-    for n_timesteps in (1, 2):
-        write_one(tmp_path, n_timesteps)
-    monkeypatch.setattr(shutil, "rmtree", lambda path, **kwargs: (path / STATE).unlink())
-    keep_newest(checkpoints_in(tmp_path)[0], 1)
-    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-000000000002"]
-
-
-class Stuck:
-    """Make the removal of some folders fail, as files that others hold open or own do."""
-
-    def __init__(self, monkeypatch, how, *names):
-        self.names = names
-        self.rename, self.rmtree = Path.rename, shutil.rmtree
-        if how == "rename":
-            monkeypatch.setattr(Path, "rename", lambda path, target: self.fail(path) or self.rename(path, target))
-        else:
-            monkeypatch.setattr(shutil, "rmtree", self.remove)
-
-    def fail(self, path):
-        if any(name in path.name for name in self.names):
-            raise PermissionError(13, "Permission denied", str(path))
-
-    def remove(self, path, ignore_errors=False):
-        if not ignore_errors:
-            self.fail(path)
-        if not any(name in path.name for name in self.names):
-            self.rmtree(path)
-
-
-@pytest.mark.parametrize("how", ["rename", "rmtree"])
-def test_one_that_cannot_be_removed_keeps_no_other_and_goes_later(tmp_path, monkeypatch, how):
-    for n_timesteps in range(1, 6):
-        write_one(tmp_path, n_timesteps)
-    with monkeypatch.context() as patched:
-        Stuck(patched, how, "000002")
-        faults = keep_newest(checkpoints_in(tmp_path)[0], 2)
-        assert [type(error) for error in faults.values()] == [PermissionError]
-        there = [timesteps_of(path) for path in checkpoints_in(tmp_path)]
-        assert there == ([5, 4, 2] if how == "rename" else [5, 4])
-        assert leftovers(tmp_path) == ([] if how == "rename" else ["removing-checkpoint-000000000002"])
-        write_one(tmp_path, 6)
-        assert len(keep_newest(checkpoints_in(tmp_path)[0], 2)) == 1
-        assert [timesteps_of(path) for path in checkpoints_in(tmp_path)][:2] == [6, 5]
-    assert keep_newest(checkpoints_in(tmp_path)[0], 2) == {}
-    assert [timesteps_of(path) for path in checkpoints_in(tmp_path)] == [6, 5]
-    assert not leftovers(tmp_path)
-
-
-def test_leftovers_that_stay_do_not_keep_a_checkpoint_of_the_same_name_from_being_written_and_removed(tmp_path, monkeypatch):
-    for name in ("writing-checkpoint-000000000001", "removing-checkpoint-000000000001"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / STATE).write_bytes(b"")
-    Stuck(monkeypatch, "rmtree", "writing-checkpoint-000000000001", "removing-checkpoint-000000000001")
-    with sole_owner(tmp_path):
-        write_one(tmp_path, 1)
-        write_one(tmp_path, 1)  # in place of one that is broken
-        write_one(tmp_path, 2)
-        assert len(keep_newest(tmp_path / "checkpoint-000000000002", 1)) == 4
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [2]
-
-
-def test_what_can_go_of_a_folder_that_cannot_be_removed_goes(tmp_path, monkeypatch):
-    write_one(tmp_path, 1)
-    write_one(tmp_path, 2)
-    unlink = os.unlink
-
-    def refuse(path, *args, **kwargs):
-        if str(path).endswith(MANIFEST):
-            raise PermissionError(13, "Permission denied")
-        unlink(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "unlink", refuse)
-    (path,) = keep_newest(tmp_path / "checkpoint-000000000002", 1)
-    assert path.name == "checkpoint-000000000001"
-    assert [each.name for each in (tmp_path / "removing-checkpoint-000000000001").iterdir()] == [MANIFEST]
-
-
-def test_a_newest_that_has_vanished_is_no_fault(tmp_path):
-    for n_timesteps in (1, 2, 3):
-        write_one(tmp_path, n_timesteps)
-    shutil.rmtree(tmp_path / "checkpoint-000000000003")
-    assert keep_newest(tmp_path / "checkpoint-000000000003", 2) == {}
-    assert [timesteps_of(path) for path in checkpoints_in(tmp_path)] == [2]
-
-
-def too_large(name):
-    """Give a state and arrays that reach 1,000 bytes in a file, or a header of 1,000 bytes."""
-    if name == STATE:
-        return {"run": {"callbacks": {"Mine#0": {"state": {"history": {"list": [1] * 500}}}}}, "x": 1}, {}
-    if name == ARRAYS:
-        return {}, {"callbacks/Mine#0/buffer/0": np.zeros(120), "policy/a": np.zeros(4)}
-    return {}, {f"callbacks/Mine#0/frames/{index}": np.zeros(1, np.uint8) for index in range(20)}
-
-
-HEAVY = {STATE: "run/callbacks/Mine#0/state/history/list", ARRAYS: "callbacks/Mine#0/buffer/0", "header": "Mine#0/frames"}
-
-
-@pytest.mark.parametrize("name", HEAVY)
-def test_what_would_not_be_read_is_not_written_and_what_takes_the_space_is_named(name, tmp_path, monkeypatch):
-    state, arrays = too_large(name)
-    path = write_one(tmp_path, 1)
-    if name == "header":
-        monkeypatch.setattr(limits, "LARGEST_HEADER", 999)
-    else:
-        monkeypatch.setitem(LARGEST, name, 999)
-    with pytest.raises(CheckpointTooLargeError, match=rf"{HEAVY[name]}\. Let .*get_state") as raised:
-        write(tmp_path, 2, {}, state, arrays)
-    assert "at most 999 are read" in str(raised.value)
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("name", [STATE, ARRAYS])
-def test_what_is_just_small_enough_is_written_and_read(name, tmp_path, monkeypatch):
-    state, arrays = too_large(name)
-    path = write(tmp_path, 1, {}, state, arrays)
-    size = (path / name).stat().st_size
-    monkeypatch.setitem(LARGEST, name, size if name == STATE else size + 2 * limits.ENTRY)
-    assert is_written_and_read(tmp_path, state, arrays)
-    monkeypatch.setitem(LARGEST, name, size - 1)
-    with pytest.raises(CheckpointTooLargeError):
-        write(tmp_path, 3, {}, state, arrays)
-    with pytest.raises(BrokenCheckpointError, match="not a file of at most"):
-        read(path)
-
-
-def is_written_and_read(folder, state, arrays):
-    found = read(write(folder, 2, {}, state, arrays))
-    return found.state == state and found.arrays.keys() == arrays.keys()
-
-
-@pytest.mark.parametrize("n", [1, 30, 1000])
-def test_the_header_of_arrays_is_not_underestimated(n):
-    arrays = {f"{'ä' * (index % 7)}{index}": np.zeros((1,) * (index % 5), np.float64) for index in range(n)}
-    actual = int.from_bytes(safetensors.numpy.save(arrays)[:8], "little")
-    estimate = sum(limits.header_sizes(arrays).values())
-    assert actual <= estimate + 16 < 2 * actual + 200
-
-
-def test_the_newest_intact_one_is_read(tmp_path):
-    for n_timesteps in (1, 2, 3):
-        write_one(tmp_path, n_timesteps)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert newest_intact(tmp_path).n_timesteps == 3
-
-
-def test_broken_ones_are_passed_over_with_a_warning_that_names_them(tmp_path):
-    paths = [write_one(tmp_path, n_timesteps) for n_timesteps in (1, 2, 3)]
-    (paths[2] / STATE).unlink()
-    shutil.rmtree(paths[1])
-    paths[1].write_bytes(b"a file")
-    with pytest.warns(UserWarning, match="skipped") as caught:
-        found = newest_intact(tmp_path)
-    assert found.n_timesteps == 1
-    assert [str(path) in str(warning.message) for path, warning in zip((paths[2], paths[1]), caught, strict=True)] == [
-        True,
-        True,
-    ]
-
-
-def test_where_all_are_broken_there_is_none(tmp_path):
-    (write_one(tmp_path) / MANIFEST).unlink()
-    with pytest.warns(UserWarning, match="checkpoint-000000000100"):
-        assert newest_intact(tmp_path) is None
-
-
-# Damage
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -418,7 +183,7 @@ def test_a_link_in_place_of_a_file_is_refused(tmp_path, name):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None), lambda path: os.symlink("/dev/null", path)])
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path, name, make):
+def test_what_is_not_a_regular_file_is_refused_without_waiting_for_it(tmp_path, name, make):
     path = write_one(tmp_path)
     (path / name).unlink()
     make(path / name)
@@ -427,7 +192,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path, name, make)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_too_large_to_be_meant_is_not_even_read(tmp_path, name, monkeypatch):
+def test_a_file_too_large_to_be_a_checkpoints_is_not_read(tmp_path, name, monkeypatch):
     path = sealed(tmp_path, files=lambda files: {each: {**files[each], "bytes": LARGEST[each] + 1} for each in files})
     with open(path / name, "r+b") as file:
         file.truncate(LARGEST[name] + 1)
@@ -436,9 +201,6 @@ def test_a_file_too_large_to_be_meant_is_not_even_read(tmp_path, name, monkeypat
     with pytest.raises(BrokenCheckpointError):
         read(path)
     assert name not in read_names
-
-
-# Hostile contents
 
 
 def test_a_strangers_checkpoint_without_faults_is_read(tmp_path):
@@ -538,7 +300,7 @@ def test_any_manifest_with_a_right_digest_is_read_or_broken(tmp_path_factory, co
         read(path)
 
 
-def test_a_manifest_that_says_a_thing_twice_is_broken(tmp_path):
+def test_a_manifest_with_a_repeated_key_is_broken(tmp_path):
     path = sealed(tmp_path)
     data = (path / MANIFEST).read_bytes()
     (path / MANIFEST).write_bytes(data.replace(b'"timesteps":100', b'"timesteps":999,"timesteps":100'))
@@ -594,9 +356,6 @@ def test_dtypes_that_are_not_written_are_read_or_broken(tmp_path, dtype):
     except BrokenCheckpointError:
         return
     assert (type(array), array.shape) == (np.ndarray, (2,))
-
-
-# No code
 
 
 class Payload:
@@ -660,136 +419,6 @@ def test_no_module_imports_what_unpickles_or_runs_text(path):
 def test_a_source_that_unpickles_would_be_noticed():
     for source in ("import pickle", "from pickle import loads", "import torch as th; th.load(1)", "eval('1')", "np.load.x"):
         assert any(f"{name}.".startswith(f"{each}.") for name in names_in(source) for each in FORBIDDEN)
-
-
-# Ownership
-
-
-def test_a_folder_is_made_with_its_parents_and_owned_again_and_again(tmp_path):
-    folder = tmp_path / "a" / "b"
-    for _ in range(2):
-        with sole_owner(folder):
-            write_one(folder)
-    assert is_intact(folder / "checkpoint-000000000100", 100)
-
-
-def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
-    path = write_one(tmp_path)
-    for name in ("writing-checkpoint-000000000200", "removing-checkpoint-000000000050", f"writing-{os.getpid() + 1}"):
-        (tmp_path / name / "deep").mkdir(parents=True)
-        (tmp_path / name / STATE).write_bytes(b"{")
-    (tmp_path / "mine").mkdir()
-    with sole_owner(tmp_path):
-        assert {each.name for each in tmp_path.iterdir()} == {path.name, "mine", LOCK}
-        assert is_intact(path, 100)
-
-
-def test_what_a_killed_process_of_the_same_number_left_is_cleared_too(tmp_path):
-    (tmp_path / f"writing-{os.getpid()}").mkdir()
-    with sole_owner(tmp_path):
-        assert not leftovers(tmp_path)
-
-
-def test_a_second_owner_is_refused_and_told_the_folder(tmp_path):
-    (tmp_path / "writing-x").mkdir()
-    with sole_owner(tmp_path):
-        (tmp_path / "writing-checkpoint-1").mkdir()
-        with pytest.raises(RuntimeError, match="Another run") as caught, sole_owner(tmp_path):
-            raise AssertionError("two owners")
-        assert str(tmp_path) in str(caught.value)
-        assert leftovers(tmp_path) == ["writing-checkpoint-1"]
-
-
-def test_a_second_owner_in_another_thread_is_refused(tmp_path):
-    caught = []
-
-    def own():
-        try:
-            with sole_owner(tmp_path):
-                caught.append("owned")
-        except RuntimeError:
-            caught.append("refused")
-
-    with sole_owner(tmp_path):
-        (thread := threading.Thread(target=own)).start()
-        thread.join()
-    own()
-    assert caught == ["refused", "owned"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, SystemExit])
-def test_a_folder_is_free_again_whatever_happens(tmp_path, error):
-    with pytest.raises(error), sole_owner(tmp_path):
-        raise error
-    with sole_owner(tmp_path):
-        pass
-
-
-OWNER = """
-import importlib.util, sys, time
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("run_folder", sys.argv[1])
-storage = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(storage)
-with storage.sole_owner(Path(sys.argv[2])):
-    (Path(sys.argv[2]) / "writing-checkpoint-000000000007").mkdir()
-    print("owned", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_another_process_is_kept_out_until_the_owner_is_killed(tmp_path):
-    path, command = write_one(tmp_path), [sys.executable, "-c", OWNER, run_folder.__file__, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "owned\n"
-            with pytest.raises(RuntimeError, match="Another run"), sole_owner(tmp_path):
-                raise AssertionError("two owners")
-            assert leftovers(tmp_path) == ["writing-checkpoint-000000000007"]
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
-    with sole_owner(tmp_path):
-        assert not leftovers(tmp_path)
-        assert is_intact(path, 100)
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.returncode == 1
-    assert "RuntimeError: Another run" in result.stderr
-
-
-@pytest.mark.parametrize("below", ["", "below", "far/below"])
-def test_a_file_in_the_way_is_told_with_the_folder(tmp_path, below):
-    (tmp_path / "file").write_bytes(b"mine")
-    folder = tmp_path / "file" / below
-    with pytest.raises(OSError, match="cannot be written to") as caught, sole_owner(folder):
-        raise AssertionError("owned")
-    assert str(folder) in str(caught.value)
-    assert (tmp_path / "file").read_bytes() == b"mine"
-
-
-@ON_LINUX
-@pytest.mark.parametrize("folder", ["/proc/run", "/proc/self/run", "/sys/run"])
-def test_a_folder_that_cannot_be_made_is_told(folder):
-    with pytest.raises(OSError, match=f"cannot be written to {folder}"), sole_owner(Path(folder)):
-        raise AssertionError("owned")
-
-
-@pytest.mark.parametrize("name", ["mkdir", "rmdir"])
-def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, monkeypatch, name):
-    real = getattr(Path, name)
-
-    def refuse(path, *args, **kwargs):
-        if path.name.startswith("writing-"):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(Path, name, refuse)
-    with pytest.raises(OSError, match="Permission denied") as caught, sole_owner(tmp_path):
-        raise AssertionError("owned")
-    assert str(tmp_path) in str(caught.value)
-
-
-# Faults
 
 
 class Faults:
@@ -861,6 +490,8 @@ class FaultyFile:
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
 N_STEPS = 40
 """More than a write has."""
 
@@ -878,7 +509,7 @@ def faulty_write(folder, error, first, lasting=False):
 
 @pytest.mark.parametrize("error", [NO_SPACE, KeyboardInterrupt(), MemoryError()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("first", range(1, N_STEPS))
-def test_a_fault_at_any_step_comes_out_and_costs_nothing_else(tmp_path, first, error):
+def test_a_fault_at_any_step_is_raised_and_costs_nothing_else(tmp_path, first, error):
     previous = write_one(tmp_path, 100)
     faults, caught = faulty_write(tmp_path, error, first)
     assert caught is (error if faults.has_struck else None)
@@ -906,7 +537,7 @@ def test_a_fault_while_a_broken_one_is_replaced_costs_no_other(tmp_path, first):
 
 
 @pytest.mark.parametrize("first", range(1, N_STEPS))
-def test_a_fault_that_lasts_comes_out_and_its_traces_are_cleared_later(tmp_path, first):
+def test_a_lasting_fault_is_raised_and_its_traces_are_removed_later(tmp_path, first):
     previous = write_one(tmp_path, 100)
     faults, caught = faulty_write(tmp_path, NO_SPACE, first, lasting=True)
     assert caught is (NO_SPACE if faults.has_struck else None)

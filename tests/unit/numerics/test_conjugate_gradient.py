@@ -103,7 +103,7 @@ def test_termination_and_iterations_are_as_expected(case):
     assert len(operator.products) == solution.iterations + (solution.termination in UNSOUND)
 
 
-def test_iterate_is_finite_and_its_reported_residual_true(case):
+def test_iterate_is_finite_and_its_reported_residual_is_true(case):
     solution, _ = solve(case)
     assert solution.x.isfinite().all()
     true = case.b - case.matrix @ solution.x
@@ -130,7 +130,7 @@ def condition(matrix):
     return (positive.max() / positive.min()).item()
 
 
-def test_same_bits_each_time_and_nothing_drawn_at_random(case):
+def test_the_solver_is_deterministic_and_uses_no_random_numbers(case):
     state = th.get_rng_state()
     first, _ = solve(case)
     assert th.equal(th.get_rng_state(), state)
@@ -140,7 +140,7 @@ def test_same_bits_each_time_and_nothing_drawn_at_random(case):
     assert th.equal(first.residual.view(th.int64), second.residual.view(th.int64))
 
 
-def test_right_hand_side_is_left_alone(case):
+def test_right_hand_side_is_not_changed(case):
     before = case.b.clone()
     solve(case)
     assert th.equal(case.b, before)

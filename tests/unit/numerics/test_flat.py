@@ -58,7 +58,7 @@ def test_assign_writes_into_the_storage_that_optimizers_and_tied_modules_hold():
     assert th.equal(tied, source)
 
 
-def test_assign_keeps_parameters_leaves_that_require_grad_and_share_nothing_with_the_values():
+def test_assigned_parameters_stay_leaves_that_require_grad_and_share_no_memory_with_the_values():
     parameter, value = th.nn.Parameter(th.zeros(2)), th.ones(2, requires_grad=True)
     assign([parameter], [value])
     assert parameter.is_leaf
@@ -73,7 +73,7 @@ def test_assign_copies_every_bit():
     assert th.equal(parameter.detach().view(th.int64), bits)
 
 
-def test_interrupt_at_any_moment_leaves_all_or_none_assigned():
+def test_an_interrupt_at_any_moment_leaves_all_or_none_assigned():
     for moment in range(1000):
         parameters = [th.nn.Parameter(th.zeros(())) for _ in range(3)]
         try:

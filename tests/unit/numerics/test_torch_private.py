@@ -47,7 +47,7 @@ def noop(*_):
 
 
 @pytest.mark.parametrize(("module", "backward"), BACKWARD.values(), ids=BACKWARD)
-def test_without_autograds_slopes_plain_networks_have_other_gradients(module, backward):
+def test_without_autograds_kernels_gradients_of_plain_networks_round_differently(module, backward):
     a = th.linspace(-3.0, 3.0, 101).requires_grad_()
     d = th.linspace(1.0, 2.0, 101)
     h = module(a)
@@ -92,7 +92,7 @@ def test_without_write_counts_the_collector_acts_on_stale_weights():
 
 
 @pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_without_a_look_at_gradient_hooks_they_are_skipped(register):
+def test_without_the_check_for_gradient_hooks_they_are_skipped(register):
     parameter = nn.Parameter(th.zeros(1))
     assert not has_gradient_hooks(parameter)
     handle = getattr(parameter, register)(noop)
@@ -101,7 +101,7 @@ def test_without_a_look_at_gradient_hooks_they_are_skipped(register):
     assert not has_gradient_hooks(parameter)
 
 
-def test_without_a_look_at_global_module_hooks_they_are_skipped():
+def test_without_the_check_for_global_module_hooks_they_are_skipped():
     assert not has_global_module_hooks()
     handle = register_module_forward_hook(noop)
     assert has_global_module_hooks()
@@ -113,7 +113,7 @@ def test_without_a_look_at_global_module_hooks_they_are_skipped():
     "register",
     ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"],
 )
-def test_without_a_look_at_a_modules_hooks_they_are_skipped(register):
+def test_without_the_check_for_a_modules_hooks_they_are_skipped(register):
     module = nn.Linear(1, 1)
     assert not is_hooked_or_compiled(module)
     handle = getattr(module, register)(noop)
@@ -122,14 +122,14 @@ def test_without_a_look_at_a_modules_hooks_they_are_skipped(register):
     assert not is_hooked_or_compiled(module)
 
 
-def test_without_a_look_at_the_compiled_call_a_compiled_module_is_taken_for_a_plain_one():
+def test_without_the_check_for_a_compiled_call_a_compiled_module_counts_as_plain():
     module = nn.Linear(1, 1)
     module.compile()  # which compiles nothing before the first call
     assert is_hooked_or_compiled(module)
 
 
 @pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
-def test_without_a_look_at_an_optimizers_hooks_they_are_skipped(register):
+def test_without_the_check_for_an_optimizers_hooks_they_are_skipped(register):
     optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
     assert not has_step_hooks(optimizer)
     handle = getattr(optimizer, register)(noop)
@@ -139,7 +139,7 @@ def test_without_a_look_at_an_optimizers_hooks_they_are_skipped(register):
 
 
 @pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
-def test_without_a_look_at_the_hooks_of_all_optimizers_they_are_skipped(register):
+def test_without_the_check_for_hooks_of_all_optimizers_they_are_skipped(register):
     optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
     handle = register(noop)
     assert has_step_hooks(optimizer)

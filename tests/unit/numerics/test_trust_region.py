@@ -171,7 +171,7 @@ def test_record_of_an_exhausted_line_search():
     assert step.improvement == pytest.approx(float(problem.g @ smallest))
 
 
-def test_step_draws_nothing_at_random():
+def test_a_step_uses_no_random_numbers():
     state = th.get_rng_state()
     random_quadratic(5).step()
     assert th.equal(th.get_rng_state(), state)
@@ -185,7 +185,7 @@ NAN_PAYLOAD = th.tensor([0x7FF8_0000_DEAD_BEEF, 0x7FF0_0000_0000_0001]).view(th.
 
 
 def awkward_parameters():
-    """Numbers that arithmetic would not give back: -0.0, subnormals, NaNs with payload; one part not contiguous."""
+    """Numbers that arithmetic would not reproduce: -0.0, subnormals, NaNs with payload; one part not contiguous."""
     return [
         th.nn.Parameter(vector(-0.0, 0.0, 5e-324)),
         th.nn.Parameter(vector(0.1, -1e308, 1.0 / 3.0, 1e-308).view(2, 2).T),
@@ -347,7 +347,7 @@ def test_exceptions_pass_through_and_leave_the_parameters_bit_for_bit(place, cal
 
 
 @pytest.mark.parametrize("candidates", [[FAR], [FAR, NEAR]], ids=["rejected", "accepted"])
-def test_interrupt_at_any_moment_leaves_old_or_accepted_parameters(candidates):
+def test_an_interrupt_at_any_moment_leaves_old_or_accepted_parameters(candidates):
     accepted = Script(candidates=candidates)
     take_step(accepted.model, line_search_max_iter=2)
     allowed = [[part[2] for part in state] for state in (accepted.before, accepted.state())]

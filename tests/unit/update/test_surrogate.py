@@ -183,7 +183,7 @@ def test_surrogate_and_gradient_are_those_of_sb3s_log_probabilities(setup, ent_c
 
 
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
-def test_model_is_of_the_old_policy_and_evaluation_of_the_current_one(setup, ent_coef):
+def test_the_model_describes_the_old_policy_and_evaluate_measures_the_current_one(setup, ent_coef):
     old = setup.distributions()
     model = setup.objective(ent_coef=ent_coef).local_model().model
     assert model.evaluate() == (model.surrogate, (0.0,))
@@ -200,7 +200,7 @@ def flat_values(candidate: Candidate) -> list[float]:
 
 
 def rewarded_terms(kind, old, distribution, chunk):
-    """A term of each state that depends on all that a constraint is given."""
+    """Depend on everything that a constraint is given."""
     return distribution.log_prob(chunk.actions) * chunk.advantages + old[0][:, 0]
 
 
@@ -288,14 +288,14 @@ def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
     assert held[1] == held[0] > 0
 
 
-def test_nothing_is_left_in_the_grad_of_parameters(setup):
+def test_parameters_get_no_grad(setup):
     model = setup.objective().local_model().model
     _ = model.fisher @ setup.random_vector()
     model.evaluate()
     assert all(parameter.grad is None for parameter in setup.parameters)
 
 
-def test_policies_gone_nan_are_measured_and_not_refused(small):
+def test_policies_with_nan_are_measured_rather_than_refused(small):
     model = small.objective().local_model().model
     with unvalidated(), th.no_grad():
         for parameter in small.parameters:

@@ -1,5 +1,5 @@
 """
-Atari's games in ale-py, whose episodes are replayed.
+Atari's games in ale-py. Their episodes are replayed.
 
 ALE can write its state into bytes and read it back, but it trusts what it reads: forged bytes end the process. Besides, they
 contain neither the action that a sticky game may repeat nor the screen. So nothing is ever written into an emulator but what a
@@ -32,7 +32,7 @@ class BeforeReset(NamedTuple):
 
 
 class Atari(ReplayedSimulator):
-    """A game of which numbers of frames, generators and memory outlive a reset."""
+    """A game; its numbers of frames, generators and memory outlive a reset."""
 
     def before_reset(self, env: Any) -> BeforeReset | None:
         """Read a game before its reset; what the sound chip was doing outlives a reset, but is in no state."""
@@ -60,7 +60,7 @@ class Atari(ReplayedSimulator):
             env.ale.setRAM(address, value)
 
     def evidence(self, env: Any) -> bytes:
-        """Give ALE's state."""
+        """Return ALE's state."""
         return _state_of(env)
 
     def settings(self, env: Any) -> dict[str, Any]:

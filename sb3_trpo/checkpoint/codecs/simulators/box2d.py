@@ -1,9 +1,9 @@
 """
-Gymnasium's tasks on Box2D whose episodes are replayed.
+Gymnasium's tasks on Box2D. Their episodes are replayed.
 
 Box2D begins a step with the impulses of the last one, and its Python bindings have no way to write those of a joint. Only
-tasks whose new episodes owe nothing to earlier ones are listed. BipedalWalker is not: it keeps its world from episode to
-episode, and the same seed and actions led elsewhere in most of the episodes tried, probably because contacts were processed
+tasks in which a new episode does not depend on earlier ones are listed. BipedalWalker is not: it keeps its world from episode
+to episode, and the same seed and actions led elsewhere in most of the episodes tried, probably because contacts were processed
 in another order.
 """
 
@@ -19,14 +19,14 @@ CLASSES = ("gymnasium.envs.box2d.lunar_lander.LunarLander", "gymnasium.envs.box2
 
 
 class Box2D(ReplayedSimulator):
-    """A simulation of which a reset leaves nothing."""
+    """A simulation that a reset creates again."""
 
     def before_reset(self, env: Any) -> tuple[()]:
-        """Read nothing."""
+        """Read nothing: a new episode depends on the generator and the attributes alone."""
         return ()
 
     def to_arrays(self, before: tuple[()]) -> dict[str, np.ndarray]:
-        """Give nothing."""
+        """Return no arrays."""
         return {}
 
     def prepare(self, env: Any, arrays: dict[str, np.ndarray]) -> None:
@@ -40,9 +40,9 @@ class Box2D(ReplayedSimulator):
         return np.array(numbers, np.float64).tobytes()
 
     def settings(self, env: Any) -> dict[str, Any]:
-        """Give none: settings are attributes of these environments, and restored with them."""
+        """Return none: the settings are attributes of these environments, and are restored with them."""
         return {}
 
     def steps_draw(self, env: Any) -> bool:
-        """Tell that steps draw the dispersion of the engines, or the order in which tiles are visited."""
+        """Return True, which is right for any environment and only stores more; LunarLander's steps do draw."""
         return True

@@ -179,7 +179,7 @@ def start_recording(env: gym.Env[Any, Any], simulators: Mapping[str, ReplayedSim
     Record an environment's episodes from now on, if it is one that is restored by them.
 
     :param env: the outermost wrapper, or the environment itself
-    :param simulators: environments whose episodes are replayed, by the name of their class
+    :param simulators: environments that are restored by replaying episodes, by the name of their class
     """
     base = env.unwrapped
     simulator = simulators.get(qualified_name(type(base)))
@@ -204,7 +204,7 @@ def episodes_recorded(vec_envs: Iterable[VecEnv], simulators: Mapping[str, Repla
     Record episodes while this context is entered; enter it before the first reset.
 
     :param vec_envs: vectorised environments with all their wrappers
-    :param simulators: environments whose episodes are replayed, by the name of their class
+    :param simulators: environments that are restored by replaying episodes, by the name of their class
     """
     layers = {id(layer): layer for vec_env in vec_envs for layer in layers_of(vec_env)}
     bases = [layer for layer in layers.values() if isinstance(layer, (DummyVecEnv, SubprocVecEnv))]

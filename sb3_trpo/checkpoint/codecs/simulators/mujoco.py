@@ -19,7 +19,7 @@ from sb3_trpo.checkpoint.codecs.codec import Codec, Decoder, Encoded, Encoder, M
 from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 
 CONSTRAINT_ARRAYS = ("efc_", "iefc_", "iacc", "ifrc_", "island_")
-"""Beginnings of the names of arrays whose size depends on the contacts; each step computes them before it reads them."""
+"""Beginnings of the names of arrays that have a row per contact; each step computes them before it reads them."""
 SHAPE_ARRAYS = ("mesh_", "hfield_", "tex_", "skin_", "flex", "bvh_", "oct_")
 """Beginnings of the names of large parts of a model that describe shapes and do not change."""
 

@@ -32,13 +32,13 @@ TORCH_DTYPES = [
     ],
     ids=["plain", "scalar", "empty", "negative strides", "transposed", "fortran", "0-d", "broadcast", "no columns", "4-d"],
 )
-def test_an_array_of_any_dtype_and_layout_comes_back(dtype, layout):
+def test_an_array_of_any_dtype_and_layout_is_restored(dtype, layout):
     value = layout(np.random.default_rng(0).integers(0, 2**15, (3, 4)).astype(dtype))
     assert is_same(round_trip(value), value)
     assert is_same(round_trip(value, live=np.zeros(3)), value)
 
 
-def test_a_transposed_array_lies_in_memory_as_it_did():
+def test_a_transposed_array_keeps_its_layout_in_memory():
     value = np.arange(24.0).reshape(2, 3, 4)
     for layout in (value, value.T, value.transpose(1, 0, 2), np.asfortranarray(value)):
         assert round_trip(layout).strides == round_trip(th.from_numpy(layout)).numpy().strides == layout.strides
@@ -46,7 +46,7 @@ def test_a_transposed_array_lies_in_memory_as_it_did():
 
 
 @pytest.mark.parametrize("texts", [["a", "", "\u00fc\ud800"], [b"ab", b""], [["x", "yy"]] * 2, []], ids=repr)
-def test_an_array_of_texts_comes_back(texts):
+def test_an_array_of_texts_is_restored(texts):
     value = np.array(texts) if texts else np.empty((0, 2), "<U3")
     assert is_same(round_trip(value), value)
     assert is_same(round_trip(value.T), value.T)
@@ -79,7 +79,7 @@ def test_a_nan_in_an_array_keeps_its_bits():
     ],
     ids=lambda value: f"{type(value).__name__} {value.dtype}",
 )
-def test_an_array_that_safetensors_does_not_know_is_opaque(value):
+def test_an_array_that_safetensors_does_not_support_is_reported(value):
     node, encoder = encode([1, value])
     assert node == {"list": [1, LIVE]}
     assert encoder.unsupported == {"v/1": qualified_name(type(value))}
@@ -92,19 +92,19 @@ def test_an_array_that_safetensors_does_not_know_is_opaque(value):
     [lambda t: t, lambda t: t[1, 2], lambda t: t[:0], lambda t: t.T, lambda t: t[:, ::2], lambda t: t[:1].expand(5, 4)],
     ids=["plain", "0-d", "empty", "transposed", "strided", "expanded"],
 )
-def test_a_tensor_of_any_dtype_and_layout_comes_back(dtype, layout):
+def test_a_tensor_of_any_dtype_and_layout_is_restored(dtype, layout):
     value = layout(th.randint(0, 2**15, (3, 4), generator=th.Generator().manual_seed(0)).to(dtype))
     assert is_same(round_trip(value), value)
 
 
-def test_a_tensor_that_requires_gradients_comes_back():
+def test_a_tensor_that_requires_gradients_is_restored():
     assert round_trip(th.tensor([1.5, -0.0], requires_grad=True)).tolist() == [1.5, -0.0]
 
 
 @pytest.mark.parametrize(
     "make", [lambda: th.ones(3).to(th.float8_e4m3fn), lambda: th.eye(3).to_sparse()], ids=["float8", "sparse"]
 )
-def test_a_tensor_that_numpy_does_not_know_is_opaque(make):
+def test_a_tensor_that_numpy_does_not_support_is_reported(make):
     _, encoder = encode(Thing(part=make()))
     assert encoder.unsupported == {"v/part": "torch.Tensor"}
 
@@ -138,7 +138,7 @@ def weights_of(network):
     ],
     ids=["Adam", "AMSGrad", "SGD", "RMSprop"],
 )
-def test_a_network_and_its_optimizer_learn_on_bit_for_bit(dtype, make):
+def test_a_network_and_its_optimizer_continue_bit_for_bit(dtype, make):
     network, other = small_network(1, dtype), small_network(2, dtype)
     optimizer, other_optimizer = make(network.parameters()), make(other.parameters())
     train(network, optimizer, 3)
@@ -152,13 +152,13 @@ def test_a_network_and_its_optimizer_learn_on_bit_for_bit(dtype, make):
     assert all(a is b for a, b in zip(parameters, other.parameters(), strict=True))
 
 
-def test_the_learning_rate_of_an_optimizer_comes_back():
+def test_the_learning_rate_of_an_optimizer_is_restored():
     optimizer, other = (th.optim.Adam(th.nn.Linear(1, 1).parameters(), lr=lr) for lr in (0.1 + 0.2, 1.0))
     round_trip(optimizer, other)
     assert other.param_groups[0]["lr"] == 0.1 + 0.2
 
 
-def test_a_network_of_another_shape_is_a_mismatch():
+def test_a_network_of_another_shape_is_refused():
     with pytest.raises(MismatchError):
         round_trip(th.nn.Linear(2, 2), th.nn.Linear(2, 3))
     with pytest.raises(MismatchError):
@@ -167,7 +167,7 @@ def test_a_network_of_another_shape_is_a_mismatch():
         round_trip(th.nn.Linear(2, 2), None)
 
 
-def test_an_array_gets_memory_of_its_own():
+def test_a_restored_array_has_its_own_memory():
     node, arrays = sent(Thing(a=np.zeros(2), t=th.zeros(2), w=np.zeros(2)))
     one, two = Thing(), Thing()
     Decoder(CODECS, arrays).decode(node, one, "v")
@@ -177,7 +177,7 @@ def test_an_array_gets_memory_of_its_own():
     assert two.a.tolist() == two.t.tolist() == [0, 0]
 
 
-def test_a_window_into_foreign_memory_is_filled_in_place():
+def test_an_array_on_foreign_memory_is_filled_in_place():
     memory = bytearray(16)
     live = np.frombuffer(memory, np.float64)
     assert round_trip(np.array([1.5, 2.5]), live) is live
@@ -185,13 +185,13 @@ def test_a_window_into_foreign_memory_is_filled_in_place():
 
 
 @pytest.mark.parametrize("value", [np.zeros(3), np.zeros((2, 1)), np.zeros(2, np.float32)], ids=repr)
-def test_a_window_of_another_shape_or_dtype_is_a_mismatch(value):
+def test_an_array_on_foreign_memory_of_another_shape_or_dtype_is_refused(value):
     live = np.frombuffer(bytearray(16), np.float64)
     with pytest.raises(MismatchError):
         round_trip(value, live)
 
 
-def test_an_array_is_made_where_a_read_only_one_is():
+def test_a_read_only_array_is_replaced():
     live = np.frombuffer(b"abcd", np.uint8)
     assert round_trip(np.array([1, 2, 3, 4], np.uint8), live).tolist() == [1, 2, 3, 4]
 
@@ -202,7 +202,7 @@ def test_an_array_is_made_where_a_read_only_one_is():
     ids=lambda strides: repr(strides)[:9],
 )
 @pytest.mark.parametrize("kind", ["array", "tensor"])
-def test_an_array_that_would_lie_beyond_its_memory_is_a_mismatch(kind, strides):
+def test_strides_beyond_an_arrays_memory_are_refused(kind, strides):
     with pytest.raises(MismatchError):
         decode({kind: ["a", strides], "dtype": "float32"}, a=np.zeros(3, np.float32))
 
@@ -232,7 +232,7 @@ def test_an_array_that_would_lie_beyond_its_memory_is_a_mismatch(kind, strides):
     ],
     ids=lambda change: repr(change)[:25],
 )
-def test_a_view_beyond_its_array_is_a_mismatch(change):
+def test_a_view_beyond_its_owner_is_refused(change):
     node = {"view": {"array": "a"}, "dtype": "float32", "shape": [3], "strides": [4], "offset": 0}
     assert decode(node, a=np.arange(3, dtype=np.float32)).tolist() == [0, 1, 2]
     with pytest.raises(MismatchError):
@@ -252,6 +252,6 @@ def test_a_view_beyond_its_array_is_a_mismatch(change):
     ],
     ids=repr,
 )
-def test_an_array_of_texts_beyond_its_bytes_is_a_mismatch(change):
+def test_an_array_of_texts_beyond_its_bytes_is_refused(change):
     with pytest.raises(MismatchError):
         decode({"text_array": "a", "dtype": "<U1", "shape": [3]} | change, a=np.zeros(12, np.uint8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import copy
 import enum
@@ -30,8 +29,6 @@ from helpers.env_states import (
     stay_up,
 )
 from helpers.envs import DICT, IMAGE, RandomEnv
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra import numpy as hnp
 from stable_baselines3.common import atari_wrappers as atari
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
@@ -47,9 +44,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from sb3_trpo.checkpoint.codecs.codec import Encoder, MismatchError
-from sb3_trpo.checkpoint.codecs.environments import describe_env, encode_env
-from sb3_trpo.checkpoint.codecs.registry import CODECS
+from sb3_trpo.checkpoint.codecs.codec import MismatchError
+from sb3_trpo.checkpoint.codecs.environments import describe_env
 from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED, call
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
@@ -67,7 +63,7 @@ def assert_differ_now(one: gym.Env, other: gym.Env) -> None:
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("task", CLASSIC)
-def test_a_classic_control_task_goes_on_from_its_state(task: str, moment: str) -> None:
+def test_a_classic_control_task_continues_from_its_state(task: str, moment: str) -> None:
     one, other = (gym.make(task, max_episode_steps=LIMIT) for _ in range(2))
     stay_up(one, MOMENTS[moment], seed=1)
     roam(other, 7, seed=2)
@@ -77,7 +73,7 @@ def test_a_classic_control_task_goes_on_from_its_state(task: str, moment: str) -
 
 
 @pytest.mark.parametrize("task", TOY_TEXT)
-def test_a_toy_text_task_goes_on_from_its_state(task: str) -> None:
+def test_a_toy_text_task_continues_from_its_state(task: str) -> None:
     one, other = roam(gym.make(task), 15, seed=1), roam(gym.make(task), 8, seed=2)
     state = get_state(one)
     assert state.unsupported == {}
@@ -85,7 +81,7 @@ def test_a_toy_text_task_goes_on_from_its_state(task: str) -> None:
     assert_alike(one, other, n_steps=300)
 
 
-def test_an_env_goes_on_from_its_own_earlier_state() -> None:
+def test_an_env_continues_from_its_own_earlier_state() -> None:
     env = roam(gym.make("Pendulum-v1", max_episode_steps=30), 20, seed=0)
     state = sent(get_state(env))
     first = [env.step(env.action_space.sample()) for _ in range(9)]
@@ -152,7 +148,7 @@ WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
 
 @pytest.mark.parametrize("n_steps", [0, 31, 34])
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_wrappers_go_on_from_their_state(name: str, n_steps: int) -> None:
+def test_wrappers_continue_from_their_state(name: str, n_steps: int) -> None:
     one, other = (WRAPPERS[name](gym.make("Pendulum-v1", max_episode_steps=35)) for _ in range(2))
     roam(one, n_steps, seed=1)
     roam(other, 17, seed=2)
@@ -162,7 +158,7 @@ def test_wrappers_go_on_from_their_state(name: str, n_steps: int) -> None:
     assert assert_alike(one, other, n_steps=120) > 0
 
 
-def test_the_time_limit_counts_on() -> None:
+def test_the_time_limit_continues() -> None:
     one, other = (gym.make("Pendulum-v1", max_episode_steps=10) for _ in range(2))
     roam(one, 7, seed=1)
     roam(other, 0, seed=2)
@@ -215,7 +211,7 @@ def console() -> gym.Env:
 
 
 @pytest.mark.parametrize("n_steps", [0, 3, 20, 41])
-def test_wrappers_of_atari_go_on_from_their_state(n_steps: int) -> None:
+def test_wrappers_of_atari_continue_from_their_state(n_steps: int) -> None:
     one, other = roam(console(), n_steps, seed=1), roam(console(), 13, seed=2)
     set_state(other, sent(get_state(one)))
     assert assert_alike(one, other, n_steps=150) > 4
@@ -273,35 +269,6 @@ class Ball:
         self.trace: list[float] = []
 
 
-class PlainAttributes(Holder):
-    def begin(self) -> None:
-        self.whole, self.real, self.flag, self.text, self.nothing, self.large = 0, 0.1, False, "", None, 2**70
-
-    def go(self) -> None:
-        self.whole, self.real, self.flag, self.large = self.whole + 1, self.real * -1.7, not self.flag, self.large * 3
-        self.text, self.nothing = self.text + "é\n", None if self.whole % 2 else self.whole
-
-    def look(self) -> Any:
-        return self.whole, self.real, self.flag, self.text, self.nothing, self.large
-
-
-class NotFinite(Holder):
-    def begin(self) -> None:
-        self.thing = [1.0, float("inf")]
-
-    def go(self) -> None:
-        self.thing = [*self.thing, -self.thing[-1], float("nan")]
-
-
-class NumpyScalars(Holder):
-    def begin(self) -> None:
-        self.thing = (np.float32(0.1), np.int8(3), np.bool_(False), np.float64(0.1), np.uint64(2**63))
-
-    def go(self) -> None:
-        real, whole, flag, double, large = self.thing
-        self.thing = (real * real, -whole, ~flag, double * 1.5, large + np.uint64(1))
-
-
 class NestedObjects(Holder):
     def begin(self) -> None:
         self.thing = Ball()
@@ -327,73 +294,6 @@ class ListOfObjects(Holder):
         return [ball.number for ball in self.thing]
 
 
-class DictOfObjects(ListOfObjects):
-    def begin(self) -> None:
-        self.thing = {"a": Ball(), "b": Ball()}
-
-    def go(self) -> None:
-        self.thing["a"].number += 1
-        self.thing["b"], self.thing["a"] = self.thing["a"], self.thing["b"]
-
-    def look(self) -> Any:
-        return {name: ball.number for name, ball in self.thing.items()}
-
-
-class Containers(Holder):
-    def begin(self) -> None:
-        self.queue: Any = collections.deque([0], maxlen=4)
-        self.table: Any = collections.defaultdict(list)
-        self.count: Any = collections.Counter()
-        self.cells: set[Any] = set()
-        self.pair, self.raw, self.grid = Pair(0, 1), bytearray(b"ab"), {(0, 0): 1.0}
-
-    def go(self) -> None:
-        n = self.queue[-1] + 1
-        self.queue.append(n)
-        self.table[n % 3].append(n)
-        self.count[n % 2] += 1
-        self.cells |= {(n, n * n)}
-        self.pair, self.grid = Pair(self.pair.right, n), {**self.grid, (n, 0): n / 3}
-        self.raw.append(n % 250)
-
-    def look(self) -> Any:
-        table = {key: [*value] for key, value in self.table.items()}
-        return [*self.queue], table, dict(self.count), sorted(self.cells), self.pair, bytes(self.raw), dict(self.grid)
-
-
-class OwnGenerators(Holder):
-    def begin(self) -> None:
-        self.numpy = np.random.default_rng(0)
-        self.philox = np.random.Generator(np.random.Philox(3))
-        self.legacy = np.random.RandomState(0)
-        self.python = random.Random(0)
-        self.torch = th.Generator().manual_seed(0)
-        self.drawn: Any = ()
-
-    def go(self) -> None:
-        draws = (self.numpy.normal(), self.philox.random(3), self.legacy.normal(), self.python.gauss(0, 1))
-        self.drawn = (*draws, self.numpy.integers(7, dtype=np.uint32), th.rand(2, generator=self.torch))
-
-    def look(self) -> Any:
-        return self.drawn
-
-
-class Tensors(Holder):
-    def begin(self) -> None:
-        self.thing = {"x": th.zeros(3), "half": th.ones(2, dtype=th.bfloat16), "whole": th.arange(3)}
-
-    def go(self) -> None:
-        self.thing = {name: each + th.ones_like(each) for name, each in self.thing.items()}
-
-
-class Enums(Holder):
-    def begin(self) -> None:
-        self.thing = [Colour.RED, Level.LOW]
-
-    def go(self) -> None:
-        self.thing = [Colour(self.thing[0].value % 3 + 1), Level(self.thing[1] % 2 + 1)]
-
-
 class AliasedArrays(Holder):
     def begin(self) -> None:
         self.one = self.other = np.zeros(2)
@@ -409,54 +309,16 @@ class AliasedArrays(Holder):
         return self.other.copy(), [ball.number for ball in self.balls], self.chosen.number
 
 
-class Spaces(Holder):
+class PartsKnowEachOther(Holder):
     def begin(self) -> None:
-        self.space = spaces.Dict({"a": spaces.Tuple((spaces.Discrete(9), spaces.Box(0, 1, (2,)))), "b": spaces.MultiBinary(3)})
-        self.space.seed(0)
-        self.thing = None
+        self.left, self.right = Ball(), Ball()
+        self.left.partner, self.right.partner = self.right, self.left
 
     def go(self) -> None:
-        self.thing = self.space.sample()
-
-
-class OwnState(Holder):
-    """Its methods know what its attributes do not show."""
-
-    def begin(self) -> None:
-        self.simulator = iter(range(10**6))
-        self.n_taken = -1
-
-    def go(self) -> None:
-        self.n_taken = next(self.simulator)
+        self.left.partner.number += 1
 
     def look(self) -> Any:
-        return self.n_taken
-
-    def get_state(self) -> dict[str, Any]:
-        return {"n_taken": self.n_taken, "more": np.arange(2)}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        assert isinstance(state["more"], np.ndarray)
-        self.n_taken, self.simulator = state["n_taken"], iter(range(state["n_taken"] + 1, 10**6))
-
-
-class LikeMujoco(Holder):
-    """MuJoCo's set_state, which is not meant."""
-
-    def go(self) -> None:
-        self.thing += 1
-
-    def get_state(self) -> Any:
-        raise AssertionError("is no counterpart of this set_state")
-
-    def set_state(self, qpos: Any, qvel: Any) -> None:
-        raise AssertionError("takes positions and velocities")
-
-
-COME_BACK = (
-    *(PlainAttributes, NotFinite, NumpyScalars, NestedObjects, ListOfObjects, DictOfObjects, Containers, OwnGenerators),
-    *(Tensors, Enums, AliasedArrays, Spaces, OwnState, LikeMujoco),
-)
+        return self.right.number, self.right.partner is self.left
 
 
 def assert_comes_back(kind: type[Holder]) -> None:
@@ -470,109 +332,9 @@ def assert_comes_back(kind: type[Holder]) -> None:
         assert_alike(one, other, n_steps=20)
 
 
-@pytest.mark.parametrize("kind", COME_BACK)
-def test_what_an_env_holds_comes_back(kind: type[Holder]) -> None:
+@pytest.mark.parametrize("kind", [NestedObjects, ListOfObjects, AliasedArrays, PartsKnowEachOther])
+def test_what_an_env_holds_is_restored(kind: type[Holder]) -> None:
     assert_comes_back(kind)
-
-
-class Team:
-    def __init__(self, env: Holder) -> None:
-        self.env, self.score = env, 0
-
-
-class KnowsItsPart(Holder):
-    """Its part knows it, as agents and renderers often do."""
-
-    def begin(self) -> None:
-        self.team = Team(self)
-
-    def go(self) -> None:
-        self.team.score += 1
-
-    def look(self) -> Any:
-        return self.team.score, self.team.env is self
-
-
-class PartsKnowEachOther(Holder):
-    def begin(self) -> None:
-        self.left, self.right = Ball(), Ball()
-        self.left.partner, self.right.partner = self.right, self.left
-
-    def go(self) -> None:
-        self.left.partner.number += 1
-
-    def look(self) -> Any:
-        return self.right.number, self.right.partner is self.left
-
-
-class KeyedByEnum(Holder):
-    def begin(self) -> None:
-        self.thing = dict.fromkeys(Colour, 0)
-
-    def go(self) -> None:
-        self.thing[Colour.BLUE] += 1
-
-    def look(self) -> Any:
-        return [(colour.name, count) for colour, count in self.thing.items()]
-
-
-class ReadOnlyArray(Holder):
-    def begin(self) -> None:
-        self.layout, self.thing = np.frombuffer(b"..#.", np.uint8), 0
-
-    def go(self) -> None:
-        self.thing += 1
-
-    def look(self) -> Any:
-        return self.layout.tobytes(), self.thing
-
-
-class Network(Holder):
-    def begin(self) -> None:
-        self.net = th.nn.Linear(2, 2)
-        self.optimizer = th.optim.Adam(self.net.parameters())
-
-    def go(self) -> None:
-        self.optimizer.zero_grad()
-        self.net(th.ones(2)).square().sum().backward()
-        self.optimizer.step()
-
-    def look(self) -> Any:
-        return self.net.weight.detach().clone()
-
-
-class Scale:
-    def __init__(self) -> None:
-        self.factor = 1.0
-
-    def __call__(self, value: float) -> float:
-        self.factor *= 0.5
-        return self.factor * value
-
-
-class CallablePart(Holder):
-    def begin(self) -> None:
-        self.scale, self.thing = Scale(), 1.0
-
-    def go(self) -> None:
-        self.thing = self.scale(3.0)
-
-
-@pytest.mark.parametrize("kind", [KnowsItsPart, PartsKnowEachOther, KeyedByEnum, ReadOnlyArray, Network, CallablePart])
-def test_what_an_env_holds_comes_back_though_it_is_entangled(kind: type[Holder]) -> None:
-    assert_comes_back(kind)
-
-
-class View(Holder):
-    def begin(self) -> None:
-        self.all = np.zeros(4)
-        self.position = self.all[:2]
-
-    def go(self) -> None:
-        self.all += 1.0
-
-    def look(self) -> Any:
-        return self.position.copy()
 
 
 class Best(Holder):
@@ -696,7 +458,6 @@ class ForeignPart(Holder):
 
 HARD = (
     *(
-        View,
         Best,
         SharedGenerator,
         GrowingPairs,
@@ -710,7 +471,7 @@ HARD = (
 
 @pytest.mark.parametrize("n_steps", [(3, 0), (0, 3)])
 @pytest.mark.parametrize("kind", HARD)
-def test_what_does_not_come_back_is_reported_or_refused(kind: type[Holder], n_steps: tuple[int, int]) -> None:
+def test_what_is_not_restored_is_reported_or_refused(kind: type[Holder], n_steps: tuple[int, int]) -> None:
     one, other = (kind().gone(n) for n in n_steps)
     one.action_space.seed(0)
     state = get_state(one)
@@ -744,7 +505,7 @@ UNREACHABLE = {
 
 
 @pytest.mark.parametrize("name", UNREACHABLE)
-def test_what_cannot_be_recorded_is_reported_and_the_wrappers_are_recorded_still(name: str) -> None:
+def test_what_cannot_be_encoded_is_reported_and_the_wrappers_are_encoded_still(name: str) -> None:
     env = Holder()
     env.unreachable = UNREACHABLE[name]()
     state = get_state(wrappers.TimeLimit(env, 5))
@@ -752,40 +513,8 @@ def test_what_cannot_be_recorded_is_reported_and_the_wrappers_are_recorded_still
     assert state.encoded["state"]["_elapsed_steps"] is None
 
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(max_size=9),
-    lambda inner: (
-        st.lists(inner, max_size=9)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text() | st.integers() | st.tuples(st.integers(), st.text()), inner, max_size=4)
-        | st.lists(inner, max_size=3).map(lambda items: collections.deque(items, 5))
-    ),
-    max_leaves=12,
-)
-NUMBERS = st.sampled_from(("bool", "int8", "uint8", "int16", "int32", "int64", "uint64", "float16", "float32", "float64"))
-ARRAYS = hnp.arrays(NUMBERS, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
-
-
-@settings(max_examples=200)
-@given(value=st.lists(PLAIN | ARRAYS, min_size=1, max_size=3), there=PLAIN)
-def test_any_plain_value_comes_back_whatever_is_there(value: Any, there: Any) -> None:
-    one, other = Holder(), Holder()
-    one.thing, other.thing = value, [there]
-    set_state(other, sent(get_state(one)))
-    assert is_same(other.thing, value)
-
-
-@settings(max_examples=50)
-@given(value=st.sets(st.integers() | st.text()), frozen=st.frozensets(st.floats(allow_nan=False)))
-def test_sets_come_back(value: set[Any], frozen: frozenset[float]) -> None:
-    one, other = Holder(), Holder()
-    one.thing = [value, frozen]
-    set_state(other, sent(get_state(one)))
-    assert (other.thing, [*map(type, other.thing)]) == ([value, frozen], [set, frozenset])
-
-
 @pytest.mark.parametrize("task", ["CartPole-v1", "MountainCar-v0", "Pendulum-v1", "Acrobot-v1", "CliffWalking-v1"])
-def test_an_env_that_has_drawn_itself_goes_on_from_its_state(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_env_that_has_been_rendered_continues_from_its_state(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     one, fresh, drawn = (gym.make(task, render_mode="rgb_array") for _ in range(3))
@@ -813,7 +542,7 @@ def copy_of(env: gym.Env) -> gym.Env:
 
 
 @pytest.mark.parametrize("task", BOX2D)
-def test_a_simulator_beyond_reach_is_reported_and_its_wrappers_are_recorded(task: str) -> None:
+def test_an_unsupported_simulator_is_reported_and_its_wrappers_are_encoded(task: str) -> None:
     pytest.importorskip("Box2D")
     one, other = (Monitor(gym.make(task)) for _ in range(2))
     roam(one, 20, seed=1)
@@ -835,38 +564,6 @@ def test_a_state_of_another_task_is_refused() -> None:
 def test_a_state_of_other_wrappers_is_refused() -> None:
     with pytest.raises(MismatchError, match=r"Monitor"):
         set_state(gym.make("CartPole-v1"), get_state(Monitor(gym.make("CartPole-v1"))))
-
-
-@pytest.mark.parametrize(
-    "node",
-    [
-        {"unknown": 1},
-        {},
-        {"array": "missing"},
-        {"same": "env/nowhere"},
-        {"generator": "os", "state": {}},
-        {"generator": "PCG64", "state": {"dict": []}},
-        {"enum": "RED"},
-        {"scalar": 3},
-        {"list": 7},
-        {"object": "builtins.int", "state": {}},
-    ],
-)
-def test_a_node_that_makes_no_sense_is_refused(node: Any) -> None:
-    env = Holder()
-    state = get_state(env)
-    state.encoded["state"]["thing"] = node
-    with pytest.raises(MismatchError):
-        set_state(env, state)
-
-
-@pytest.mark.parametrize("name", ["step", "reset", "unwrapped.x", "look"])
-def test_a_state_cannot_hide_a_method(name: str) -> None:
-    env = Holder()
-    state = get_state(env)
-    state.encoded["state"][name] = 1
-    with pytest.raises(MismatchError, match="would hide a method"):
-        set_state(env, state)
 
 
 def test_layers_are_described_with_their_arguments() -> None:
@@ -901,7 +598,7 @@ def monitored_images() -> gym.Env:
 
 
 class Moody(RandomEnv):
-    """Can be told to fail when its state is read or set."""
+    """Can be made to fail when its state is read or set."""
 
     fails_to = ""
 
@@ -970,7 +667,7 @@ VEC_WRAPPERS: dict[str, tuple[Callable[[], gym.Env], Callable[[VecEnv], VecEnv]]
 
 @pytest.mark.parametrize("n_steps", [0, 33])
 @pytest.mark.parametrize("name", VEC_WRAPPERS)
-def test_vectorised_envs_go_on_from_their_state(name: str, n_steps: int) -> None:
+def test_vectorised_envs_continue_from_their_state(name: str, n_steps: int) -> None:
     make, wrap = VEC_WRAPPERS[name]
     one, other = (wrap(DummyVecEnv([make, make])) for _ in range(2))
     roam_together(one, n_steps, seed=1)
@@ -981,7 +678,7 @@ def test_vectorised_envs_go_on_from_their_state(name: str, n_steps: int) -> None
     assert assert_vec_alike(one, other, n_steps=60) > 3
 
 
-def test_statistics_and_running_returns_of_vec_normalize_come_back() -> None:
+def test_statistics_and_running_returns_of_vec_normalize_are_restored() -> None:
     one, other = (VecNormalize(DummyVecEnv([monitored_pendulum] * 2)) for _ in range(2))
     roam_together(one, 30, seed=1)
     roam_together(other, 4, seed=2)
@@ -994,7 +691,7 @@ def test_statistics_and_running_returns_of_vec_normalize_come_back() -> None:
     assert is_same(one.get_original_reward(), other.get_original_reward())
 
 
-def test_seeds_that_wait_for_the_next_reset_come_back() -> None:
+def test_seeds_for_the_next_reset_are_restored() -> None:
     one, other = (DummyVecEnv([monitored_pendulum] * 2) for _ in range(2))
     roam_together(one, 5, seed=1)
     roam_together(other, 5, seed=2)
@@ -1011,7 +708,7 @@ def without_clocks(path: Any) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("same_folder", [True, False])
-def test_the_csv_file_of_vec_monitor_goes_on(tmp_path: Any, same_folder: bool) -> None:
+def test_the_csv_file_of_vec_monitor_continues(tmp_path: Any, same_folder: bool) -> None:
     names = ("whole", "early", "early" if same_folder else "late")
     whole, early = (VecMonitor(DummyVecEnv([monitored_pendulum] * 2), str(tmp_path / name)) for name in names[:2])
     for venv in (whole, early):
@@ -1028,7 +725,7 @@ def test_the_csv_file_of_vec_monitor_goes_on(tmp_path: Any, same_folder: bool) -
 
 
 @pytest.mark.parametrize("name", ["none", "VecNormalize of dicts", "five of them"])
-def test_envs_in_forked_workers_go_on_from_their_state(name: str, venvs: Any) -> None:
+def test_envs_in_forked_workers_continue_from_their_state(name: str, venvs: Any) -> None:
     make, wrap = VEC_WRAPPERS[name]
     one, other = (venvs(wrap(SubprocVecEnv([make, make], start_method="fork"))) for _ in range(2))
     roam_together(one, 33, seed=1)
@@ -1040,7 +737,7 @@ def test_envs_in_forked_workers_go_on_from_their_state(name: str, venvs: Any) ->
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_an_env_in_a_worker_started_anew_goes_on_from_its_state(start_method: str, venvs: Any) -> None:
+def test_an_env_in_another_worker_continues_from_its_state(start_method: str, venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([monitored_pendulum], start_method=start_method))
     twin = venvs(SubprocVecEnv([monitored_pendulum], start_method=start_method))
     roam_together(venv, 33, seed=1)
@@ -1051,35 +748,35 @@ def test_an_env_in_a_worker_started_anew_goes_on_from_its_state(start_method: st
     assert assert_vec_alike(venv, twin, n_steps=60) > 2
 
 
-class Tape(RandomEnv):
-    """Writes on and on."""
+class Growing(RandomEnv):
+    """Has an array of bytes that grows with each step."""
 
     def __init__(self) -> None:
         super().__init__(action_space=spaces.Box(-1.0, 1.0, (2,)))
-        self.tape = bytearray()
+        self.history = bytearray()
 
     def step(self, action: Any) -> Any:
-        self.tape.append(self.n_steps)
+        self.history.append(self.n_steps)
         observation, _, *rest = super().step(action)
-        return observation, float(sum(self.tape)), *rest
+        return observation, float(sum(self.history)), *rest
 
 
-def test_an_env_goes_on_after_its_state_was_read() -> None:
-    env = roam(Tape(), 3, seed=1)
+def test_an_env_continues_after_its_state_was_read() -> None:
+    env = roam(Growing(), 3, seed=1)
     state = get_state(env)
     kept = {path: each.copy() for path, each in state.arrays.items()}
     roam(env, 5, seed=2)
     assert is_same(state.arrays, kept)
 
 
-def test_an_env_in_a_worker_goes_on_after_its_state_was_read(venvs: Any) -> None:
-    venv = venvs(SubprocVecEnv([lambda: Monitor(Tape())], start_method="fork"))
+def test_an_env_in_a_worker_continues_after_its_state_was_read(venvs: Any) -> None:
+    venv = venvs(SubprocVecEnv([lambda: Monitor(Growing())], start_method="fork"))
     roam_together(venv, 3, seed=1)
     assert record_of(venv).unsupported == {}
     assert roam_together(venv, 3, seed=1).num_envs == 1
 
 
-def test_asking_leaves_no_trace_in_the_state(venvs: Any) -> None:
+def test_a_call_in_a_worker_leaves_no_trace_in_the_state(venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([monitored_pendulum], start_method="fork"))
     roam_together(venv, 5, seed=1)
     first = sent(record_of(venv))
@@ -1097,7 +794,7 @@ def test_a_bare_env_in_a_worker_is_reported_with_advice(venvs: Any) -> None:
     assert restore(venv, sent(state)) == []
 
 
-def test_a_bare_env_in_this_process_goes_on_from_its_state() -> None:
+def test_a_bare_env_in_this_process_continues_from_its_state() -> None:
     one, other = (DummyVecEnv([lambda: RandomEnv(action_space=spaces.Box(-1, 1, (2,)))]) for _ in range(2))
     roam_together(one, 5, seed=1)
     roam_together(other, 2, seed=2)
@@ -1105,7 +802,7 @@ def test_a_bare_env_in_this_process_goes_on_from_its_state() -> None:
     assert assert_vec_alike(one, other, n_steps=30) > 2
 
 
-def test_a_failure_in_a_worker_reaches_the_parent_and_the_worker_lives(venvs: Any) -> None:
+def test_an_error_in_a_worker_reaches_the_parent_and_the_worker_lives(venvs: Any) -> None:
     venv = venvs(SubprocVecEnv([monitored_moody], start_method="fork"))
     roam_together(venv, 3, seed=1)
     venv.set_attr("fails_to", "get")
@@ -1122,7 +819,7 @@ def make_it_fail(env: gym.Env, to: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, lambda makers: SubprocVecEnv(makers, start_method="fork")])
-def test_an_env_that_cannot_be_restored_does_not_keep_the_others_from_it(kind: Any, venvs: Any) -> None:
+def test_an_env_that_cannot_be_restored_does_not_affect_the_others(kind: Any, venvs: Any) -> None:
     one, other = (venvs(kind([monitored_moody, monitored_moody])) for _ in range(2))
     roam_together(one, 4, seed=1)
     roam_together(other, 2, seed=2)
@@ -1134,16 +831,6 @@ def test_an_env_that_cannot_be_restored_does_not_keep_the_others_from_it(kind: A
 
 def steps_of(env: gym.Env) -> int:
     return env.unwrapped.n_steps
-
-
-def test_what_a_worker_is_asked_is_answered_by_its_own_env(venvs: Any) -> None:
-    venv = venvs(SubprocVecEnv([monitored_moody, monitored_moody], start_method="fork"))
-    roam_together(venv, 6, seed=1)
-    call(venv, 0, make_it_fail, "get")
-    assert [call(venv, index, steps_of) for index in (0, 1)] == [6, 6]
-    with pytest.raises(MismatchError, match="out of order"):
-        call(venv, 0, encode_env, Encoder(CODECS))
-    assert call(venv, 1, encode_env, Encoder(CODECS)).unsupported == {}
 
 
 class Batch(VecEnv):
@@ -1184,7 +871,7 @@ class Batch(VecEnv):
 
 
 class BatchWithOwnState(Batch):
-    """Its simulator is beyond reach, but for its own methods."""
+    """Its simulator is reached by its own methods only."""
 
     def __init__(self, n_envs: int = 3) -> None:
         super().__init__(n_envs)
@@ -1221,7 +908,7 @@ class OwnStateAround(VecEnvWrapper):
 
 
 @pytest.mark.parametrize("make", [Batch, BatchWithOwnState, lambda: VecNormalize(OwnStateAround(BatchWithOwnState()))])
-def test_a_vectorised_env_of_ones_own_goes_on_from_its_state(make: Callable[[], VecEnv]) -> None:
+def test_a_custom_vectorised_env_continues_from_its_state(make: Callable[[], VecEnv]) -> None:
     one, other = roam_together(make(), 12, seed=1), roam_together(make(), 5, seed=2)
     state = record_of(one)
     assert state.unsupported == {}
@@ -1251,7 +938,7 @@ def test_the_state_of_one_env_does_not_leak_into_the_eleventh() -> None:
     assert_vec_alike(one, other, n_steps=25)
 
 
-def test_a_state_that_was_sent_can_be_set_twice() -> None:
+def test_a_state_can_be_restored_twice() -> None:
     one = roam(gym.make("Pendulum-v1"), 9, seed=1)
     state = sent(get_state(one))
     kept = copy.deepcopy(state)

@@ -84,7 +84,7 @@ class Tracing(TRPO):
 
 
 @pytest.mark.parametrize("where", VEC_ENVS)
-def test_what_a_run_keeps_under_the_name_of_a_path_is_restored(where, tmp_path):
+def test_a_text_that_the_run_changes_under_the_name_of_a_path_is_restored(where, tmp_path):
     def script(folder, crash):
         model = Tracing("MlpPolicy", make_vec_env(Maze, 2, seed=3, **VEC_ENVS[where]), **SMALL)
         walking = Walking()
@@ -140,9 +140,9 @@ def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_wa
     model, moving = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Moving(tmp_path / "files")
     with pytest.warns(UserWarning, match="changed a path that is absolute") as caught:
         model.learn(128, callback=[moving, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)])
-    told = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
-    assert len(told) == 1
-    assert "Moving#0/current" in told[0]
+    messages = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
+    assert len(messages) == 1
+    assert "Moving#0/current" in messages[0]
     other = Moving(tmp_path / "elsewhere")
     TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(
         128, callback=[other, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)]
@@ -179,7 +179,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("name", "before", "after", "node"), CHANGES)
-def test_what_is_recorded_depends_on_what_the_run_has_changed(name, before, after, node):
+def test_a_file_path_is_encoded_if_the_run_has_changed_it(name, before, after, node):
     thing = Thing(**{name: before})
     file_paths = marked(thing)
     setattr(thing, name, after)
@@ -191,7 +191,7 @@ def test_what_is_recorded_depends_on_what_the_run_has_changed(name, before, afte
     assert getattr(fresh, name) == (after if node is not None else before)
 
 
-def test_what_has_once_been_changed_stays_state_even_when_it_is_as_it_was():
+def test_a_file_path_that_has_once_been_changed_stays_state():
     thing = Thing(path="a")
     file_paths = marked(thing)
     for path in ("b", "a"):
@@ -200,7 +200,7 @@ def test_what_has_once_been_changed_stays_state_even_when_it_is_as_it_was():
     assert state_of(thing, marked(thing, changed=["v/path"])) == {"path": {"changed": "a"}}, "after a restart, too"
 
 
-def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
+def test_an_object_created_later_may_have_a_path_of_the_scripts():
     thing = Thing(log_dir="logs", writers=[])
     file_paths = marked(thing)
     thing.writers += [Thing(log_dir="logs"), Thing(log_dir="mine")]
@@ -212,14 +212,14 @@ def test_an_object_that_comes_later_may_repeat_a_path_of_the_scripts():
 @pytest.mark.parametrize(
     "away", ["/etc/passwd", "/.ssh/x", "~/x", "~other/x", "C:\\x", "C:x", "\\\\host\\x", "..", "../x", "a/../../x"]
 )
-def test_no_node_points_a_path_away(away):
+def test_no_encoding_sets_a_path_outside_the_folder(away):
     assert leaves_folder(away)
     live = Thing(log_path="mine", log="/mine")
     Decoder(CODECS, {}).decode_attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
     assert vars(live) == {"log_path": "mine", "log": "/mine"}
 
 
-def test_only_a_path_of_the_same_name_is_taken_for_the_scripts():
+def test_only_a_path_of_the_same_name_counts_as_the_scripts():
     """An attribute that comes into being during the run is state, even if something else was given the same text."""
     file_paths = FilePaths({"env/0/file": "", "env/0/log_path": "runs"}, before_training=False)
     assert file_paths.classify("env/0/path", "path", "") is Handling.ENCODE_CHANGED
@@ -229,11 +229,11 @@ def test_only_a_path_of_the_same_name_is_taken_for_the_scripts():
 
 
 @pytest.mark.parametrize("near", ["", "LRL", "a/b", "a..b/c", "...", None, 5])
-def test_what_stays_in_its_folder_does_not_point_away(near):
+def test_what_stays_in_its_folder_does_not_leave_it(near):
     assert not leaves_folder(near)
 
 
-def test_numbered_parts_learn_for_themselves_and_report():
+def test_paths_of_each_env_are_split_off_and_merged():
     file_paths = FilePaths(
         {"env/0/env/path": "a", "env/11/env/path": "b", "env/path": "c"}, {"env/1/env/file": True}, before_training=False
     )
@@ -267,7 +267,7 @@ def test_numbered_parts_learn_for_themselves_and_report():
         ),
     ],
 )
-def test_what_is_called_a_path_or_looks_like_an_absolute_one_is_one(name, value, expected):
+def test_a_name_or_an_absolute_value_makes_a_path(name, value, expected):
     assert looks_like_path(name, value) is expected
 
 
@@ -277,7 +277,7 @@ def test_paths_of_an_object_stay_the_scripts():
     assert vars(live) == {"log": "/new/place", "name": "/new", "other": "plain", "files": ["a/b"]}
 
 
-def test_a_node_cannot_set_a_path():
+def test_an_encoding_cannot_set_a_path():
     live = Thing(log="plain")
     decode(object_of(live, log="/etc/passwd", fresh="~/x", log_path="x"), live)
     assert vars(live) == {"log": "plain"}

@@ -20,7 +20,7 @@ def draws_of_numpy(generator):
 
 @pytest.mark.parametrize("kind", BIT_GENERATORS)
 @pytest.mark.parametrize("n_drawn", [0, 1, 7, 1000])
-def test_a_generator_goes_on_where_it_was(kind, n_drawn):
+def test_a_generator_continues_where_it_was(kind, n_drawn):
     value, live = generator_of(kind, 1), generator_of(kind, 2)
     for _ in range(n_drawn):
         value.integers(0, 5, dtype=np.int32)
@@ -31,7 +31,7 @@ def test_a_generator_goes_on_where_it_was(kind, n_drawn):
 
 @pytest.mark.parametrize("kind", BIT_GENERATORS)
 @pytest.mark.parametrize("live", [None, 5, "other"])
-def test_a_generator_is_made_where_there_is_none_of_its_kind(kind, live):
+def test_a_generator_is_created_where_there_is_none_of_its_kind(kind, live):
     value = generator_of(kind, 1)
     value.random(5)
     if live == "other":
@@ -43,14 +43,14 @@ def test_a_generator_is_made_where_there_is_none_of_its_kind(kind, live):
 
 
 @pytest.mark.parametrize("kind", BIT_GENERATORS)
-def test_recording_a_generator_does_not_draw_from_it(kind):
+def test_encoding_a_generator_does_not_draw_from_it(kind):
     value, twin = generator_of(kind, 1), generator_of(kind, 1)
     sent(value)
     assert draws_of_numpy(value) == draws_of_numpy(twin)
 
 
 @pytest.mark.parametrize("n_drawn", [0, 1, 700])
-def test_a_random_state_goes_on_where_it_was(n_drawn):
+def test_a_random_state_continues_where_it_was(n_drawn):
     value, live = np.random.RandomState(1), np.random.RandomState(2)
     value.standard_normal(n_drawn)  # an odd number leaves one of a pair behind
     assert round_trip(value, live) is live
@@ -59,7 +59,7 @@ def test_a_random_state_goes_on_where_it_was(n_drawn):
 
 
 @pytest.mark.parametrize("n_drawn", [0, 1, 700])
-def test_a_random_of_python_goes_on_where_it_was(n_drawn):
+def test_a_python_generator_continues_where_it_was(n_drawn):
     value, live = random.Random(1), random.Random(2)
     for _ in range(n_drawn):
         value.gauss(0, 1)
@@ -69,7 +69,7 @@ def test_a_random_of_python_goes_on_where_it_was(n_drawn):
 
 
 @pytest.mark.parametrize("n_drawn", [0, 1, 700])
-def test_a_generator_of_torch_goes_on_where_it_was(n_drawn):
+def test_a_torch_generator_continues_where_it_was(n_drawn):
     value, live = th.Generator().manual_seed(1), th.Generator().manual_seed(2)
     th.randn(n_drawn, generator=value)
     assert round_trip(value, live) is live
@@ -92,7 +92,7 @@ def nested_space(seed):
     return space
 
 
-def test_nested_spaces_draw_on_where_they_were():
+def test_nested_spaces_continue_where_they_were():
     value, live = nested_space(1), nested_space(2)
     value.sample()
     low = live[0]["box"].low
@@ -109,20 +109,20 @@ def test_bounds_of_a_space_stay_the_scripts():
     assert live.np_random.random() == value.np_random.random()
 
 
-def test_a_space_that_has_not_drawn_yet_has_no_generator_after_it_either():
+def test_a_space_that_has_not_drawn_yet_is_restored_without_a_generator():
     value, live = gym.spaces.Discrete(3), gym.spaces.Discrete(3, seed=1)
     round_trip(value, live)
     assert live._np_random is None
 
 
-def test_a_space_of_other_parts_is_a_mismatch():
+def test_a_space_of_other_parts_is_refused():
     value = gym.spaces.Tuple([gym.spaces.Discrete(2)] * 2)
     with pytest.raises(MismatchError, match="2 parts"):
         round_trip(value, gym.spaces.Tuple([gym.spaces.Discrete(2)]))
 
 
 @pytest.mark.parametrize("name", ["seed", "default_rng", "RandomState", "rand", "test"])
-def test_a_node_cannot_name_what_is_called_to_make_a_generator(name, monkeypatch):
+def test_an_encoding_cannot_name_a_function_that_makes_a_generator(name, monkeypatch):
     calls = []
     monkeypatch.setattr(np.random, name, lambda *args: calls.append(name))
     with pytest.raises(MismatchError):
@@ -141,7 +141,7 @@ def numbers_of(kind, **changes):
 @pytest.mark.parametrize("value", [HUGE, -1, "x", None, 1.5, [], 2**128], ids=lambda value: repr(value)[:9])
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM"])
 @pytest.mark.parametrize("name", ["inc", "uinteger", "has_uint32", "bit_generator"])
-def test_absurd_numbers_for_a_generator_raise_nothing_but_mismatches(kind, name, value):
+def test_absurd_numbers_in_a_generator_are_restored_or_refused(kind, name, value):
     node, arrays = numbers_of(kind, **{name: value})
     try:
         back = Decoder(CODECS, arrays).decode(node, None, "v")
@@ -151,7 +151,7 @@ def test_absurd_numbers_for_a_generator_raise_nothing_but_mismatches(kind, name,
 
 
 @pytest.mark.parametrize("place", [-1, -(2**30), 625, 2**30])
-def test_a_generator_that_would_read_beyond_its_memory_is_a_mismatch(place):
+def test_a_generator_that_would_read_beyond_its_memory_is_refused(place):
     for kind, name in (("MT19937", "pos"), ("Philox", "buffer_pos")):
         node, arrays = numbers_of(kind, **{name: place})
         with pytest.raises(MismatchError):
@@ -159,7 +159,7 @@ def test_a_generator_that_would_read_beyond_its_memory_is_a_mismatch(place):
 
 
 @pytest.mark.parametrize("place", [-1, -(2**30), 625, 2**30])
-def test_a_random_state_that_would_read_beyond_its_memory_is_a_mismatch(place):
+def test_a_random_state_that_would_read_beyond_its_memory_is_refused(place):
     state = np.random.RandomState(1).get_state(legacy=False)
     state["state"]["pos"] = place
     encoder = Encoder(CODECS)

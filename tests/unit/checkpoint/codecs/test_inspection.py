@@ -4,7 +4,33 @@ import numpy as np
 import pytest
 from helpers.codecs import Thing, encode
 
-from sb3_trpo.checkpoint.codecs.inspection import fingerprint, has_own_state
+from sb3_trpo import TRPO, maskable, policies, recurrent
+from sb3_trpo.checkpoint.codecs.inspection import fingerprint, has_own_state, qualified_name
+
+NAMES = {
+    TRPO: "sb3_trpo.trpo.TRPO",
+    policies.MlpPolicy: "sb3_trpo.policies.MlpPolicy",
+    maskable.MaskableTRPO: "sb3_trpo.maskable.MaskableTRPO",
+    maskable.CnnPolicy: "sb3_trpo.maskable.CnnPolicy",
+    recurrent.RecurrentTRPO: "sb3_trpo.recurrent.RecurrentTRPO",
+    recurrent.MaskableRecurrentTRPO: "sb3_trpo.recurrent.MaskableRecurrentTRPO",
+    recurrent.MlpLstmPolicy: "sb3_trpo.recurrent.MlpLstmPolicy",
+    recurrent.MaskableRecurrentRolloutBuffer: "sb3_trpo.recurrent.MaskableRecurrentRolloutBuffer",
+    recurrent.MaskableRecurrentEvalCallback: "sb3_trpo.recurrent.MaskableRecurrentEvalCallback",
+}
+
+
+@pytest.mark.parametrize("cls", NAMES, ids=lambda cls: cls.__name__)
+def test_classes_have_the_names_that_are_in_checkpoints_of_the_first_version(cls):
+    """Since then, some have moved to other files; a run under another name would be another run."""
+    assert qualified_name(cls) == NAMES[cls]
+
+
+def test_other_classes_have_the_names_of_their_modules():
+    impostor = type("RecurrentTRPO", (), {"__module__": "sb3_trpo.recurrent.trpo"})
+    assert qualified_name(impostor) == "sb3_trpo.recurrent.trpo.RecurrentTRPO"
+    assert qualified_name(len) == "builtins.len"
+    assert qualified_name(Thing.method) == f"{Thing.__module__}.Thing.method"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +49,7 @@ def test_only_get_state_without_and_set_state_with_one_argument_count(methods, e
     assert has_own_state(type("Any", (), methods)()) is expected
 
 
-def test_methods_of_an_instance_alone_do_not_count_as_a_state_of_its_own():
+def test_methods_of_an_instance_alone_do_not_count():
     assert not has_own_state(Thing(get_state=lambda: 1, set_state=lambda state: None))
 
 

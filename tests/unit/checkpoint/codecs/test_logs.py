@@ -93,7 +93,7 @@ def loggers() -> Iterator[Any]:
 @pytest.mark.parametrize("same_folder", [True, False])
 @pytest.mark.parametrize("lost", [0, 1, 2])
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_files_are_those_of_a_run_that_was_never_interrupted(
+def test_files_are_those_of_a_run_without_interruption(
     tmp_path: Path, loggers: Any, kept: int, lost: int, same_folder: bool
 ) -> None:
     whole, early = loggers(tmp_path / "whole"), loggers(tmp_path / "early")
@@ -111,7 +111,7 @@ def test_files_are_those_of_a_run_that_was_never_interrupted(
     assert all(contents(late_folder).values())
 
 
-def test_rows_written_by_the_new_run_before_it_is_restored_go_away(tmp_path: Path, loggers: Any) -> None:
+def test_rows_that_the_new_run_has_written_before_it_is_restored_are_removed(tmp_path: Path, loggers: Any) -> None:
     whole, early, late = (loggers(tmp_path / name) for name in ("whole", "early", "late"))
     write(whole, ROWS)
     write(early, ROWS[:2])
@@ -134,7 +134,7 @@ def test_a_run_that_is_interrupted_again_and_again_writes_the_same_files(tmp_pat
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-def test_text_that_was_logged_comes_back(tmp_path: Path, loggers: Any) -> None:
+def test_text_that_was_logged_is_restored(tmp_path: Path, loggers: Any) -> None:
     early, late = (loggers(tmp_path / name, ["log"]) for name in ("early", "late"))
     early.info("Ärger", "mit", 3)
     restore(late, saved(early), 0)
@@ -142,7 +142,7 @@ def test_text_that_was_logged_comes_back(tmp_path: Path, loggers: Any) -> None:
     assert (tmp_path / "late" / "log.txt").read_text() == "Ärger mit 3\nmore\n"
 
 
-def test_values_that_wait_to_be_written_come_back(tmp_path: Path, loggers: Any) -> None:
+def test_pending_values_are_restored(tmp_path: Path, loggers: Any) -> None:
     whole, early, late = (loggers(tmp_path / name) for name in ("whole", "early", "late"))
     for logger in (whole, early):
         write(logger, ROWS[:1])
@@ -174,7 +174,7 @@ def test_values_that_wait_to_be_written_come_back(tmp_path: Path, loggers: Any) 
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_nothing_that_waits_keeps_a_run_from_going_on(tmp_path: Path, loggers: Any, value: Any) -> None:
+def test_no_pending_value_keeps_a_run_from_continuing(tmp_path: Path, loggers: Any, value: Any) -> None:
     early, late = (loggers(tmp_path / name) for name in ("early", "late"))
     write(early, ROWS[:1])
     early.record("waiting", value, exclude=("json", "csv", "log", "stdout"))
@@ -204,7 +204,7 @@ def test_other_formats_than_before_keep_what_they_have(tmp_path: Path, loggers: 
     assert len((tmp_path / "late" / "progress.json").read_text().splitlines()) == 1
 
 
-def test_a_logger_without_folder_is_recorded_and_restored() -> None:
+def test_a_logger_without_a_folder_is_restored() -> None:
     early, late = Logger(None, []), Logger(None, [])
     early.record("x", 1)
     restore(late, saved(early), 5)
@@ -212,7 +212,9 @@ def test_a_logger_without_folder_is_recorded_and_restored() -> None:
 
 
 @given(content=st.binary(max_size=99), there=st.text(max_size=99))
-def test_any_content_is_put_into_an_open_file(tmp_path_factory: pytest.TempPathFactory, content: bytes, there: str) -> None:
+def test_any_content_can_replace_that_of_an_open_file(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, there: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / "rewritten"
     with path.open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
         file.write(there)
@@ -257,7 +259,7 @@ def test_tensorboard_shows_each_step_once_after_several_restarts(tmp_path: Path,
     assert scalars(tmp_path)["loss"] == EXPECTED
 
 
-def test_the_numbered_folder_continues_and_the_new_one_goes_away(tmp_path: Path) -> None:
+def test_the_numbered_folder_continues_and_the_new_one_is_removed(tmp_path: Path) -> None:
     early = configure_logger(0, str(tmp_path), "TRPO")
     write(early, tensorboard_rows(1, 4))
     checkpoint = saved(early)
@@ -285,7 +287,7 @@ def test_a_new_folder_with_something_else_in_it_stays(tmp_path: Path) -> None:
     assert scalars(tmp_path / "TRPO_1")["loss"] == EXPECTED
 
 
-def test_a_numbered_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+def test_a_numbered_folder_that_is_gone_is_not_created_again(tmp_path: Path) -> None:
     early = configure_logger(0, str(tmp_path / "there"), "TRPO")
     write(early, tensorboard_rows(1, 4))
     late = configure_logger(0, str(tmp_path / "here"), "TRPO")
@@ -327,7 +329,7 @@ def test_a_hostile_or_foreign_folder_is_ignored(tmp_path: Path, folder: str | No
     assert scalars(home / "TRPO_1")["loss"] == EXPECTED[4:]
 
 
-def test_configured_loggers_go_on_in_all_formats_together(tmp_path: Path) -> None:
+def test_configured_loggers_continue_in_all_formats_together(tmp_path: Path) -> None:
     formats = ["csv", "json", "log", "tensorboard"]
     whole, early = (configure(str(tmp_path / name), formats) for name in ("whole", "early"))
     write(whole, ROWS)
@@ -380,7 +382,7 @@ def rows_of(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("override", [True, False])
 @pytest.mark.parametrize("same_folder", [True, False])
-def test_monitors_file_goes_on(tmp_path: Path, same_folder: bool, override: bool) -> None:
+def test_the_file_of_a_monitor_continues(tmp_path: Path, same_folder: bool, override: bool) -> None:
     whole = begun(monitored(tmp_path / "whole"), seed=1)
     early = begun(monitored(tmp_path / "early"), seed=1)
     run(whole, 7)
@@ -406,7 +408,7 @@ def test_monitors_file_goes_on(tmp_path: Path, same_folder: bool, override: bool
     whole.close()
 
 
-def test_monitors_file_with_more_columns_goes_on_and_sb3_reads_it(tmp_path: Path) -> None:
+def test_the_file_of_a_monitor_with_more_columns_continues_and_sb3_reads_it(tmp_path: Path) -> None:
     pytest.importorskip("pandas")
 
     class Tired(gym.Wrapper):
@@ -425,7 +427,7 @@ def test_monitors_file_with_more_columns_goes_on_and_sb3_reads_it(tmp_path: Path
     assert load_results(str(tmp_path / "late"))["tired"].tolist() == [5] * 5
 
 
-def test_a_monitor_that_stops_to_write_goes_on(tmp_path: Path) -> None:
+def test_a_monitor_that_no_longer_writes_continues(tmp_path: Path) -> None:
     early, late = begun(monitored(tmp_path / "early"), seed=1), begun(monitored(None), seed=2)
     run(early, 2)
     set_state(late, through_json(get_state(early)))
@@ -433,7 +435,7 @@ def test_a_monitor_that_stops_to_write_goes_on(tmp_path: Path) -> None:
     assert late.get_episode_lengths() == early.get_episode_lengths()
 
 
-def test_a_monitor_that_begins_to_write_goes_on_and_writes(tmp_path: Path) -> None:
+def test_a_monitor_that_begins_to_write_continues(tmp_path: Path) -> None:
     early, late = begun(monitored(None), seed=1), begun(monitored(tmp_path / "late"), seed=2)
     run(early, 2)
     set_state(late, through_json(get_state(early)))
@@ -442,7 +444,7 @@ def test_a_monitor_that_begins_to_write_goes_on_and_writes(tmp_path: Path) -> No
     assert len(rows_of(tmp_path / "late.monitor.csv")) == 2
 
 
-def test_a_file_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_results_writer_that_is_none_is_refused(tmp_path: Path) -> None:
     early, late = begun(monitored(tmp_path / "early"), seed=1), begun(monitored(tmp_path / "late"), seed=2)
     state = through_json(get_state(early))
     late.results_writer = 3  # type: ignore[assignment]

@@ -60,14 +60,14 @@ number_dtypes = st.sampled_from(sorted(NUMBERS)).map(np.dtype)
 arrays = hnp.arrays(number_dtypes, hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
 
 
-def test_an_object_that_knows_itself_comes_back():
+def test_an_object_that_refers_to_itself_is_restored():
     thing, live = Thing(x=1), Thing(x=0)
     thing.me, live.me = thing, live
     assert round_trip(thing, live).x == 1
     assert live.me is live
 
 
-def test_a_child_that_knows_its_parent_comes_back():
+def test_a_child_that_refers_to_its_parent_is_restored():
     thing, live = Thing(x=1, child=Thing(y=2)), Thing(x=0, child=Thing(y=0))
     thing.child.parent, live.child.parent = thing, live
     round_trip(thing, live)
@@ -84,14 +84,14 @@ def test_a_child_that_knows_its_parent_comes_back():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_belongs_to_the_script_is_left_to_it(value):
+def test_functions_classes_and_the_like_are_left_to_the_script(value):
     node, encoder = encode(value)
     assert node == LIVE
     assert not encoder.unsupported
 
 
 @pytest.mark.parametrize("module", ["pygame.surface", "threading", "wandb.sdk", "logging", "matplotlib.figure"])
-def test_what_draws_or_logs_is_left_alone(module):
+def test_objects_that_draw_or_log_are_left_alone(module):
     cls = type("Screen", (Thing,), {"__module__": module})
     node, encoder = encode(cls(x=1))
     assert node == LIVE
@@ -99,13 +99,13 @@ def test_what_draws_or_logs_is_left_alone(module):
 
 
 @pytest.mark.parametrize("module", ["logging_env.sim", "socketed", "wandb_tools", "threadings", "concurrently.env", "cv2x"])
-def test_a_module_whose_name_only_begins_like_one_that_draws_or_logs_is_recorded(module):
+def test_modules_with_similar_names_are_not_left_alone(module):
     cls = type("Simulator", (Thing,), {"__module__": module})
     node, _ = encode(cls(x=1))
     assert node == {"object": f"{module}.Simulator", "state": {"x": 1}}
 
 
-def test_an_object_is_recorded_by_its_attributes():
+def test_an_object_is_encoded_by_its_attributes():
     node, encoder = encode(Thing(x=1, a=np.zeros(2), f=len, part=Thing(y=[2])))
     assert node == {
         "object": qualified_name(Thing),
@@ -114,12 +114,12 @@ def test_an_object_is_recorded_by_its_attributes():
     assert not encoder.unsupported
 
 
-def test_a_path_is_not_recorded_as_an_attribute_but_in_a_list():
+def test_a_file_path_is_encoded_in_a_list_but_not_as_an_attribute():
     node, _ = encode(Thing(log="/tmp/log", plain="log", files=["a/b"]))
     assert node["state"] == {"plain": "log", "files": {"list": ["a/b"]}}
 
 
-def test_attributes_that_describe_an_env_are_not_its_state():
+def test_attributes_that_describe_an_env_are_no_state_of_it():
     node, _ = encode(Thing(spec=1, render_mode="human", metadata={}, x=1))
     assert node["state"] == {"x": 1}
 
@@ -129,7 +129,7 @@ def test_attributes_that_describe_an_env_are_not_its_state():
     [Slotted(), re.finditer("a", "a"), struct.Struct("d"), memoryview(b"a"), SlottedWithDict(), iter([1]), object()],
     ids=lambda part: type(part).__name__,
 )
-def test_an_object_with_an_opaque_part_is_recorded_by_its_generators_only(part):
+def test_an_object_with_an_unsupported_attribute_is_encoded_by_its_generators_only(part):
     generator = np.random.default_rng(0)
     space = gym.spaces.Discrete(2)
     node, encoder = encode(Thing(x=1, a=np.zeros(2), rng=generator, space=space, part=part, row=[0.5] * 9))
@@ -138,12 +138,12 @@ def test_an_object_with_an_opaque_part_is_recorded_by_its_generators_only(part):
     assert all(path.startswith(("v/rng", "v/space")) for path in encoder.arrays)
 
 
-def test_an_opaque_part_deep_down_is_named_by_its_path():
+def test_an_unsupported_attribute_deep_down_is_named_by_its_path():
     _, encoder = encode([Thing(parts={"a": [1, Thing(b=Slotted())]})])
     assert encoder.unsupported == {"v/0/parts/0/1/b": qualified_name(Slotted)}
 
 
-def test_what_an_opaque_object_shares_with_others_is_recorded_with_them():
+def test_what_an_unsupported_object_shares_with_others_is_encoded_with_them():
     shared = np.arange(3)
     encoder = Encoder(CODECS)
     nodes = encoder.encode_all([Thing(a=shared, part=Slotted()), shared], "v")
@@ -152,19 +152,19 @@ def test_what_an_opaque_object_shares_with_others_is_recorded_with_them():
     assert Decoder(CODECS, arrays).decode(node, live, "v")[1].tolist() == [0, 1, 2]
 
 
-def test_what_was_met_before_an_opaque_object_is_still_known_after_it():
+def test_what_was_encoded_before_an_unsupported_object_is_still_known_after_it():
     shared = [1]
     node, _ = encode([shared, Thing(a=shared, part=Slotted()), shared])
     assert node["list"][2] == {"same": "v/0"}
 
 
-def test_an_opaque_object_does_not_spoil_its_neighbour():
+def test_an_unsupported_object_does_not_affect_its_neighbour():
     node, encoder = encode([Thing(part=Slotted(), x=1), Thing(y=2)])
     assert [each["state"] for each in node["list"]] == [{}, {"y": 2}]
     assert encoder.unsupported.keys() == {"v/0/part"}
 
 
-def test_a_wrapped_env_is_recorded_even_where_its_wrapper_is_opaque():
+def test_a_wrapped_env_is_encoded_even_if_its_wrapper_is_unsupported():
     class Inner(gym.Env):
         x = 0
 
@@ -177,7 +177,7 @@ def test_a_wrapped_env_is_recorded_even_where_its_wrapper_is_opaque():
     assert "y" not in node["state"]
 
 
-def test_an_object_with_a_state_of_its_own_is_asked_for_it():
+def test_get_state_and_set_state_are_used_where_an_object_has_them():
     node, _ = encode(OwnState(5))
     assert node == {"object": qualified_name(OwnState), "state": {}, "own": {"dict": [["secret", 5]]}}
     live = OwnState(0)
@@ -185,14 +185,14 @@ def test_an_object_with_a_state_of_its_own_is_asked_for_it():
     assert live.secret == [1, 2]
 
 
-def test_generators_of_an_object_with_a_state_of_its_own_are_recorded_too():
+def test_generators_of_an_object_with_get_state_are_encoded_too():
     value, live = OwnState(5), OwnState(0)
     value.rng, live.rng = np.random.default_rng(1), np.random.default_rng(2)
     round_trip(value, live)
     assert live.rng.random() == value.rng.random()
 
 
-def test_an_opaque_part_in_a_state_of_its_own_leaves_the_rest_restorable():
+def test_an_unsupported_value_from_get_state_leaves_the_rest_restorable():
     value, live = OwnState(Slotted()), OwnState("there")
     value.rng, live.rng = np.random.default_rng(1), np.random.default_rng(2)
     node, encoder = encode(value)
@@ -201,7 +201,7 @@ def test_an_opaque_part_in_a_state_of_its_own_leaves_the_rest_restorable():
     assert live.rng.random() == value.rng.random()
 
 
-def test_a_set_state_of_positions_and_velocities_is_not_meant():
+def test_a_set_state_of_positions_and_velocities_is_not_used():
     assert not has_own_state(LikeMuJoCo())
     node, _ = encode(LikeMuJoCo())
     assert node == {"object": qualified_name(LikeMuJoCo), "state": {"x": 1}}
@@ -241,7 +241,7 @@ def test_objects_in_lists_and_dicts_are_filled_in_place():
 
 
 @pytest.mark.parametrize("live", [Thing(net=th.nn.Linear(2, 1)), Thing(net=Callable(x=0))], ids=["module", "callable object"])
-def test_an_attribute_that_can_be_called_is_filled_in_place_like_any_other(live):
+def test_a_callable_attribute_is_filled_in_place_like_any_other(live):
     value, net = copy.deepcopy(live), live.net
     if isinstance(net, th.nn.Module):
         th.nn.init.constant_(value.net.weight, 0.5)
@@ -253,7 +253,7 @@ def test_an_attribute_that_can_be_called_is_filled_in_place_like_any_other(live)
 
 
 @pytest.mark.parametrize("name", ["other.Thing", "Thing", "builtins.object", "", None, 5, [], {}], ids=repr)
-def test_an_object_of_another_class_is_a_mismatch_and_stays_as_it_is(name):
+def test_an_object_of_another_class_is_refused_and_stays_as_it_is(name):
     live = Thing(x=1)
     with pytest.raises(MismatchError):
         decode({"object": name, "state": {"x": 2}}, live)
@@ -261,12 +261,12 @@ def test_an_object_of_another_class_is_a_mismatch_and_stays_as_it_is(name):
 
 
 @pytest.mark.parametrize("state", [None, 5, "x", [], ["x"], [["x", 1]]], ids=repr)
-def test_a_state_that_is_no_dict_is_a_mismatch(state):
+def test_a_state_that_is_not_a_dict_is_refused(state):
     with pytest.raises(MismatchError):
         decode({"object": qualified_name(Thing), "state": state}, Thing(x=1))
 
 
-def test_a_node_cannot_reach_into_a_module():
+def test_an_encoding_cannot_change_a_module():
     module = types.ModuleType("like_sys")
     module.path = ["here"]
     live = Thing(np=module)
@@ -290,20 +290,20 @@ def some_function():
     ],
     ids=lambda live: type(live).__name__,
 )
-def test_a_node_cannot_fill_in_attributes_of_what_is_not_recorded_by_them(live):
+def test_an_encoding_cannot_set_attributes_of_what_is_not_encoded_by_them(live):
     before = dict(vars(live))
     with pytest.raises(MismatchError):
         decode(object_of(live, attribute=5), live)
     assert dict(vars(live)) == before
 
 
-def test_a_node_cannot_have_set_state_called_where_a_recorder_would_not_have():
+def test_set_state_is_called_only_on_an_object_that_also_has_get_state():
     live = SetsOnly()
     with pytest.raises(MismatchError):
         decode({**object_of(live), "own": 5}, live)
     assert live.calls == []
 
 
-def test_an_own_state_for_an_object_without_one_is_a_mismatch():
+def test_an_own_state_for_an_object_without_set_state_is_refused():
     with pytest.raises(MismatchError):
         decode({**object_of(Thing()), "own": 5}, Thing())

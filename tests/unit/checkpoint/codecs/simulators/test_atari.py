@@ -1,4 +1,4 @@
-"""Atari's games, played again from their last reset."""
+"""Atari's games, replayed from their last reset."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def game(id: str = "ALE/Breakout-v5", **settings: Any) -> gym.Env:  # noqa: A002
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_a_game_goes_on_from_its_state(name: str) -> None:
+def test_a_game_continues_from_its_state(name: str) -> None:
     one, other = (game(**GAMES[name]) for _ in range(2))
     roam(one, 60, seed=1)
     one.reset()
@@ -67,7 +67,7 @@ def test_a_game_goes_on_from_its_state(name: str) -> None:
 
 @pytest.mark.parametrize("n_steps", [0, 1, 45, 130])
 @pytest.mark.parametrize("task", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
-def test_a_wrapped_game_goes_on_from_its_state(task: str, n_steps: int) -> None:
+def test_a_wrapped_game_continues_from_its_state(task: str, n_steps: int) -> None:
     one, other = (AtariWrapper(Monitor(game(task)), action_repeat_probability=0.1) for _ in range(2))
     roam(one, n_steps, seed=1)
     roam(other, 33, seed=2)
@@ -77,7 +77,7 @@ def test_a_wrapped_game_goes_on_from_its_state(task: str, n_steps: int) -> None:
     assert assert_alike(one, other, n_steps=200) >= 3
 
 
-def test_a_game_goes_on_from_its_state_just_after_a_seeded_reset() -> None:
+def test_a_game_continues_from_its_state_just_after_a_seeded_reset() -> None:
     one, other = game(), roam(game(), 50, seed=2)
     roam(one, 70, seed=1)
     one.reset(seed=4)
@@ -85,7 +85,7 @@ def test_a_game_goes_on_from_its_state_just_after_a_seeded_reset() -> None:
     assert_alike(one, other, n_steps=60)
 
 
-def test_a_tape_changes_nothing() -> None:
+def test_a_recorder_changes_nothing() -> None:
     one, other = game(), game()
     stop_recording(other)
     for env in (one, other):
@@ -127,7 +127,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("how", FORGED)
-def test_a_state_that_makes_no_sense_is_refused_and_the_process_lives(how: str) -> None:
+def test_a_forged_state_is_refused_and_the_process_lives(how: str) -> None:
     env = roam(game(), 30, seed=1)
     env.reset()  # without a seed: it depends on what was before
     env.step(0)
@@ -143,7 +143,7 @@ def test_a_state_that_makes_no_sense_is_refused_and_the_process_lives(how: str) 
 
 
 @pytest.mark.parametrize("how", [how for how in FORGED if "generators" in FORGED[how]])
-def test_generators_that_make_no_sense_never_reach_the_emulator(how: str) -> None:
+def test_forged_generators_never_reach_the_emulator(how: str) -> None:
     """A digest that differs would refuse them too, but only when the emulator had them: forged bytes can end the process."""
     state = sent(get_state(roam(game(), 30, seed=1)))
     node = state.encoded
@@ -162,12 +162,12 @@ def test_what_is_written_into_the_emulator_is_numbers_of_frames_generators_and_m
     assert node["simulator"].keys() == {"frames", "generators", "memory"}
 
 
-def test_a_game_that_is_heard_is_beyond_reach() -> None:
+def test_a_game_with_sound_is_unsupported() -> None:
     """What the sound chip was doing before a reset is heard after it, and is in no state."""
     assert "ale_py._ale_py.ALEInterface" in get_state(roam(game(sound_obs=True), 5, seed=1)).unsupported.values()
 
 
-def test_a_state_that_is_laid_out_in_another_way_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_with_another_layout_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     env = roam(game(), 5, seed=1)
     assert get_state(env).unsupported == {}
     monkeypatch.setattr(atari, "BEGIN", 20)

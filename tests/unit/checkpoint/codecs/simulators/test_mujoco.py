@@ -46,13 +46,13 @@ def make(task: str, **arguments: Any) -> gym.Env:
         pytest.skip(str(error))
 
 
-def test_all_of_gymnasiums_tasks_are_here() -> None:
+def test_all_of_gymnasiums_tasks_are_tested() -> None:
     assert len([name for name in TASKS if name.endswith("-v5")]) == 11
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_goes_on_from_its_state(task: str, moment: str) -> None:
+def test_a_task_continues_from_its_state(task: str, moment: str) -> None:
     one, other = (make(task, max_episode_steps=LIMIT) for _ in range(2))
     stay_up(one, MOMENTS[moment], seed=1)
     roam(other, 17, seed=2)
@@ -63,14 +63,14 @@ def test_a_task_goes_on_from_its_state(task: str, moment: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["Ant-v5", "Humanoid-v5", "Walker2d-v5", "Pusher-v5"])
-def test_a_task_goes_on_from_its_state_amid_contacts(task: str) -> None:
+def test_a_task_continues_from_its_state_during_contacts(task: str) -> None:
     one, other = roam(gym.make(task), 237, seed=1), roam(gym.make(task), 60, seed=2)
     set_state(other, sent(get_state(one)))
     assert_alike(one, other, n_steps=250)
 
 
 @pytest.mark.parametrize("task", ["Ant-v5", "Humanoid-v5"])
-def test_wrapped_tasks_go_on_from_their_state(task: str) -> None:
+def test_wrapped_tasks_continue_from_their_state(task: str) -> None:
     def wrapped() -> gym.Env:
         env = gym.wrappers.NormalizeObservation(gym.wrappers.ClipAction(gym.make(task, max_episode_steps=50)))
         return Monitor(gym.wrappers.NormalizeReward(env))
@@ -111,7 +111,7 @@ def change(model: Any) -> None:
     model.opt.wind[0] = 2.0
 
 
-def test_a_model_that_the_task_has_changed_comes_back() -> None:
+def test_a_model_that_the_task_has_changed_is_restored() -> None:
     one, other, unchanged = (roam(gym.make("Walker2d-v5"), 5, seed=seed) for seed in (1, 2, 3))
     change(one.unwrapped.model)
     roam(one, 12, seed=1)
@@ -128,7 +128,7 @@ def test_a_model_that_the_task_has_changed_comes_back() -> None:
 @pytest.mark.parametrize(
     ("option", "value"), [("timestep", 0.004), ("density", 2000.0), ("viscosity", 0.3), ("impratio", 2.0)]
 )
-def test_a_number_among_the_options_of_a_model_comes_back(option: str, value: float) -> None:
+def test_a_number_among_the_options_of_a_model_is_restored(option: str, value: float) -> None:
     one, other = (roam(gym.make("Swimmer-v5"), 5, seed=seed) for seed in (1, 2))
     setattr(one.unwrapped.model.opt, option, value)
     set_state(other, sent(get_state(one)))
@@ -185,7 +185,7 @@ class Balls(gym.Env):
         return self.look(), float(self.data.ncon), False, self.data.time > 0.98, {}
 
 
-def test_windows_into_the_simulators_memory_stay_windows() -> None:
+def test_views_of_the_simulators_memory_stay_views() -> None:
     one, other = roam(Balls(), 40, seed=1), roam(Balls(), 15, seed=2)
     set_state(other, sent(get_state(one)))
     assert np.shares_memory(other.positions, other.data.qpos)
@@ -193,7 +193,7 @@ def test_windows_into_the_simulators_memory_stay_windows() -> None:
     assert is_same(one.look(), other.look())
 
 
-def test_a_window_onto_one_body_stays_a_window() -> None:
+def test_a_view_of_one_body_stays_a_view() -> None:
     one, other = roam(Balls(), 40, seed=1), roam(Balls(), 15, seed=2)
     state = get_state(one)
     set_state(other, sent(state))
@@ -263,7 +263,7 @@ def monitored_ant() -> gym.Env:
 
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, lambda makers: SubprocVecEnv(makers, start_method="fork")])
-def test_vectorised_tasks_go_on_from_their_state(kind: Any) -> None:
+def test_vectorised_tasks_continue_from_their_state(kind: Any) -> None:
     one, other = (VecNormalize(kind([monitored_ant] * 2)) for _ in range(2))
     try:
         for venv, n_steps in ((one, 22), (other, 5)):

@@ -1,4 +1,4 @@
-"""Episodes that are played again, in place of states of simulators that cannot be written."""
+"""Episodes that are replayed, since the states of their simulators cannot be written."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lander(**arguments: Any) -> gym.Env:
 
 @pytest.mark.parametrize("moment", N_STEPS)
 @pytest.mark.parametrize("kind", LUNAR)
-def test_a_lander_goes_on_from_its_state(kind: str, moment: str) -> None:
+def test_a_lander_continues_from_its_state(kind: str, moment: str) -> None:
     one, other = roam(lander(**LUNAR[kind]), N_STEPS[moment], seed=1), roam(lander(**LUNAR[kind]), 57, seed=2)
     state = get_state(one)
     assert state.unsupported == {}
@@ -57,7 +57,7 @@ def test_a_lander_goes_on_from_its_state(kind: str, moment: str) -> None:
     assert assert_alike(one, other, n_steps=300) >= 1
 
 
-def test_a_lander_on_the_ground_goes_on_from_its_state() -> None:
+def test_a_lander_on_the_ground_continues_from_its_state() -> None:
     """Contacts and joints hold impulses, of which the next step makes use."""
     one, other = (lander().unwrapped for _ in range(2))  # which go on when the body has touched the ground
     one.reset(seed=3)
@@ -68,7 +68,7 @@ def test_a_lander_on_the_ground_goes_on_from_its_state() -> None:
         assert is_same(one.step(n % 4), other.step(n % 4)), f"step {n}"
 
 
-def test_a_racing_car_goes_on_from_its_state() -> None:
+def test_a_racing_car_continues_from_its_state() -> None:
     pytest.importorskip("Box2D")
     one, other = (recorded(gym.make("CarRacing-v3", max_episode_steps=25)) for _ in range(2))
     roam(one, 32, seed=1)
@@ -79,7 +79,7 @@ def test_a_racing_car_goes_on_from_its_state() -> None:
 
 @pytest.mark.parametrize("task", ["LunarLander-v3", "CarRacing-v3"])
 def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
-    """That of BipedalWalker, which keeps its world, does: what was played again would come out differently."""
+    """BipedalWalker's do, since it keeps its world: a replayed one would come out differently."""
     pytest.importorskip("Box2D")
     fresh, used = gym.make(task, max_episode_steps=40), roam(gym.make(task, max_episode_steps=40), 100, seed=2)
     for env in (fresh, used):
@@ -88,7 +88,7 @@ def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
     assert_alike(fresh, used, n_steps=60)
 
 
-def test_what_was_restored_can_be_recorded_and_restored_again() -> None:
+def test_a_restored_env_can_be_encoded_and_restored_again() -> None:
     one, other, third = (roam(lander(), n, seed=n) for n in (210, 30, 50))
     set_state(other, sent(get_state(one)))
     for env in (one, other):
@@ -98,7 +98,7 @@ def test_what_was_restored_can_be_recorded_and_restored_again() -> None:
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_an_env_that_was_never_reset_goes_on_from_a_state(seeded: bool) -> None:
+def test_an_env_that_was_never_reset_can_be_restored(seeded: bool) -> None:
     """Envs of evaluations are restored before their first reset."""
     one, other = roam(lander(), 130, seed=1), lander()
     one.reset(seed=7 if seeded else None)
@@ -146,7 +146,7 @@ def test_wrappers_may_draw_from_the_generator_of_the_env(n_steps: int) -> None:
     assert assert_alike(one, other, n_steps=200) >= 1
 
 
-def test_an_attribute_that_was_changed_before_the_episode_comes_back() -> None:
+def test_an_attribute_that_was_changed_before_the_episode_is_restored() -> None:
     one, other = lander(), roam(lander(), 20, seed=2)
     one.unwrapped.gravity = -3.0
     roam(one, 40, seed=1)
@@ -155,7 +155,7 @@ def test_an_attribute_that_was_changed_before_the_episode_comes_back() -> None:
     assert_alike(one, other, n_steps=150)
 
 
-def test_a_simulation_that_was_changed_amid_the_episode_is_refused() -> None:
+def test_a_simulation_that_was_changed_during_the_episode_is_refused() -> None:
     one, other = roam(lander(), 20, seed=1), lander()
     one.unwrapped.lander.linearVelocity = (3.0, 0.0)
     one.step(0)
@@ -179,19 +179,19 @@ FORGED = {
 
 
 @pytest.mark.parametrize("how", FORGED)
-def test_a_state_that_makes_no_sense_is_refused(how: str) -> None:
+def test_a_forged_state_is_refused(how: str) -> None:
     env = roam(lander(), 30, seed=1)
     with pytest.raises(MismatchError):
         set_state(env, changed(sent(get_state(env)), **FORGED[how]))
 
 
-def test_without_a_tape_the_simulator_is_beyond_reach() -> None:
+def test_without_a_recorder_the_simulator_is_unsupported() -> None:
     env = lander()
     stop_recording(env)
     assert any("/world/" in path for path in get_state(roam(env, 5, seed=1)).unsupported)
 
 
-def test_a_tape_that_begins_amid_an_episode_waits_for_the_next() -> None:
+def test_a_recorder_that_starts_during_an_episode_waits_for_the_next() -> None:
     one, other = lander(), lander()
     stop_recording(one)
     one.reset(seed=1)
@@ -203,12 +203,12 @@ def test_a_tape_that_begins_amid_an_episode_waits_for_the_next() -> None:
     assert_alike(one, other, n_steps=50)
 
 
-def test_a_tape_leaves_an_env_as_it_was() -> None:
+def test_a_recorder_leaves_an_env_as_it_was() -> None:
     env = lander()
     base = env.unwrapped
     assert {"reset", "step"} <= vars(base).keys()
     start_recording(env, REPLAYED)
-    assert isinstance(recorder_of(base)._step.__func__, type(lander))  # the env's own method, not that of a tape
+    assert isinstance(recorder_of(base)._step.__func__, type(lander))  # the env's own method, not the recorder's
     stop_recording(env)
     assert not {"reset", "step"} & vars(base).keys()
     own = base.step = lambda action: "mine"
@@ -218,7 +218,7 @@ def test_a_tape_leaves_an_env_as_it_was() -> None:
     assert base.step is own
 
 
-def test_a_tape_changes_nothing() -> None:
+def test_a_recorder_changes_nothing() -> None:
     one, other = lander(), lander()
     stop_recording(other)
     for env in (one, other):
@@ -226,7 +226,7 @@ def test_a_tape_changes_nothing() -> None:
     assert assert_alike(one, other, n_steps=200) >= 1
 
 
-def test_other_envs_get_no_tape() -> None:
+def test_other_envs_get_no_recorder() -> None:
     env = recorded(gym.make("CartPole-v1"))
     assert not {"reset", "step"} & vars(env.unwrapped).keys()
 
@@ -286,7 +286,7 @@ def playing(env: Lottery) -> Lottery:
     return env
 
 
-def test_what_a_simulator_knew_before_its_reset_and_what_reset_was_given_come_back() -> None:
+def test_what_a_simulator_knew_before_its_reset_and_the_arguments_of_reset_are_restored() -> None:
     one, other = playing(Lottery()), roam(playing(Lottery()), 70, seed=2)
     roam(one, 120, seed=1)
     one.reset(options={"bonus": 1000})
@@ -303,7 +303,7 @@ def test_a_setting_that_differs_is_named() -> None:
         write_state(playing(Lottery(price=3)), state)
 
 
-def test_an_episode_without_end_is_beyond_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_that_is_too_long_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(episode_recorder, "LONGEST_EPISODE", 20)
     env = playing(Lottery())
     env.reset(seed=1)
@@ -315,7 +315,7 @@ def test_an_episode_without_end_is_beyond_reach(monkeypatch: pytest.MonkeyPatch)
     assert read_state(env).unsupported == {}
 
 
-def test_a_generator_of_another_kind_is_beyond_reach() -> None:
+def test_a_generator_of_another_kind_is_unsupported() -> None:
     env = roam(playing(Lottery(generator=np.random.MT19937)), 30, seed=1)
     assert read_state(env).unsupported != {}
 
@@ -324,7 +324,7 @@ KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(Su
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_vectorised_envs_get_tapes_for_as_long_as_they_are_wanted(kind: str) -> None:
+def test_episodes_of_vectorised_envs_are_recorded_within_the_context(kind: str) -> None:
     pytest.importorskip("Box2D")
     make: Callable[[], gym.Env] = lambda: Monitor(gym.make("LunarLander-v3"))  # noqa: E731
     one, other = (VecNormalize(KINDS[kind]([make] * 2)) for _ in range(2))

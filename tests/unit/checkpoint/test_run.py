@@ -79,7 +79,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, tmp_path):
     assert len(whole["rows"]) == TOTAL // (32 * len(whole["starts"])) // 3
 
 
-def test_callbacks_go_on_where_they_were(tmp_path):
+def test_callbacks_continue_where_they_were(tmp_path):
     def script(folder, crash):
         model = with_log(TRPO("MlpPolicy", normalized("Hopper-v5"), **SMALL), folder / "log")
         evaluation = EvalCallback(
@@ -118,7 +118,7 @@ def test_a_run_with_checkpoints_is_the_run_without(tmp_path):
     assert train(ResumableCheckpoint(tmp_path, every=1)) == train()
 
 
-def test_an_unseeded_run_goes_on_too(tmp_path):
+def test_an_unseeded_run_continues_too(tmp_path):
     """Generators that no seed determines are in the checkpoint: two continuations of one checkpoint are the same."""
     settings = SMALL | {"seed": None}
 
@@ -135,7 +135,7 @@ def test_an_unseeded_run_goes_on_too(tmp_path):
     assert one == other
 
 
-def test_a_finished_run_comes_back_at_once(tmp_path):
+def test_a_finished_run_is_restored_without_a_step(tmp_path):
     first = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
     first.learn(TOTAL, callback=ResumableCheckpoint(tmp_path, verbose=0))
     second = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
@@ -217,7 +217,7 @@ class Uncooperative(gym.Env):
 
 
 @pytest.mark.parametrize("make_env", [Uncooperative, partial(gym.make, "BipedalWalker-v3")], ids=["iterator", "Box2D"])
-def test_a_simulator_beyond_reach_begins_its_episodes_anew_from_a_recorded_seed(make_env, tmp_path):
+def test_an_unsupported_simulator_restarts_its_episodes_from_a_recorded_seed(make_env, tmp_path):
     def script(folder, crash):
         env = VecNormalize(make_vec_env(make_env, 2, seed=3))
         model = TRPO("MlpPolicy", env, **SMALL)
@@ -257,7 +257,7 @@ class GlobalDice(RandomEnv):
         return observation, random.random() + float(np.random.normal()) + float(th.rand(())), *rest
 
 
-def test_the_generators_of_workers_go_on_too(tmp_path):
+def test_the_generators_of_workers_continue_too(tmp_path):
     def script(folder, crash):
         model = TRPO("MlpPolicy", make_vec_env(GlobalDice, 2, seed=3, **WORKERS), **SMALL)
         for index in range(2):
