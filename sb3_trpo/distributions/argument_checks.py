@@ -1,4 +1,9 @@
-"""TODO."""
+"""
+Switching off the argument checks of torch's distributions.
+
+torch has one switch for the whole process, ``Distribution.set_default_validate_args``. Here it is off in some threads only,
+so that training in one thread does not switch off the checks of another.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +17,20 @@ from sb3_trpo.numerics.torch_private import default_validate_args, set_default_v
 
 class ValidationSwitch:
     """
-    Stands in for torch's process-wide switch: false in the threads that are inside :func:`unvalidated`, as before in others.
+    Takes the place of torch's switch: false in the threads that are inside :func:`unvalidated`, unchanged in others.
 
-    :param before: what the switch was
+    :param before: the value of torch's switch
     """
 
     def __init__(self, before: object) -> None:
         self.before = before
         self.threads: Counter[int] = Counter()
-        """How many times each thread is inside."""
+        """Number of :func:`unvalidated` blocks that each thread is in."""
 
     def __bool__(self) -> bool:
         return bool(self.before) and threading.get_ident() not in self.threads
 
-    def __eq__(self, other: object) -> bool:  # for code that reads the switch and puts it back
+    def __eq__(self, other: object) -> bool:  # for code that reads the switch and restores it
         return bool(self) == other
 
     __hash__ = object.__hash__
@@ -36,7 +41,7 @@ _SWITCHING = threading.Lock()
 
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """Let torch's distributions accept any number in this thread: a candidate with NaN is to be judged, not to raise."""
+    """Let torch's distributions accept any number in this thread: a candidate with NaN is rejected without an error."""
     thread = threading.get_ident()
     with _SWITCHING:
         found = default_validate_args()
@@ -48,6 +53,6 @@ def unvalidated() -> Iterator[None]:
     finally:
         with _SWITCHING:
             switch.threads[thread] -= 1
-            switch.threads += Counter()  # without those that have left
-            if not switch.threads and default_validate_args() is switch:  # else someone has set it meanwhile
+            switch.threads += Counter()  # drops threads whose count is 0
+            if not switch.threads and default_validate_args() is switch:  # else someone has set it in the meantime
                 set_default_validate_args(switch.before)

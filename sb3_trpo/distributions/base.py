@@ -3,16 +3,16 @@ What the trust region and the rollout need to know about one kind of action dist
 
 SB3's ``Distribution`` already has ``log_prob``, ``entropy``, ``sample`` and ``mode``. A :class:`DistributionKind` adds what
 SB3 lacks: the parameters z as tensors, the joint KL divergence and the Fisher metric. These three suffice to train. A kind
-may also have a :class:`Head`, which says how z comes out of a plain network. With a head, Fisher products need no autograd
-graph, and rollouts are collected by the fast loop.
+may also have a :class:`Head`, which computes z from the output of a plain network. With a head, Fisher products need no
+autograd graph, and rollouts are collected by the fast loop.
 
-=======  ====================================================================
+=======  =========================================================================
 output   what the last layer of the actor returns, ``(n_states, n_outputs)``
-psi      the head's own parameters, beside the layers: ``log_std``, or nothing
+psi      parameters of the head, beside the layers: a standard deviation, or none
 z        parameters of the distribution at a state, a function of both
 M        the Fisher metric, the Hessian of KL(old || .) in z
 u        a cotangent of z
-=======  ====================================================================
+=======  =========================================================================
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Sampler(Protocol):
 
     def actions(self) -> np.ndarray:
         """
-        Compute the actions from the numbers drawn. Changes no state.
+        Compute the actions from the numbers drawn, without changing any state.
 
         :return: a new array of shape ``(n_envs, n_dimensions)``, or any that reshapes to it
         """

@@ -39,7 +39,7 @@ class Bernoulli(DistributionKind):
         return lambda dz: (variance * dz[0],)
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Know SB3's distribution, but not its subclasses."""
+        """Describe SB3's distribution, but not its subclasses."""
         action_dist = policy.action_dist
         return BernoulliHead(action_dist) if type(action_dist) is BernoulliDistribution else None
 

@@ -41,7 +41,7 @@ class Categorical(DistributionKind):
         return metric
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Know SB3's two distributions, but not their subclasses."""
+        """Describe SB3's two distributions, but not their subclasses."""
         action_dist = policy.action_dist
         if type(action_dist) is CategoricalDistribution:
             return CategoricalHead(action_dist, (action_dist.action_dim,))

@@ -49,7 +49,7 @@ class Gaussian(DistributionKind):
         return lambda dz: (precision * dz[0], 2.0 * precision * dz[1])
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Know SB3's diagonal Gaussian, not gSDE, whose standard deviation depends on the last hidden layer."""
+        """Describe SB3's diagonal Gaussian. With gSDE the standard deviation depends on the last hidden layer: no head."""
         action_dist = policy.action_dist
         return GaussianHead(action_dist, policy.log_std) if type(action_dist) is DiagGaussianDistribution else None
 
@@ -126,7 +126,7 @@ class GaussianSampler:
         self._std = self._log_std.exp().numpy()
 
     def draw(self) -> None:
-        """Draw standard normal noise. A callback may have changed ``log_std``, in ways that torch does not count."""
+        """Draw standard normal noise. A callback may have changed ``log_std`` since, unnoticed by torch."""
         if not (self._log_std_array == self._log_std_of_std).all():
             self._compute_std()
             if np.isnan(self._std).any():

@@ -1,4 +1,4 @@
-"""sb3-contrib's masked distributions: choices some of whose options are forbidden."""
+"""sb3-contrib's masked distributions: choices in which some options are forbidden."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MaskedCategorical(Categorical):
         return tuple(choice.logits for choice in distribution.distributions)
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Know sb3-contrib's three distributions, but not their subclasses."""
+        """Describe sb3-contrib's three distributions, but not their subclasses."""
         action_dist: Distribution = policy.action_dist
         if type(action_dist) is MaskableCategoricalDistribution:
             return CategoricalHead(action_dist, (action_dist.action_dim,))

@@ -1,8 +1,9 @@
 """
 Reads an SB3 policy as plain stacks of layers, if that is what it is.
 
-Every method between observation and distribution must be the known one, and every module one whose whole effect is known.
-Subclasses, hooks, parametrisations, compiled modules and patched methods all give ``None``: the policy is then run as it is.
+Every method between observation and distribution must be a known one, and every module of a type that is fully known.
+Subclasses, hooks, parametrisations, compiled modules and patched methods all give ``None``. The policy is then run by its own
+methods.
 """
 
 from __future__ import annotations

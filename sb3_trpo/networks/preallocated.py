@@ -25,7 +25,7 @@ class Runner(Protocol):
         ...
 
     def vjp(self, u: th.Tensor) -> None:
-        """Compute ``J^T u`` at the x of the last call, summed over the batch, and write it to the tensors given beforehand."""
+        """Compute ``J^T u`` at the x of the last call, summed over the batch, and write it to the runner's gradient."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Noticing that someone has changed a policy's weights, while it acts by a copy of them."""
+"""Noticing that someone has changed a policy's weights, while a copy of them is in use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sb3_trpo.numerics.torch_private import write_counts
 
 class WeightWatch:
     """
-    Notices changes of a policy's weights, at a cost of a microsecond or two for each look.
+    Notices changes of a policy's weights, at the cost of a few microseconds for each check.
 
-    There are three signs, because none of them is enough:
+    It looks at three things, because none is enough alone:
 
     - torch counts the in-place writes to a tensor (``load_state_dict``, most optimizers);
-    - a tensor whose ``data`` is replaced gets other memory, which is not counted (``vector_to_parameters``);
-    - a fused optimizer writes in place without being counted, so its steps are counted by a hook.
+    - replacing ``tensor.data`` is not counted, but gives the tensor other memory (``vector_to_parameters``);
+    - a fused optimizer writes in place without being counted, so a hook counts its steps.
 
-    What nothing shows is a write through ``parameter.data`` into the same memory.
+    A write through ``parameter.data`` into the same memory goes unnoticed.
 
-    :param policy: the policy, whose ``optimizer`` may be replaced at any time
+    :param policy: the policy; its ``optimizer`` may be replaced at any time
     :param tensors: its weights
     """
 
@@ -34,7 +34,7 @@ class WeightWatch:
         self._hook: RemovableHandle | None = None
 
     def start(self) -> None:
-        """Take the weights as they are now for unchanged."""
+        """Notice changes from now on."""
         self.stop()
         self._optimizer = self._policy.optimizer
         self._hook = self._optimizer.register_step_post_hook(self._count_optimizer_step)
@@ -48,7 +48,7 @@ class WeightWatch:
 
     def has_changed(self) -> bool:
         """
-        Look for a change.
+        Check for changes.
 
         :return: whether the weights may have changed since :meth:`start`
         """

@@ -49,7 +49,7 @@ class LocalPolicy(NamedTuple):
 
 
 class Actor(Protocol):
-    """A policy as a function of its inputs, at whatever its parameters are when it is called."""
+    """A policy as a function of its inputs; each call uses the present parameters."""
 
     @property
     def chunk_limits(self) -> ChunkLimits:
@@ -112,8 +112,8 @@ class NetworkActor:
     No module is called, and one forward pass serves both the gradient and the Fisher products.
 
     :param networks: the policy's networks
-    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, any of the head's, and maybe
-        others, whose derivatives are 0
+    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, and any of the head's. For
+        others the derivative is 0
     :param kinds: known kinds of distributions
     """
 

@@ -1,1 +1,1 @@
-"""Collecting rollouts: the fast loop and what it needs, and what SB3's own loop is given."""
+"""Collecting rollouts, by the fast loop or by SB3's own."""

@@ -2,7 +2,7 @@
 The policy while the fast loop collects a rollout: it computes actions at each step, and everything else afterwards.
 
 SB3's loop computes values and log-probabilities at each step, one row per environment. Nothing reads them before the rollout
-is complete, and one pass over all rows takes a small part of the time of many passes over a few. So a step only notes what
+is complete, and one pass over all rows takes a fraction of the time of many passes over a few. So a step only records what
 the policy saw and what its actor returned.
 """
 
@@ -36,7 +36,7 @@ CPU = th.device("cpu")
 
 class TruncatedEpisode(NamedTuple):
     """
-    An episode that a time limit cut off, and whose last reward still lacks the bootstrapped value.
+    An episode that a time limit cut off. Its last reward still lacks the bootstrapped value.
 
     :param step: index of its last step in the rollout
     :param env_index: index of the environment
@@ -89,8 +89,9 @@ class ActingPolicy:
         """
         Act and evaluate by the present weights from now on.
 
-        Values are computed late, by a copy: by then a callback may have changed the weights. The actor acts at once, so on the
-        CPU it can use the policy's own tensors, and sees writes that nothing else notices.
+        Values are computed later, so they need a copy: by then a callback may have changed the weights. Actions are computed
+        at once, so on the CPU the actor can use the policy's own tensors, and sees even changes that the watch does not
+        notice.
         """
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._networks.actor.tensors[0].device == CPU else self._copy
@@ -103,10 +104,10 @@ class ActingPolicy:
 
     def _complete_before_change(self) -> None:
         """
-        If the weights have changed, complete by the old ones all steps that belong to them.
+        If the weights have changed, complete the steps so far by the old ones.
 
-        The value that an episode cut off at the last step is bootstrapped with is an exception: SB3 computes it after the
-        callback, hence by the new weights.
+        The exception is the value that bootstraps an episode truncated at the last step. SB3 computes it after the callback,
+        and so by the new weights.
         """
         if self._watch.has_changed():
             last = [episode for episode in self._truncated if episode.step == self._buffer.pos - 1]
@@ -198,10 +199,10 @@ class ActingPolicy:
 
     def _present_observations(self) -> Observation:
         """Read what the policy acted on from the buffer: the environments may have overwritten their own arrays since."""
-        given, rows = self._observations, self._buffer.observations
-        if isinstance(given, dict):
-            return {key: _restored(rows[key][self._step], part) for key, part in given.items()}
-        return _restored(rows[self._step], given)
+        original, rows = self._observations, self._buffer.observations
+        if isinstance(original, dict):
+            return {key: _restored(rows[key][self._step], part) for key, part in original.items()}
+        return _restored(rows[self._step], original)
 
     def complete(self) -> None:
         """Fill in the values, log-probabilities and bootstrapped rewards of all steps that lack them."""
@@ -209,7 +210,7 @@ class ActingPolicy:
         self._complete_steps()
 
     def _complete_steps(self) -> None:
-        """Do so by the copy of the weights, some steps at a time, which bounds memory."""
+        """Fill them in by the copy of the weights, some steps at a time to bound memory."""
         buffer = self._buffer
         n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_complete, buffer.pos, n_steps):
@@ -229,13 +230,13 @@ class ActingPolicy:
     @th.no_grad()
     def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
         """Compute log-probabilities of actions, ``(n, n_dimensions)``, from what the actor returned at some steps."""
-        output, taken = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
+        output, chosen = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
         parameters = [
             th.from_numpy(rows[steps]).repeat_interleave(self._buffer.n_envs, dim=0) for rows in self._head_parameters
         ]
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
-        return distribution.log_prob(taken.flatten() if is_discrete else taken.float())
+        return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())
 
 
 def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:

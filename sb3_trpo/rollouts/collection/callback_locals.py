@@ -61,7 +61,7 @@ class RolloutLocals(dict[str, Any]):
 
 class StartedCallback:
     """
-    A callback whose ``on_rollout_start`` has been called already.
+    A callback after its ``on_rollout_start``, which must not be called twice.
 
     :param callback: the callback
     """

@@ -3,7 +3,7 @@ Collecting a rollout with a policy that is a plain stack of layers.
 
 The loop does what SB3's ``collect_rollouts`` does, in the same order and with the same random draws, but at each step it
 computes actions only. Values, log-probabilities and the values that bootstrap truncated episodes follow afterwards, all at
-once; see :mod:`sb3_trpo.rollouts.collection.acting`. Whatever this loop does not know is left to SB3's.
+once; see :mod:`sb3_trpo.rollouts.collection.acting`. Anything that this loop does not know is left to SB3's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LATE = ("obs_tensor", "values", "log_probs")
 EPISODE_KEYS = repeat("episode")
 """The key under which Monitor reports an ended episode, for ``map`` to pair with the info of each environment."""
 ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
-"""How a policy acts, by the exact type of the buffer that it fills: a subclass of a buffer may keep anything."""
+"""How a policy acts, by the exact type of the buffer that it fills: a subclass of a buffer may store anything."""
 CORE_ACTING_POLICIES: ActingPolicies = {RolloutBuffer: ActingPolicy, DictRolloutBuffer: ActingPolicy}
 
 

@@ -32,7 +32,7 @@ def model_of(
     use_sde: bool = False,
     **kwargs: Any,
 ) -> TRPO:
-    """Build a model with noisy weights, for the last layers are almost 0 at first and all biases are."""
+    """Build a model with noisy weights, because a new policy has biases of 0 and last layers of almost 0."""
     kwargs = {"net_arch": [8, 5]} | kwargs
     env = RandomEnv(observation_space, action_space)
     model = TRPO(policy, env, n_steps=8, batch_size=8, seed=0, device="cpu", use_sde=use_sde, policy_kwargs=kwargs)
@@ -104,12 +104,12 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "choices": lambda: model_of(observation_space=spaces.MultiDiscrete([2, 3])),
     "vectors": lambda: model_of("MultiInputPolicy", PAIR),
     "flat image": lambda: model_of(observation_space=IMAGE),
-    "flat image as it is": lambda: model_of(observation_space=IMAGE, normalize_images=False),
+    "flat image, not scaled": lambda: model_of(observation_space=IMAGE, normalize_images=False),
     "CNN": lambda: model_of("CnnPolicy", IMAGE),
     "shared CNN": lambda: model_of("CnnPolicy", IMAGE, share_features_extractor=True),
     "CNN and layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[5], activation_fn=nn.ELU),
     "CNN without layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[]),
-    "CNN on images as they are": lambda: model_of("CnnPolicy", IMAGE, normalize_images=False),
+    "CNN on images, not scaled": lambda: model_of("CnnPolicy", IMAGE, normalize_images=False),
 }
 
 
@@ -128,7 +128,7 @@ def test_the_tensors_are_the_policys_own_and_all_of_them(make):
 
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-def test_a_copy_on_the_cpu_keeps_the_weights_of_its_time(make):
+def test_a_copy_on_the_cpu_keeps_the_weights_that_it_copied(make):
     model = make()
     networks, old = networks_of(model).on_cpu(), copy.deepcopy(model.policy)
     scale(model.policy)
@@ -143,7 +143,7 @@ def test_layers_without_bias_are_read():
     assert_computes_as_the_policy(networks_of(model), model.policy)
 
 
-def test_features_of_vectors_are_the_numbers_as_they_are():
+def test_features_of_vectors_are_the_observations_unchanged():
     assert networks_of(model_of()).takes_vectors
     for space in (IMAGE, spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2, 3))):
         assert not networks_of(model_of(observation_space=space)).takes_vectors
@@ -198,11 +198,11 @@ def overriding(name: str) -> type[ActorCriticPolicy]:
 
 
 @pytest.mark.parametrize("name", KNOWN_METHODS)
-def test_a_policy_with_a_method_of_its_own_is_left_alone(name):
+def test_a_policy_with_an_overridden_method_is_left_alone(name):
     assert read_networks(model_of(overriding(name)).policy) is None
 
 
-def test_the_methods_named_are_all_that_a_rollout_calls():
+def test_the_known_methods_are_all_that_a_rollout_calls():
     called = {"forward", "extract_features", "get_distribution", "predict_values", "evaluate_actions"}
     assert called | {"__call__", "_get_action_dist_from_latent"} <= set(KNOWN_METHODS)
 
@@ -242,7 +242,7 @@ HOOKS = (
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("register", HOOKS)
-def test_a_hook_on_any_module_is_heeded_while_it_is_there(register, part):
+def test_a_hook_on_any_module_counts_while_it_is_registered(register, part):
     policy = model_of().policy
     handle = getattr(policy.get_submodule(part), register)(lambda *_: None)
     assert read_networks(policy) is None
@@ -251,7 +251,7 @@ def test_a_hook_on_any_module_is_heeded_while_it_is_there(register, part):
 
 
 @pytest.mark.parametrize("register", [f"register_module_{kind}" for kind in ("forward_hook", "forward_pre_hook")])
-def test_a_hook_on_all_modules_is_heeded(register):
+def test_a_hook_on_all_modules_counts(register):
     policy = model_of().policy
     handle = getattr(nn.modules.module, register)(lambda *_: None)
     try:
@@ -260,7 +260,7 @@ def test_a_hook_on_all_modules_is_heeded(register):
         handle.remove()
 
 
-def test_a_hook_on_a_weight_is_heeded():
+def test_a_hook_on_a_weight_counts():
     policy = model_of().policy
     policy.action_net.weight.register_hook(lambda gradient: 2.0 * gradient)
     assert read_networks(policy) is None
@@ -364,7 +364,7 @@ def test_a_compiled_policy_is_left_alone():
     assert read_networks(th.compile(model_of().policy)) is None
 
 
-def test_a_stack_that_begins_by_flattening_is_no_error():
+def test_a_stack_may_begin_with_flatten():
     policy = model_of().policy
     policy.mlp_extractor.policy_net.insert(0, nn.Flatten())
     networks = read_networks(policy)
@@ -389,7 +389,7 @@ def joining(policy: Any, of_critic: dict[str, spaces.Space], extractor: Any = Co
     return policy
 
 
-def test_actor_and_critic_that_see_different_entries_are_no_plain_stacks():
+def test_actor_and_critic_that_see_different_entries_are_not_read():
     box = spaces.Box(-1.0, 1.0, (3,))
     policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
     assert read_networks(policy) is not None
@@ -406,7 +406,7 @@ class OwnSequence(nn.Sequential):
         return 2.0 * super().forward(x)
 
 
-def test_what_is_inside_an_extractor_is_looked_at():
+def test_the_modules_inside_an_extractor_are_checked():
     space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     for part in ("cnn", "linear"):
         policy = CnnPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
@@ -452,7 +452,7 @@ def test_a_stack_that_begins_with_flatten_does_not_break_the_reading():
         assert stack is None or th.allclose(stack(x), modules(x))
 
 
-def test_a_flatten_of_other_dimensions_is_read_as_what_it_is():
+def test_a_flatten_of_other_dimensions_is_not_mistaken_for_a_plain_one():
     x, modules = th.randn(2, 1, 2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1))
     stack = _read_stack(modules)
     with th.no_grad():

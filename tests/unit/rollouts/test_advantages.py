@@ -1,10 +1,15 @@
 """Advantages are standardised over all that an update uses, and noise is not taken for a signal."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch as th
 from helpers.buffers import N_ENVS, N_STEPS, filled
-from helpers.envs import RandomEnv
+from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from helpers.rollouts import assert_close
+from hypothesis import given, settings, strategies as st
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
@@ -94,16 +99,23 @@ def test_a_single_advantage_has_no_spread():
     assert standardisation(np.array([2.0], np.float32), np.array([2.0], np.float32)) == (2.0, 0.0)
 
 
-@pytest.mark.parametrize("n_steps", [1, 2, 7, 64])
-@pytest.mark.parametrize(("gamma", "gae_lambda"), [(0.99, 0.95), (1.0, 1.0), (0.9, 0.0)])
-def test_advantages_are_those_of_the_buffers_own_method(n_steps, gamma, gae_lambda):
-    buffer, rng = filled(n_steps=n_steps), np.random.default_rng(1)
-    buffer.gamma, buffer.gae_lambda = gamma, gae_lambda
-    buffer.episode_starts[:] = rng.random(buffer.episode_starts.shape) < 0.2
-    last_values, last_dones = rng.normal(size=N_ENVS), np.array([True, False, False])
-    buffer.compute_returns_and_advantage(th.as_tensor(last_values), last_dones)
-    expected = buffer.advantages.copy(), buffer.returns.copy()
-    compute_advantages(buffer, last_values, last_dones)
-    np.testing.assert_allclose(buffer.advantages, expected[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(buffer.returns, expected[1], rtol=1e-5, atol=1e-5)
-    assert buffer.advantages.dtype == np.float32
+UNIT = st.sampled_from([0.0, 1.0, 0.99, 0.95]) | st.floats(0.0, 1.0)
+
+
+@settings(max_examples=150)
+@given(st.integers(1, 70), st.integers(1, 4), UNIT, UNIT, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(0, 2**32 - 1))
+def test_advantages_are_those_of_the_buffers_own_method(n_steps, n_envs, gamma, gae_lambda, ending, seed):
+    generator = np.random.default_rng(seed)
+    ours = RolloutBuffer(n_steps, VECTOR, BOX_ACTION, "cpu", gae_lambda, gamma, n_envs)
+    for name in ("rewards", "values"):
+        getattr(ours, name)[:] = generator.normal(size=(n_steps, n_envs))
+    ours.episode_starts[:] = generator.random((n_steps, n_envs)) < ending
+    last_values = generator.normal(size=n_envs).astype(np.float32)
+    last_dones = generator.random(n_envs) < ending
+    theirs = copy.deepcopy(ours)
+    theirs.compute_returns_and_advantage(th.from_numpy(last_values), last_dones)
+    compute_advantages(ours, last_values.copy(), last_dones)
+    for name in ("rewards", "values", "episode_starts"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+    for name in ("advantages", "returns"):
+        assert_close(getattr(ours, name), getattr(theirs, name), 1e-5)

@@ -1,4 +1,4 @@
-"""Arithmetic that may underflow: the same numbers whatever ``np.seterr`` says, and the user's settings untouched."""
+"""Arithmetic that may underflow: ``np.seterr`` changes no number, and the user's settings stay."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from sb3_trpo import TRPO
 from sb3_trpo.parallel.running_statistics import Moments, added
 from sb3_trpo.policies import MlpPolicy
 from sb3_trpo.rollouts.advantages import compute_advantages
-from sb3_trpo.rollouts.floating_point import as_float32, quietly
+from sb3_trpo.rollouts.floating_point import as_float32, quietly, quietly_if_needed
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Do what SB3's guide on NaN advises."""
+    """Do what SB3's guide on NaN recommends."""
     with np.errstate(all="raise"):
         yield
 
 
 class Endless(gym.Env):
-    """Never ends, and shows whatever numbers it is given, in float64."""
+    """Episodes never end; observations are random, in float64."""
 
     action_space = spaces.Box(-1.0, 1.0, (2,))
 
@@ -49,7 +49,7 @@ class Endless(gym.Env):
 
 
 class GeneralPolicy(MlpPolicy):
-    """Is not known to the fast loop."""
+    """A policy that the fast loop does not know."""
 
     def forward(self, *args, **kwargs):
         return super().forward(*args, **kwargs)
@@ -81,7 +81,7 @@ def test_parameters_are_those_without_the_setting(case, policy):
         assert learned() == without
 
 
-def test_a_mean_over_discrete_choices_draws_the_same():
+def test_discrete_choices_are_sampled_alike():
     class Choices(Endless):
         action_space = spaces.MultiDiscrete([3, 4])
 
@@ -121,12 +121,12 @@ def test_casting_to_what_policies_see():
         assert as_float32(np.array([1e39, 1e-300])).tolist() == [np.inf, 0.0]
 
 
-@pytest.mark.parametrize("how", ["raise", "warning"])
-def test_quietly_computes_what_would_be_refused(how):
-    with warnings.catch_warnings(), np.errstate(under="raise" if how == "raise" else "warn"):
+@pytest.mark.parametrize("complaint", ["raise", "warning"])
+def test_quietly_computes_what_numpy_would_complain_about(complaint):
+    with warnings.catch_warnings(), np.errstate(under="raise" if complaint == "raise" else "warn"):
         warnings.simplefilter("error")
         assert quietly(lambda: np.float32(1e-30) * np.array([1e-30], np.float32)).tolist() == [0.0]
-        with pytest.raises(FloatingPointError if how == "raise" else RuntimeWarning):
+        with pytest.raises(FloatingPointError if complaint == "raise" else RuntimeWarning):
             np.float32(1e-30) * np.array([1e-30], np.float32)
 
 
@@ -134,3 +134,17 @@ def test_quietly_lets_other_errors_pass():
     with pytest.raises(ValueError, match="mine"):
         quietly(lambda: (_ for _ in ()).throw(ValueError("mine")))
     assert th.is_grad_enabled()
+
+
+def test_a_computation_is_repeated_only_if_numpy_complains():
+    calls = []
+
+    def product():
+        calls.append(None)
+        return np.float32(1e-30) * np.array([1e-30], np.float32)
+
+    assert quietly_if_needed(product).tolist() == [0.0]
+    assert len(calls) == 1
+    with raising():
+        assert quietly_if_needed(product).tolist() == [0.0]
+    assert len(calls) == 3

@@ -1,4 +1,4 @@
-"""How a policy is differentiated: which way is taken, that both agree, and what is kept between Fisher products."""
+"""Actors: which one is chosen, that both agree, and what is kept between Fisher products."""
 
 import weakref
 
@@ -109,7 +109,7 @@ def test_a_plain_policy_is_differentiated_by_layers(name):
         (tie, AutogradActor),
     ],
 )
-def test_layers_are_taken_only_if_all_are_wanted_once(alter, expected):
+def test_layers_are_used_only_if_every_derivative_is_needed_once(alter, expected):
     assert type(Setup(NARROW, alter).choose()) is expected
 
 
@@ -119,7 +119,7 @@ def test_other_parameters_than_the_stacks_are_left_to_autograd():
         assert type(make_actor(setup.policy, setup.networks, parameters)) is AutogradActor
 
 
-def test_what_has_no_networks_is_left_to_autograd():
+def test_a_policy_without_networks_is_left_to_autograd():
     setup = Setup()
     actor = make_actor(setup.policy, None, setup.parameters)
     assert type(actor) is AutogradActor
@@ -143,7 +143,7 @@ def test_the_order_of_the_parameters_is_free():
 
 
 def agree(setup, tolerance, size=N_STATES):
-    """Compare gradient, Fisher products and values of both ways, relative to the largest entry."""
+    """Compare gradient, Fisher products and values of both actors, relative to the largest entry."""
     fast, slow = setup.model("network", size), setup.model("autograd", size)
     products = [(fast.fisher @ setup.vector(seed), slow.fisher @ setup.vector(seed)) for seed in (0, 1)]
     for actual, expected in [(fast.gradient, slow.gradient), *products]:
@@ -160,13 +160,13 @@ def agree(setup, tolerance, size=N_STATES):
 
 @pytest.mark.parametrize("size", [N_STATES, CHUNK])
 @pytest.mark.parametrize("name", PLAIN)
-def test_both_ways_agree(name, size):
+def test_both_actors_agree(name, size):
     agree(Setup(CASES[name]), 1e-12, size)
 
 
 @pytest.mark.parametrize("size", [N_STATES, CHUNK])
 @pytest.mark.parametrize("name", ["gaussian", "cnn"])
-def test_both_ways_agree_on_a_frozen_standard_deviation(name, size):
+def test_both_actors_agree_on_a_frozen_standard_deviation(name, size):
     setup = Setup(CASES[name], freeze("log_std"))
     assert all(parameter is not setup.policy.log_std for parameter in setup.parameters)
     agree(setup, 1e-12, size)
@@ -174,7 +174,7 @@ def test_both_ways_agree_on_a_frozen_standard_deviation(name, size):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", PLAIN)
-def test_both_ways_agree_in_single_precision(name, activation):
+def test_both_actors_agree_in_single_precision(name, activation):
     policy_class, observations, actions, kwargs = CASES[name]
     kwargs = {"net_arch": [16, 16]} | kwargs | {"activation_fn": FUNCTIONS[activation]}
     setup = Setup.__new__(Setup)
@@ -265,7 +265,7 @@ def test_a_pass_in_between_does_not_change_what_is_kept():
 
 
 class Watch:
-    """Counts what passes leave in memory: before each new one, and as it stands."""
+    """Counts the forward passes that are kept in memory: before each new one, and now."""
 
     def __init__(self, monkeypatch):
         self.hidden, self.before, forward = [], [], Stack.forward
@@ -304,7 +304,7 @@ def test_only_what_is_kept_is_in_memory_after_a_product(monkeypatch, room, n_kep
 
 
 @ROOMS
-def test_at_most_one_rebuilt_chunk_lies_beside_the_one_in_the_making(monkeypatch, room, n_kept):
+def test_at_most_one_rebuilt_chunk_lies_beside_the_one_being_built(monkeypatch, room, n_kept):
     assert max(watched(monkeypatch, room)[0].before) <= n_kept + 1
 
 

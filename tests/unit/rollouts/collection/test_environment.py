@@ -1,4 +1,4 @@
-"""What a rollout keeps is what the policy saw and did, whatever the environments do with their arrays, by both loops."""
+"""A rollout keeps what the policy saw and did, however the environments reuse their arrays, in both loops."""
 
 import warnings
 
@@ -34,7 +34,7 @@ def policy_for(is_fast: bool, is_dict: bool = False):
 
 
 class Batch(VecEnv):
-    """Two environments at once, without wrappers of SB3's around them."""
+    """Two environments at once, without SB3 wrappers."""
 
     def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = BOX_ACTION) -> None:
         self.render_mode = None
@@ -89,7 +89,7 @@ class Reusing(Batch):
 
 
 def untrained(policy, env, callback: BaseCallback | None = None, **settings) -> TRPO:
-    """Collect one rollout, and leave it as it is."""
+    """Collect one rollout without an update."""
     model = TRPO(policy, env, **SMALL | settings)
     model.train = lambda: None
     return model.learn(model.n_steps * model.n_envs, callback=callback)
@@ -97,7 +97,7 @@ def untrained(policy, env, callback: BaseCallback | None = None, **settings) -> 
 
 @LOOPS
 @pytest.mark.parametrize("space", [VECTOR, spaces.Dict(far=BOX_ACTION, near=VECTOR)], ids=["vector", "dict"])
-def test_an_environment_may_return_the_same_arrays_again_and_again(space, is_fast):
+def test_an_environment_may_return_the_same_arrays_at_every_step(space, is_fast):
     env = Reusing(space)
     buffer = untrained(policy_for(is_fast, isinstance(space, spaces.Dict)), env).rollout_buffer
     kept = buffer.observations if isinstance(buffer.observations, dict) else {"": buffer.observations}
@@ -124,7 +124,7 @@ def test_callbacks_see_the_observation_that_the_policy_acted_on(is_fast):
 
 
 class CutOff(Batch):
-    """Gives a reward of 1 at each step, in whatever form; episodes are cut off by a time limit after two steps."""
+    """Gives a reward of 1 at each step, in any form; episodes are cut off by a time limit after two steps."""
 
     def __init__(self, form) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def log_prob_error(model: TRPO) -> float:
 
 @LOOPS
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.float16, np.float64])
-def test_actions_keep_the_probabilities_that_they_were_drawn_with(dtype, is_fast):
+def test_actions_keep_the_probabilities_that_they_were_sampled_with(dtype, is_fast):
     model = untrained(policy_for(is_fast), RandomEnv(VECTOR, spaces.Box(0, 9, (2,), dtype)))
     assert log_prob_error(model) < 1e-5
 
@@ -247,7 +247,7 @@ def test_a_callback_may_reset_the_environments(space, when, is_fast):
 
 
 @LOOPS
-def test_callbacks_see_what_the_environments_gave(is_fast):
+def test_callbacks_see_what_the_environments_returned(is_fast):
     class Looking(BaseCallback):
         seen: tuple = ()
 
@@ -291,9 +291,9 @@ class Rounding(RolloutBuffer):
 @pytest.mark.parametrize("subsampling", [{}, {"sub_sampling_factor": 2}, {"chunk_size": 7}], ids=str)
 def test_a_rollout_that_is_not_what_the_policy_did_is_reported_once(subsampling):
     model = TRPO("MlpPolicy", RandomEnv(VECTOR, BOX_ACTION), rollout_buffer_class=Rounding, **SMALL, **subsampling)
-    with pytest.warns(UserWarning, match=r"log-probabilities that differ by 0\.\d+ nats") as told:
+    with pytest.warns(UserWarning, match=r"log-probabilities that differ by 0\.\d+ nats") as caught:
         model.learn(32 * 4)
-    assert len([each for each in told if "log-probabilities" in str(each.message)]) == 1
+    assert len([each for each in caught if "log-probabilities" in str(each.message)]) == 1
 
 
 def test_the_reported_difference_is_the_root_mean_square():
@@ -339,7 +339,7 @@ class Large(RandomEnv):
 @LOOPS
 @pytest.mark.parametrize("activation_fn", [nn.SiLU, nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e10, 1e15, 1e20])
-def test_the_policy_that_acts_stays_within_its_region_or_stays_as_it_is(size, activation_fn, is_fast):
+def test_the_policy_that_acts_stays_within_its_trust_region_or_does_not_change(size, activation_fn, is_fast):
     """The joint KL by torch's own formula, from the policy's modules; with a standard deviation of 0.05."""
     kwargs = {"activation_fn": activation_fn, "log_std_init": -3.0}
     settings = {"n_steps": 256, "batch_size": 256, "n_critic_updates": 0}
@@ -363,8 +363,8 @@ def test_the_policy_that_acts_stays_within_its_region_or_stays_as_it_is(size, ac
 
     model.train = checked
     is_lost = size >= 1e8 and activation_fn is not nn.Tanh  # which squashes any number
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.learn(256 * 4)
     assert (model.policy_outcome.value == "lost in rounding") == is_lost
-    assert [str(each.message).count("VecNormalize") for each in told] == [1] * is_lost
+    assert [str(each.message).count("VecNormalize") for each in caught] == [1] * is_lost

@@ -1,0 +1,240 @@
+"""The policy in the fast loop: values computed late, and weights that someone changes during a rollout."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import suppress
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.envs import BOX_ACTION
+from helpers.rollouts import (
+    ACTIONS,
+    N_STEPS,
+    PAIR,
+    Intervening,
+    Trace,
+    assert_close,
+    assert_same,
+    assert_same_buffers,
+    both,
+    cases,
+    model_of,
+    scale_weights,
+    several,
+)
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+from torch.optim import optimizer
+
+import sb3_trpo.rollouts.collection.acting
+from sb3_trpo import TRPO
+from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.rollouts.transitions import ChunkLimits
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 48, 50])
+def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monkeypatch):
+    monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "PASS_LIMITS", ChunkLimits(2**20, rows))
+    assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
+
+
+def step_optimizer(model: TRPO) -> None:
+    for parameter in model.policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    model.policy.optimizer.param_groups[0]["lr"] = 0.1
+    model.policy.optimizer.step()
+    model.policy.optimizer.zero_grad()
+
+
+def step_fused_optimizer(model: TRPO) -> None:
+    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), fused=True)
+    step_optimizer(model)
+
+
+def write_through_data(model: TRPO) -> None:
+    for parameter in model.policy.parameters():
+        parameter.data.mul_(1.5)
+
+
+def move_polyak(model: TRPO) -> None:
+    other = copy.deepcopy(model.policy)
+    scale_state(other)
+    polyak_update(other.parameters(), model.policy.parameters(), 0.5)
+
+
+def scale_state(policy: nn.Module) -> None:
+    policy.load_state_dict({name: 1.5 * value for name, value in policy.state_dict().items()})
+
+
+def set_parameters(model: TRPO) -> None:
+    saved = model.get_parameters()
+    saved["policy"] = {name: 1.5 * value for name, value in saved["policy"].items()}
+    model.set_parameters(saved)
+
+
+def vector_to_parameters(model: TRPO) -> None:
+    vector = 1.5 * nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, model.policy.parameters())
+
+
+def replace_data(model: TRPO) -> None:
+    for parameter in model.policy.parameters():
+        parameter.data = parameter.data * 1.5
+
+
+def replace_data_of_critic_twice(model: TRPO) -> None:
+    for parameter in [*model.policy.mlp_extractor.value_net.parameters(), *model.policy.value_net.parameters()]:
+        for _ in range(2):
+            parameter.data = parameter.data * 1.5
+
+
+def replace_parameters(model: TRPO) -> None:
+    for module in [*model.policy.mlp_extractor.policy_net, model.policy.value_net]:
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(1.5 * module.weight.detach())
+
+
+def replace_modules(model: TRPO) -> None:
+    model.policy.action_net = copy.deepcopy(model.policy.action_net)
+    model.policy.value_net = copy.deepcopy(model.policy.value_net)
+    scale_state(model.policy)
+
+
+CHANGES: dict[str, Callable[[TRPO], None]] = {
+    "load_state_dict": lambda model: scale_state(model.policy),
+    "set_parameters": set_parameters,
+    "optimizer step": step_optimizer,
+    "fused optimizer step": step_fused_optimizer,
+    "vector_to_parameters": vector_to_parameters,
+    "load_from_vector": lambda model: model.policy.load_from_vector(1.5 * model.policy.parameters_to_vector()),
+    "in place": scale_weights,
+    "log_std alone": lambda model: model.policy.log_std.detach().add_(0.5),
+    "last bias of the critic": lambda model: model.policy.value_net.bias.detach().add_(0.5),
+    "data replaced": replace_data,
+    "data of the critic replaced twice": replace_data_of_critic_twice,
+    "data overwritten": write_through_data,
+    "SB3's polyak_update": move_polyak,
+    "parameters replaced": replace_parameters,
+    "modules replaced": replace_modules,
+}
+BY_THE_WEIGHTS = ("actions", "episode_starts", "values", "log_probs")
+
+
+def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_space: spaces.Space) -> tuple[Trace, Trace]:
+    return both(
+        lambda: model_of(several(3, action_space=action_space)),
+        lambda: Intervening(lambda callback: change(callback.model), at),
+    )
+
+
+@pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
+def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, monkeypatch):
+    monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
+    copied, on_cpu = [], Networks.on_cpu
+    monkeypatch.setattr(Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
+    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
+    assert len(copied) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    cases(
+        CHANGES,
+        {
+            (
+                "data overwritten",
+                "SB3's polyak_update",
+            ): "torch counts no write through .data: values are those of old weights",
+            ("parameters replaced", "modules replaced"): "the networks are read once per rollout",
+        },
+    ),
+)
+def test_weights_changed_during_a_rollout_count_from_the_next_step_on(change):
+    ours, theirs = after_change(change, (4, 9, 10), BOX_ACTION)
+    assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
+
+
+@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
+def test_weights_changed_during_a_rollout_count_under_every_action_space(action_space):
+    ours, theirs = after_change(CHANGES["load_state_dict"], (1, 9), action_space)
+    assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
+
+
+def test_weights_changed_at_a_time_limit_count_for_its_bootstrap():
+    assert_same(*after_change(CHANGES["load_state_dict"], tuple(range(1, N_STEPS)), BOX_ACTION))
+
+
+def test_weights_changed_at_the_last_step_count_for_the_last_values():
+    assert_same(*after_change(CHANGES["load_state_dict"], (N_STEPS,), BOX_ACTION))
+
+
+def test_time_limits_before_a_change_of_the_weights_are_bootstrapped_once():
+    def make() -> TRPO:
+        return model_of(gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6))
+
+    assert_same(*both(make, lambda: Intervening(lambda callback: scale_state(callback.model.policy), (3, 14))))
+
+
+def test_values_read_after_a_change_of_the_weights_are_those_of_the_step():
+    found: list[th.Tensor] = []
+
+    def change(callback: Intervening) -> None:
+        scale_state(callback.model.policy)
+        found.append(th.cat([callback.locals["values"].flatten(), callback.locals["log_probs"]]))
+
+    both(lambda: model_of(several(3, action_space=BOX_ACTION)), lambda: Intervening(change, (4,)))
+    assert_close(*found)
+
+
+def test_weights_changed_at_the_start_of_a_rollout_count():
+    class AtStart(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            scale_state(self.model.policy)
+
+        def _on_step(self) -> bool:
+            return True
+
+    assert_same(*both(lambda: model_of(several(2)), AtStart, n_rollouts=2))
+
+
+@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
+def test_weights_that_are_nan_are_refused(action_space):
+    def make() -> TRPO:
+        model = model_of(several(2, action_space=action_space))
+        with th.no_grad():
+            model.policy.action_net.weight[-1, 0] = np.nan
+        return model
+
+    with pytest.raises(ValueError, match="gave NaN"):
+        Trace(make, by_sb3=False)
+
+
+@pytest.mark.parametrize("end", ["complete", "stopped", "error"])
+def test_no_hook_is_left_on_the_optimizer(end):
+    class Ending(BaseCallback):
+        def _on_step(self) -> bool:
+            if end == "error":
+                raise RuntimeError
+            return end == "complete"
+
+    models = []
+    with suppress(RuntimeError):
+        Trace(lambda: models.append(model_of(several(2))) or models[0], by_sb3=False, callback=Ending())
+    assert not models[0].policy.optimizer._optimizer_step_post_hooks
+    assert not optimizer._global_optimizer_post_hooks
+
+
+def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused():
+    class Spoiling(BaseCallback):
+        def _on_step(self) -> bool:
+            self.model.policy.log_std.data.fill_(np.nan)
+            return True
+
+    with pytest.raises(ValueError, match="gave NaN"):
+        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=Spoiling())
