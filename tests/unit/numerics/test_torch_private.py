@@ -91,60 +91,38 @@ def test_without_write_counts_the_collector_acts_on_stale_weights():
     assert [after - old for after, old in zip(write_counts(tensors), before, strict=True)] == [0, 1]
 
 
-@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_without_the_check_for_gradient_hooks_they_are_skipped(register):
-    parameter = nn.Parameter(th.zeros(1))
-    assert not has_gradient_hooks(parameter)
-    handle = getattr(parameter, register)(noop)
-    assert has_gradient_hooks(parameter)
-    handle.remove()
-    assert not has_gradient_hooks(parameter)
+PARAMETER, MODULE = nn.Parameter(th.zeros(1)), nn.Linear(1, 1)
+OPTIMIZER = th.optim.Adam([PARAMETER])
+HOOKS = {
+    "gradient": (has_gradient_hooks, [PARAMETER], PARAMETER.register_hook),
+    "accumulated gradient": (has_gradient_hooks, [PARAMETER], PARAMETER.register_post_accumulate_grad_hook),
+    "all modules": (has_global_module_hooks, [], register_module_forward_hook),
+    "forward": (is_hooked_or_compiled, [MODULE], MODULE.register_forward_hook),
+    "before forward": (is_hooked_or_compiled, [MODULE], MODULE.register_forward_pre_hook),
+    "backward": (is_hooked_or_compiled, [MODULE], MODULE.register_full_backward_hook),
+    "before backward": (is_hooked_or_compiled, [MODULE], MODULE.register_full_backward_pre_hook),
+    "before a step": (has_step_hooks, [OPTIMIZER], OPTIMIZER.register_step_pre_hook),
+    "after a step": (has_step_hooks, [OPTIMIZER], OPTIMIZER.register_step_post_hook),
+    "before every step": (has_step_hooks, [OPTIMIZER], register_optimizer_step_pre_hook),
+    "after every step": (has_step_hooks, [OPTIMIZER], register_optimizer_step_post_hook),
+}
 
 
-def test_without_the_check_for_global_module_hooks_they_are_skipped():
-    assert not has_global_module_hooks()
-    handle = register_module_forward_hook(noop)
-    assert has_global_module_hooks()
-    handle.remove()
-    assert not has_global_module_hooks()
-
-
-@pytest.mark.parametrize(
-    "register",
-    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"],
-)
-def test_without_the_check_for_a_modules_hooks_they_are_skipped(register):
-    module = nn.Linear(1, 1)
-    assert not is_hooked_or_compiled(module)
-    handle = getattr(module, register)(noop)
-    assert is_hooked_or_compiled(module)
-    handle.remove()
-    assert not is_hooked_or_compiled(module)
+@pytest.mark.parametrize(("has_hooks", "arguments", "register"), HOOKS.values(), ids=HOOKS)
+def test_without_the_checks_for_hooks_they_are_skipped(has_hooks, arguments, register):
+    assert not has_hooks(*arguments)
+    handle = register(noop)
+    try:
+        assert has_hooks(*arguments)
+    finally:
+        handle.remove()
+    assert not has_hooks(*arguments)
 
 
 def test_without_the_check_for_a_compiled_call_a_compiled_module_counts_as_plain():
     module = nn.Linear(1, 1)
     module.compile()  # which compiles nothing before the first call
     assert is_hooked_or_compiled(module)
-
-
-@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
-def test_without_the_check_for_an_optimizers_hooks_they_are_skipped(register):
-    optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
-    assert not has_step_hooks(optimizer)
-    handle = getattr(optimizer, register)(noop)
-    assert has_step_hooks(optimizer)
-    handle.remove()
-    assert not has_step_hooks(optimizer)
-
-
-@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
-def test_without_the_check_for_hooks_of_all_optimizers_they_are_skipped(register):
-    optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
-    handle = register(noop)
-    assert has_step_hooks(optimizer)
-    handle.remove()
-    assert not has_step_hooks(optimizer)
 
 
 class Switch:
@@ -199,11 +177,7 @@ def test_the_names_are_found():
 
 
 @pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {HERE}), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_one_file_uses_them(path):
+def test_only_one_file_uses_them_or_any_private_name_of_the_torch_module(path):
     assert not private_names(path) & WRAPPED
-
-
-@pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {HERE}), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_other_file_uses_a_private_name_of_the_torch_module(path):
-    attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-    assert not [ast.unparse(node) for node in attributes if ast.unparse(node).startswith(("th._", "torch._"))]
+    attributes = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    assert not [name for name in attributes if name.startswith(("th._", "torch._"))]

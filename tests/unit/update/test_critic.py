@@ -30,7 +30,13 @@ CRITIC = ("mlp_extractor.value_net", "value_net", "vf_features_extractor")
 def trained(observation_space=VECTOR, policy_kwargs=None, n_critic_updates=3, **settings) -> TRPO:
     """Train for one update, so that the optimizer has a state, and leave the rollout in the buffer."""
     policy = "MlpPolicy" if observation_space is VECTOR else "MultiInputPolicy"
-    settings |= {"n_steps": N_STEPS, "batch_size": BATCH_SIZE, "n_critic_updates": n_critic_updates, "seed": 0, "device": "cpu"}
+    settings |= {
+        "n_steps": N_STEPS,
+        "batch_size": BATCH_SIZE,
+        "n_critic_updates": n_critic_updates,
+        "seed": 0,
+        "device": "cpu",
+    }
     return TRPO(policy, RandomEnv(observation_space, BOX_ACTION), policy_kwargs=policy_kwargs, **settings).learn(N_STEPS)
 
 
