@@ -238,9 +238,9 @@ def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[st
 def policy_side(model: TRPO, batch: Batch) -> set[str]:
     """Name the parameters that log-probabilities have a gradient in."""
     log_prob = model.policy.evaluate_actions(batch.observations, batch.actions)[1]
-    names, values = zip(*model.policy.named_parameters(), strict=True)
-    gradients = th.autograd.grad(log_prob.sum(), values, allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    named = dict(model.policy.named_parameters())
+    gradients = th.autograd.grad(log_prob.sum(), named.values(), allow_unused=True)
+    return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
 def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_parameter():
@@ -305,25 +305,21 @@ class InjectedError(Exception):
     """Comes from nowhere else."""
 
 
-def owner(model: TRPO, name: str) -> Any:
-    return model.policy.optimizer if name == "step" else model.policy
-
-
 def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseException], late: bool) -> int:
     """Train with a fault at one call of a function, before or after it acts; give the number of calls."""
-    function, calls = getattr(owner(model, name), name), 0
+    owner, calls = model.policy.optimizer if name == "step" else model.policy, 0
+    function = getattr(owner, name)
 
     def wrapper(*args, **kwargs):
         nonlocal calls
         calls += 1
-        if calls - 1 == fault_at and not late:
-            raise fault
-        result = function(*args, **kwargs)
+        if late:
+            result = function(*args, **kwargs)
         if calls - 1 == fault_at:
             raise fault
-        return result
+        return result if late else function(*args, **kwargs)
 
-    with mock.patch.object(owner(model, name), name, wrapper):
+    with mock.patch.object(owner, name, wrapper):
         model.train()
     return calls
 

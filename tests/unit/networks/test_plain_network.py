@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers.contract_tools import factors
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
-from helpers.oracle import torch_distributions
+from helpers.oracle import parameters_of, some_observations, torch_distributions
+from helpers.stacks import FUNCTIONS
 from helpers.states import same
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
@@ -23,7 +23,6 @@ from torch.nn.utils import parametrizations, prune
 from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, _read_stack, read_networks
 
-ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
 ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
 
@@ -67,31 +66,18 @@ def is_plain(policy: ActorCriticPolicy) -> bool:
     return read_networks(policy) is not None
 
 
-def some_observations(policy: ActorCriticPolicy) -> Any:
-    space = policy.observation_space
-    space.seed(0)
-    samples = [space.sample() for _ in range(6)]
-    if isinstance(space, spaces.Dict):
-        return {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
-    return th.as_tensor(np.stack(samples))
-
-
 @th.no_grad()
 def assert_computes_as_the_policy(networks: Networks, policy: ActorCriticPolicy) -> None:
-    seen = some_observations(policy)
-    before = copy.deepcopy(seen)
-    expected = [parameter for factor in factors(policy, seen) for parameter in parameters_of(factor)]
-    features = networks.features(seen)
-    distribution = networks.head.distribution(networks.actor(features))
-    given = [parameter for factor in torch_distributions(distribution) for parameter in parameters_of(factor)]
-    th.testing.assert_close(
-        [*given, networks.critic(features)], [*expected, policy.predict_values(seen)], rtol=1e-6, atol=1e-6
-    )
+    seen = some_observations(policy.observation_space, 6)
+    before, features = copy.deepcopy(seen), networks.features(seen)
+    expected = parameters_of(
+        torch_distributions(policy.get_distribution(seen))
+    )  # before the policy's one distribution changes
+    given = parameters_of(torch_distributions(networks.head.distribution(networks.actor(features))))
+    tolerance = {"rtol": 1e-6, "atol": 1e-6}
+    th.testing.assert_close(given, expected, **tolerance)
+    th.testing.assert_close(networks.critic(features), policy.predict_values(seen), **tolerance)
     assert same(seen, before)
-
-
-def parameters_of(factor: th.distributions.Distribution) -> tuple[th.Tensor, ...]:
-    return (factor.mean, factor.stddev) if isinstance(factor, th.distributions.Normal) else (factor.logits,)
 
 
 def drop_biases(policy: ActorCriticPolicy) -> None:
@@ -106,11 +92,7 @@ def prune_for_good(policy: ActorCriticPolicy) -> None:
 
 
 PLAIN: dict[str, Callable[[], TRPO]] = {
-    **{f"{kind.__name__}": lambda kind=kind: model_of(activation_fn=kind) for kind in ACTIVATIONS},
-    "ELU of 0.3": lambda: model_of(activation_fn=lambda: nn.ELU(0.3)),
-    "LeakyReLU of 0.3": lambda: model_of(activation_fn=lambda: nn.LeakyReLU(0.3)),
-    "GELU of tanh": lambda: model_of(activation_fn=lambda: nn.GELU("tanh")),
-    "ReLU in place": lambda: model_of(activation_fn=lambda: nn.ReLU(inplace=True)),
+    **{name: lambda make=make: model_of(activation_fn=make) for name, make in FUNCTIONS.items() if make is not None},
     **{f"{type(space).__name__}": lambda space=space: model_of(action_space=space) for space in ACTIONS},
     "no layers": lambda: model_of(net_arch=[]),
     "layers of the policy alone": lambda: model_of(net_arch={"pi": [4], "vf": []}),
@@ -137,14 +119,17 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
 
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors(make):
+def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors_or_copies(make):
     model = make()
     networks, copied, old = networks_of(model), networks_of(model).on_cpu(), copy.deepcopy(model.policy)
     assert_computes_as_the_policy(networks, model.policy)
     tensors = {id(tensor) for tensor in (*networks.policy_tensors, *networks.critic.tensors)}
     assert tensors == {id(parameter) for parameter in model.policy.parameters()}
     scale(model.policy)
+    assert_computes_as_the_policy(networks, model.policy)
     assert_computes_as_the_policy(copied, old)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_computes_as_the_policy(copied, model.policy)
 
 
 def test_features_of_vectors_are_the_observations_unchanged():
@@ -157,39 +142,6 @@ def test_features_of_vectors_are_the_observations_unchanged():
 
 def scale(policy: nn.Module) -> None:
     policy.load_state_dict({name: 1.5 * value for name, value in policy.state_dict().items()})
-
-
-def set_parameters(model: TRPO) -> None:
-    saved = model.get_parameters()
-    saved["policy"] = {name: 1.5 * value for name, value in saved["policy"].items()}
-    model.set_parameters(saved)
-
-
-def step_optimizer(model: TRPO) -> None:
-    for parameter in model.policy.parameters():
-        parameter.grad = th.ones_like(parameter)
-    model.policy.optimizer.step()
-
-
-@pytest.mark.parametrize("make", [PLAIN["Tanh"], PLAIN["vectors"], PLAIN["CNN"]], ids=["vector", "vectors", "CNN"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        set_parameters,
-        step_optimizer,
-        lambda model: scale(model.policy),
-        lambda model: model.policy.load_from_vector(1.5 * model.policy.parameters_to_vector()),
-        lambda model: model.learn(8),
-    ],
-    ids=["set_parameters", "optimizer", "load_state_dict", "load_from_vector", "learn"],
-)
-def test_networks_read_before_see_a_change_of_the_weights(change, make):
-    model = make()
-    networks, old = networks_of(model), networks_of(model).on_cpu()
-    change(model)
-    assert_computes_as_the_policy(networks, model.policy)
-    with pytest.raises(AssertionError, match="not close"):
-        assert_computes_as_the_policy(old, model.policy)
 
 
 def overriding(name: str) -> type[ActorCriticPolicy]:

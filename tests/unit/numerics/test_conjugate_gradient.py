@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import pytest
 import torch as th
-from helpers.operators import DenseOperator
+from helpers.operators import BrokenOperator, DenseOperator
 from helpers.states import same
 from hypothesis import given, strategies as st
 
@@ -29,20 +29,6 @@ def spd(*eigenvalues, seed=0):
 def hilbert(n):
     rows = th.arange(1, n + 1, dtype=th.float64)
     return 1.0 / (rows[:, None] + rows - 1.0)
-
-
-class BrokenOperator(DenseOperator):
-    """A matrix, but one of the products has a bad first entry; 0 for none."""
-
-    def __init__(self, matrix, bad_call, bad):
-        super().__init__(matrix)
-        self.bad_call, self.bad = bad_call, bad
-
-    def __matmul__(self, v):
-        product = super().__matmul__(v)
-        if len(self.products) == self.bad_call:
-            product[0] = self.bad
-        return product
 
 
 class Case(NamedTuple):

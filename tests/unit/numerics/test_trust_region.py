@@ -1,10 +1,9 @@
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch as th
-from helpers.operators import DenseOperator
+from helpers.operators import BrokenOperator, DenseOperator
 from helpers.oracle import interrupt_at
 from hypothesis import given, settings, strategies as st
 
@@ -115,32 +114,16 @@ def test_negative_curvature_after_the_first_iteration_still_gives_a_step():
     assert problem.visited[0][0] == problem.visited[0][1] > 0.0
 
 
-def krylov_step(fisher, g, n_iterations, target_kl):
-    """Find, in NumPy, the step of the best ``x`` in the span of ``g, F g, ...``, scaled to the boundary."""
-    fisher, g = fisher.numpy(), g.numpy()
-    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(fisher, power) @ g for power in range(n_iterations)], axis=1))
-    x = krylov @ np.linalg.solve(krylov.T @ fisher @ krylov, krylov.T @ g)
-    return np.sqrt(2.0 * target_kl / (x @ fisher @ x)) * x
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("damping", [0.0, 0.5])
-def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_iterate_before_it(k, bad, damping):
-    problem = random_quadratic(6, excess=0.99)  # inside, whatever rounds
-    calls = []
-
-    class Overflowing(LinearOperator):
-        def __matmul__(self, v):
-            calls.append(v)
-            return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
-
-    step = take_step(problem.model(fisher=Overflowing(5)), damping)
-    assert (step.solution.termination, step.solution.iterations, len(calls)) == (Termination.NON_FINITE, k - 1, k)
+def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_previous_iterate(k, bad, damping):
+    problem, healthy = (random_quadratic(6, excess=0.99) for _ in range(2))  # inside, whatever rounds
+    step = take_step(problem.model(fisher=BrokenOperator(problem.fisher, k, bad)), damping)
+    assert (step.solution.termination, step.solution.iterations) == (Termination.NON_FINITE, k - 1)
     assert step.outcome is Outcome.ACCEPTED
-    expected = krylov_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, k - 1, 0.01)
-    np.testing.assert_allclose(flatten(problem.parameters).detach().numpy(), expected, rtol=1e-9)
-    assert th.equal(flatten(problem.parameters).detach(), problem.visited[-1])
+    take_step(healthy.model(), damping, cg_max_steps=k - 1)
+    assert th.equal(flatten(problem.parameters), flatten(healthy.parameters))
 
 
 def test_record_of_an_accepted_step():

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -189,17 +188,6 @@ def test_statistics_follow_once_per_update(share, chunk_size):
 def test_batch_norm_trains_even_with(settings):
     model = make(**settings)
     assert model.learn(2 * model.n_steps)._n_updates == 2
-
-
-def test_a_policy_with_batch_norm_and_dropout_survives_saving(tmp_path):
-    model = make().learn(2 * N_STEPS)
-    model.save(tmp_path / "model")
-    loaded = TRPO.load(tmp_path / "model")
-    assert all(map(th.equal, statistics(model.policy), statistics(loaded.policy)))
-    observation = np.full(3, 2.5, np.float32)
-    assert np.array_equal(
-        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
-    )
 
 
 def test_without_batch_norm_nothing_is_shown():

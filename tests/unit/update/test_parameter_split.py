@@ -83,14 +83,7 @@ def test_sb3s_policies_are_split_into_actor_and_critic(arguments, prefixes):
     assert {"value_net.weight", "value_net.bias"} <= critic
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_the_critics_extractor_is_the_critics_only_if_it_has_its_own(share):
-    actor, critic, _ = names(make(CnnPolicy, IMAGE, share_features_extractor=share))
-    assert any("extractor.cnn" in name for name in actor)
-    assert any(".cnn." in name for name in critic) is not share
-
-
-@pytest.mark.parametrize("frozen", ["mlp_extractor.policy_net", "mlp_extractor.value_net", "action_net", "log_std"])
+@pytest.mark.parametrize("frozen", ["", "mlp_extractor.policy_net", "mlp_extractor.value_net", "action_net", "log_std"])
 def test_frozen_parameters_are_in_no_group(frozen):
     policy = make(action_space=BOX_ACTION)
     before = names(policy)
@@ -99,12 +92,6 @@ def test_frozen_parameters_are_in_no_group(frozen):
     after = names(policy)
     assert after == tuple({name for name in group if not name.startswith(frozen)} for group in before)
     assert after != before
-
-
-def test_a_frozen_policy_leaves_an_empty_group():
-    policy = make()
-    policy.requires_grad_(False)
-    assert names(policy) == (set(), set(), set())
 
 
 class Tied(MlpPolicy):

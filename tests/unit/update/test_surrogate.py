@@ -134,18 +134,13 @@ def test_an_interrupt_while_rounding_is_estimated_leaves_the_parameters_bit_for_
     assert same(parameters(either.policy), before)
 
 
-def test_fisher_matrix_is_the_dense_one_and_the_hessian_of_the_mean_kl(small):
+def test_fisher_matrix_and_diagonal_are_the_dense_ones_and_the_hessian_of_the_mean_kl(small):
     oracle = DensePolicy(small.policy, small.transitions.inputs.observations)
-    fisher = dense(small.objective().local_model().model.fisher)
-    th.testing.assert_close(fisher, oracle.fisher(), rtol=1e-9, atol=1e-12)
-    th.testing.assert_close(fisher, oracle.kl_hessian(), rtol=1e-9, atol=1e-12)
-    assert fisher.any()
-
-
-def test_fisher_diagonal_is_the_dense_one(small):
-    fisher = small.objective(3).local_model().model.fisher
-    expected = DensePolicy(small.policy, small.transitions.inputs.observations).fisher().diagonal()
-    th.testing.assert_close(fisher.diagonal(), expected, rtol=1e-9, atol=1e-12)
+    fisher, matrix = small.objective(3).local_model().model.fisher, oracle.fisher()
+    th.testing.assert_close(dense(fisher), matrix, rtol=1e-9, atol=1e-12)
+    th.testing.assert_close(dense(fisher), oracle.kl_hessian(), rtol=1e-9, atol=1e-12)
+    th.testing.assert_close(fisher.diagonal(), matrix.diagonal(), rtol=1e-9, atol=1e-12)
+    assert matrix.any()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +179,7 @@ def test_the_model_describes_the_old_policy_and_evaluate_measures_the_current_on
     assert candidate.kl > 0.0
     assert candidate.surrogate == pytest.approx(setup.surrogate(ent_coef)[0].item())
     assert candidate.surrogate != model.surrogate
+    assert all(parameter.grad is None for parameter in setup.parameters)
 
 
 def flat_values(candidate: Candidate) -> list[float]:
@@ -258,13 +254,6 @@ def test_no_more_graphs_are_held_for_many_chunks_than_for_two(gaussian):
         gc.collect()
         held.append(len(alive))
     assert held[1] == held[0] > 0
-
-
-def test_parameters_get_no_grad(setup):
-    model = setup.objective().local_model().model
-    _ = model.fisher @ setup.random_vector()
-    model.evaluate()
-    assert all(parameter.grad is None for parameter in setup.parameters)
 
 
 def test_policies_with_nan_are_measured_rather_than_refused(small):
