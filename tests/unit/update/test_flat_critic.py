@@ -234,20 +234,13 @@ def test_the_critic_of_vectors_is_fitted_by_prepared_passes_and_the_one_of_image
     assert set(made) == {AllocatingRunner}
 
 
-class OwnAdam(th.optim.Adam):
-    pass
+def set_optimizer(kind, parameters=lambda setup: setup.policy.parameters(), **options):
+    return lambda setup: setattr(setup.policy, "optimizer", kind(parameters(setup), lr=1e-3, **options))
 
 
-def take_optimizer(make):
-    def alter(setup):
-        setup.policy.optimizer = make(setup.policy.parameters())
-
-    return alter
-
-
-def two_groups(setup):
+def in_two_groups(setup):
     first, *rest = setup.parameters
-    setup.policy.optimizer = th.optim.Adam([{"params": [first]}, {"params": rest}], lr=1e-3)
+    return [{"params": [first]}, {"params": rest}]
 
 
 def different_steps(setup):
@@ -260,29 +253,22 @@ def one_without_state(setup):
     setup.optimizer.state.pop(setup.parameters[0])
 
 
-def one_not_in_the_optimizer(setup):
-    setup.policy.optimizer = th.optim.Adam(setup.parameters[1:], lr=1e-3)
-
-
-def none_in_the_optimizer(setup):
-    setup.policy.optimizer = th.optim.Adam([setup.policy.log_std], lr=1e-3)
-
-
 def tie(setup):
     layer = nn.Linear(5, 5)
     setup.policy.mlp_extractor.value_net.extend([layer, layer])
-    setup.policy.optimizer = th.optim.Adam(setup.policy.parameters(), lr=1e-3)
+    set_optimizer(th.optim.Adam)(setup)
 
 
 REFUSED = {
-    "sgd": take_optimizer(partial(th.optim.SGD, lr=1e-3)),
-    "adamw": take_optimizer(partial(th.optim.AdamW, lr=1e-3)),
-    "rmsprop": take_optimizer(partial(th.optim.RMSprop, lr=1e-3)),
-    "amsgrad": take_optimizer(partial(th.optim.Adam, lr=1e-3, amsgrad=True)),
-    "maximize": take_optimizer(partial(th.optim.Adam, lr=1e-3, maximize=True)),
-    "decoupled-weight-decay": take_optimizer(partial(th.optim.Adam, lr=1e-3, decoupled_weight_decay=True)),
-    "subclass": take_optimizer(partial(OwnAdam, lr=1e-3)),
-    "tensor-lr": take_optimizer(partial(th.optim.Adam, lr=th.tensor(1e-3))),
+    "sgd": set_optimizer(th.optim.SGD),
+    "adamw": set_optimizer(th.optim.AdamW),
+    "rmsprop": set_optimizer(th.optim.RMSprop),
+    **{name: set_optimizer(th.optim.Adam, **{name: True}) for name in ("amsgrad", "maximize", "decoupled_weight_decay")},
+    "subclass": set_optimizer(type("Own", (th.optim.Adam,), {})),
+    "tensor-lr": set_group(lr=th.tensor(1e-3)),
+    "two-groups": set_optimizer(th.optim.Adam, in_two_groups),
+    "one-not-in-the-optimizer": set_optimizer(th.optim.Adam, lambda setup: setup.parameters[1:]),
+    "none-in-the-optimizer": set_optimizer(th.optim.Adam, lambda setup: [setup.policy.log_std]),
     "pre-hook": lambda setup: setup.optimizer.register_step_pre_hook(lambda *_: None),
     "post-hook": lambda setup: setup.optimizer.register_step_post_hook(lambda *_: None),
     "patched-step": lambda setup: setattr(setup.optimizer, "step", partial(setup.optimizer.step)),
@@ -292,11 +278,8 @@ REFUSED = {
     "frozen-middle": lambda setup: setup.policy.mlp_extractor.value_net[2].requires_grad_(False),
     "frozen-head": lambda setup: setup.policy.value_net.requires_grad_(False),
     "frozen": lambda setup: [parameter.requires_grad_(False) for parameter in setup.parameters],
-    "two-groups": two_groups,
     "different-steps": different_steps,
     "one-without-state": one_without_state,
-    "one-not-in-the-optimizer": one_not_in_the_optimizer,
-    "none-in-the-optimizer": none_in_the_optimizer,
     "tied": tie,
 }
 

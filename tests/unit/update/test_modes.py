@@ -52,30 +52,17 @@ def test_statistical_layers_are_those_that_track():
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
-def test_evaluation_mode_is_on_for_a_while(before, fault):
+@pytest.mark.parametrize(("mode", "drops_out"), [(evaluation_mode, False), (critic_mode, True)])
+def test_only_the_critics_mode_drops_out_and_neither_moves_statistics(mode, drops_out, fault, before):
     policy = make().policy
     policy.set_training_mode(before)
-    seen = enter(evaluation_mode(policy), lambda: training(policy, th.nn.Module), fault)
-    assert seen == {False}
-    assert training(policy, th.nn.Module) == {before}
-
-
-def enter(context, look, fault):
-    """Look around in a context, and leave it by a fault if there is one."""
-    with nullcontext() if fault is None else pytest.raises(fault), context:
-        seen = look()
+    with nullcontext() if fault is None else pytest.raises(fault), mode(policy):
+        assert training(policy, th.nn.Dropout) == {drops_out}
+        assert training(policy, th.nn.BatchNorm1d) == {False}
+        assert training(policy, th.nn.Linear) == {drops_out}
         if fault is not None:
             raise fault
-    return seen
-
-
-@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
-def test_critic_mode_drops_out_but_keeps_statistics_and_ends_in_evaluation_mode(fault):
-    policy = make().policy
-    policy.set_training_mode(False)
-    seen = enter(critic_mode(policy), lambda: (training(policy, th.nn.Dropout), training(policy, th.nn.BatchNorm1d)), fault)
-    assert seen == ({True}, {False})
-    assert training(policy, th.nn.Module) == {False}
+    assert training(policy, th.nn.Module) == {before and mode is evaluation_mode}
 
 
 class Wrapped(th.nn.Module):
