@@ -123,6 +123,14 @@ def test_versions_name_what_determines_the_bits_of_a_result():
     assert {"python", "numpy", "gymnasium", "stable-baselines3", "mujoco"} <= versions().keys()
 
 
+class Configured(RandomEnv):
+    """Takes arguments of all kinds; registered, Gymnasium knows them."""
+
+    def __init__(self, bounds=(0, 1), table=None, grid=None):
+        super().__init__()
+
+
+gym.register("Configured-v0", Configured)
 ARGUMENTS = {"bounds": (0.7, 9.0), "table": {"a": [1, 2]}, "grid": np.arange(3)}
 
 

@@ -166,3 +166,10 @@ def test_a_random_state_that_would_read_beyond_its_memory_is_refused(place):
     node = {"random_state": encoder.encode(state, "s")}
     with pytest.raises(MismatchError):
         Decoder(CODECS, encoder.arrays).decode(node, None, "v")
+
+
+def test_generators_that_only_the_script_shares_are_restored_apart():
+    value = [np.random.default_rng(1), np.random.default_rng(2)]
+    live = np.random.default_rng(0)
+    back = round_trip(value, [live, live])
+    assert [each.random() for each in back] == [each.random() for each in value]

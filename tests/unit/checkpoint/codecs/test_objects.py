@@ -307,3 +307,11 @@ def test_set_state_is_called_only_on_an_object_that_also_has_get_state():
 def test_an_own_state_for_an_object_without_set_state_is_refused():
     with pytest.raises(MismatchError):
         decode({**object_of(Thing()), "own": 5}, Thing())
+
+
+def test_an_object_may_have_been_shared_with_another_place_in_the_script():
+    things, others = [Thing(x=x) for x in (0, 1, 9)], [Thing(x=x) for x in (5, 6, 7)]
+    live = Thing(best=others[0], things=others)
+    round_trip(Thing(best=things[2], things=things), live)
+    assert [each.x for each in live.things] == [0, 1, 9]
+    assert live.best is live.things[2]

@@ -72,3 +72,7 @@ def test_only_names_of_members_are_looked_up_in_an_enumeration():
         with pytest.raises(MismatchError):
             decode({"enum": name}, Mood.CALM)
     assert decode({"enum": "WILD"}, Mood.CALM) is Mood.WILD
+
+
+def test_a_list_of_members_of_an_enumeration_may_have_grown():
+    assert round_trip([Mood.CALM, Mood.WILD, Mood.WILD], live=[Mood.CALM]) == [Mood.CALM, Mood.WILD, Mood.WILD]
