@@ -165,8 +165,8 @@ def test_a_folder_is_made_with_its_parents_and_owned_again_and_again(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_and_nothing_else(tmp_path):
     path = write_one(tmp_path)
-    probes = [f"writing-{os.getpid() + n}" for n in range(2)]  # the killed process may have had the same number
-    for name in ("writing-checkpoint-000000000200", "removing-checkpoint-000000000050", *probes):
+    (tmp_path / f"writing-{os.getpid()}").mkdir()  # the killed process may have had the same number
+    for name in ("writing-checkpoint-000000000200", "removing-checkpoint-000000000050", f"writing-{os.getpid() + 1}"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / STATE).write_bytes(b"{")
     (tmp_path / "mine").mkdir()

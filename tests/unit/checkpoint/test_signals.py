@@ -152,14 +152,14 @@ def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
 
 def test_workers_ignore_the_signals_for_as_long_as_it_listens():
     vec_env = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
-    before = [call(vec_env.vec_env, index, worker_handlers) for index in range(2)]
+    before = [call(vec_env.venv, index, worker_handlers) for index in range(2)]
     with StopRequest([vec_env, vec_env]):
-        for process in vec_env.vec_env.processes:
+        for process in vec_env.venv.processes:
             os.kill(process.pid, signal.SIGINT)
             os.kill(process.pid, signal.SIGTERM)
-        assert call(vec_env.vec_env, 1, worker_handlers) == IGNORING != before[1]
+        assert call(vec_env.venv, 1, worker_handlers) == IGNORING != before[1]
         vec_env.reset()
-    assert [call(vec_env.vec_env, index, worker_handlers) for index in range(2)] == before
+    assert [call(vec_env.venv, index, worker_handlers) for index in range(2)] == before
     vec_env.close()
 
 
