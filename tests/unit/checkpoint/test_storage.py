@@ -25,10 +25,11 @@ from sb3_trpo.checkpoint.run_folder import newest_intact, sole_owner
 from sb3_trpo.checkpoint.storage import FORMAT, BrokenCheckpointError, NewerFormatError, read, write
 
 FILES = (MANIFEST, STATE, ARRAYS)
+MORE = [b"\0", b" ", b"\n", b"{}", b"x" * 1000]
 
 
 def assert_broken(path):
-    with pytest.raises(BrokenCheckpointError):
+    with pytest.raises(BrokenCheckpointError, match=path.name):
         read(path)
 
 
@@ -103,27 +104,18 @@ def test_arrays_that_cannot_be_written_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_or_a_missing_end_is_found_anywhere(tmp_path, name):
+def test_a_flipped_bit_a_missing_end_and_more_bytes_are_found_anywhere(tmp_path, name):
     path = write_one(tmp_path)
     data = (path / name).read_bytes()
+    changed = [each for more in MORE for each in (data + more, more + data, data[:5] + more + data[5:])]
     for place in range(0, len(data), 1 if name == MANIFEST else 3):
-        flipped = [data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :] for bit in (0x01, 0x20, 0x80)]
-        for changed in (*flipped, data[:place]):
-            (path / name).write_bytes(changed)
-            assert_broken(path)
+        changed += [data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :] for bit in (0x01, 0x20, 0x80)]
+        changed.append(data[:place])
+    for each in changed:
+        (path / name).write_bytes(each)
+        assert_broken(path)
     (path / name).write_bytes(data)
     assert is_intact(path, 100)
-
-
-@pytest.mark.parametrize("more", [b"\0", b" ", b"\n", b"{}", b"x" * 1000], ids=repr)
-@pytest.mark.parametrize("name", FILES)
-def test_an_appended_or_prepended_byte_is_found(tmp_path, name, more):
-    path = write_one(tmp_path)
-    data = (path / name).read_bytes()
-    for changed in (data + more, more + data, data[:5] + more + data[5:]):
-        (path / name).write_bytes(changed)
-        with pytest.raises(BrokenCheckpointError, match="checkpoint-000000000100"):
-            read(path)
 
 
 @given(st.data())

@@ -26,7 +26,7 @@ from helpers.env_states import (
     stay_up,
     transfer,
     transfer_vec,
-)  # fmt: skip
+)
 from helpers.envs import DICT, IMAGE, RandomEnv
 from stable_baselines3.common import atari_wrappers as atari
 from stable_baselines3.common.monitor import Monitor
@@ -41,7 +41,7 @@ from stable_baselines3.common.vec_env import (
     VecMonitor,
     VecNormalize,
     VecTransposeImage,
-)  # fmt: skip
+)
 
 from sb3_trpo.checkpoint.codecs.codec import MismatchError
 from sb3_trpo.checkpoint.codecs.environments import describe_env
@@ -150,49 +150,6 @@ def test_monitor_keeps_the_time_of_its_first_start():
     one.t_start -= 1000.0
     transfer(one, other)
     assert other.t_start == one.t_start
-
-
-class Lives:
-    """What EpisodicLifeEnv asks of an emulator."""
-
-    n_left = 3
-
-    def lives(self):
-        return self.n_left
-
-
-class Console(RandomEnv):
-    """As much of an Atari game as SB3's wrappers need."""
-
-    def __init__(self):
-        super().__init__(IMAGE)
-        self.ale = Lives()
-
-    def get_action_meanings(self):
-        return ["NOOP", "FIRE", "RIGHT"]
-
-    def reset(self, **kwargs):
-        self.ale.n_left = 3
-        gym.Env.reset(self, seed=kwargs.get("seed"))
-        return super().reset(**kwargs)
-
-    def step(self, action):
-        self.n_steps += 1
-        self.ale.n_left -= int(self.np_random.random() < 0.05)
-        return self.observation_space.sample(), float(action), self.ale.n_left == 0, self.n_steps > 60, {}
-
-
-def console():
-    env = atari.StickyActionEnv(Console(), 0.25)
-    env = atari.MaxAndSkipEnv(atari.NoopResetEnv(env, noop_max=5), skip=2)
-    return Monitor(atari.ClipRewardEnv(atari.FireResetEnv(atari.EpisodicLifeEnv(env))))
-
-
-@pytest.mark.parametrize("n_steps", [0, 3, 20, 41])
-def test_wrappers_of_atari_continue_from_their_state(n_steps):
-    one, other = roam(console(), n_steps, seed=1), roam(console(), 13, seed=2)
-    transfer(one, other)
-    assert assert_alike(one, other, n_steps=150) > 4
 
 
 class Holder(gym.Env):

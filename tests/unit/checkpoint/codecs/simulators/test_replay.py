@@ -18,7 +18,7 @@ from helpers.env_states import (
     set_state,
     transfer,
     transfer_vec,
-)  # fmt: skip
+)
 from helpers.resumable_runs import assert_resumes_exactly
 from helpers.runs import outcome
 from stable_baselines3.common.env_util import make_vec_env
@@ -37,7 +37,7 @@ from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import (
     recorder_of,
     start_recording,
     stop_recording,
-)  # fmt: skip
+)
 from sb3_trpo.checkpoint.codecs.simulators.replay import ReplayedEnvCodec
 
 LUNAR = {"discrete": {}, "continuous": {"continuous": True, "enable_wind": True}}
