@@ -251,7 +251,7 @@ LIVES = {
     "space": lambda: gym.spaces.Dict(a=gym.spaces.Discrete(3), b=gym.spaces.Tuple([gym.spaces.Discrete(2)])),
     "module": lambda: th.nn.Linear(2, 2),
     "optimizer": lambda: th.optim.Adam(th.nn.Linear(2, 2).parameters()),
-    "thing": lambda: Thing(x=1, part=Thing(y=2), row=[1, 2]), "own": OwnState, "trap": Trap, "function": lambda: len,
+    "thing": lambda: Thing(x=1, part=Thing(y=2), row=[1, 2]), "own": OwnState, "trap": Trap, "function": lambda: encode,
 }  # fmt: skip
 ARRAYS = {"a": np.zeros(3, np.float32), "b": np.array(7), "c": np.zeros((2, 0), bool)}
 ARRAYS |= {"s": np.arange(624, dtype=np.uint32), "t": np.zeros(5056, np.uint8)}

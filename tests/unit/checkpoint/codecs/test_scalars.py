@@ -3,11 +3,14 @@
 import enum
 import json
 import math
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from helpers.codecs import FLOATS, INTS, STRINGS, Level, Mood, decode, encode, is_same, round_trip
 
-from sb3_trpo.checkpoint.codecs.codec import MismatchError
+from sb3_trpo.checkpoint.codecs.codec import LIVE, MismatchError
 
 
 class Right(enum.Flag):
@@ -19,6 +22,21 @@ class Right(enum.Flag):
 def test_a_scalar_is_restored_alone_and_in_a_list(value):
     assert is_same(round_trip(value), value)
     assert is_same(round_trip([value, [value]]), [value, [value]])
+
+
+DATES = [datetime(2024, 2, 29, 1, 2, 3, 4), date(2024, 2, 29), timedelta(-1, 2, 3)]
+
+
+@pytest.mark.parametrize("value", [1 - 2j, Decimal("1.10"), Fraction(-1, 3), range(9, 2, -3), *DATES], ids=repr)
+def test_a_value_that_a_text_describes_in_full_is_restored(value):
+    assert is_same(round_trip(value), value)
+
+
+def test_a_subclass_of_a_type_with_a_text_is_reported():
+    special = type("Decimal", (Decimal,), {})("1.10")
+    node, encoder = encode(special)
+    assert node == LIVE
+    assert encoder.unsupported.keys() == {"v"}
 
 
 def test_an_integer_that_python_would_not_read_from_text_is_reported():
