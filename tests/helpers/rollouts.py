@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import gymnasium as gym
@@ -22,6 +22,7 @@ from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 
 N_STEPS = 24
 ARRAYS = ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+EACH_STEP = range(1, 10**6)
 EXACT = ("actions", "episode_starts")
 PER_STEP = ("obs_tensor", "actions", "values", "log_probs", "clipped_actions", "new_obs", "rewards", "dones", "n_steps")
 UNEVEN = spaces.Box(-0.5, np.array([0.2, 1e9], np.float32), (2,))
@@ -196,7 +197,7 @@ def episodes(model: TRPO) -> tuple[list[Any], list[Any]]:
 class Intervening(BaseCallback):
     """Does something at some steps; goes on if that gives nothing."""
 
-    def __init__(self, act: Callable[[Intervening], Any], at: tuple[int, ...] = (4, 9, 10)) -> None:
+    def __init__(self, act: Callable[[Intervening], Any], at: Container[int] = (4, 9, 10)) -> None:
         super().__init__()
         self.act, self.at = act, at
 

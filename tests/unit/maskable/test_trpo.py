@@ -13,7 +13,7 @@ from gymnasium import spaces
 from helpers.envs import VECTOR, RandomEnv
 from helpers.oracle import SMALL, Case, make_policy, networks_of
 from helpers.recurrent_tools import options_of
-from helpers.rollouts import ARRAYS, assert_same_buffers
+from helpers.rollouts import ARRAYS, EACH_STEP, Intervening, assert_same_buffers
 from hypothesis import given, settings, strategies as st
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiBinary, InvalidActionEnvMultiDiscrete
 from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
@@ -371,23 +371,14 @@ def theta_of(model: TRPO) -> th.Tensor:
     return th.cat([named[name].detach().double().flatten() for name in ACTOR])
 
 
-class Meddler(BaseCallback):
-    """Keeps the masks that it finds; has the policy act besides, if it may."""
-
-    def __init__(self, acts: bool = False) -> None:
-        super().__init__()
-        self.acts, self.seen = acts, []
-
-    def _on_step(self) -> bool:
-        self.seen.append(self.locals["action_masks"].copy())
-        if self.acts:
-            observations = self.locals["new_obs"]
-            with th.no_grad():
-                self.model.policy(th.as_tensor(observations))
-            self.model.predict(observations)
-            self.model.predict(observations[0])
-            self.model.policy.get_distribution(th.as_tensor(observations))
-        return True
+def act(callback: BaseCallback) -> None:
+    """Have the policy act in a callback, by each of its methods."""
+    model, observations = callback.model, callback.locals["new_obs"]
+    with th.no_grad():
+        model.policy(th.as_tensor(observations))
+    model.predict(observations)
+    model.predict(observations[0])
+    model.policy.get_distribution(th.as_tensor(observations))
 
 
 @pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
@@ -396,13 +387,19 @@ class Meddler(BaseCallback):
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("acts", [False, True], ids=["looks on", "acts too"])
 def test_the_buffer_holds_the_masks_and_actions_that_the_environments_saw(space, loop, n_envs, acts):
-    env, callback = several(n_envs, space), Meddler(acts)
+    env, seen = several(n_envs, space), []
+
+    def look(callback: BaseCallback) -> None:
+        seen.append(callback.locals["action_masks"].copy())
+        if acts:
+            act(callback)
+
     model = model_of(env, loop)
-    buffer = collected(model, callback)
+    buffer = collected(model, Intervening(look, EACH_STEP))
     masks, actions = history(env)
     assert np.array_equal(buffer.action_masks, masks)
     assert np.array_equal(buffer.actions, actions)
-    assert np.array_equal(callback.seen, masks)
+    assert np.array_equal(seen, masks)
     assert are_allowed(masks.reshape(-1, masks.shape[2]), actions, options_of(space)).all()
     assert len(np.unique(masks, axis=0)) > 10
     policy = dense_policy(theta_of(model), *oracle_inputs(model))
@@ -418,38 +415,26 @@ def test_the_update_reads_the_masks_that_the_environments_saw(space, loop):
     env = several(3, space)
     model = model_of(env, loop)
     for n_rollouts in (1, 2):
-        model.learn(96, Meddler(acts=True), reset_num_timesteps=False)
-        masks, actions = (
-            each[-32:].swapaxes(0, 1).reshape(96, -1) for each in history(env)
-        )  # one environment after the other
+        model.learn(96, Intervening(act, EACH_STEP), reset_num_timesteps=False)
+        masks, actions = (each[-32:].swapaxes(0, 1).reshape(96, -1) for each in history(env))  # env after env
         assert np.array_equal(model.rollout_buffer.action_masks, masks)
         assert np.array_equal(model.rollout_buffer.actions, actions)
         assert len(history(env)[0]) == 32 * n_rollouts
-
-
-class ActsAt(BaseCallback):
-    """Has the policy act on one observation, or on as many as there are, in one of its methods."""
-
-    def __init__(self, method: str, rows: slice) -> None:
-        super().__init__()
-        self.rows = rows
-        setattr(self, method, self.act)
-
-    def act(self) -> bool:
-        with th.no_grad():
-            self.model.policy(th.as_tensor(self.model._last_obs[self.rows]))
-        return True
-
-    def _on_step(self) -> bool:
-        return True
 
 
 @each_loop
 @pytest.mark.parametrize("method", ["_on_rollout_start", "_on_step", "_on_rollout_end"])
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(None)], ids=["one", "all"])
 def test_callbacks_may_call_the_policy_at_any_time(method, rows, loop):
-    env = several(3, SPACES["choices"])
-    buffer = collected(model_of(env, loop), ActsAt(method, rows))
+    env, callback = several(3, SPACES["choices"]), Intervening(lambda _: None)
+
+    def act_on_some() -> bool:
+        with th.no_grad():
+            callback.model.policy(th.as_tensor(callback.model._last_obs[rows]))
+        return True
+
+    setattr(callback, method, act_on_some)
+    buffer = collected(model_of(env, loop), callback)
     masks, actions = history(env)
     assert np.array_equal(buffer.action_masks, masks)
     assert np.array_equal(buffer.actions, actions)
@@ -460,12 +445,11 @@ def test_callbacks_may_give_the_policy_masks_of_their_own(loop):
     env, masks = several(2, SPACES["choice"]), th.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]] * 2)
     actions = []
 
-    def act(variables: dict[str, Any], _: Any) -> bool:
+    def act_masked(variables: dict[str, Any], _: Any) -> None:
         policy, observations = variables["self"].policy, th.as_tensor(variables["new_obs"])
         actions.extend([*policy(observations, False, masks)[0], *policy(observations, action_masks=masks)[0]])
-        return True
 
-    model = model_of(env, loop).learn(64, act)
+    model = model_of(env, loop).learn(64, act_masked)
     assert len(actions) == 4 * 32
     assert set(map(int, actions)) == {2}
     assert np.array_equal(model.rollout_buffer.action_masks, history(env)[0].swapaxes(0, 1).reshape(64, -1))
@@ -491,27 +475,16 @@ def test_both_loops_leave_the_same_buffer(space, n_envs):
     assert 2 < buffers[0].episode_starts.sum() < buffers[0].episode_starts.size
 
 
-class TableEnv(RandomEnv):
-    """Quick: masks from a table, always the same observation; counts forbidden actions, whose logits it makes the largest."""
+class TableEnv(MaskedEnv):
+    """Quick: masks from a table, which always forbid the first option, the likeliest in the test, and allow the second."""
 
     def __init__(self, action_space: spaces.Space) -> None:
-        super().__init__(VECTOR, action_space)
-        sizes = options_of(action_space)
-        self.table = random_masks(np.random.default_rng(0), sizes, 997)
+        super().__init__(action_space)
+        self.table = random_masks(np.random.default_rng(0), self.sizes, 997)
         self.table[:, 0], self.table[:, 1] = False, True
-        self.starts = np.cumsum([0, *sizes[:-1]])
-        self.observation, self.step_index, self.n_offences = np.zeros(3, np.float32), 0, 0
 
-    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
-        return self.observation, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.n_offences += not self.action_masks()[self.starts + action].all()
-        self.step_index = (self.step_index + 1) % 997
-        return self.observation, 0.0, False, False, {}
-
-    def action_masks(self) -> np.ndarray:
-        return self.table[self.step_index]
+    def draw(self) -> None:
+        self.mask = self.table[len(self.history) % 997]
 
 
 @pytest.mark.parametrize(("loop", "n_draws"), [("ours", 10**5), ("SB3's", 4000)], ids=["ours", "SB3's"])
@@ -521,10 +494,10 @@ def test_masked_actions_are_never_taken(space, loop, n_draws):
     model = model_of(env, loop, n_steps=n_draws // (8 * len(options_of(space))) + 1)
     with th.no_grad():
         model.policy.action_net.bias[0] = 20.0
-    buffer = collected(model)
-    assert not any(env.get_attr("n_offences"))
-    assert are_allowed(buffer.action_masks.reshape(-1, sum(options_of(space))), buffer.actions, options_of(space)).all()
-    assert len(np.unique(buffer.actions)) == max(options_of(space)) - (len(options_of(space)) == 1)
+    collected(model)
+    masks, actions = history(env)
+    assert are_allowed(masks.reshape(-1, masks.shape[2]), actions, options_of(space)).all()
+    assert len(np.unique(actions)) == max(options_of(space)) - (len(options_of(space)) == 1)
 
 
 @each_space
@@ -639,11 +612,9 @@ def test_every_second_state_may_make_the_fisher_matrix(space):
 
 
 def emptied(space: spaces.Space, choice: int | None) -> np.ndarray:
-    sizes = options_of(space)
-    mask = np.ones(sum(sizes), dtype=bool)
-    start = sum(sizes[:choice]) if choice is not None else 0
-    mask[start : None if choice is None else start + sizes[choice]] = False
-    return mask
+    """Give a mask that allows no option of one choice, or of any."""
+    rows = [np.full(size, choice not in (None, index)) for index, size in enumerate(options_of(space))]
+    return np.concatenate(rows)
 
 
 def env_with_fault(fault: Any, step: int, space: spaces.Space) -> DummyVecEnv:

@@ -281,10 +281,9 @@ EDGES = {
     "chunks of one": ({}, {"chunk_size": 1}),
     "segments left out": ({"n_envs": 3}, {"sub_sampling_factor": 2, "fisher_subsampling": 2}),
 }
+OF_ANY_TYPE = ACTIONS | {"Box of float64": spaces.Box(-1.0, 1.0, (2,), np.float64)}
 SETTINGS = [(MaskableRecurrentTRPO, *edge) for edge in EDGES.values()]
-SETTINGS += [
-    (RecurrentTRPO, {"action_space": space}, {}) for space in (*ACTIONS.values(), spaces.Box(-1.0, 1.0, (2,), np.float64))
-]
+SETTINGS += [(RecurrentTRPO, {"action_space": space}, {}) for space in OF_ANY_TYPE.values()]
 
 
 @pytest.mark.parametrize(("algorithm", "of_env", "of_model"), SETTINGS, ids=[*EDGES, *OF_ANY_TYPE])

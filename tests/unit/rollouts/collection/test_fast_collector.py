@@ -16,6 +16,7 @@ from gymnasium import spaces
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, BareVecEnv
 from helpers.rollouts import (
     ACTIONS,
+    EACH_STEP,
     N_STEPS,
     OBSERVATIONS,
     PER_STEP,
@@ -148,9 +149,6 @@ def test_actions_are_stored_as_they_were_sampled(dtype):
     assert drawn.dtype == np.float32
     assert (drawn < 0.0).any()  # not clipped
     assert (drawn % 1.0 != 0.0).all()
-
-
-EACH_STEP = tuple(range(1, 2 * N_STEPS + 1))
 
 
 class Reader(BaseCallback):
