@@ -445,9 +445,10 @@ def test_callbacks_may_give_the_policy_masks_of_their_own(loop):
     env, masks = several(2, SPACES["choice"]), th.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]] * 2)
     actions = []
 
-    def act_masked(variables: dict[str, Any], _: Any) -> None:
+    def act_masked(variables: dict[str, Any], _: Any) -> bool:
         policy, observations = variables["self"].policy, th.as_tensor(variables["new_obs"])
         actions.extend([*policy(observations, False, masks)[0], *policy(observations, action_masks=masks)[0]])
+        return True
 
     model = model_of(env, loop).learn(64, act_masked)
     assert len(actions) == 4 * 32

@@ -215,6 +215,7 @@ def test_masks_are_asked_for_once_per_step_whatever_callbacks_do():
     def act(variables, _):
         with th.no_grad():
             model.policy(variables["obs_tensor"], model._last_lstm_states, th.zeros(2))
+        return True
 
     with mock.patch.object(model.env, "env_method", wraps=model.env.env_method) as asked:
         model.learn(24, callback=act)

@@ -63,6 +63,7 @@ def test_an_environment_may_return_the_same_arrays_at_every_step(space, is_fast)
 
     def look(variables, _):
         seen.append(map_parts(lambda part: part.numpy().copy(), variables["obs_tensor"]))
+        return True
 
     buffer = untrained(is_fast, env, look).rollout_buffer
     for step in range(32):
@@ -184,6 +185,7 @@ def test_callbacks_see_what_the_environments_returned(is_fast):
     def look(variables, _):
         seen.extend(variables["new_obs"])
         ends.extend(info["terminal_observation"] for info in variables["infos"] if "terminal_observation" in info)
+        return True
 
     model = untrained(is_fast, RandomEnv(spaces.Discrete(4, start=5)), look)
     assert len(ends) > 2
