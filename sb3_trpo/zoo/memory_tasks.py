@@ -20,7 +20,7 @@ class TMaze(gym.Env[np.ndarray, Any]):
     A corridor that ends in a junction. Only a sign at its beginning shows which arm holds the treasure.
 
     The observation is (up, down, corridor, junction): the sign, then the kind of place. A policy without memory turns the
-    right way half of the time. As in the paper, the reward is 4 in the right arm, and -0.1 in the wrong one and for every
+    right way half of the time. As in the paper, the right arm gives a reward of 4, and the wrong arm gives -0.1, as does every
     step that does not move towards the junction.
 
     :param length: number of places before the junction
