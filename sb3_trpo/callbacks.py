@@ -1,4 +1,4 @@
-"""Callbacks that hold other callbacks, and those that act around training and between two iterations."""
+"""Callbacks that hold other callbacks, and callbacks that act around training and between two iterations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_CALLED = ("locals", "globals", "parent")
 
 def callback_tree(root: MaybeCallback) -> Iterator[BaseCallback]:
     """
-    Go through a callback and all others that it calls, breadth first.
+    Iterate over a callback and all others that it calls, breadth first.
 
     :param root: what ``learn()`` is given
     :return: each callback once
@@ -50,24 +50,24 @@ class TrainingLifecycle(BaseCallback):
 
     def training(self, model: OnPolicyAlgorithm, root: MaybeCallback) -> AbstractContextManager[None]:
         """
-        Give a context for a whole call of ``learn()``, entered before anything else is done.
+        Return a context manager for a whole call of ``learn()``, which enters it before it does anything else.
 
         :param model: the model
         :param root: what ``learn()`` is given: all callbacks
-        :return: the context
+        :return: the context manager
         """
         return nullcontext()
 
     def before_training_start(self, root: BaseCallback) -> None:
         """
-        Act before ``on_training_start()`` of all callbacks, when the environments have been reset.
+        Act after the environments have been reset, before any callback's ``on_training_start()``.
 
         :param root: the callback that calls all others
         """
 
     def after_training_start(self, root: BaseCallback) -> None:
         """
-        Act after ``on_training_start()`` of all callbacks, before the first rollout.
+        Act after every callback's ``on_training_start()``, before the first rollout.
 
         :param root: the callback that calls all others
         """

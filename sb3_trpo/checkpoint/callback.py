@@ -105,6 +105,7 @@ class ResumableCheckpoint(TrainingLifecycle):
         folder = self.folder_of(self._env_name(), model.seed)
         self.path = folder_of_rank(folder, self._communicator)
         with ExitStack() as stack:
+            # The first rank also owns the run's folder, so that a run with another number of ranks is kept out.
             for owned in {folder, self.path} if self._communicator.is_first else {self.path}:
                 stack.enter_context(sole_owner(owned))
             settings = present_settings(model)  # callbacks may change them later
@@ -121,7 +122,7 @@ class ResumableCheckpoint(TrainingLifecycle):
             yield
 
     def _env_name(self) -> str:
-        """Give the name of the environment if it is needed."""
+        """Return the name of the environment if the folder has a placeholder for it."""
         env = self.model.env
         spec = env.get_attr("spec", indices=0)[0] if env is not None and "{env}" in str(self.folder) else None
         return "env" if spec is None else str(spec.id)
@@ -165,7 +166,7 @@ class ResumableCheckpoint(TrainingLifecycle):
 
         :param root: the callback that calls all others
         """
-        run = self._encode()[0]["run"]  # if something goes wrong with it, better before there is work to lose
+        run = self._encode()[0]["run"]  # if this fails, better before there is work to lose
         found, self._found = self._found, None
         self._baseline.file_paths.begin_training(found.checkpoint.state["run"].get("changed_places", ()) if found else ())
         self._warned.clear()
@@ -208,12 +209,12 @@ class ResumableCheckpoint(TrainingLifecycle):
 
     def after_iteration(self) -> bool:
         """
-        Save if it is time to, and end the run if a signal has asked for it.
+        Save a checkpoint if one is due, and end the run if a signal has been received.
 
         :return: whether to continue
         """
         received = self._communicator.gather_objects(self._stop.received if self._stop is not None else None)
-        stopped_by = next(filter(None, received), None)  # one rank's signal stops all
+        stopped_by = next(filter(None, received), None)  # a signal to one rank stops all
         n_timesteps = self.model.num_timesteps
         is_last = stopped_by is not None or n_timesteps >= self.model._total_timesteps
         if n_timesteps >= self._next_at or (is_last and n_timesteps > self._last_saved):
@@ -233,7 +234,7 @@ class ResumableCheckpoint(TrainingLifecycle):
             self._last_saved, self._next_at = n_timesteps, n_timesteps + self.every
             self._warned.discard("writing")
             self._print(2, f"Saved {self.path / name_of(n_timesteps)}")
-            self._remove_older()  # only now: every rank has written
+            self._remove_older()  # only now: every rank has written its own
             return
         is_too_large = error.startswith(CheckpointTooLargeError.__name__)  # the next one will be, too
         self._next_at = n_timesteps + self.every if is_too_large else 0
@@ -267,7 +268,7 @@ class ResumableCheckpoint(TrainingLifecycle):
         )
 
     def _encode(self) -> tuple[dict[str, Encoded], dict[str, np.ndarray]]:
-        """Encode the run, and what it takes to tell it from others and to make its model again."""
+        """Encode the run, what distinguishes it from others, and what it takes to make its model again."""
         run, arrays = encode_run(self.model, self._root, self._baseline)
         state = {"identity": self._identity, "schedules": self._schedules, "settings": encode_settings(self.model), "run": run}
         return {**state, "total_timesteps": total_as_json(self.model._total_timesteps)}, arrays
@@ -287,7 +288,7 @@ class ResumableCheckpoint(TrainingLifecycle):
 
 
 def _error_of(act: Callable[[], None]) -> str | None:
-    """Do something that must not end the run, whatever it raises, and describe the error."""
+    """Call a function that must not end the run, and describe the error if it raises one."""
     try:
         act()
     except Exception as error:

@@ -1,8 +1,8 @@
 """
-The state of callbacks: what has changed since ``learn()`` began. All else is what the script has given them.
+The state of callbacks: what has changed since ``learn()`` began. Everything else was set by the script.
 
-What has changed is found by fingerprints, taken when ``learn()`` begins and compared at each checkpoint. So a run may continue
-with other settings of a callback, such as another log folder, and still with what the callback had counted.
+Fingerprints computed when ``learn()`` begins are compared at each checkpoint. So a run may continue with other settings of a
+callback, such as another log folder, and still keep what the callback has counted.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from sb3_trpo.checkpoint.codecs.registry import CODECS
 from sb3_trpo.parallel.rollout_sync import RolloutSync
 
 FROM_OUTSIDE = frozenset(("model", "parent", "locals", "globals", "verbose"))
-"""Attributes of callbacks that are given to them and are no state of them."""
+"""Attributes that callbacks are given; they are not state."""
 ALWAYS_STATE = (VecEnv, gym.Env, np.random.Generator, np.random.RandomState, random.Random, th.Generator)
-"""Attributes of callbacks that are state even if they have not changed: they may differ at each start of a script."""
+"""Types of attributes that are state even if they have not changed: an unseeded generator differs at each start."""
 
 
 @dataclass
 class Baseline:
     """
-    What was there when ``learn()`` began; what differs from it at a checkpoint is state.
+    What was there when ``learn()`` began; whatever differs from it at a checkpoint is state.
 
     :param settings: fingerprint of each setting of the algorithm, with the setting itself if it is a function
-    :param callbacks: fingerprints of callbacks' attributes, by callback
-    :param file_paths: file paths among all attributes
+    :param callbacks: fingerprints of attributes, by name of the callback and of the attribute
+    :param file_paths: file paths among the attributes of environments, callbacks and the model
     """
 
     settings: dict[str, tuple[str, Any]] = field(default_factory=dict)
@@ -50,9 +50,9 @@ class Baseline:
 
 def fingerprint_settings(settings: dict[str, Any]) -> dict[str, tuple[str, Any]]:
     """
-    Take the fingerprints of settings.
+    Compute the fingerprints of settings.
 
-    Functions are not called, but compared by identity: they may be costly, or count their calls.
+    Functions are compared by identity and not called: they may be costly, or count their calls.
 
     :param settings: settings of an algorithm, by name
     :return: fingerprints by name, each with the setting itself if it is a function
@@ -67,7 +67,7 @@ def fingerprint_settings(settings: dict[str, Any]) -> dict[str, tuple[str, Any]]
 
 def changed_settings(settings: dict[str, Any], baseline: Baseline) -> list[str]:
     """
-    Name the settings that are not what they were when ``learn()`` began.
+    List the settings that are not what they were when ``learn()`` began.
 
     :param settings: settings of an algorithm, by name
     :param baseline: what was there when ``learn()`` began
@@ -79,14 +79,14 @@ def changed_settings(settings: dict[str, Any], baseline: Baseline) -> list[str]:
 
 
 def _is_same(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
-    # Functions are compared by ==, too, since a method is a new object each time that it is looked up.
+    # Functions are also compared by ==, since looking up a method makes a new object each time.
     is_same_function = one[1] is other[1] or (isinstance(one[1], FUNCTIONS) and one[1] == other[1])
     return one[0] == other[0] and is_same_function
 
 
 def fingerprint_callbacks(root: BaseCallback) -> dict[str, dict[str, str]]:
     """
-    Take the fingerprints of all callbacks' attributes.
+    Compute the fingerprints of all callbacks' attributes.
 
     :param root: the callback that calls all others
     :return: fingerprints by callback and attribute
@@ -122,10 +122,10 @@ def _attributes_of(callback: BaseCallback, key: str, file_paths: FilePaths) -> I
 
 def _encode_attribute(name: str, value: Any, path: str, file_paths: FilePaths) -> tuple[Encoded, Encoder]:
     """
-    Encode an attribute with all objects that belong to it, or without objects if one of them cannot be encoded.
+    Encode an attribute with all objects that belong to it, or without any object if one of them cannot be encoded.
 
-    A callback may hold anything, for instance figures, or a chain of objects longer than Python can follow: its counts and
-    lists are worth keeping all the same.
+    A callback may hold anything, such as figures, or a chain of objects longer than Python can follow. Its counts and lists
+    are still worth keeping.
     """
     encoder = Encoder(CODECS, file_paths=file_paths)
     try:
@@ -144,17 +144,17 @@ def encode_callbacks(root: BaseCallback, baseline: Baseline, encoder: Encoder) -
 
     :param root: the callback that calls all others
     :param baseline: what was there when ``learn()`` began
-    :param encoder: keeps the arrays
+    :param encoder: stores the arrays
     :return: JSON by callback
     """
     encoded: dict[str, Encoded] = {}
     common = encoder.empty(file_paths=baseline.file_paths)  # one for all callbacks, which may share objects
     for key, callback in named_callbacks(root):
         if has_own_state(callback):
-            own = callback.get_state()  # type: ignore[attr-defined]  # it has just been found
+            own = callback.get_state()  # type: ignore[attr-defined]  # has_own_state() has found it
             encoded[key] = {"own": encoder.encode(own, f"callbacks/{key}")}
             continue
-        before, state = baseline.callbacks.get(key, {}), {}  # neither callbacks nor attributes need have been there
+        before, state = baseline.callbacks.get(key, {}), {}  # a callback or an attribute may be new
         for name, attribute, part in _attributes_of(callback, key, baseline.file_paths):
             value = getattr(callback, name)
             if isinstance(value, ALWAYS_STATE) or fingerprint(attribute, part.arrays) != before.get(name):
@@ -168,11 +168,11 @@ def encode_callbacks(root: BaseCallback, baseline: Baseline, encoder: Encoder) -
 
 def decode_callbacks(root: BaseCallback, encoded: dict[str, Encoded], decoder: Decoder) -> None:
     """
-    Restore callbacks. One that cannot be restored does not stop the run.
+    Restore callbacks. A callback that cannot be restored does not stop the run.
 
     :param root: the callback that calls all others
     :param encoded: from :func:`encode_callbacks`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     """
     live = dict(named_callbacks(root))
     for key, each in encoded.items():
@@ -196,11 +196,11 @@ def _decode_own(callback: BaseCallback, encoded: Encoded, path: str, decoder: De
 
 def encode_attributes(owner: Any, path: str, encoder: Encoder, skip: Container[str]) -> dict[str, Encoded]:
     """
-    Encode an object's attributes, without the objects among them if these form a chain longer than Python can follow.
+    Encode an object's attributes; leave out all objects if they form a chain longer than Python can follow.
 
     :param owner: the object
     :param path: the object's path
-    :param encoder: keeps the arrays
+    :param encoder: stores the arrays
     :param skip: names of attributes to leave out
     :return: JSON by name
     """
@@ -216,12 +216,12 @@ def encode_attributes(owner: Any, path: str, encoder: Encoder, skip: Container[s
 
 def decode_attributes(owner: Any, encoded: dict[str, Encoded], path: str, decoder: Decoder, skip: Container[str]) -> None:
     """
-    Restore attributes one by one. One that cannot be restored does not stop the run.
+    Restore attributes one by one. An attribute that cannot be restored does not stop the run.
 
     :param owner: the object
     :param encoded: from :func:`encode_attributes`
     :param path: the object's path
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :param skip: names of attributes to leave alone
     """
     for name, each in encoded.items():

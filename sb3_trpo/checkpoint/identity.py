@@ -24,10 +24,10 @@ from sb3_trpo.checkpoint.worker_rpc import call
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
-"""Keywords of the constructor that are described otherwise, or that may differ from one start to the next."""
+"""Keywords of the constructor that are described elsewhere, or may differ from one start to the next."""
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
-"""Beginnings of the names of aspects that a model for evaluation must share with the run."""
+"""Prefixes of the aspects that a model for evaluation must share with the run."""
 LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "box2d", "box2d-py")
 IF_IMPORTED = {"ale-py": "ale_py", "box2d": "Box2D", "box2d-py": "Box2D"}
 """Libraries that matter only to runs that have imported them, with their modules."""
@@ -51,7 +51,7 @@ def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:
         **{name: _describe(value) for name, value in present_settings(model).items()},
         **{f"policy.{name}": f"{tensor.dtype} {[*tensor.shape]}" for name, tensor in model.policy.state_dict().items()},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described))  # as it is compared with one that has been read
+    plain: dict[str, Any] = json.loads(json.dumps(described))  # it is compared with one that has been through JSON
     return plain
 
 
@@ -70,7 +70,7 @@ def differences(saved: dict[str, Any], live: dict[str, Any]) -> list[str]:
 
 def present_settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
     """
-    Give the settings of an algorithm, as its constructor was given them or as they have been changed since.
+    Return the settings of an algorithm, as passed to its constructor or as changed since.
 
     :param model: a model, with the settings as attributes
     :return: settings by keyword
@@ -80,7 +80,7 @@ def present_settings(model: OnPolicyAlgorithm) -> dict[str, Any]:
 
 def settings_of(cls: type[Any]) -> list[str]:
     """
-    Name the settings that an algorithm's constructor takes, through all base classes that it passes keywords to.
+    List the settings that an algorithm's constructor accepts, including those that it passes on to base classes.
 
     :param cls: the algorithm's class
     :return: keywords
@@ -90,13 +90,13 @@ def settings_of(cls: type[Any]) -> list[str]:
         parameters = inspect.signature(constructor).parameters.values()
         names |= {each.name: None for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
         if not any(each.kind is each.VAR_KEYWORD for each in parameters):
-            break  # it passes on nothing but what it names
+            break  # it passes on no keywords but those it names
     return [name for name in names if name not in NOT_SETTINGS]
 
 
 def versions() -> dict[str, str]:
     """
-    Name what determines the bits of a result besides the run itself.
+    List what determines the bits of a result, besides the run itself.
 
     :return: versions of libraries, and the number of torch's threads, since sums are split among them
     """
@@ -130,7 +130,7 @@ def _describe_space(space: Any) -> str:
 
 
 def _describe(value: Any) -> Any:
-    """Describe a setting: numbers and texts by themselves, classes by name, a schedule by some of its values."""
+    """Describe a setting: numbers and strings as they are, classes by name, schedules by some of their values."""
     if isinstance(value, dict):
         return {str(key): _describe(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

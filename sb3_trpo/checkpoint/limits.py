@@ -1,4 +1,4 @@
-"""How large a checkpoint may be: what would not be read again is not written either."""
+"""The size limits of a checkpoint: what is too large to be read back is not written."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ REMEDY = (
 
 
 class CheckpointTooLargeError(ValueError):
-    """A checkpoint would not be read again."""
+    """A checkpoint is too large to be read back."""
 
 
 def require_arrays_fit(arrays: dict[str, np.ndarray]) -> None:
     """
-    Refuse arrays that would not be read again, before they are copied.
+    Refuse arrays that are too large to be read back, before they are copied.
 
     :param arrays: arrays by path
     :raises CheckpointTooLargeError: if they are too large, or too many
@@ -53,17 +53,17 @@ def require_arrays_fit(arrays: dict[str, np.ndarray]) -> None:
 
 def header_sizes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
     """
-    Bound from above the bytes in which safetensors lists arrays.
+    Compute an upper bound on the size of each array's entry in the header of safetensors.
 
     :param arrays: arrays by path
-    :return: bytes by path
+    :return: sizes in bytes, by path
     """
     return {path: len(path.encode()) + len(str(array.shape)) + ENTRY for path, array in arrays.items()}
 
 
 def require_state_fits(data: bytes, state: dict[str, Any]) -> None:
     """
-    Refuse a state that would not be read again.
+    Refuse a state that is too large to be read back.
 
     :param data: the bytes to write
     :param state: the JSON in them
@@ -81,14 +81,14 @@ def _require_size(name: str, size: int, sizes: Callable[[], dict[str, int]]) -> 
 
 
 def _sizes_of(state: Any) -> dict[str, int]:
-    """Give the bytes of all named parts of a state, by path."""
+    """Compute the sizes in bytes of all named parts of a state, by path."""
     if not isinstance(state, dict):
         return {"": len(json.dumps(state))}
     return {f"{name}/{path}".rstrip("/"): size for name, part in state.items() for path, size in _sizes_of(part).items()}
 
 
 def _largest_part(sizes: dict[str, int]) -> str:
-    """Name the innermost part that has more than half of all bytes."""
+    """Find the innermost part that has more than half of all bytes."""
     steps = [(path.split("/"), size) for path, size in sizes.items()]
     part: list[str] = []
     while True:

@@ -28,13 +28,13 @@ Model = TypeVar("Model", bound=OnPolicyAlgorithm)
 KNOWN_MODULES: tuple[ModuleType, ...] = (nn, optim, torch_layers, buffers)
 """Where classes that settings name are looked up; no module is imported because a checkpoint names it."""
 LARGEST_UNSEEN, LONGEST_ROLLOUT = 4096, 10**7
-"""Up to these, integers in a policy's settings and steps per rollout are accepted without evidence in the checkpoint."""
+"""Integers in a policy's settings and steps per rollout up to these are accepted without evidence in the checkpoint."""
 COUNTERS = ("num_timesteps", "_n_updates", "_n_iterations", "_n_rejected_steps", "_outcome_counts")
 
 
 def encode_settings(model: OnPolicyAlgorithm) -> dict[str, Encoded]:
     """
-    Encode an algorithm's settings, such that its model can be made again.
+    Encode an algorithm's settings, so that its model can be made again.
 
     :param model: a model, with the settings as attributes
     :return: JSON by keyword; a class by its name, a schedule by its present value
@@ -82,13 +82,13 @@ def _decode_setting(name: str, encoded: Encoded) -> Any:
 
 def load_model(cls: type[Model], path: Path, env: GymEnv, device: th.device | str, given: dict[str, Any]) -> Model:
     """
-    Make the model of a checkpoint.
+    Make a model from a checkpoint.
 
     :param cls: class of the algorithm
     :param path: folder of a run, or one of the checkpoints in it
     :param env: environment for the model
     :param device: device of the networks
-    :param given: settings that replace those in the checkpoint
+    :param given: keywords of the constructor; they replace the settings in the checkpoint
     :return: the model
     :raises ValueError: if there is no intact checkpoint, or it does not fit the environment
     """

@@ -1,4 +1,4 @@
-"""A run between two iterations: all that the rest of it depends on, encoded, and brought back."""
+"""Encode and restore a run between two iterations: everything that the rest of the run depends on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOT_STATE = frozenset(
 )
 """Attributes of a model that are settings, or belong to one call of ``learn()``."""
 OF_ENVS = ("_last_", "env", "_vec_normalize_env", "observation_space", "action_space")
-"""Beginnings of the names of a model's attributes that are environments, or belong to the present episodes."""
+"""Prefixes of a model's attributes that are environments, or belong to the present episodes."""
 STANDARD_BUFFER = frozenset(
     (
         *("observations", "actions", "rewards", "advantages", "returns", "episode_starts", "values", "log_probs"),
@@ -81,13 +81,13 @@ def encode_run(model: OnPolicyAlgorithm, root: BaseCallback, baseline: Baseline)
 
 def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, encoded: Encoded, arrays: dict[str, np.ndarray]) -> None:
     """
-    Bring a run to where it was.
+    Restore a run.
 
     :param model: a model that was made like the one that was encoded
     :param root: the callback that calls all others
     :param encoded: JSON from :func:`encode_run`
     :param arrays: arrays from there
-    :raises MismatchError: if policy, optimizer or environments cannot become what they were
+    :raises MismatchError: if policy, optimizer or environments do not fit
     """
     decoder = Decoder(CODECS, arrays)
     decode_logger(encoded["logger"], model.logger, "logger", decoder, encoded["model"]["num_timesteps"])
@@ -108,14 +108,14 @@ def restore_run(model: OnPolicyAlgorithm, root: BaseCallback, encoded: Encoded, 
         )
     if encoded["lost"] or failures:
         _restart_episodes(model, encoded["reset_seed"])
-    decode_global_generators(encoded["generators"], decoder)
+    decode_global_generators(encoded["generators"], decoder)  # last: anything above may draw from them
 
 
 def restore_on_other_ranks(
     model: OnPolicyAlgorithm, root: BaseCallback, encoded: Encoded, arrays: dict[str, np.ndarray], communicator: Communicator
 ) -> None:
     """
-    Continue the run of another number of ranks from its first rank's state, with new episodes and newly seeded generators.
+    Restore a run of another number of ranks from its first rank's state, with new episodes and newly seeded generators.
 
     :param model: a model that was made like the one that was encoded
     :param root: the callback that calls all others
@@ -144,7 +144,7 @@ def restore_policy(model: OnPolicyAlgorithm, encoded: Encoded, decoder: Decoder)
 
     :param model: the model
     :param encoded: JSON from :func:`encode_run`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :raises MismatchError: if they do not fit
     """
     decoder.decode(encoded["policy"], model.policy, "policy")
@@ -153,11 +153,11 @@ def restore_policy(model: OnPolicyAlgorithm, encoded: Encoded, decoder: Decoder)
 
 def restore_statistics(model: OnPolicyAlgorithm, encoded_env: Encoded, decoder: Decoder) -> None:
     """
-    Give the running statistics of the run's ``VecNormalize`` to the model's.
+    Copy the running statistics of the run's ``VecNormalize`` to the model's.
 
     :param model: the model
     :param encoded_env: JSON of the environment from :func:`encode_run`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :raises ValueError: if the run had a ``VecNormalize``, and the model's environment has none
     """
     live = model.get_vec_normalize_env()
@@ -179,7 +179,7 @@ def explain_lost(lost: dict[str, str]) -> str | None:
     Explain that environments cannot be restored.
 
     :param lost: class names of what cannot be encoded, by path
-    :return: a text that names the first; ``None`` if there is none
+    :return: a warning that names the first of them; ``None`` if there are none
     """
     if not lost:
         return None
@@ -197,8 +197,8 @@ def explain_unrestorable(paths: list[str]) -> str | None:
     """
     Explain that the run has changed file paths that no checkpoint restores.
 
-    :param paths: attributes that are such file paths
-    :return: a text; ``None`` if there are none
+    :param paths: paths of the attributes that hold such file paths
+    :return: a warning; ``None`` if there are none
     """
     if not paths:
         return None
@@ -214,7 +214,7 @@ def _skipped_of(model: OnPolicyAlgorithm) -> frozenset[str]:
 
 
 def _reset_seed(model: OnPolicyAlgorithm) -> int:
-    """Choose a seed for environments that cannot be restored, without drawing from a generator: that would change the run."""
+    """Choose a seed for environments that cannot be restored, without drawing from a generator, which would change the run."""
     seed = int(hashlib.sha256(f"{model.seed} {model.num_timesteps}".encode()).hexdigest()[:7], 16)
     return _seed_of_rank(seed, getattr(model, "_communicator", ALONE))
 
@@ -243,31 +243,31 @@ def _restart_episodes(model: OnPolicyAlgorithm, seed: int) -> None:
 
 def total_as_json(total: float) -> float | None:
     """
-    Give the total of a run as JSON, which has no infinity.
+    Convert the total of a run to JSON, which has no infinity.
 
     :param total: timesteps at which the run ends
-    :return: the same, ``None`` for a run without end
+    :return: the same, or ``None`` for a run without end
     """
     return total if math.isfinite(total) else None
 
 
 def describe_total(total: float | None) -> str:
     """
-    Describe a total.
+    Describe the total of a run.
 
     :param total: from :func:`total_as_json`
-    :return: a text
+    :return: such as ``"512 timesteps"``
     """
     return "infinity" if total is None else f"{total:,} timesteps"
 
 
 def describe_progress(n_timesteps: int, total: float) -> str:
     """
-    Describe how far a run is.
+    Describe the progress of a run.
 
     :param n_timesteps: timesteps so far
     :param total: timesteps at which the run ends
-    :return: a text
+    :return: such as ``"256 of 512 timesteps"``
     """
     return (
         f"{n_timesteps:,} of {total:,} timesteps"

@@ -2,7 +2,7 @@
 The folder of a run, with its checkpoints.
 
 If a run has several ranks, each keeps its own checkpoints in a subfolder: ``rank-0-of-4`` and so on. A run that continues with
-another number of ranks takes the checkpoint of the first one; the policy is the same on all.
+another number of ranks uses the first rank's checkpoint, since the policy is the same on all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sb3_trpo.parallel.communicator import ALONE, Communicator
 
 LOCK = "lock"
 UNFINISHED = ("writing-", "removing-")
-"""Beginnings of the names of folders that a killed process has left behind."""
+"""Prefixes of folders that a killed process has left behind."""
 FIRST_RANK = re.compile(r"rank-0-of-(\d{1,9})")
 
 
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """
-    Own a folder of checkpoints: create it, keep other processes out, remove what a killed one has left unfinished.
+    Own a folder of checkpoints: create it, lock it, and remove what a killed process has left unfinished.
 
     :param folder: folder of a run
     :raises OSError: if it cannot be created or written to
@@ -109,7 +109,7 @@ def keep_newest(newest: Path, keep: int) -> dict[Path, OSError]:
     """
     Remove all but the newest checkpoints. Those with more timesteps are broken, or the run would have continued from them.
 
-    A folder that cannot be removed does not keep others from being removed. The next call tries again.
+    If a folder cannot be removed, the others still are, and the next call tries again.
 
     :param newest: the checkpoint that has just been written
     :param keep: number of checkpoints that stay
@@ -159,11 +159,11 @@ def _errors_of(act: Callable[[Path], None], paths: Iterable[Path]) -> dict[Path,
 
 def folder_of_rank(folder: Path, communicator: Communicator) -> Path:
     """
-    Give the folder in which a rank keeps its checkpoints.
+    Return the folder in which a rank keeps its checkpoints.
 
     :param folder: folder of the run
-    :param communicator: knows the rank
-    :return: the folder of the run itself if there is one rank only
+    :param communicator: has the rank and the number of ranks
+    :return: the folder of the run itself if there is only one rank
     """
     return folder if communicator.size == 1 else folder / f"rank-{communicator.rank}-of-{communicator.size}"
 
@@ -199,7 +199,7 @@ def find(folder: Path, communicator: Communicator) -> Found | None:
 
 def newest_of_run(folder: Path) -> Checkpoint | None:
     """
-    Read the newest intact checkpoint of a run, that of the first rank if there were several.
+    Read the newest intact checkpoint of a run; that of the first rank if there were several.
 
     :param folder: folder of the run
     :return: the checkpoint, or ``None`` if there is none
@@ -210,7 +210,7 @@ def newest_of_run(folder: Path) -> Checkpoint | None:
 
 
 def _newest_on_all_ranks(folder: Path, communicator: Communicator) -> Checkpoint | None:
-    """Go through the checkpoints that every rank has, newest first, until one is intact everywhere."""
+    """Try the checkpoints that every rank has, newest first, until one is intact on all ranks."""
     if communicator.size == 1:
         return newest_intact(folder)
     of_ranks = communicator.gather_objects(checkpoints_in(folder))

@@ -11,9 +11,9 @@ QUARTERS = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Progress remaining at which a schedule's values are shown."""
 STEPS = 1000
 """
-Parts of the run at which two schedules are compared. If they pass as the same, they differ for less than a thousandth of the
-run at a stretch: for a single update or none in runs of up to a thousand. Even a schedule that takes a millisecond costs no
-more than a second, once at the start.
+Number of equal parts of the run at whose ends two schedules are compared. Two that agree there differ for less than a
+thousandth of the run at a stretch: for at most one update in runs of up to a thousand. A schedule that takes a millisecond to
+evaluate costs a second, once at the start.
 """
 DIGITS = 9
 """Significant digits that are compared: an exponential's last bits differ between systems; deliberate changes are larger."""
@@ -21,7 +21,7 @@ DIGITS = 9
 
 def quarters(setting: Any) -> list[float] | None:
     """
-    Give a schedule's values at each quarter of the run.
+    Compute a schedule's values at each quarter of the run.
 
     :param setting: a setting of an algorithm
     :return: five values; ``None`` if it is no schedule, or has no value at one of the quarters
@@ -36,7 +36,7 @@ def quarters(setting: Any) -> list[float] | None:
 
 def present_value(setting: Any, progress_remaining: float) -> float | None:
     """
-    Give a schedule's value.
+    Compute a schedule's value.
 
     :param setting: a setting of an algorithm
     :param progress_remaining: from 1 to 0
@@ -102,7 +102,7 @@ def _copy_of(schedule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _callables(value: Any, name: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Find what can be called among settings, in containers too."""
+    """Find everything callable among settings, also in containers."""
     if isinstance(value, dict):
         for key, each in value.items():
             yield from _callables(each, f"{name}.{key}" if name else str(key))

@@ -17,10 +17,10 @@ from sb3_trpo.parallel.vec_env_layers import layers_of
 
 class StopRequest:
     """
-    Listens for signals while it is entered; the previous handlers are installed again afterwards.
+    Listens for signals while it is entered, and restores the previous handlers afterwards.
 
-    It reacts even to signals that were ignored before, as in a shell script's background jobs: whoever sends one wants the
-    run to end properly. A second SIGINT has its usual effect at once: whoever presses Ctrl-C twice means it. If SIGINT was
+    It also reacts to signals that were ignored before, as in a shell script's background jobs: the sender wants the run to end
+    properly. A second SIGINT has its usual effect at once, since a user who presses Ctrl-C twice means it. If SIGINT was
     ignored before, the second one raises ``KeyboardInterrupt``.
 
     :param vec_envs: vectorised environments; signals must not end their workers
@@ -35,7 +35,7 @@ class StopRequest:
         """Name of the first signal."""
 
     def __enter__(self) -> StopRequest:
-        """Listen, if this is the main thread; Python allows it in no other."""
+        """Listen, if this is the main thread; Python does not allow it in any other."""
         if threading.current_thread() is not threading.main_thread():
             warnings.warn(
                 "ResumableCheckpoint(on_signal=True) can listen for signals in the main thread only; learn() runs in another.",
@@ -59,7 +59,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         previous = self._handlers[number]
-        if os.getpid() != self._owner:  # a process that was forked meanwhile; it has nothing to save
+        if os.getpid() != self._owner:  # a child that was forked meanwhile has nothing to save
             _hand_on(number, previous)
         elif self.received is not None and number == signal.SIGINT:
             _hand_on(number, signal.default_int_handler if previous == signal.SIG_IGN else previous)
@@ -67,6 +67,6 @@ class StopRequest:
 
 
 def _hand_on(number: int, handler: Handler) -> None:
-    """Let another handler have this signal and all later ones."""
+    """Pass this signal and all later ones to another handler."""
     install_again(number, handler)
     os.kill(os.getpid(), number)

@@ -1,5 +1,5 @@
 """
-A checkpoint on disk: a folder that is written whole or not at all, and read only if every byte is as it was written.
+A checkpoint on disk: a folder that is written as a whole or not at all, and read only if every byte is unchanged.
 
     checkpoint-000000051200/
         manifest.json         format, library versions, size and SHA-256 of each file, and SHA-256 of the manifest itself
@@ -29,14 +29,14 @@ import safetensors.numpy
 from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST, MANIFEST, STATE, require_arrays_fit, require_state_fits
 
 FORMAT = 1
-"""To be raised when an older version of this package could not read what is written."""
+"""Increase it when older versions of this package can no longer read what is written."""
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors which mean that a file is not there. Any other may be temporary, and does not mean that the checkpoint is broken."""
 NAME = re.compile(r"checkpoint-(\d{1,18})")
 
 
 class BrokenCheckpointError(ValueError):
-    """A checkpoint is not as it was written."""
+    """A checkpoint has changed since it was written."""
 
 
 class NewerFormatError(ValueError):
@@ -63,10 +63,10 @@ class Checkpoint(NamedTuple):
 
 def name_of(n_timesteps: int) -> str:
     """
-    Name a checkpoint.
+    Return the name of a checkpoint.
 
-    :param n_timesteps: timesteps of the run
-    :return: name of its folder
+    :param n_timesteps: timesteps of the run when it is made
+    :return: name of the checkpoint's folder
     """
     return f"checkpoint-{n_timesteps:012d}"
 
@@ -89,13 +89,13 @@ def write(
 
     :param folder: folder of the run
     :param n_timesteps: timesteps of the run
-    :param versions: versions of libraries
+    :param versions: versions of libraries, by name
     :param state: JSON
     :param arrays: arrays by path
     :return: the checkpoint's folder
     :raises CheckpointTooLargeError: if it would be too large to be read
-    :raises OSError: if the disk is full, for instance. Nothing is left of the attempt, unless syncing the folder's list of
-        names is all that failed
+    :raises OSError: if the disk is full, for instance. Nothing is left of the attempt, unless only the sync of the folder
+        itself failed
     """
     require_arrays_fit(arrays)
     contents = {STATE: _to_json(state)}
@@ -111,10 +111,10 @@ def write(
             _write_file(unfinished / name, data)
         _sync_folder(unfinished)
         if target.exists():  # it is broken, or the run would have continued from it
-            shutil.rmtree(set_aside(target), ignore_errors=True)  # what is left goes with older checkpoints
+            shutil.rmtree(set_aside(target), ignore_errors=True)  # what remains is removed with older checkpoints
         unfinished.rename(target)
         _sync_folder(folder)
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt as well
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return target
@@ -126,7 +126,7 @@ def read(path: Path) -> Checkpoint:
 
     :param path: its folder
     :return: the checkpoint
-    :raises BrokenCheckpointError: if a single byte is not as it was written
+    :raises BrokenCheckpointError: if a single byte has changed
     :raises NewerFormatError: if a later version of this package wrote it
     :raises OSError: if the disk cannot be read
     """
@@ -141,7 +141,7 @@ def read(path: Path) -> Checkpoint:
         state, arrays = _require_dict(json.loads(data[STATE])), safetensors.numpy.load(data[ARRAYS])
         n_timesteps = manifest["timesteps"]
         if type(n_timesteps) is not int or n_timesteps < 0 or manifest["format"] < 1:
-            raise ValueError(f"{MANIFEST} does not say which format it has and how far the run was")
+            raise ValueError(f"{MANIFEST} has no valid format or number of timesteps")
         return Checkpoint(path, n_timesteps, _require_dict(manifest["versions"]), state, arrays)
     except NewerFormatError:
         raise
@@ -151,7 +151,7 @@ def read(path: Path) -> Checkpoint:
 
 def set_aside(path: Path) -> Path:
     """
-    Give a checkpoint another name before it is removed: half of one must not look like a whole one.
+    Rename a checkpoint before it is removed: half of one must not look like a whole one.
 
     :param path: its folder
     :return: the folder under its new name
@@ -162,9 +162,9 @@ def set_aside(path: Path) -> Path:
 
 def unused_path(path: Path) -> Path:
     """
-    Find a path at which there is nothing.
+    Find a path that is not in use.
 
-    :param path: the path to use, unless a folder that could not be removed is there
+    :param path: the preferred path; a folder that could not be removed may be there
     :return: the path, or one with a number appended
     """
     others = (path.with_name(f"{path.name}-{number}") for number in count(2))
@@ -176,12 +176,12 @@ def _to_json(content: Any) -> bytes:
 
 
 def _seal(manifest: dict[str, Any]) -> bytes:
-    """Write a manifest with its own digest."""
+    """Encode a manifest together with its digest."""
     return _to_json({**manifest, "sha256": hashlib.sha256(_to_json(manifest)).hexdigest()})
 
 
 def _unseal(data: bytes) -> dict[str, Any]:
-    """Read a manifest; written again, it must be the same to the last byte, so that nothing can be in it twice."""
+    """Decode a manifest; encoded again, it must be the same to the last byte, so that no key can occur twice."""
     manifest: dict[str, Any] = _require_dict(json.loads(data))
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     if _seal(content) != data:
@@ -203,7 +203,7 @@ def _read_verified(path: Path, expected: dict[str, Any]) -> bytes:
 
 
 def _read_file(path: Path) -> bytes:
-    """Read a regular file of a plausible size; a link could lead anywhere, and a pipe would be waited for."""
+    """Read a regular file of a plausible size; a link could lead anywhere, and reading a pipe would block."""
     info = path.lstat()
     if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST[path.name]:
         raise ValueError(f"{path.name} is not a file of at most {LARGEST[path.name]} bytes")
@@ -219,9 +219,9 @@ def _write_file(path: Path, data: bytes) -> None:
 
 def _sync_folder(path: Path) -> None:
     """
-    Bring a folder's list of names to the disk, where the system can.
+    Flush a folder's entries to the disk, where the system supports it.
 
-    Syncing a file does not: after a power failure the new name could be there without the file, or the file without its name.
+    Syncing a file does not flush its name: after a power failure, either could be there without the other.
     """
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)

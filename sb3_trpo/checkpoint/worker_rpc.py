@@ -1,4 +1,4 @@
-"""Calls in the worker processes of a ``SubprocVecEnv``, and what is called there about signals."""
+"""Calls in the worker processes of a ``SubprocVecEnv``, and the functions called there to handle signals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER = "_answer_to_checkpoint"
 CANNOT_BE_CALLED = (
     "is a bare env in a worker process; wrapped in SB3's Monitor, as make_vec_env does, its state could be saved"
 )
-"""Result of a call in a worker that does not run it."""
+"""Result of a call that the worker did not run."""
 SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 """Those of batch systems and keyboards; SLURM sends SIGUSR1 if asked to by ``--signal``. Not every system has all."""
 SIGNALS = tuple(getattr(signal, name) for name in SIGNAL_NAMES if hasattr(signal, name))
@@ -51,14 +51,14 @@ class _Call:
 
 def call(vec_env: VecEnv, index: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """
-    Call a function with one of the environments, wherever it lives.
+    Call a function with one of the environments, in this process or in a worker.
 
     :param vec_env: a ``DummyVecEnv`` or ``SubprocVecEnv``
     :param index: index of the environment
     :param function: a function that the worker can import
     :param arguments: further arguments
-    :return: what the function returned; :data:`CANNOT_BE_CALLED` if the worker did not run it, since SB3 looks at wrappers
-        only
+    :return: what the function returned; :data:`CANNOT_BE_CALLED` if the worker did not run it, because SB3
+        checks wrappers only
     :raises MismatchError: if the function failed in a worker
     """
     if isinstance(vec_env, DummyVecEnv):
@@ -90,7 +90,7 @@ _previous_handlers: dict[int, Handler] = {}
 
 def ignore_signals(env: Any) -> None:
     """
-    Ignore signals in a worker: a terminal sends Ctrl-C to all processes, but the run needs its workers until it has ended.
+    Ignore signals in a worker: a terminal sends Ctrl-C to all processes, but the run needs its workers until it ends.
 
     :param env: the worker's environment
     """
@@ -100,7 +100,7 @@ def ignore_signals(env: Any) -> None:
 
 def stop_ignoring_signals(env: Any) -> None:
     """
-    Install a worker's previous signal handlers again.
+    Restore a worker's previous signal handlers.
 
     :param env: the worker's environment
     """
@@ -111,11 +111,11 @@ def stop_ignoring_signals(env: Any) -> None:
 
 def install_again(number: int, handler: Handler) -> None:
     """
-    Install a signal handler that was there before.
+    Restore a previous signal handler.
 
     :param number: number of the signal
-    :param handler: what ``signal.signal`` returned; ``None`` for a handler that was not installed from Python, and which
-        Python cannot install
+    :param handler: what ``signal.signal`` returned; ``None`` for one that was not installed from Python, which Python
+        cannot install
     """
     if handler is None:
         handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL  # Python's own

@@ -2,7 +2,7 @@
 Switching off the argument checks of torch's distributions.
 
 torch has one switch for the whole process, ``Distribution.set_default_validate_args``. Here it is off in some threads only,
-so that training in one thread does not switch off the checks of another.
+so that training in one thread does not switch off the checks in another.
 """
 
 from __future__ import annotations
@@ -53,6 +53,6 @@ def unvalidated() -> Iterator[None]:
     finally:
         with _SWITCHING:
             switch.threads[thread] -= 1
-            switch.threads += Counter()  # drops threads whose count is 0
-            if not switch.threads and default_validate_args() is switch:  # else someone has set it in the meantime
+            switch.threads += Counter()  # drops threads with a count of 0
+            if not switch.threads and default_validate_args() is switch:  # unless someone has set it in the meantime
                 set_default_validate_args(switch.before)

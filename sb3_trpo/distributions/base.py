@@ -2,13 +2,13 @@ r"""
 What the trust region and the rollout need to know about one kind of action distribution.
 
 SB3's ``Distribution`` already has ``log_prob``, ``entropy``, ``sample`` and ``mode``. A :class:`DistributionKind` adds what
-SB3 lacks: the parameters z as tensors, the joint KL divergence and the Fisher metric. These three suffice to train. A kind
+SB3 lacks: the parameters z as tensors, the joint KL divergence and the Fisher metric. These three are enough to train. A kind
 may also have a :class:`Head`, which computes z from the output of a plain network. With a head, Fisher products need no
-autograd graph, and rollouts are collected by the fast loop.
+autograd graph, and the fast loop collects the rollouts.
 
 =======  =========================================================================
 output   what the last layer of the actor returns, ``(n_states, n_outputs)``
-psi      parameters of the head, beside the layers: a standard deviation, or none
+psi      parameters of the head itself: a standard deviation, or none
 z        parameters of the distribution at a state, a function of both
 M        the Fisher metric, the Hessian of KL(old || .) in z
 u        a cotangent of z
@@ -36,9 +36,9 @@ NAN_ADVICE = (
 
 class DistributionKind(ABC):
     """
-    One kind of action distribution. All quantities are those of the joint action: sums over its dimensions.
+    One kind of action distribution. All quantities are for the joint action: sums over its dimensions.
 
-    An instance has no state. It is listed in ``registry.py``, or in the class attribute ``distribution_kinds`` of an
+    Instances have no state. They are listed in ``registry.py``, or in the class attribute ``distribution_kinds`` of an
     algorithm::
 
         class MyTRPO(TRPO):
@@ -46,7 +46,7 @@ class DistributionKind(ABC):
     """
 
     distributions: ClassVar[tuple[type[Distribution], ...]]
-    """The SB3 distributions of this kind; their subclasses are of this kind too, unless another kind lists them."""
+    """The SB3 distributions of this kind. Their subclasses belong to it too, unless another kind lists them."""
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy,)
     """
     The policy classes that compute their distribution as :meth:`head` describes it.
@@ -78,8 +78,8 @@ class DistributionKind(ABC):
         """
         Build ``dz -> M dz``.
 
-        :param z: where to take the metric
-        :return: the product, a tensor for each in ``z``
+        :param z: the parameters at which to take the metric
+        :return: the product, which returns a tensor like each of ``z``
         """
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
@@ -96,7 +96,7 @@ class DistributionKind(ABC):
         Measure what only policies of this kind have.
 
         :param policy: any policy
-        :return: values by name, logged as ``train/<name>``; empty if the policy has nothing of the kind
+        :return: values by name, logged as ``train/<name>``; empty for policies of other kinds
         """
         return {}
 
@@ -106,7 +106,7 @@ class Head(ABC):
 
     @property
     def parameters(self) -> list[th.Tensor]:
-        """Psi: the tensors that the distribution depends on beside the layers."""
+        """Psi: the tensors besides the layers' that the distribution depends on."""
         return []
 
     def with_parameters(self, parameters: Sequence[th.Tensor]) -> Head:
@@ -121,18 +121,18 @@ class Head(ABC):
     @abstractmethod
     def distribution(self, output: th.Tensor) -> Distribution:
         """
-        Build the action distribution, with the bits of the policy's own method.
+        Build the action distribution, bit for bit as the policy's own method does.
 
         :param output: shape ``(n_states, n_outputs)``
-        :return: the distribution; it may be the same object at each call
+        :return: the distribution, possibly the same object at each call
         """
 
     @abstractmethod
     def linearise(self, output: th.Tensor) -> HeadLinearisation:
         """
-        Differentiate z in output and psi.
+        Differentiate z with respect to output and psi.
 
-        :param output: where, shape ``(n_states, n_outputs)``
+        :param output: the output at which to differentiate, shape ``(n_states, n_outputs)``
         :return: the products with the derivative. They may ignore a shift of z that the Fisher metric maps to 0
         """
 
@@ -162,8 +162,7 @@ class Sampler(Protocol):
     """
     Samples actions as SB3's distribution does: the same bits from the same generator, with less overhead.
 
-    There are two steps because the second may have to be repeated: NumPy raises on a harmless underflow if the user asked it
-    to.
+    There are two steps so that the second can be repeated: NumPy raises on a harmless underflow if the user asked it to.
     """
 
     def draw(self) -> None:
@@ -178,6 +177,6 @@ class Sampler(Protocol):
         """
         Compute the actions from the numbers drawn, without changing any state.
 
-        :return: a new array of shape ``(n_envs, n_dimensions)``, or any that reshapes to it
+        :return: a new array of shape ``(n_envs, n_dimensions)``, or of any shape that reshapes to it
         """
         ...

@@ -39,7 +39,7 @@ class Bernoulli(DistributionKind):
         return lambda dz: (variance * dz[0],)
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Describe SB3's distribution, but not its subclasses."""
+        """Describe SB3's distribution, but not subclasses, which may compute anything."""
         action_dist = policy.action_dist
         return BernoulliHead(action_dist) if type(action_dist) is BernoulliDistribution else None
 
@@ -49,7 +49,7 @@ class BernoulliHead(Head):
     """
     The output holds the logits.
 
-    :param action_dist: the policy's own
+    :param action_dist: the policy's distribution object
     """
 
     action_dist: BernoulliDistribution

@@ -41,7 +41,7 @@ class Categorical(DistributionKind):
         return metric
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Describe SB3's two distributions, but not their subclasses."""
+        """Describe SB3's two distributions, but not subclasses, which may compute anything."""
         action_dist = policy.action_dist
         if type(action_dist) is CategoricalDistribution:
             return CategoricalHead(action_dist, (action_dist.action_dim,))
@@ -68,9 +68,9 @@ def relative_entropy(old_log: th.Tensor, new_log: th.Tensor) -> th.Tensor:
 @dataclass(frozen=True)
 class CategoricalHead(Head):
     """
-    The output holds the logits of all choices, side by side.
+    The output holds the logits of all choices, one after another.
 
-    :param action_dist: the policy's own
+    :param action_dist: the policy's distribution object
     :param n_options: number of options of each choice
     """
 
@@ -85,7 +85,7 @@ class CategoricalHead(Head):
         """
         Split the logits by choice.
 
-        Normalising them subtracts the same number from all logits of a choice, which the metric maps to 0: it is left out.
+        Their normalisation is left out: it subtracts the same number from all logits of a choice, which the metric maps to 0.
         """
 
         def jvp(d_output: th.Tensor, d_parameters: Sequence[th.Tensor]) -> Outputs:
@@ -104,9 +104,9 @@ class CategoricalHead(Head):
 
 class ExponentialRace:
     """
-    Samples one choice as ``th.multinomial`` does, without its many checks of arguments, which take longer than that.
+    Samples one choice as ``th.multinomial`` does, without its argument checks, which take longer than the sampling.
 
-    Option i rings after an exponential time of rate ``p_i``, and the first to ring is chosen.
+    Every option gets an exponential time with rate ``p_i``; the option with the shortest time is chosen.
 
     :param logits: buffer of the actor's output, or a part of it, shape ``(n_envs, n_options)``
     """
@@ -116,12 +116,12 @@ class ExponentialRace:
         self._times, self._logits = self._clocks.numpy(), logits.numpy()
 
     def draw(self) -> None:
-        """Draw times of rate 1."""
+        """Draw times with rate 1."""
         self._clocks.exponential_()
 
     def actions(self) -> np.ndarray:
-        """Find the smallest ``time / p``, shape ``(n_envs,)``, by logarithms."""
-        shifted = self._logits - self._logits.max(axis=-1, keepdims=True)  # a common offset would cost digits
+        """Find the smallest ``time / p``, shape ``(n_envs,)``: the largest ``log p - log time``."""
+        shifted = self._logits - self._logits.max(axis=-1, keepdims=True)  # a large common offset would cost digits
         choices: np.ndarray = (shifted - np.log(self._times)).argmax(axis=-1)
         return choices
 
@@ -142,5 +142,5 @@ class SeveralRaces:
             race.draw()
 
     def actions(self) -> np.ndarray:
-        """Put the choices side by side, shape ``(n_envs, n_choices)``."""
+        """Stack the choices, shape ``(n_envs, n_choices)``."""
         return np.stack([race.actions() for race in self._races], axis=1)

@@ -64,7 +64,7 @@ class GaussianHead(Head):
     """
     The mean is the output, and the standard deviation is ``exp(log_std)`` at every state.
 
-    :param action_dist: the policy's own
+    :param action_dist: the policy's distribution object
     :param log_std: psi, shape ``(n_actions,)`` or ``(n_states, n_actions)``
     """
 
@@ -121,12 +121,13 @@ class GaussianSampler:
         self._compute_std()
 
     def _compute_std(self) -> None:
-        """Take the exponential by torch: NumPy's may differ in the last bit."""
+        """Compute the exponential with torch: NumPy's may differ in the last bit."""
         self._log_std_of_std = self._log_std_array.copy()
         self._std = self._log_std.exp().numpy()
 
     def draw(self) -> None:
-        """Draw standard normal noise. A callback may have changed ``log_std`` since, unnoticed by torch."""
+        """Draw standard normal noise."""
+        # A callback may have written to log_std.data, which no version counter shows: compare the numbers themselves.
         if not (self._log_std_array == self._log_std_of_std).all():
             self._compute_std()
             if np.isnan(self._std).any():

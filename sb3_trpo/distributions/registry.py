@@ -1,4 +1,4 @@
-"""The list of known kinds of distributions, and how a distribution finds its kind in such a list."""
+"""The list of known kinds of distributions, and finding the kind of a distribution in a list."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli
 
 def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> DistributionKind | None:
     """
-    Find the kind that lists the class of a distribution, or else the nearest base class of it.
+    Find the kind that lists the class of a distribution, or else its nearest base class.
 
     :param distribution: an SB3 distribution
-    :param kinds: where to look; if two list the same class, the later one counts
+    :param kinds: the kinds to look through; if two list the same class, the later one counts
     :return: the kind, ``None`` if there is none
     """
     by_class = {listed: kind for kind in kinds for listed in kind.distributions}
@@ -33,7 +33,7 @@ def kind_of(distribution: object, kinds: Sequence[DistributionKind]) -> Distribu
     Find the kind of a distribution, which must be known.
 
     :param distribution: an SB3 distribution
-    :param kinds: where to look
+    :param kinds: the kinds to look through
     :return: the kind
     :raises TypeError: if neither its class nor any base class is listed, with what to do about it
     """

@@ -30,9 +30,9 @@ class Activation(NamedTuple):
     An activation and its slope.
 
     :param function: ``a -> h`` by torch, with the bits of the module; may overwrite a if the slope is computed from h
-    :param times_slope: ``(d, a or h) -> d * slope``
-    :param slope_from_input: whether the slope is computed from a, rather than from h
-    :param fast: ``(a, out) -> None``, where another library is faster on a CPU; the same up to rounding
+    :param times_slope: ``(d, a) -> d * slope``, or ``(d, h) -> d * slope``
+    :param slope_from_input: whether ``times_slope`` takes a rather than h
+    :param fast: ``(a, out) -> None`` on a CPU, by a library that is faster than torch; equal to ``function`` up to rounding
     """
 
     function: Callable[[th.Tensor], th.Tensor]
@@ -42,8 +42,8 @@ class Activation(NamedTuple):
 
 
 def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
-    """Compute tanh by NumPy, which takes a fifth of torch's time on some machines; tiny intermediate results may underflow."""
-    with np.errstate(under="ignore"):
+    """Compute tanh by NumPy, which takes a fifth of torch's time on some machines."""
+    with np.errstate(under="ignore"):  # intermediate results underflow harmlessly, but users may let NumPy raise on that
         np.tanh(a, out=out)
 
 
@@ -69,4 +69,4 @@ ACTIVATIONS: dict[type[nn.Module], Callable[..., Activation]] = {
         slope_from_input=True,
     ),
 }
-"""Makes the activation of a module, by the module's exact type: a subclass may compute anything."""
+"""Makes the activation from a module, by the module's exact type: a subclass may compute anything."""

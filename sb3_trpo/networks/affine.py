@@ -1,7 +1,7 @@
 """
 Affine maps ``a = W x + b`` with their derivatives: dense layers and convolutions. Symbols are those of ``stack.py``.
 
-The derivatives take x, W and delta, the cotangent of a, from the caller: a map holds no tensor.
+The derivatives take x, W and delta, the cotangent of a, as arguments: a map holds no tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _conv2d_input: Callable[..., th.Tensor] = grad.conv2d_input
 _conv2d_weight: Callable[..., th.Tensor] = grad.conv2d_weight
 
 NARROW = 20
-"""Outputs below which W goes to the left of a product: measured with MKL on 2,048 rows; one output makes no difference."""
+"""Number of outputs below which W goes to the left of a product; measured with MKL on 2,048 rows."""
 
 
 class Affine(Protocol):
@@ -52,7 +52,7 @@ class Dense:
     """
     ``nn.Linear``, on inputs flattened to ``(n, n_features)``.
 
-    BLAS takes between a sixth and half of the time for a product with its narrow factor on the left; see ``NARROW``.
+    BLAS takes between a sixth and half of the time if the narrow factor is on the left of a product; see ``NARROW``.
     """
 
     def __call__(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
@@ -78,7 +78,7 @@ class Dense:
     def vjp_weight(self, delta: th.Tensor, x: th.Tensor, out: th.Tensor) -> None:
         """Differentiate in W."""
         x = x.flatten(1)
-        if x.shape[1] < delta.shape[1]:
+        if x.shape[1] < delta.shape[1]:  # the narrow factor on the left here too, even at the price of a copy
             out.copy_(x.t().mm(delta).t())
         else:
             th.mm(delta.t(), x, out=out)
@@ -89,7 +89,7 @@ class Dense:
 
 
 def _is_narrow(weight: th.Tensor) -> bool:
-    """Check whether a layer's output is so much narrower than its input that W should be on the left."""
+    """Check whether W should be on the left: for a single output it makes no difference."""
     return 1 < len(weight) < min(NARROW, weight.shape[1])
 
 

@@ -1,13 +1,13 @@
 """
 Recurrent layers that can be differentiated twice: the one place that knows what cuDNN cannot do.
 
-The Fisher products of a policy run by autograd need second derivatives. cuDNN's recurrent kernels have none, no forward
-mode, and in evaluation mode, in which a policy is updated, not even a first derivative. So, on any device:
+Fisher products by autograd need second derivatives. cuDNN's recurrent kernels have neither those nor a forward mode. In
+evaluation mode, in which a policy is updated, they have not even a first derivative. So, on any device:
 
 ==============================  ====================================================================================
 plain LSTM                      ``lstm.py``: fused kernels, which cuDNN may provide, and a formula for ``J v``
 GRU, RNN, any other LSTM        without cuDNN, by kernels that autograd differentiates twice
-convolutions, everything else   as they are
+convolutions, everything else   unchanged
 ==============================  ====================================================================================
 """
 
@@ -27,9 +27,9 @@ from sb3_trpo.networks.lstm import is_supported, linearisable_lstm
 
 class CudnnSwitch:
     """
-    Turns cuDNN off while any thread needs that: torch has one switch for the whole process.
+    Turns cuDNN off while any thread needs it off: torch has one switch for the whole process.
 
-    Layers that other threads run meanwhile do without cuDNN as well. That changes their rounding and time, nothing else.
+    Layers that other threads run in the meantime do without cuDNN as well. That changes their rounding and speed only.
     """
 
     def __init__(self) -> None:
@@ -69,9 +69,9 @@ def without_cudnn(device: th.device) -> AbstractContextManager[None]:
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
     """
-    Make recurrent layers twice differentiable inside a block, as the table above says.
+    Make recurrent layers twice differentiable inside a block, by the table above.
 
-    :param module: the policy, or whatever else runs inside
+    :param module: the module that runs inside, usually a policy
     """
     with ExitStack() as stack:
         for layer in module.modules():
@@ -83,8 +83,8 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
 
 def _lstm_forward(layer: nn.LSTM, forward: Callable[..., Any], input: Any, hx: Any = None) -> Any:  # noqa: A002  # as in torch
-    """Compute a plain LSTM by our formula where it applies and a derivative may be asked for."""
-    if not th.is_grad_enabled():
+    """Compute a plain LSTM by our formula where it applies and a derivative may be needed."""
+    if not th.is_grad_enabled():  # the layer's own kernel is the fastest
         return forward(input, hx)
     if not isinstance(input, th.Tensor) or input.dim() != 3:  # a packed sequence, or one without a batch dimension
         return _forward_without_cudnn(layer, forward, input, hx)
@@ -92,13 +92,14 @@ def _lstm_forward(layer: nn.LSTM, forward: Callable[..., Any], input: Any, hx: A
 
 
 def _forward_without_cudnn(layer: nn.Module, forward: Callable[..., Any], *inputs: Any, **keywords: Any) -> Any:
+    """Compute a layer by its ``forward`` with cuDNN off."""
     with without_cudnn(next(layer.parameters()).device):
         return forward(*inputs, **keywords)
 
 
 @contextmanager
 def _replaced_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a layer's ``forward`` inside a block. The instance's own attributes are restored, patched methods included."""
+    """Replace a layer's ``forward`` inside a block, then restore the instance as it was: a user may have patched it."""
     before = vars(layer).get("forward")
     vars(layer)["forward"] = forward
     try:

@@ -1,11 +1,11 @@
 r"""
-LSTM layers (Hochreiter & Schmidhuber 1997, with forget gates) whose ``J v`` costs about as much as a forward pass.
+LSTM layers (Hochreiter & Schmidhuber 1997, with forget gates) with a ``J v`` that costs about as much as a forward pass.
 
-``linearise`` in ``numerics/gauss_newton.py`` differentiates ``J^T u`` a second time. The fused LSTM kernels compute the
-layer and ``J^T u``, but cuDNN's has no second derivative, and oneDNN's builds the gradients of all weights again for every
-time step: 1 GiB for 1,000 steps of 256 units. But ``linearise`` differentiates ``J^T u`` only with respect to u, which gives
-``J v``. Here ``J v`` is written as the recurrence below and registered with autograd as that derivative; everything else is
-left to the fused kernels.
+``linearise`` in ``numerics/gauss_newton.py`` differentiates ``J^T u``. The fused LSTM kernels compute the layer and
+``J^T u``, but cuDNN's cannot be differentiated again, and oneDNN's then allocates the gradients of all weights for every
+time step: 1 GiB for 1,000 steps of 256 units. Since ``J^T u`` is linear in u, and ``linearise`` differentiates it with
+respect to u alone, ``J v`` is the only derivative needed. Here it is written as the recurrence below and registered with
+autograd. Everything else is left to the fused kernels.
 
 ==============  ============================================================================================
 x, h, c         input, output and cell state, ``(n_steps, n_sequences, n)``; h_0 and c_0 come before step 1
@@ -23,7 +23,8 @@ The tangents follow the same recurrence, linearised at the values of the forward
     dc_t = g i(1-i) da_i + c_{t-1} f(1-f) da_f + i(1-g^2) da_g + f dc_{t-1}
     dh_t = tanh(c_t) o(1-o) da_o + o(1-tanh(c_t)^2) dc_t
 
-Only ``R dh_{t-1}`` needs the step before, so a step costs one product with R; all else is computed for all steps at once.
+Only ``R dh_{t-1}`` needs the previous step, so a step costs one product with R. Everything else is computed for all steps at
+once.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class LayerRun:
     """
 
     def __init__(self, inputs: tuple[th.Tensor, ...]) -> None:
-        # A small graph of its own, from detached inputs: the fused kernel's backward pass is needed, but not as part of the
-        # graph that linearise() differentiates twice.
+        # From detached inputs, in a graph apart: the fused kernel's backward pass is needed for J^T u, but must not be part of
+        # the graph that linearise() differentiates twice.
         self._inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
         x, h_0, c_0, *weights = self._inputs
         with th.enable_grad():
@@ -77,8 +78,8 @@ class LayerRun:
         """
         Return all h and the last c, without a graph.
 
-        These are new tensors: autograd gives them a reference to this object, so a reference back would be a cycle, which
-        keeps the memory until the garbage collector runs.
+        They are new tensors, because autograd makes the outputs refer to this object. A reference back would make a cycle,
+        which keeps its memory until the garbage collector runs.
         """
         return self._h.detach(), self._c.detach()
 
@@ -99,13 +100,13 @@ class LayerRun:
     @cached_property
     @th.no_grad()
     def _slopes(self) -> Slopes:
-        """Compute the gates again from the h already known, all steps at once: the fused kernel does not return them."""
+        """Recompute the gates, which the fused kernel does not return, from its h: all steps at once."""
         x, h_0, c_0, w, r, *biases = self._inputs
         previous_h = th.cat((h_0, self._h[:-1]))
         a = x @ w.t() + previous_h @ r.t() + sum(biases)
         i, f, g, o = a.chunk(4, dim=2)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        cells = [c_0[0]]
+        cells = [c_0[0]]  # the kernel returns only the last c; this recurrence is elementwise, so its steps are cheap
         for forget, new in zip(f, i * g, strict=True):
             cells.append(th.addcmul(new, forget, cells[-1]))
         previous_c, tanh_c = th.stack(cells[:-1]), th.stack(cells[1:]).tanh()
@@ -115,9 +116,10 @@ class LayerRun:
     def _gate_tangents(
         self, dx: th.Tensor | None, dw: th.Tensor | None, dr: th.Tensor | None, *db: th.Tensor | None
     ) -> th.Tensor:
-        """Compute ``W dx + dW x + dR h_{t-1} + db`` for all steps: da without the part that depends on the step before."""
+        """Compute ``W dx + dW x + dR h_{t-1} + db`` for all steps: da without the part that depends on the previous step."""
         x, _, _, w, *_ = self._inputs
         da = th.zeros_like(self._slopes.of_gates)
+        # Data and frozen weights have no tangent, which saves their products.
         for left, right in ((dx, w), (x, dw), (self._slopes.previous_h, dr)):
             if left is not None and right is not None:
                 da += left @ right.t()
@@ -137,18 +139,23 @@ class LayerRun:
         dx, dh_0, dc_0, *d_weights = v
         dh = th.zeros_like(h_0[0]) if dh_0 is None else dh_0[0]
         dc = th.zeros_like(c_0[0]) if dc_0 is None else dc_0[0]
-        da, slopes, n, r_t = self._gate_tangents(dx, *d_weights), self._slopes, 3 * h_0.shape[2], r.t()
+        da, slopes, r_t = self._gate_tangents(dx, *d_weights), self._slopes, r.t()
+        n = 3 * h_0.shape[2]  # where o begins: i, f and g act through c, o acts on h directly
         steps = []
         for da_t, of_gates, of_previous_c, of_c in zip(da, slopes.of_gates, slopes.of_previous_c, slopes.of_c, strict=True):
             scaled = of_gates * th.addmm(da_t, dh, r_t)
-            dc = th.addcmul(scaled[:, :n].unflatten(1, (3, -1)).sum(1), of_previous_c, dc)  # i, f and g act through c
+            dc = th.addcmul(scaled[:, :n].unflatten(1, (3, -1)).sum(1), of_previous_c, dc)
             dh = th.addcmul(scaled[:, n:], of_c, dc)
             steps.append(dh)
         return th.stack(steps), dc[None]
 
 
 class _Layer(th.autograd.Function):
-    """The layer, as autograd sees it."""
+    """
+    The layer, as autograd sees it: its derivative is :class:`_VJP`.
+
+    The inputs are arguments so that autograd knows what the outputs depend on; the run has its own copies of them.
+    """
 
     @staticmethod
     def forward(ctx: Any, run: LayerRun, *inputs: th.Tensor) -> States:
@@ -165,7 +172,7 @@ class _VJP(th.autograd.Function):
     """
     ``u -> J^T u``, as autograd sees it: linear in u, so its derivative maps v to ``J v``.
 
-    ``J^T u`` depends on x and the weights as well, but that derivative is left out: :func:`linearise` never asks for it.
+    ``J^T u`` depends on x and the weights as well, but that derivative is left out: ``linearise`` never asks for it.
     """
 
     @staticmethod
@@ -185,8 +192,8 @@ def is_supported(layer: nn.Module) -> TypeGuard[nn.LSTM]:
     Check whether :func:`linearisable_lstm` computes a layer.
 
     :param layer: any module
-    :return: whether it is an LSTM with one direction, no projections, time first and no active dropout; subclasses are not,
-        for they may compute anything
+    :return: whether it is an LSTM with one direction, no projections, time first and no active dropout, and not an instance
+        of a subclass, which may compute anything
     """
     is_plain = type(layer) is nn.LSTM and not (layer.bidirectional or layer.proj_size or layer.batch_first)
     return is_plain and not (layer.training and layer.dropout)
@@ -194,7 +201,7 @@ def is_supported(layer: nn.Module) -> TypeGuard[nn.LSTM]:
 
 def linearisable_lstm(layer: nn.LSTM, x: th.Tensor, states: States | None) -> tuple[th.Tensor, States]:
     """
-    Compute an LSTM so that ``linearise`` can differentiate it.
+    Compute an LSTM, layer by layer, so that ``linearise`` can differentiate it.
 
     :param layer: an LSTM for which :func:`is_supported` holds
     :param x: shape ``(n_steps, n_sequences, n_inputs)``

@@ -1,8 +1,8 @@
 """
-Reads an SB3 policy as plain stacks of layers, if that is what it is.
+Reading an SB3 policy as plain stacks of layers, if that is what it is.
 
-Every method between observation and distribution must be a known one, and every module of a type that is fully known.
-Subclasses, hooks, parametrisations, compiled modules and patched methods all give ``None``. The policy is then run by its own
+Every method between observation and distribution must be SB3's, and every module of a type whose computation is known.
+Subclasses, hooks, parametrisations, compiled modules and patched methods all give ``None``: the policy is then run by its own
 methods.
 """
 
@@ -46,9 +46,9 @@ class Networks(NamedTuple):
     A policy as plain functions on its own tensors.
 
     :param features: from observations to the input of both stacks
-    :param takes_vectors: whether the features are the observation's numbers, unchanged
+    :param takes_vectors: whether the features are the numbers of the observation, unchanged
     :param actor: from features to the input of the head
-    :param head: from there to the action distribution
+    :param head: from the actor's output to the action distribution
     :param critic: from features to the value, shape ``(n, 1)``
     """
 
@@ -70,7 +70,7 @@ class Networks(NamedTuple):
 
     @th.no_grad()
     def on_cpu(self) -> Networks:
-        """Copy the networks to the CPU, as they are now."""
+        """Copy the networks to the CPU with their current weights."""
 
         def copied(tensors: list[th.Tensor]) -> list[th.Tensor]:
             return [tensor.to("cpu", copy=True) for tensor in tensors]
@@ -109,7 +109,7 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
 
 
 def _computes_as_known(policy: ActorCriticPolicy, kind: DistributionKind) -> bool:
-    """Compare methods, and the types of the parts that call each other."""
+    """Check that methods, and the types of the parts that call each other, are the known ones."""
     own = type(policy)
     inherits = any(all(getattr(own, name) is getattr(known, name) for name in KNOWN_METHODS) for known in kind.policies)
     nets = policy.mlp_extractor
@@ -132,16 +132,16 @@ def _extract_alike(policy: ActorCriticPolicy) -> bool:
 
 
 def _is_altered(module: nn.Module) -> bool:
-    """Look for what changes the effect of a module without changing its type."""
+    """Check for anything that changes what a module computes without changing its type."""
     return is_hooked_or_compiled(module) or is_patched(module)
 
 
 def is_patched(thing: object) -> bool:
     """
-    Look for attributes of an object that hide methods of its class.
+    Check for attributes of an object that hide methods of its class.
 
     :param thing: the object
-    :return: whether it has any
+    :return: whether there are any
     """
     return any(callable(getattr(type(thing), name, None)) for name in vars(thing))
 
@@ -163,7 +163,7 @@ def _as_floats(observations: PyTorchObs) -> th.Tensor:
 
 
 def _read_features(policy: ActorCriticPolicy) -> Features:
-    """Choose the function from observations to the stacks' input: SB3's preprocessing, flattened unless for a CNN."""
+    """Choose the function from observations to the stacks' input: SB3's preprocessing, flattened except for a CNN."""
     space, extractor = policy.observation_space, cast("Any", policy.pi_features_extractor)
 
     def preprocessed(observations: PyTorchObs) -> Any:
@@ -179,7 +179,7 @@ def _read_features(policy: ActorCriticPolicy) -> Features:
             observations = observations.contiguous(memory_format=th.channels_last)
         if not (policy.normalize_images and is_image_space(space)):
             return observations.float()
-        return observations.to(th.float32, copy=True).div_(255.0)
+        return observations.to(th.float32, copy=True).div_(255.0)  # in place: SB3's division makes a second copy
 
     if type(extractor) is FlattenExtractor:
         return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
@@ -187,7 +187,7 @@ def _read_features(policy: ActorCriticPolicy) -> Features:
 
 
 def _read_stack(modules: Iterable[Any]) -> Stack | None:
-    """Pair affine maps with the activations after them; return ``None`` at the first module that does not fit."""
+    """Pair affine maps with the activations after them; give up at the first module that does not fit."""
     layers: list[Layer] = []
     may_activate = False  # whether the last layer has no activation yet
     for module in modules:
@@ -198,6 +198,7 @@ def _read_stack(modules: Iterable[Any]) -> Stack | None:
         elif may_activate and type(module) in ACTIVATIONS:
             layers[-1] = layers[-1]._replace(activation=ACTIVATIONS[type(module)](module))
             may_activate = False
+        # A dense layer flattens its input by itself, so a flatten between convolutions and dense layers needs no layer.
         elif not _flattens(module) or not layers or not isinstance(layers[-1].affine, Convolution):
             return None
     return Stack(tuple(layers))

@@ -18,7 +18,7 @@ from sb3_trpo.networks.stack import Layer, Stack
 
 
 class Runner(Protocol):
-    """Runs a stack forward and, after that, backward."""
+    """Runs a stack forward, and then backward."""
 
     def __call__(self, x: th.Tensor) -> th.Tensor:
         """Compute the last h, shape ``(n, n_outputs)``; valid until the next call."""
@@ -34,7 +34,7 @@ class AllocatingRunner:
     Runs any stack on batches of any size.
 
     :param stack: the layers
-    :param gradient: what to write ``J^T u`` to, like the stack's tensors
+    :param gradient: tensors like the stack's, to write ``J^T u`` to
     """
 
     def __init__(self, stack: Stack, gradient: Sequence[th.Tensor]) -> None:
@@ -55,13 +55,13 @@ class PreallocatedRunner:
     """
     Runs a dense stack on batches of one size.
 
-    It sees whatever is written into the stack's tensors in place, but not that a tensor gets other memory (``tensor.data =
-    ...``).
+    It sees what is written in place into the stack's tensors, but not that a tensor is given other memory
+    (``tensor.data = ...``).
 
     :param stack: dense layers
-    :param n_rows: size of the batches
-    :param gradient: what to write ``J^T u`` to, like the stack's tensors; empty if only the forward pass is needed
-    :param exact: whether h must have the bits that the modules give, even if that is slower
+    :param n_rows: number of rows in a batch
+    :param gradient: tensors like the stack's, to write ``J^T u`` to; empty if only the forward pass is needed
+    :param exact: whether h must equal the modules' output bit for bit, even if that is slower
     """
 
     def __init__(self, stack: Stack, n_rows: int, gradient: Sequence[th.Tensor] = (), exact: bool = False) -> None:
@@ -117,7 +117,7 @@ def _sums_alike(weight: th.Tensor, bias: th.Tensor) -> bool:
 
 
 def _activation_calls(activation: Activation, a: th.Tensor, h: th.Tensor, exact: bool) -> list[Callable[[], object]]:
-    """Prepare ``h = activation(a)``: no call if they are the same, else one."""
+    """Prepare ``h = activation(a)``: a single call, or none if h is a."""
     if activation is IDENTITY:
         return []
     if activation.fast is not None and not exact and a.device.type == "cpu":
@@ -137,6 +137,7 @@ def _vjp_call(
         layer.affine.vjp_weight(delta, x, dw)
         if db is not None:
             layer.affine.vjp_bias(delta, db)
+        # Nobody needs the cotangent of the features, so the first layer saves that product.
         return delta if is_first else th.mm(delta, weight, out=dx)
 
     return vjp

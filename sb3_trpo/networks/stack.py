@@ -75,7 +75,7 @@ class Stack:
 
     def __call__(self, x: th.Tensor) -> th.Tensor:
         """
-        Compute the last h with the bits of the modules: what is measured here is the policy that acts.
+        Compute the last h, bit for bit as the modules do: the policy measured here is the policy that acts.
 
         :param x: features, left unchanged
         :return: shape ``(n, n_outputs)``
@@ -88,7 +88,7 @@ class Stack:
         """
         Compute the last h, with the same bits, and keep what the derivatives need.
 
-        :param x: features. They are not kept, for they may take more memory than the observations they are made from
+        :param x: features. They are not kept, because they may take more memory than the observations they come from
         :return: the intermediate results
         """
         inputs, slope_inputs = [x], []
@@ -125,7 +125,7 @@ class Stack:
         :param x: the features of the forward pass
         :param intermediates: what it kept
         :param u: shape ``(n, n_outputs)``
-        :param out: what to write the result to, like :attr:`tensors`
+        :param out: tensors like :attr:`tensors`, to write the result to
         """
         inputs = [x, *intermediates.hidden]
         rows = list(zip(self.layers, inputs, intermediates.slope_inputs, self.by_layer(out), strict=True))
@@ -134,7 +134,7 @@ class Stack:
             layer.affine.vjp_weight(delta, x_l, dw)
             if db is not None:
                 layer.affine.vjp_bias(delta, db)
-            if layer is not self.layers[0]:
+            if layer is not self.layers[0]:  # features are not differentiated
                 u = layer.affine.vjp_input(delta, x_l, layer.weight)
 
     def by_layer(self, tensors: Sequence[th.Tensor]) -> list[tuple[th.Tensor, th.Tensor | None]]:

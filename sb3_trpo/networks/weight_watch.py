@@ -1,4 +1,4 @@
-"""Noticing that someone has changed a policy's weights, while a copy of them is in use."""
+"""Noticing that a policy's weights have changed while a copy of them is in use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sb3_trpo.numerics.torch_private import write_counts
 
 class WeightWatch:
     """
-    Notices changes of a policy's weights, at the cost of a few microseconds for each check.
+    Notices changes to a policy's weights, at the cost of a few microseconds per check.
 
-    It looks at three things, because none is enough alone:
+    It looks at three things, because no one of them is enough:
 
     - torch counts the in-place writes to a tensor (``load_state_dict``, most optimizers);
     - replacing ``tensor.data`` is not counted, but gives the tensor other memory (``vector_to_parameters``);
-    - a fused optimizer writes in place without being counted, so a hook counts its steps.
+    - a fused optimizer's in-place writes are not counted either, so a hook counts its steps.
 
     A write through ``parameter.data`` into the same memory goes unnoticed.
 

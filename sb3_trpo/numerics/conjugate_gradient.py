@@ -4,7 +4,7 @@ Conjugate gradient for ``A x = b`` with A symmetric, from products ``A v`` alone
 Hestenes & Stiefel 1952. Symbols follow Nocedal & Wright 2006, Algorithm 5.2, except that r has the opposite sign.
 
 Differences from the textbook:
-1. Curvature need not be positive: at ``p^T A p <= 0`` the iterate before is kept. A Gauss-Newton matrix is singular along
+1. Curvature need not be positive: at ``p^T A p <= 0`` the previous iterate is kept. A Gauss-Newton matrix is singular along
    directions that change nothing, and rounding may make their curvature negative.
 2. An iterate is kept only if it is finite, so an overflow costs one iteration and not the solution.
 
@@ -31,9 +31,9 @@ from sb3_trpo.numerics.linear_operator import LinearOperator, Solution, Terminat
 @dataclass(frozen=True)
 class ConjugateGradient:
     """
-    The solver.
+    Conjugate gradient, started at zero.
 
-    :param max_iterations: largest number of products with A, >= 1
+    :param max_iterations: largest number of iterations, each with one product with A, >= 1
     :param residual_tol: stop when ``|b - A x| <= residual_tol * |b|``, >= 0
     """
 
@@ -79,11 +79,11 @@ class ConjugateGradient:
 
 def _breakdown(curvature: float, squared_residual: float, largest: float) -> Termination | None:
     """
-    Name the reason to reject the next iterate, if there is one.
+    Find a reason to reject the next iterate.
 
     :param curvature: ``p^T A p``
-    :param squared_residual: its ``r^T r``
-    :param largest: its largest entry in absolute value
+    :param squared_residual: ``r^T r`` of the next iterate
+    :param largest: largest absolute value in the next iterate
     :return: the reason, or ``None`` if the iterate is finite and the curvature positive
     """
     if not math.isfinite(curvature):

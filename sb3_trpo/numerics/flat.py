@@ -37,8 +37,8 @@ def assign(parameters: Sequence[th.Tensor], values: Sequence[th.Tensor]) -> None
     """
     Overwrite parameters in place with the given values.
 
-    The parameters keep their storage, so optimizers and tied modules see the change. One call into torch writes all of them:
-    Python delivers interrupts only between bytecodes, so none can leave half of them written.
+    The parameters keep their storage, so optimizers and tied modules see the change. A single call into torch writes all of
+    them: Python delivers interrupts only between bytecodes, so none can leave only some of them written.
 
     :param parameters: tensors to overwrite
     :param values: as many tensors of the same shapes

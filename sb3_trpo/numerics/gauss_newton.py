@@ -26,7 +26,7 @@ from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.linear_operator import LinearOperator
 
 Outputs = tuple[th.Tensor, ...]
-"""z of several samples, or a tangent or cotangent of it: tensors whose first dimension counts samples."""
+"""z of several samples, or a tangent or cotangent of it: tensors with the samples along their first dimension."""
 Metric = Callable[[Outputs], Outputs]
 """``dz -> M dz``."""
 Mean = Callable[[th.Tensor, float], th.Tensor]
@@ -65,7 +65,7 @@ def linearise(z: Outputs, theta: Sequence[th.Tensor]) -> Linearisation:
 
     ``J^T u`` is one backward pass. It is linear in u, so a second backward pass, through the first, differentiates ``(J^T
     u)^T v`` with respect to u and gives ``J v``. This works for every operation that autograd differentiates twice. Forward
-    mode would need a formula of its own for each operation, and the parameters replaced by dual numbers.
+    mode would need a separate formula for each operation, and dual numbers in place of the parameters.
 
     :param z: outputs with a graph that leads to ``theta``; outputs without a graph count as constants
     :param theta: the tensors to differentiate with respect to
@@ -131,8 +131,8 @@ class GaussNewtonOperator(LinearOperator):
     ``F = mean(J^T M J)`` over all chunks of samples.
 
     :param theta: the parameters, shape ``(n_parameters,)``
-    :param curvatures: called for each product; gives every chunk's curvature. It may return a list made once, with all
-        graphs in memory, or build one curvature after another, which bounds memory by one chunk
+    :param curvatures: called for each product; yields the curvature of every chunk. It may keep them all, with their graphs,
+        or build one after another, so that one chunk bounds the memory
     :param mean: divides the sum over samples by their weight
     """
 
@@ -159,7 +159,7 @@ class GaussNewtonOperator(LinearOperator):
             return of_chunk(curvature), curvature.weight
 
         total, total_weight = th.zeros_like(self._theta), 0.0
-        # map() lets go of each curvature before the next one is built; a loop variable would keep it meanwhile.
+        # map() releases each curvature before the next one is built; a loop variable would hold on to it.
         for part, weight in map(weighted_sum, self._curvatures()):
             total += part
             total_weight += weight

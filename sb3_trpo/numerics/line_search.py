@@ -109,7 +109,7 @@ def judge(candidate: Candidate, old_surrogate: float, constraints: Sequence[Cons
 @dataclass(frozen=True)
 class BacktrackingLineSearch:
     """
-    The line search.
+    Backtracking from the full step.
 
     :param shrinking_factor: c, in (0, 1)
     :param max_iterations: largest number of candidates, >= 1

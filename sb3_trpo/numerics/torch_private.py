@@ -1,8 +1,8 @@
 """
-Everything the package uses of torch that torch does not document.
+Everything in torch that the package uses and torch does not document.
 
 A new release may change any of these names without notice. They are wrapped here and nowhere else, so there is one place to
-adapt. ``tests/unit/numerics/test_torch_private.py`` has a test for each, which names what breaks if torch changes it.
+adapt. ``tests/unit/numerics/test_torch_private.py`` has a test for each, named after what breaks without it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def fused_adam_step(
     :param gradients: their gradients
     :param means: running means of the gradients
     :param squared_means: running means of the squared gradients
-    :param steps: scalars: how many steps there are, this one included
+    :param steps: number of steps so far, this one included, as a scalar tensor for each parameter
     :param lr: learning rate
     :param beta1: decay of ``means``
     :param beta2: decay of ``squared_means``
@@ -124,7 +124,7 @@ def fused_lstm_layer(
     x: th.Tensor, h: th.Tensor, c: th.Tensor, weights: list[th.Tensor]
 ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
-    Compute one LSTM layer by torch's fused kernel, in training mode: otherwise cuDNN cannot run backward.
+    Compute one LSTM layer by torch's fused kernel, in training mode, without which cuDNN cannot run backward.
 
     :param x: shape ``(n_steps, n_sequences, n_inputs)``
     :param h: shape ``(1, n_sequences, n_hidden)``
@@ -167,7 +167,7 @@ def has_global_module_hooks() -> bool:
 
 def is_hooked_or_compiled(module: nn.Module) -> bool:
     """
-    Check for what makes a call of a module more, or other, than a call of its ``forward``.
+    Check whether calling a module does anything else than call its ``forward``.
 
     :param module: the module
     :return: whether it has hooks or has been compiled in place
@@ -178,7 +178,7 @@ def is_hooked_or_compiled(module: nn.Module) -> bool:
 
 def has_step_hooks(optimizer: th.optim.Optimizer) -> bool:
     """
-    Check for hooks around an optimizer's step, its own and those of every optimizer of the process.
+    Check for hooks around an optimizer's step: its own, and global ones that run for every optimizer.
 
     :param optimizer: the optimizer
     :return: whether there are any
@@ -191,7 +191,7 @@ def default_validate_args() -> object:
     """
     Read what ``Distribution.set_default_validate_args`` has set, for which torch has no getter.
 
-    :return: what distributions take for their ``validate_args``, by its truth
+    :return: the default for ``validate_args`` of distributions, which take its truth value
     """
     return th.distributions.Distribution._validate_args
 
@@ -200,6 +200,6 @@ def set_default_validate_args(switch: object) -> None:
     """
     Set what ``Distribution.set_default_validate_args`` sets, without its check for a bool.
 
-    :param switch: anything, whose truth is asked for when a distribution is made
+    :param switch: any object; each new distribution takes its truth value
     """
     setattr(th.distributions.Distribution, "_validate_args", switch)  # noqa: B010  # torch declares a bool

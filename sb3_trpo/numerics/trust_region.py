@@ -12,8 +12,8 @@ s         full step, x scaled to the boundary of the trust region
 delta     radius of the trust region, the bound of the first constraint
 ========  =====================================================================
 
-The first constraint is the divergence that defines the trust region. To second order its value after a step s is ``s^T F s /
-2``, which gives the step its direction and length. The line search measures every constraint, the first one included.
+The first constraint is the divergence that defines the trust region. To second order its value after a step s is
+``s^T F s / 2``, which gives the step its direction and length. The line search measures every constraint, including the first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sb3_trpo.numerics.line_search import Candidate, Constraint, Judgement, Line
 from sb3_trpo.numerics.linear_operator import DampedOperator, LinearOperator, Solution, Solver, Termination
 
 ROUNDING_SHARE = 0.01
-"""The largest share of delta that rounding errors may make up: beyond it, the first constraint's value means nothing."""
+"""Largest share of delta that rounding errors may make up: beyond it, the value of the first constraint means nothing."""
 
 
 class Outcome(Enum):
@@ -120,7 +120,7 @@ def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch
         step = _attempt(model, solver, line_search, damping, old)
         if step.outcome is not Outcome.ACCEPTED:
             assign(model.parameters, old)
-    except BaseException:  # interrupts too, even one that comes between the two lines above
+    except BaseException:  # interrupts too, even one that comes after the attempt
         assign(model.parameters, old)
         raise
     return step
@@ -176,10 +176,10 @@ def step_to_boundary(solution: Solution, gradient: th.Tensor, radius: float) -> 
 
 
 def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
-    """Name the reason not to begin a step, if there is one."""
+    """Find a reason not to begin a step."""
     if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
         return Outcome.NON_FINITE_GRADIENT
-    # Before the gradient is looked at: where rounding dominates, a gradient of 0 is noise as well.
+    # Before the check for a gradient of 0, which is noise as well where rounding dominates.
     if model.radius > 0.0 and model.rounding > ROUNDING_SHARE * model.radius:
         return Outcome.LOST_IN_ROUNDING
     if gradient_norm == 0.0:
@@ -188,7 +188,7 @@ def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
 
 
 def _breakdown(solution: Solution, full_step: th.Tensor) -> Outcome | None:
-    """Name the reason not to use a solution, if there is one. An iterate from before a breakdown is still a good direction."""
+    """Find a reason not to use a solution. The iterate before a breakdown is still a good direction."""
     if solution.iterations == 0 and solution.termination is not Termination.NON_FINITE:
         return Outcome.NON_POSITIVE_CURVATURE
     is_usable = solution.iterations > 0 and bool(full_step.isfinite().all())  # x^T (F + lambda I) x may underflow to 0

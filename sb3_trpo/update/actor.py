@@ -1,8 +1,8 @@
 """
 The policy as the trust region sees it: action distributions at some states, and their derivatives in the parameters.
 
-:class:`AutogradActor` runs any policy as it is and differentiates it by autograd. :class:`NetworkActor` computes a policy
-    that is a plain stack of layers and a head on their tensors.
+:class:`AutogradActor` runs any policy and differentiates it with autograd. :class:`NetworkActor` is for policies that are a
+plain stack of layers and a head: it works on their tensors directly.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class LocalPolicy(NamedTuple):
     A policy at some states and at its current parameters.
 
     :param kind: the kind of its distribution
-    :param distribution: the action distribution, with a graph
-    :param gradient: differentiates a scalar computed from the distribution, and returns a vector of shape ``(n_parameters,)``;
-        if its second argument is true, it retains the graph, and the policy can still be linearised afterwards
+    :param distribution: the action distribution, with its graph
+    :param gradient: ``(scalar, retain_graph) -> gradient``, shape ``(n_parameters,)``, of a scalar computed from the
+        distribution; to linearise the policy afterwards, retain the graph
     :param linearise: returns the products with the derivative of the distribution's parameters z. They may ignore a shift of z
         that the Fisher metric maps to 0
-    :param n_bytes: memory that the derivatives hold, infinite if unknown
+    :param n_bytes: memory that the derivatives hold, in bytes; infinite if unknown
     """
 
     kind: DistributionKind
@@ -49,7 +49,7 @@ class LocalPolicy(NamedTuple):
 
 
 class Actor(Protocol):
-    """A policy as a function of its inputs; each call uses the present parameters."""
+    """A policy as a function of its inputs; each call uses the current parameters."""
 
     @property
     def chunk_limits(self) -> ChunkLimits:
@@ -72,10 +72,10 @@ class Actor(Protocol):
 @dataclass(frozen=True)
 class AutogradActor:
     """
-    Any SB3 policy, by its own methods.
+    Any SB3 policy, run by its own methods.
 
     :param policy: the policy, in evaluation mode
-    :param parameters: what to differentiate in
+    :param parameters: the tensors to differentiate with respect to
     :param kinds: known kinds of distributions
     """
 
@@ -85,12 +85,12 @@ class AutogradActor:
     chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
 
     def kind_of(self, distribution: Distribution) -> DistributionKind:
-        """Look up the kind: a policy of the user's own may return any distribution."""
+        """Look up the kind: a custom policy may return any distribution."""
         return kind_of(distribution, self.kinds)
 
     def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
-        with twice_differentiable(self.policy):  # the same kernels as in local(): equal parameters then give a KL of 0
+        with twice_differentiable(self.policy):  # the kernels of local(), so that unchanged parameters give a KL of exactly 0
             return inputs.distribution(self.policy)
 
     def local(self, inputs: PolicyInputs) -> LocalPolicy:
@@ -112,8 +112,8 @@ class NetworkActor:
     No module is called, and one forward pass serves both the gradient and the Fisher products.
 
     :param networks: the policy's networks
-    :param parameters: what to differentiate in, in any order: all tensors of the actor's stack, and any of the head's. For
-        others the derivative is 0
+    :param parameters: the tensors to differentiate with respect to, in any order: all of the actor's stack, and any of the
+        head's. The derivative with respect to others is 0
     :param kinds: known kinds of distributions
     """
 
@@ -127,7 +127,7 @@ class NetworkActor:
         self._stack_positions = [index[id(tensor)] for tensor in networks.actor.tensors]
         head_positions = [index.get(id(tensor)) for tensor in networks.head.parameters]
         self._trained = {i: position for i, position in enumerate(head_positions) if position is not None}
-        """Where the head's parameters are among those to differentiate in, by index; frozen ones are missing."""
+        """Position in ``parameters`` of each head parameter, by its index in the head; frozen ones are missing."""
         self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
@@ -146,7 +146,9 @@ class NetworkActor:
         observations = inputs.observations
         with th.no_grad():
             intermediates = self._networks.actor.forward(self._features(observations))
-        output = intermediates.output.requires_grad_()  # autograd differentiates from here on; below, the stack does
+        # Autograd differentiates everything after this tensor: the head, and whatever is computed from the distribution. The
+        # stack differentiates everything before it.
+        output = intermediates.output.requires_grad_()
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
             leaves = [output, *(self._networks.head.parameters[i] for i in self._trained)]
@@ -155,6 +157,7 @@ class NetworkActor:
 
         seen = observations.values() if isinstance(observations, dict) else (observations,)
         tensors = (*seen, *intermediates.hidden, *intermediates.slope_inputs)
+        # By identity: an activation's output is both the next layer's x and what its own slope is computed from.
         n_bytes = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
         distribution = inputs.restrict(self._networks.head.distribution(output))
         return LocalPolicy(
@@ -162,7 +165,7 @@ class NetworkActor:
         )
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:
-        """Compute features, or reuse the last ones: consecutive passes are at the same observations."""
+        """Compute the features, or reuse the last ones: with a single chunk, every product has the same observations."""
         if self._latest is None or self._latest[0] is not observations:
             self._latest = observations, self._networks.features(observations)
         return self._latest[1]
@@ -214,11 +217,11 @@ def make_actor(
     kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> Actor:
     """
-    Choose how to differentiate a policy: layer by layer, if that gives every derivative that is needed exactly once.
+    Choose how to differentiate a policy: layer by layer if the stack's tensors and the wanted parameters match one to one.
 
     :param policy: the policy, in evaluation mode
-    :param networks: its networks, ``None`` if it is not a plain one
-    :param parameters: what to differentiate in, frozen ones left out
+    :param networks: its networks, ``None`` if it is not a plain stack
+    :param parameters: the tensors to differentiate with respect to, without frozen ones
     :param kinds: known kinds of distributions
     :return: the actor
     """
@@ -226,5 +229,6 @@ def make_actor(
         return AutogradActor(policy, parameters, kinds)
     stack = networks.actor.tensors
     wanted = {id(parameter) for parameter in parameters} - {id(tensor) for tensor in networks.head.parameters}
+    # The lengths differ if layers share a tensor: its derivative would be a sum, of which the stack keeps the last term only.
     covers = wanted == {id(tensor) for tensor in stack} and len(wanted) == len(stack)
     return NetworkActor(networks, parameters, kinds) if covers else AutogradActor(policy, parameters, kinds)

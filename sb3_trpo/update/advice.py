@@ -37,8 +37,8 @@ def is_unwanted(outcome: Outcome | FitOutcome, is_end: bool) -> bool:
     Return whether a user may want to do something about an outcome.
 
     :param outcome: how a step or a fit ended
-    :param is_end: whether this is the last update of several, where a schedule of ``target_kl`` may well have reached 0
-    :return: whether it deserves advice
+    :param is_end: whether this is the last of several updates: a schedule of ``target_kl`` may have reached 0 there
+    :return: whether to give advice
     """
     return outcome not in (Outcome.ACCEPTED, FitOutcome.FITTED) and not (is_end and outcome is Outcome.EMPTY_REGION)
 
@@ -60,7 +60,7 @@ def advise(outcome: Outcome | FitOutcome, where: str, verbose: int) -> None:
 
 def warn_about_mismatch(log_prob_error: float) -> None:
     """
-    Warn that the rollout does not hold what the policy saw and did.
+    Warn that the rollout does not match what the policy saw and did.
 
     :param log_prob_error: root mean square difference between the log-probabilities now and when the policy acted, in nats
     """

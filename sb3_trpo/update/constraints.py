@@ -1,9 +1,9 @@
 """
 Constraints on a policy step.
 
-A constraint bounds the mean, over the rollout, of one number per state: its terms. The mean KL(old || new) is the first, which
-defines the trust region. To add another one, write a function like :func:`kl_terms` and hand over a :class:`PolicyConstraint`
-beside the first.
+A constraint bounds the mean over the rollout of one number per state, its terms. The first constraint, on the mean
+KL(old || new), defines the trust region. To add another one, write a function like :func:`kl_terms` and pass a
+:class:`PolicyConstraint` after the first.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, c
     :param kind: the kind of both distributions
     :param old: z of the old policy
     :param distribution: of the new policy
-    :param chunk: the transitions; the divergence does not depend on what was done in a state
+    :param chunk: the transitions, of which the divergence needs no actions or rewards
     :return: shape ``(n,)``, in nats
     """
     return kind.kl(old, kind.parameters(distribution))

@@ -32,7 +32,7 @@ class CriticFit:
     The record of one critic fit.
 
     :param outcome: how the fit ended
-    :param loss: squared error, averaged over each minibatch and then over all minibatches; ``None`` if there were none
+    :param loss: squared error, averaged over each minibatch and then over minibatches; ``None`` if there were none
     """
 
     outcome: FitOutcome
@@ -55,8 +55,8 @@ def fit_critic(
 
     :param policy: the policy that holds the critic; its ``optimizer`` takes the steps
     :param parameters: parameters that the critic may move
-    :param minibatches: makes one pass over the rollout when called
-    :param n_epochs: number of passes
+    :param minibatches: yields the minibatches of one epoch over the rollout
+    :param n_epochs: number of epochs
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
     :param shard: this rank's part of the minibatches, ``None`` for all of them
@@ -83,7 +83,7 @@ def fit_critic(
         sound = is_sound(policy.optimizer, parameters)
         if not sound:
             restore()
-    except BaseException:  # also an interrupt, wherever it comes
+    except BaseException:  # interrupts too, wherever they come
         restore()
         raise
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
@@ -99,6 +99,7 @@ def is_sound(optimizer: th.optim.Optimizer, parameters: Sequence[nn.Parameter]) 
     :param parameters: parameters that were fitted
     :return: whether all numbers are finite
     """
+    # Other optimizers may keep numbers or None beside their tensors.
     state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, th.Tensor)]
     return all(bool(tensor.isfinite().all()) for tensor in (*parameters, *state))
 
@@ -132,9 +133,9 @@ def squared_errors(minibatch: Minibatch, policy: ActorCriticPolicy) -> SquaredEr
     """
     Compare values and returns.
 
-    :param minibatch: parts whose errors are added up
+    :param minibatch: parts of the minibatch; their errors are added up
     :param policy: the policy that holds the critic
-    :return: the squared errors, with the graph of their computation
+    :return: the squared errors, with their graph
     """
     totals = [part.total((part.inputs.values(policy).flatten() - part.returns).square()) for part in minibatch]
     return SquaredErrors(th.stack(totals).sum(), sum(part.weight for part in minibatch))
@@ -151,22 +152,23 @@ def descend(
     """
     Take one optimizer step on one minibatch.
 
-    Only the critic's parameters get a gradient. An optimizer skips parameters without one, so that neither weight decay nor
-    momentum moves the policy away from where the trust-region step left it.
+    Only the critic's parameters get a gradient. Optimizers skip parameters without one, so neither weight decay nor momentum
+    moves the policy away from where the trust-region step left it.
 
     :param policy: the policy that holds the critic; its ``optimizer`` takes the step
     :param parameters: parameters that the critic may move
-    :param minibatch: the minibatch
-    :param weight: 1, or 0 if the minibatch does not count
+    :param minibatch: this rank's part of the minibatch
+    :param weight: 1, or 0 for a minibatch that only keeps the ranks in step
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
-    :param communicator: connects the ranks over whose minibatches the gradient is averaged
+    :param communicator: connects the ranks; the gradient is the mean over the minibatches of all ranks
     :return: the weighted errors before the step, without a graph
     """
     total, n = squared_errors(minibatch, policy)
     total, n = weight * total, weight * n
-    if parameters and total.requires_grad:
+    if parameters and total.requires_grad:  # a frozen critic still reports its loss
         policy.optimizer.zero_grad()
         gradients = th.autograd.grad(total, parameters, allow_unused=True)
+        # .grad stays None where a parameter has no effect on the values, so that the optimizer skips that one as well.
         for parameter, gradient in zip(parameters, mean_gradients(gradients, parameters, n, communicator), strict=True):
             parameter.grad = gradient
         if max_grad_norm:

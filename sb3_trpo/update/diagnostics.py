@@ -1,4 +1,4 @@
-"""Records of an update as logger keys."""
+"""What an update logs, under which key."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.update.critic import CriticFit
 
 Value = float | None
-"""A number, or nothing to log: loggers that average what they are given, as imitation's do, cannot take text."""
+"""A number, or ``None`` for nothing to log. No text: some loggers average what they are given, such as imitation's."""
 
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
     """
-    List the log values of a trust-region step; ``README.md`` explains each key.
+    List what to log about a trust-region step; ``README.md`` explains each key.
 
-    :param step: the record
-    :param target_kl: the radius it had
-    :param entropy: mean joint entropy of the policy that acted, in nats
-    :return: values by logger key, ``None`` for what the step did not reach
+    :param step: the record of the step
+    :param target_kl: the radius of its trust region, in nats
+    :param entropy: mean joint entropy of the policy before the step, in nats
+    :return: values by logger key; what the step did not reach is ``None`` or left out
     """
     reached: dict[str, Value] = {}
     if step.solution is not None:
@@ -55,10 +55,10 @@ def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, 
 
 def improvement_ratio(step: Step) -> float | None:
     """
-    Divide achieved by expected improvement: near 1 where the objective is linear over the step.
+    Divide the improvement by the expected one: the ratio is near 1 if the surrogate is nearly linear along the step.
 
-    :param step: the record
-    :return: the ratio, ``None`` if there was no line search
+    :param step: the record of the step
+    :return: the ratio, ``None`` if there was no line search or no improvement was expected
     """
     if step.improvement is None or not step.expected_improvement:
         return None
@@ -67,9 +67,9 @@ def improvement_ratio(step: Step) -> float | None:
 
 def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
     """
-    List the log values of a critic fit.
+    List what to log about a critic fit.
 
-    :param fit: the record
+    :param fit: the record of the fit
     :return: values by logger key
     """
     return {"train/value_loss": fit.loss}
@@ -83,13 +83,13 @@ def state_diagnostics(
     kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> dict[str, Value]:
     """
-    List the log values that belong to an update as a whole.
+    List what to log about an update as a whole.
 
     :param policy: the policy after the update
-    :param batch: what the update used
-    :param n_rejected_steps: number of steps that were not accepted so far
-    :param communicator: connects the ranks, each of which used another batch
-    :param kinds: known kinds of distributions, each of which may report what only its policies have
+    :param batch: the rollout that the update used
+    :param n_rejected_steps: number of steps since the start of training that were not accepted
+    :param communicator: connects the ranks, each with its own batch
+    :param kinds: known kinds of distributions, each of which may add what only its policies have
     :return: values by logger key
     """
     return {
@@ -103,10 +103,10 @@ def explained_variance(values: np.ndarray, returns: np.ndarray, communicator: Co
     """
     Compute ``1 - Var(returns - values) / Var(returns)`` over all ranks.
 
-    :param values: predictions of the critic, shape ``(n,)``
-    :param returns: lambda-returns that it should have predicted, shape ``(n,)``
-    :param communicator: connects the ranks, each of which has other ones
-    :return: 1 for a perfect critic, 0 for one as good as a constant; NaN if the returns do not vary
+    :param values: the critic's predictions, shape ``(n,)``
+    :param returns: the lambda-returns that they should match, shape ``(n,)``
+    :param communicator: connects the ranks, each with its own values and returns
+    :return: 1 for a perfect critic, 0 for one no better than a constant; NaN if the returns do not vary
     """
     unexplained = pooled_moments(returns - values, communicator).squares
     total = pooled_moments(returns, communicator).squares
@@ -117,8 +117,8 @@ def record(logger: Logger, values: Mapping[str, Value]) -> None:
     """
     Log what is known: an update that ended early leaves some keys out.
 
-    :param logger: where to
-    :param values: by key
+    :param logger: the logger to write to
+    :param values: values by logger key; ``None`` is not logged
     """
     for key, value in values.items():
         if value is not None:
@@ -128,10 +128,10 @@ def record(logger: Logger, values: Mapping[str, Value]) -> None:
 @contextmanager
 def timed(logger: Logger, key: str) -> Iterator[None]:
     """
-    Record how long something takes.
+    Log how long the block takes; a block that raises logs nothing.
 
-    :param logger: where to
-    :param key: under which name, in seconds
+    :param logger: the logger to write to
+    :param key: logger key of the duration, in seconds
     """
     start = time.perf_counter()
     yield

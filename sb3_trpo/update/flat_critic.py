@@ -1,11 +1,11 @@
 """
 Value regression for a critic that is a plain stack of layers: without autograd, by Adam steps on one flat vector.
 
-A fit makes thousands of steps on small networks, where calls into torch cost more than arithmetic. This way a step makes a
-fraction of the calls of the general one in ``critic.py``, with the same results up to rounding.
+A fit takes thousands of steps on small networks, where calls into torch cost more than the arithmetic. A step here makes a
+fraction of the calls that ``critic.py`` makes, with the same results up to rounding.
 
-The fit works on copies of the critic's tensors and of the optimizer's state, which are written back in one go after it has
-ended well. Until then nothing is changed, so there is nothing to restore. Symbols of Adam are those of Kingma & Ba 2015,
+The fit works on copies of the critic's tensors and of the optimizer's state. They are written back at once after a fit that
+went well. Until then nothing has changed, so there is nothing to restore. Symbols of Adam are those of Kingma & Ba 2015,
 arXiv:1412.6980, Algorithm 1.
 
 ======  ============================================
@@ -45,8 +45,8 @@ def trainable_part(critic: Stack, parameters: Iterable[nn.Parameter]) -> tuple[S
 
     :param critic: all layers of the critic
     :param parameters: parameters that may be moved; those outside the critic do not matter
-    :return: the fixed layers, of which there may be none, and the layers to fit, at least one; ``None`` if a layer is to be
-        trained in part, if a fixed layer lies above a trained one, or if layers share a tensor
+    :return: the fixed layers, possibly none, and the layers to fit, at least one; ``None`` if only part of a layer is
+        trainable, if a fixed layer lies above a trainable one, or if layers share a tensor
     """
     movable = {id(parameter) for parameter in parameters}
     trained = [{id(layer.weight), id(layer.bias)} - {id(None)} <= movable for layer in critic.layers]
@@ -66,7 +66,7 @@ class StackRegression(NamedTuple):
 
     :param critic: the layers to fit
     :param adam: the optimizer of their tensors
-    :param epoch: makes one pass over the rollout when called
+    :param epoch: yields features and returns of the minibatches of one epoch
     """
 
     critic: Stack
@@ -90,7 +90,7 @@ def plain_regression(
     :param parameters: parameters that the critic may move
     :param batch: what the critic is fitted to
     :param batch_size: transitions per minibatch
-    :return: the fit, or ``None`` if critic or optimizer need the general one
+    :return: the fit, or ``None`` if the critic or the optimizer needs the general one
     """
     parts = trainable_part(networks.critic, parameters)
     if parts is None:
@@ -118,13 +118,13 @@ def fit_values(
     communicator: Communicator = ALONE,
 ) -> CriticFit:
     """
-    Regress the critic's values on the returns: without autograd where critic and optimizer allow it, else by ``fit_critic``.
+    Regress the critic's values on the returns: without autograd if critic and optimizer allow it, else by ``fit_critic``.
 
     :param policy: the policy that holds the critic; its ``optimizer`` takes the steps
-    :param networks: the policy's layers, ``None`` if it is not a plain one
+    :param networks: the policy's networks, ``None`` if it is not a plain stack
     :param parameters: parameters that the critic may move
     :param batch: what the critic is fitted to
-    :param n_epochs: number of passes over the batch
+    :param n_epochs: number of epochs over the batch
     :param batch_size: transitions per minibatch, of all ranks together
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
@@ -150,10 +150,10 @@ def fit_stack(
     """
     Regress a critic's values on the returns.
 
-    After an exception or a non-finite result nothing has been changed.
+    After an exception or a non-finite result nothing has changed.
 
     :param regression: the fit
-    :param n_epochs: number of passes
+    :param n_epochs: number of epochs
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
     :param shard: this rank's part of the minibatches, ``None`` for all of them
@@ -174,6 +174,7 @@ def fit_stack(
             errors.append(weight * (network(x) - returns))
             sizes.append(weight * len(x))
             network.vjp(2.0 * errors[-1])
+            # The gradient of the sum, as the ranks' minibatches may differ in size: they are averaged together.
             adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping

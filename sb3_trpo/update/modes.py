@@ -2,8 +2,8 @@
 Training and evaluation mode of a policy during an update.
 
 With dropout or batch norm a policy is more than a function of its parameters and inputs, so the trust-region step compares
-policies in evaluation mode. Layers that keep statistics of the data in buffers see the rollout once per update, after the step
-and the fit of the critic.
+policies in evaluation mode. Layers that keep statistics of the data in buffers, as batch norm does, see the rollout once per
+update, after the policy step and the critic's fit.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 
 def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
     """
-    Find layers that training mode changes, not only their output: batch norm, spectral norm, whatever has buffers.
+    Find the layers that a forward pass in training mode changes: batch norm, spectral norm, anything with buffers.
 
     :param policy: the policy
-    :return: modules that hold a buffer themselves
+    :return: modules that hold a buffer themselves, not only in a submodule
     """
     return [module for module in policy.modules() if next(module.buffers(recurse=False), None) is not None]
 
@@ -35,7 +35,7 @@ def statistical_layers(policy: ActorCriticPolicy) -> list[nn.Module]:
 @contextmanager
 def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Make the policy a function of its parameters and inputs within the context: no dropout, batch norm by running statistics.
+    Make the policy a function of its parameters and inputs inside the block: no dropout, batch norm by running statistics.
 
     :param policy: the policy; its mode is restored afterwards
     """
@@ -50,7 +50,7 @@ def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
 @contextmanager
 def critic_mode(policy: ActorCriticPolicy) -> Iterator[None]:
     """
-    Switch on training mode within the context, dropout included, but not for statistics, which the policy may share.
+    Switch on training mode inside the block, dropout included, except in layers with statistics: the policy may share them.
 
     :param policy: the policy; in evaluation mode afterwards
     """
@@ -67,11 +67,11 @@ def update_statistics(
     policy: ActorCriticPolicy, batch: RolloutBatch, chunk_size: int | None, communicator: Communicator = ALONE
 ) -> None:
     """
-    Let layers with statistics, if there are any, see one chunk of states that is spread over the rollout.
+    Show layers with statistics, if there are any, one chunk of states from all over the rollout.
 
     :param policy: the policy, in evaluation mode before and after
     :param batch: the rollout
-    :param chunk_size: number of states, ``None`` to choose by observation size
+    :param chunk_size: number of states in the chunk, ``None`` to choose by observation size
     :param communicator: connects the ranks, whose statistics are averaged
     """
     if statistical_layers(policy):
@@ -82,20 +82,22 @@ def update_statistics(
 @th.no_grad()
 def follow_statistics(policy: ActorCriticPolicy, inputs: PolicyInputs, communicator: Communicator = ALONE) -> None:
     """
-    Let every layer with statistics see the data once, in one pass through policy and critic without dropout.
+    Show every layer with statistics the data once, by one run of policy and critic without dropout.
 
     :param policy: the policy, in evaluation mode before and after
-    :param inputs: what the policy acted on; a single state has no variance and is skipped
+    :param inputs: states that the policy acted in; a single one has no variance and is skipped
     :param communicator: connects the ranks, whose statistics are averaged
     """
     if len(inputs) > 1:
         _show(policy, inputs)
+    # Ranks that skipped a single state take part all the same: every rank must enter every reduction.
     buffers = [buffer for layer in statistical_layers(policy) for buffer in layer.buffers(recurse=False)]
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
     assign(floats, [communicator.sum(buffer) / communicator.size for buffer in floats])
 
 
 def _show(policy: ActorCriticPolicy, inputs: PolicyInputs) -> None:
+    """Run policy and critic with only the layers that have statistics in training mode."""
     with ExitStack() as stack:
         stack.callback(policy.set_training_mode, False)
         for layer in statistical_layers(policy):
@@ -106,5 +108,5 @@ def _show(policy: ActorCriticPolicy, inputs: PolicyInputs) -> None:
 
 
 def _leave_training(layer: nn.Module, inputs: object, output: object) -> None:
-    """Switch a layer back after its first pass: a trunk that policy and critic share has two."""
+    """Switch a layer back after it has run once: a trunk that policy and critic share runs twice."""
     layer.training = False

@@ -1,8 +1,8 @@
 """
 Which parameters the policy's action distribution depends on.
 
-Names such as "value" tell nothing about a custom policy, so it is found out by trying: a gradient reaches a parameter, or NaN
-in its place shows in the distribution.
+A custom policy may call its parameters anything, so names such as "value" prove nothing. A parameter is the policy's if a
+gradient reaches it from the distribution, or if the distribution becomes NaN when it does.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 from sb3_trpo.update.modes import evaluation_mode
 
 Look = Callable[[PolicyInputs], Outputs]
-"""Computes z, the parameters of the policy's distribution, in some states."""
+"""Computes z, the parameters of the policy's distribution, at some states."""
 
 
 class ParameterSplit(NamedTuple):
     """
     The trainable parameters of an actor-critic policy, by name, in three groups.
 
-    :param policy: the distribution changes with these, and a gradient tells how: the trust-region step moves them
-    :param critic: the distribution does not change with these: the critic may move them
-    :param detached: the distribution changes with these, but no gradient reaches them: nothing may move them
+    :param policy: the distribution depends on these, and a gradient reaches them: the trust-region step moves them
+    :param critic: the distribution does not depend on these: the critic may move them
+    :param detached: the distribution depends on these, but no gradient reaches them: nothing may move them
     """
 
     policy: dict[str, nn.Parameter]
@@ -48,12 +48,13 @@ class ParameterSplit(NamedTuple):
 
     def over_ranks(self, policy: ActorCriticPolicy, communicator: Communicator) -> ParameterSplit:
         """
-        Split as the findings of all ranks require: a policy may use some parameters only in states that one rank met.
+        Combine the splits of all ranks: a policy may use some parameters only in states that a single rank has met.
 
         :param policy: the actor-critic policy, the same on all ranks
-        :param communicator: connects the ranks, each of which has found a split in its own states
+        :param communicator: connects the ranks, each with a split found in its own states
         :return: the same groups on all ranks, in the policy's order
         """
+        # In the order of precedence: what any rank's policy depends on is the policy's on all of them.
         found = dict.fromkeys(self.critic, 0) | dict.fromkeys(self.detached, 1) | dict.fromkeys(self.policy, 2)
         parameters = {name: parameter for name, parameter in policy.named_parameters() if name in found}
         groups = communicator.gather(th.tensor([found[name] for name in parameters])).amax(0).tolist()
@@ -64,7 +65,7 @@ class ParameterSplit(NamedTuple):
         return ParameterSplit(policy=members(2), critic=members(0), detached=members(1))
 
     def warn_about_detached(self) -> None:
-        """Warn about parameters that shape the distribution but cannot be trained."""
+        """Warn about parameters that the distribution depends on but that cannot be trained."""
         if self.detached:
             warnings.warn(
                 f"The policy's distribution depends on {', '.join(self.detached)}, but through a detach() that stops "
@@ -83,12 +84,12 @@ def split_of(
     kinds: Sequence[DistributionKind] = CORE_KINDS,
 ) -> ParameterSplit:
     """
-    Split the trainable parameters of a policy, at each update again, because users freeze and replace parts in between.
+    Split the trainable parameters of a policy; done at every update, because users freeze and replace parts in between.
 
     :param policy: the actor-critic policy
-    :param networks: its layers, if it is a plain one: then its structure tells
-    :param batch: a rollout, or some states where there is none yet: else the states tell
-    :param chunk_size: states to look at together, ``None`` to choose by observation size
+    :param networks: its networks if it is a plain stack, which then show the split
+    :param batch: the rollout in which to look for it otherwise, or some states if there is no rollout yet
+    :param chunk_size: number of states to look at together, ``None`` to choose by observation size
     :param communicator: connects the ranks, each of which has its own rollout
     :param kinds: known kinds of distributions
     :return: the three groups, with at least one parameter of the policy
@@ -113,15 +114,15 @@ def split_parameters(
     policy: ActorCriticPolicy, states: Sequence[PolicyInputs], kinds: Sequence[DistributionKind] = CORE_KINDS
 ) -> ParameterSplit:
     """
-    Split the trainable parameters by what the action distribution depends on in given states.
+    Split the trainable parameters by what the action distribution depends on in the given states.
 
-    The graph of the distribution's parameters shows where a gradient reaches. The other parameters are replaced by NaN: if the
-    distribution shows it, the policy depends on them all the same, behind a ``detach``. Frozen parameters
+    The graph of the distribution shows which parameters a gradient reaches. The others are replaced by NaN: if NaN shows in
+    the distribution, the policy depends on them all the same, through a ``detach``. Frozen parameters
     (``requires_grad=False``) are in no group.
 
     :param policy: the actor-critic policy; its parameters end as they were, bit for bit, whatever happens
-    :param states: inputs in all states that matter, for a policy may use some parameters only in some of them; gone through
-        twice, and may be made on the way
+    :param states: all states that matter, in chunks, for a policy may use some parameters only in some of them. They are read
+        twice, one chunk at a time, so a chunk may be made when it is read
     :param kinds: known kinds of distributions
     :return: the three groups
     """
@@ -140,7 +141,7 @@ def split_parameters(
 
 def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> ParameterSplit:
     """
-    Split the trainable parameters of a policy whose networks are known, without trying.
+    Split the trainable parameters of a policy with known networks, without running it.
 
     :param policy: the actor-critic policy
     :param networks: its networks, on its own tensors
@@ -162,6 +163,7 @@ def _distribution_parameters(policy: ActorCriticPolicy, kinds: Sequence[Distribu
 
 
 def _reached_by_gradient(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
+    """Find the parameters in the graph of the distribution; a gradient of 0 counts, for it may be another one elsewhere."""
     reached: set[str] = set()
     for inputs in states:
         outputs = [z.sum() for z in look(inputs) if z.requires_grad]
@@ -173,7 +175,7 @@ def _reached_by_gradient(look: Look, states: Sequence[PolicyInputs], parameters:
 
 @th.no_grad()
 def _seen_by_value(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
-    """Find the parameters whose value shows in the distribution: first all at once, because usually none does."""
+    """Find the parameters that the distribution depends on by value: first all at once, because usually there are none."""
     seen: set[str] = set()
     for inputs in states:
         left = {name: parameter for name, parameter in parameters.items() if name not in seen}
@@ -185,19 +187,19 @@ def _seen_by_value(look: Look, states: Sequence[PolicyInputs], parameters: dict[
 
 
 def _shows(look: Look, inputs: PolicyInputs, parameters: Sequence[nn.Parameter]) -> bool:
-    """Look at the distribution with NaN in the parameters' place, written into them so that every alias has it too."""
+    """Compute the distribution with NaN in the parameters, in place so that every alias has it too, and look for NaN there."""
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
         suspicious = [z.isnan() for z in look(inputs)]
         assign(parameters, old)
-    except Exception:  # a policy that raises on NaN has seen it, whatever the error is
+    except Exception:  # a policy that raises on NaN has read it, whatever the error is
         assign(parameters, old)
         return True
-    except BaseException:
+    except BaseException:  # an interrupt is no answer
         assign(parameters, old)
         raise
     if not any(bool(part.any()) for part in suspicious):
         return False
-    healthy = look(inputs)  # there may be NaN without ours, for huge observations
+    healthy = look(inputs)  # huge observations may give NaN without ours
     return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

@@ -47,8 +47,8 @@ class PolicyStepSettings:
     :param cg_damping: lambda
     :param line_search_shrinking_factor: ratio of successive candidates
     :param line_search_max_iter: largest number of candidates
-    :param sub_sampling_factor: k, if every k-th transition is used
-    :param fisher_subsampling: k, if the Fisher matrix uses every k-th of those
+    :param sub_sampling_factor: k, where the step uses every k-th transition
+    :param fisher_subsampling: k, where the Fisher matrix uses every k-th of those
     :param normalize_advantage: whether to standardise the advantages
     :param chunk_size: transitions to differentiate at a time, ``None`` to choose by observation size
     :param distribution_kinds: known kinds of action distributions
@@ -72,7 +72,7 @@ class PolicyStepSettings:
         """
         Read the settings of a model.
 
-        :param model: has the constant settings as attributes of the same names
+        :param model: the algorithm, which has the constant settings as attributes of the same names
         :param target_kl: value of the schedule, in nats
         :param ent_coef: value of the schedule
         :return: the settings
@@ -85,7 +85,7 @@ class PolicyStep(NamedTuple):
     """
     The record of a policy step.
 
-    :param step: how the trust-region step went
+    :param step: the record of its trust-region step
     :param entropy: mean joint entropy of the old policy, in nats
     :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
         differ from those stored when the policy acted; 0 if rounding is the reason
@@ -111,11 +111,11 @@ def policy_step(
     bit for bit.
 
     :param policy: the policy, in evaluation mode
-    :param networks: its layers, ``None`` if it has to be differentiated by autograd
+    :param networks: its networks, ``None`` if it is not a plain stack and needs autograd
     :param parameters: theta, the parameters that its action distribution depends on
     :param batch: transitions that the policy has collected
-    :param settings: settings of the step
-    :param communicator: connects the ranks, whose batches are used together
+    :param settings: the settings of the step
+    :param communicator: connects the ranks; means are over the batches of all ranks
     :return: the record of the step
     """
     with unvalidated():
@@ -131,6 +131,7 @@ def policy_step(
             ent_coef=settings.ent_coef,
             mean=communicator.mean,
             are_few=2 * batch.n_transitions <= size,  # twice, because up to half of a chunk may be padding
+            # An error up to this one is harmless even if all of it is rounding, so its cause need not be found.
             tolerance=min(MISMATCH, math.sqrt(ROUNDING_SHARE * settings.target_kl)),
         )
         model, entropy, log_prob_error = objective.local_model()

@@ -1,8 +1,8 @@
 """
 The trust-region problem of one rollout: the policy's surrogate, its constraints and its Fisher matrix.
 
-Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a mean over states. Its sum is accumulated
-chunk by chunk, so memory is bounded by one chunk.
+Equations are those of Schulman et al. 2015, arXiv:1502.05477. Every quantity is a mean over states. Sums are accumulated chunk
+by chunk, so one chunk bounds the memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PolicyObjective:
     :param ent_coef: weight of the entropy in the surrogate
     :param mean: divides sums over states by their weight; all ranks together
     :param are_few: whether all chunks together are small enough to be differentiated at once
-    :param tolerance: root mean square error of log-probabilities, in nats, that needs no explanation
+    :param tolerance: root mean square error of the log-probabilities, in nats, up to which they count as the acting policy's
     """
 
     actor: Actor
@@ -61,7 +61,7 @@ class PolicyObjective:
         """
         Describe the problem at the current parameters, which become the old ones.
 
-        :return: the problem, and what the same pass over the rollout shows of the policy
+        :return: the problem, and what else the same reading of the rollout shows about the policy
         """
         theta = flatten(self.parameters).detach()
         gradient = th.zeros_like(theta)
@@ -85,8 +85,8 @@ class PolicyObjective:
             fisher=GaussNewtonOperator(theta, curvatures, self.mean),
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),
-            # The KL that rounding adds to a step, if independent of the step, is about the mean square of what rounding
-            # changes log-probabilities by.
+            # Rounding that is independent of the step adds to its KL about the mean square of what it changes
+            # log-probabilities by.
             rounding=squared_error if is_rounding else 0.0,
         )
         return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)
@@ -95,8 +95,8 @@ class PolicyObjective:
         """
         Decide whether rounding explains why log-probabilities differ from those of the policy that acted.
 
-        It does if the estimated rounding error is of the same order of magnitude. Beyond 1 nat neither number measures the
-        other well, but rounding that changes log-probabilities so much is reason enough.
+        It does if the estimated rounding error is of the same order of magnitude. Beyond 1 nat neither number is precise, but
+        rounding that changes log-probabilities by so much is reason enough.
 
         :param error: root mean square of the differences, in nats
         :param snapshots: z at the current parameters, a tuple for each chunk
@@ -107,14 +107,14 @@ class PolicyObjective:
     @th.no_grad()
     def _rounding_error(self, snapshots: Sequence[Outputs]) -> float:
         """
-        Estimate how much rounding may change log-probabilities, by moving every parameter to the next larger number.
+        Estimate how much rounding may change log-probabilities: move every parameter to the next larger number.
 
         Rounding errors in a sum have the effect of changes in the last digit of its terms (Higham 2002, Accuracy and Stability
         of Numerical Algorithms, section 3.1). For small changes ``KL = E[(d log p)^2] / 2``, so the KL gives their size.
         Whatever happens, interrupts included, the parameters end as they were, bit for bit.
 
         :param snapshots: z at the current parameters, a tuple for each chunk
-        :return: root mean square, in nats; infinite if the policy becomes NaN
+        :return: root mean square change, in nats; infinite if the policy becomes NaN
         """
         old = [parameter.detach().clone() for parameter in self.parameters]
         storage = [parameter.data for parameter in self.parameters]  # autograd does not notice writes here: graphs stay valid
@@ -170,8 +170,8 @@ class CurvatureStore:
     """
     The curvature of every chunk, for any number of Fisher products.
 
-    The first ones are kept while they fit into memory: all of them if there is a single chunk, or if all chunks together are
-    small. The others are built again for each product, one after another, so memory stays bounded.
+    The first ones are kept while they fit into :data:`KEPT_BYTES`: all of them if there is a single chunk, or if all chunks
+    together are small. The others are rebuilt for each product, one after another, so memory stays bounded.
 
     :param actor: the policy, at the old parameters
     :param chunks: the transitions
@@ -219,13 +219,13 @@ def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
 
 
 def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:
-    """Read z without its graph, before the policy reuses its one distribution object."""
+    """Read z without its graph, before the policy reuses its distribution object for other states."""
     return tuple(z.detach() for z in kind.parameters(distribution))
 
 
 class PolicyModel(NamedTuple):
     """
-    The trust-region problem, and what the same pass over the rollout shows of the policy.
+    The trust-region problem, and what else the same reading of the rollout shows about the policy.
 
     :param model: the problem
     :param entropy: mean joint entropy of the policy, in nats

@@ -19,11 +19,19 @@ from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 Point = namedtuple("Point", "x y")
 HUGE = 10**400
+FLOATS = [0.0, -0.0, 1.5, math.inf, -math.inf, math.nan, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 0.1]
+INTS = [0, -1, 2**31, 2**63 - 1, -(2**63), 2**63, 2**64, -(2**100), 10**300]
+STRINGS = ["", "plain", "a/b", "/", "\0", "\ud800", "\udfff\ud800", "ü", "\U0001f600", '"\\', "live", "nan"]
 
 
 class Mood(enum.Enum):
     CALM = "calm"
     WILD = "wild"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
 
 
 class Thing:
@@ -98,7 +106,7 @@ def bits_of(value: Any) -> tuple[Any, ...]:
 
 
 def parts_of(value: Any) -> tuple[Any, Any]:
-    """Take a value apart into what its equality does not tell, and its items."""
+    """Take a value apart into what its equality does not show, and its items."""
     if isinstance(value, (np.ndarray, np.generic, th.Tensor)):
         return bits_of(value), ()
     if isinstance(value, float):

@@ -12,14 +12,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trpo.checkpoint.codecs.codec import Codecs, Decoder, Encoder
+from sb3_trpo.checkpoint.codecs.codec import Codecs, Decoder, Encoded, Encoder
 from sb3_trpo.checkpoint.codecs.environments import EnvState, decode_env, encode_env
 from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 CLOCKS = frozenset(("t",))
 """Seconds that monitors report."""
-
-
 LIMIT = 12
 MOMENTS = {"just after a reset": 0, "mid-episode": 5, "just before the time limit": LIMIT - 1}
 
@@ -53,6 +51,20 @@ def sent(state: EnvState) -> EnvState:
     """Send a state through JSON and bytes, as a checkpoint does."""
     arrays = {name: np.frombuffer(each.tobytes(), each.dtype).reshape(each.shape) for name, each in state.arrays.items()}
     return EnvState(json.loads(json.dumps(state.encoded, allow_nan=False)), arrays, dict(state.unsupported))
+
+
+def transfer(one: gym.Env, other: gym.Env, codecs: Codecs = CODECS) -> None:
+    """Bring an env into the state of another, as a checkpoint does."""
+    state = get_state(one, codecs)
+    assert state.unsupported == {}
+    set_state(other, sent(state), codecs)
+
+
+def transfer_vec(one: VecEnv, other: VecEnv) -> None:
+    """Bring a vectorised env into the state of another, as a checkpoint does."""
+    state = record_of(one)
+    assert state.unsupported == {}
+    assert restore(other, sent(state)) == []
 
 
 def roam(env: gym.Env, n_steps: int, seed: int) -> gym.Env:
@@ -94,23 +106,29 @@ def assert_alike(one: gym.Env, other: gym.Env, n_steps: int) -> int:
     return n_resets
 
 
-def record_of(venv: VecEnv) -> EnvState:
+def record_of(vec_env: VecEnv) -> EnvState:
     encoder = Encoder(CODECS)
-    node = encoder.encode(venv, "env")
+    node = encoder.encode(vec_env, "env")
     return EnvState(node, encoder.arrays, encoder.unsupported)
 
 
-def restore(venv: VecEnv, state: EnvState) -> list[str]:
+def restore(vec_env: VecEnv, state: EnvState) -> list[str]:
     decoder = Decoder(CODECS, state.arrays)
-    assert decoder.decode(state.encoded, venv, "env") is venv
+    assert decoder.decode(state.encoded, vec_env, "env") is vec_env
     return decoder.failures
+
+
+def replayed_part(state: EnvState) -> Encoded:
+    """Find what was recorded of the env itself, inside its wrappers."""
+    node = state.encoded
+    while "replayed" not in node:
+        node = node["state"]["env"]
+    return node
 
 
 def changed(state: EnvState, **parts: Any) -> EnvState:
     """Change parts of what was recorded of the env itself."""
-    node = state.encoded
-    while "replayed" not in node:
-        node = node["state"]["env"]
+    node = replayed_part(state)
     node |= {name: value for name, value in parts.items() if name in node}
     for name, value in parts.items():
         if name not in node:

@@ -21,6 +21,20 @@ class DenseOperator(LinearOperator):
         return self.matrix.diagonal()
 
 
+class BrokenOperator(DenseOperator):
+    """A matrix, but one of the products has a bad first entry; 0 for none."""
+
+    def __init__(self, matrix: th.Tensor, bad_call: int, bad: float) -> None:
+        super().__init__(matrix)
+        self.bad_call, self.bad = bad_call, bad
+
+    def __matmul__(self, v: th.Tensor) -> th.Tensor:
+        product = super().__matmul__(v)
+        if len(self.products) == self.bad_call:
+            product[0] = self.bad
+        return product
+
+
 def dense(operator: LinearOperator) -> th.Tensor:
     """Form an operator's matrix, column by column."""
     return th.stack([operator @ e for e in th.eye(operator.size, dtype=th.float64)], dim=1)

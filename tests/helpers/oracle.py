@@ -89,9 +89,8 @@ def networks_of(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] = C
 
 def make_transitions(case: Case, policy: ActorCriticPolicy, n: int) -> Transitions:
     """Draw random transitions, from a policy near the given one but not the same: ratios differ from 1."""
-    case.observations.seed(0)
     case.actions.seed(0)
-    observations = _stack([case.observations.sample() for _ in range(n)])
+    observations = some_observations(case.observations, n)
     actions = th.as_tensor(np.stack([case.actions.sample() for _ in range(n)]))
     actions = actions if isinstance(case.actions, spaces.Discrete) else actions.double()
     generator = th.Generator().manual_seed(1)
@@ -99,6 +98,11 @@ def make_transitions(case: Case, policy: ActorCriticPolicy, n: int) -> Transitio
     with th.no_grad():
         log_prob = policy.get_distribution(observations).log_prob(actions)
     return Transitions(ObservationInputs(observations), actions, log_prob + 0.1 * noise, advantages, returns)
+
+
+def some_observations(space: spaces.Space, n: int) -> th.Tensor | dict[str, th.Tensor]:
+    space.seed(0)
+    return _stack([space.sample() for _ in range(n)])
 
 
 def chunked(transitions: Transitions, size: int) -> list[Transitions]:

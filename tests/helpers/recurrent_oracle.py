@@ -1,8 +1,8 @@
 """
-What a policy with memory is to its update, dense and in float64: no sequences, no padding, LSTMs by their equations.
+A recurrent policy's update, dense and in float64: no sequences, no padding, LSTMs by their equations.
 
-The rollout is gone through step by step, all environments at once; memory is reset where episodes start, and put to what the
-acting policy had at the rollout's first step, and where an argument says so. Every quantity is a weighted mean over
+The rollout is read step by step, all environments at once. Memory is reset where episodes start. It takes over the acting
+policy's state at the rollout's first step, and wherever an argument says so. Every quantity is a weighted mean over
 transitions.
 """
 

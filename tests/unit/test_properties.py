@@ -5,7 +5,6 @@ The oracle shares no code with the package: it reads the buffer itself, takes KL
 log-probabilities from SB3's ``evaluate_actions``, and does its arithmetic in float64 on what the networks give in float32.
 """
 
-import copy
 import io
 import sys
 from collections import Counter
@@ -19,7 +18,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from helpers.contract_tools import parameters
 from helpers.envs import RandomEnv
+from helpers.states import same, training_state
 from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
@@ -165,11 +166,9 @@ def fill(model: TRPO, case: Case) -> None:
 
 def each(function, observations):
     """Apply a function to an observation, or to every part of it."""
-    return (
-        {key: function(part) for key, part in observations.items()}
-        if isinstance(observations, dict)
-        else function(observations)
-    )
+    if isinstance(observations, dict):
+        return {key: function(part) for key, part in observations.items()}
+    return function(observations)
 
 
 def random_observation(space, rng, n):
@@ -216,7 +215,7 @@ def joint(distribution) -> list[th.distributions.Distribution]:
 
 @th.no_grad()
 def mean_kl(old, new, batch: Batch) -> float:
-    pairs = zip(joint(old.get_distribution(batch.observations)), joint(new.get_distribution(batch.observations)), strict=True)
+    pairs = zip(*(joint(policy.get_distribution(batch.observations)) for policy in (old, new)), strict=True)
     return float(sum(kl_divergence(p, q) for p, q in pairs).mean())
 
 
@@ -231,37 +230,17 @@ def surrogate(policy, batch: Batch, ent_coef: float) -> tuple[float, float]:
     return float(terms.mean()), float(size.mean())
 
 
-def parameters(model: TRPO) -> dict[str, th.Tensor]:
-    return {name: value.detach().clone() for name, value in model.policy.named_parameters()}
-
-
 def changed(before: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> set[str]:
     """Name the parameters that are not bit for bit the same."""
-    return {name for name in before if before[name].numpy().tobytes() != after[name].numpy().tobytes()}
+    return {name for name in before if not same(before[name], after[name])}
 
 
 def policy_side(model: TRPO, batch: Batch) -> set[str]:
     """Name the parameters that log-probabilities have a gradient in."""
     log_prob = model.policy.evaluate_actions(batch.observations, batch.actions)[1]
-    names, values = zip(*model.policy.named_parameters(), strict=True)
-    gradients = th.autograd.grad(log_prob.sum(), values, allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-
-
-def state(model: TRPO) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
-    """Copy everything that the critic fit may change."""
-    return parameters(model), copy.deepcopy(model.policy.optimizer.state_dict())
-
-
-def same(left: Any, right: Any) -> bool:
-    """Compare nested containers of tensors and numbers bit for bit."""
-    if isinstance(left, th.Tensor):
-        return left.dtype == right.dtype and th.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
+    named = dict(model.policy.named_parameters())
+    gradients = th.autograd.grad(log_prob.sum(), named.values(), allow_unused=True)
+    return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
 def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_parameter():
@@ -271,14 +250,14 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
     @given(cases())
     def check(case):
         model, old = build(case), build(case).policy  # the same twice: gSDE policies cannot be copied
-        batch, before = read(model), parameters(model)
+        batch, before = read(model), parameters(model.policy)
         names = policy_side(model, batch)
         model.train()
 
         log, target_kl, ent_coef = model.logger.name_to_value, case.settings["target_kl"], case.settings["ent_coef"]
         outcomes[model.policy_outcome.value] += 1
-        assert log["train/n_rejected_steps"] == (model.policy_outcome.value != "accepted")
         accepted = model.policy_outcome.value == "accepted"
+        assert log["train/n_rejected_steps"] == (not accepted)
         kl = mean_kl(old, model.policy, batch)
         (old_surrogate, _), (new_surrogate, size) = (surrogate(policy, batch, ent_coef) for policy in (old, model.policy))
         assert log["train/is_line_search_success"] == accepted
@@ -290,7 +269,7 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
             assert new_surrogate > old_surrogate
             assert log["train/improvement"] == pytest.approx(new_surrogate - old_surrogate, abs=1e-6 * size)
         else:
-            assert not changed(before, parameters(model)) & names
+            assert not changed(before, parameters(model.policy)) & names
 
     check()
     assert outcomes["accepted"] >= 50
@@ -311,13 +290,13 @@ OPTIMIZERS = st.sampled_from(
 def test_the_critic_moves_itself_and_nothing_that_the_policy_depends_on(case, max_grad_norm):
     model = build(case)
     model.max_grad_norm = max_grad_norm
-    batch, before = read(model), parameters(model)
+    batch, before = read(model), parameters(model.policy)
     names = policy_side(model, batch)
     model.rollout_buffer.advantages[:] = 0.0  # no signal: the policy stays, but the returns are still there to be learnt
     for _ in range(2):
         model.train()
         assert model.policy_outcome.value == "zero gradient"
-    moved = changed(before, parameters(model))
+    moved = changed(before, parameters(model.policy))
     assert not moved & names
     assert moved
 
@@ -326,25 +305,21 @@ class InjectedError(Exception):
     """Comes from nowhere else."""
 
 
-def owner(model: TRPO, name: str) -> Any:
-    return model.policy.optimizer if name == "step" else model.policy
-
-
 def train_with(model: TRPO, name: str, fault_at: int | None, fault: type[BaseException], late: bool) -> int:
     """Train with a fault at one call of a function, before or after it acts; give the number of calls."""
-    function, calls = getattr(owner(model, name), name), 0
+    owner, calls = model.policy.optimizer if name == "step" else model.policy, 0
+    function = getattr(owner, name)
 
     def wrapper(*args, **kwargs):
         nonlocal calls
         calls += 1
-        if calls - 1 == fault_at and not late:
-            raise fault
-        result = function(*args, **kwargs)
+        if late:
+            result = function(*args, **kwargs)
         if calls - 1 == fault_at:
             raise fault
-        return result
+        return result if late else function(*args, **kwargs)
 
-    with mock.patch.object(owner(model, name), name, wrapper):
+    with mock.patch.object(owner, name, wrapper):
         model.train()
     return calls
 
@@ -361,19 +336,19 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
     finished = build(case)
     n_calls = train_with(finished, name, None, fault, late)
     model = build(case)  # not before: it seeds the generator of the minibatches
-    names, (before, optimizer) = policy_side(model, read(model)), state(model)
+    names, (before, optimizer) = policy_side(model, read(model)), training_state(model.policy)
 
     with suppress(fault):
         train_with(model, name, int(when * n_calls), fault, late)
         # Not stopped: the search for what the policy depends on takes an error, but no interrupt, for an answer.
         assert (name, fault) == ("get_distribution", InjectedError)
-        assert not changed(parameters(finished), parameters(model))
+        assert not changed(parameters(finished.policy), parameters(model.policy))
         return
     if name == "get_distribution":  # only the policy step calls it: it was not finished
-        assert not changed(before, parameters(model))
+        assert not changed(before, parameters(model.policy))
     else:
-        assert changed(before, parameters(model)) <= names
-        assert not changed(parameters(finished), parameters(model)) & names
+        assert changed(before, parameters(model.policy)) <= names
+        assert not changed(parameters(finished.policy), parameters(model.policy)) & names
     assert same(model.policy.optimizer.state_dict(), optimizer)
     assert th.distributions.Distribution._validate_args is __debug__  # torch's default
     assert not any(module.training for module in model.policy.modules())
@@ -383,11 +358,11 @@ def test_an_update_interrupted_anywhere_leaves_a_sound_model(case, name, when, f
     model.save(file)
     loaded = TRPO.load(file, env=model.get_env())
     loaded.set_logger(Logger(folder=None, output_formats=[]))
-    assert not changed(parameters(model), parameters(loaded))
+    assert not changed(parameters(model.policy), parameters(loaded.policy))
     for survivor in (model, loaded):
         fill(survivor, case)
         survivor.train()
-    assert not changed(parameters(model), parameters(loaded))
+    assert not changed(parameters(model.policy), parameters(loaded.policy))
 
 
 def train_until_line(model: TRPO, fault_at: int | None) -> int:
@@ -418,11 +393,11 @@ def test_an_interrupt_before_any_line_leaves_whole_steps_only(case, when):
     finished = build(case)
     n_lines = train_until_line(finished, None)
     model = build(case)  # not before: it seeds the generator of the minibatches
-    names, (before, optimizer) = policy_side(model, read(model)), state(model)
+    names, (before, optimizer) = policy_side(model, read(model)), training_state(model.policy)
     with pytest.raises(KeyboardInterrupt):
         train_until_line(model, int(when * n_lines))
-    after, optimizer_after = state(model)
-    from_before, from_finished = changed(before, after), changed(parameters(finished), after)
+    after, optimizer_after = training_state(model.policy)
+    from_before, from_finished = changed(before, after), changed(parameters(finished.policy), after)
     assert not from_before & names or not from_finished & names
     if from_before - names:
         assert not from_finished - names
@@ -438,11 +413,11 @@ def test_a_candidate_with_nan_is_never_taken():
     @given(cases(policy_kwargs=WITH_EXTRACTOR, line_search_shrinking_factor=st.floats(0.5, 0.95)), st.integers(1, 15))
     def check(case, n_poisoned):
         model = build(case)
-        before, names = parameters(model), policy_side(model, read(model))
+        before, names = parameters(model.policy), policy_side(model, read(model))
         n_candidates, factor = case.settings["line_search_max_iter"], case.settings["line_search_shrinking_factor"]
         n_chunks = chunks_of(model)
         extractor = model.policy.pi_features_extractor
-        extractor.moved, extractor.poison = lambda: changed(before, parameters(model)) & names, n_poisoned * n_chunks
+        extractor.moved, extractor.poison = lambda: changed(before, parameters(model.policy)) & names, n_poisoned * n_chunks
         model.train()
 
         log = model.logger.name_to_value
@@ -455,11 +430,19 @@ def test_a_candidate_with_nan_is_never_taken():
             assert all(value.isfinite().all() for value in model.policy.parameters())
         else:
             assert log["train/kl_divergence_loss"] == 0.0
-            assert not changed(before, parameters(model)) & names
+            assert not changed(before, parameters(model.policy)) & names
 
     check()
     assert outcomes["accepted"] >= 5
     assert outcomes["non-finite surrogate or KL"] >= 10
+
+
+def moves(before, names: set[str], *models: TRPO) -> list[th.Tensor]:
+    """Give how far each model has moved the named parameters, as a vector."""
+    return [
+        th.cat([(now[name] - before[name]).flatten() for name in sorted(names)])
+        for now in (parameters(model.policy) for model in models)
+    ]
 
 
 def to_float64(policy) -> None:
@@ -485,12 +468,10 @@ def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
     whole, chunked = build(case), build(case._replace(settings={**case.settings, "chunk_size": chunk_size}))
     for model in (whole, chunked):
         to_float64(model.policy)
-    before, names = parameters(whole), policy_side(whole, read(whole))
+    before, names = parameters(whole.policy), policy_side(whole, read(whole))
     whole.train()
     chunked.train()
-    step, other = (
-        th.cat([(parameters(model)[name] - before[name]).flatten() for name in sorted(names)]) for model in (whole, chunked)
-    )
+    step, other = moves(before, names, whole, chunked)
     assert step.dtype is th.float64
     assert (step - other).norm() <= 1e-6 * step.norm()
     assert whole.policy_outcome is chunked.policy_outcome
@@ -505,7 +486,7 @@ def test_the_fast_update_is_the_slow_one_beyond_rounding():
     def check(case):
         nonlocal n_plain
         fast = build(case)
-        before, names = parameters(fast), policy_side(fast, read(fast))
+        before, names = parameters(fast.policy), policy_side(fast, read(fast))
         n_plain += read_networks(fast.policy) is not None
         fast.train()
         slow = build(case)  # not before: it seeds the generator of the minibatches
@@ -514,11 +495,9 @@ def test_the_fast_update_is_the_slow_one_beyond_rounding():
         assert (fast.policy_outcome, fast.critic_outcome) == (slow.policy_outcome, slow.critic_outcome)
         for key in ("train/line_search_steps", "train/cg_iterations"):
             assert fast.logger.name_to_value[key] == slow.logger.name_to_value[key]
-        for side, tolerance in ((names, 1e-3), (before.keys() - names, 1e-3)):
-            step, other = (
-                th.cat([(parameters(model)[name] - before[name]).flatten() for name in sorted(side)]) for model in (fast, slow)
-            )
-            assert (step - other).norm() <= tolerance * other.norm()
+        for side in (names, before.keys() - names):
+            step, other = moves(before, side, fast, slow)
+            assert (step - other).norm() <= 1e-3 * other.norm()
 
     check()
     assert n_plain >= 10

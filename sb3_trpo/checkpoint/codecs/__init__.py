@@ -1,6 +1,6 @@
 """
-How each kind of object becomes JSON and arrays, and comes back.
+The conversion of each kind of object to JSON and arrays, and back.
 
-``codec.py`` says what a codec is and has the encoder and decoder; ``registry.py`` lists all codecs. To support another kind of
+``codec.py`` defines codecs, the encoder and the decoder; ``registry.py`` lists all codecs. To support another kind of
 object, write a codec and add it to that list. To support another simulator, see ``simulators/``.
 """

@@ -18,7 +18,7 @@ NUMBERS = frozenset(
 BRAIN_FLOAT = "bfloat16"
 """The one dtype of policies that NumPy lacks; its bits are stored as int16."""
 LARGEST_RATIO, SMALL = 4, 2**12
-"""An array is stored for the sake of a view if it has at most this many times the view's bytes, or this many bytes."""
+"""A view's owner is stored if it has at most this many times the view's bytes, or at most this many bytes."""
 
 
 def store(array: np.ndarray, path: str, encoder: Encoder) -> Encoded:
@@ -40,10 +40,10 @@ def store(array: np.ndarray, path: str, encoder: Encoder) -> Encoded:
 
 def load(reference: Encoded, decoder: Decoder) -> np.ndarray:
     """
-    Give a copy of a stored array, with the layout in memory that it had.
+    Return a copy of a stored array, with its original layout in memory.
 
     :param reference: what :func:`store` returned
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :return: a new array
     :raises ValueError: if the strides would reach beyond the array's memory
     """
@@ -53,6 +53,7 @@ def load(reference: Encoded, decoder: Decoder) -> np.ndarray:
     saved = decoder.arrays[path]
     if not _fits(saved, strides):
         raise ValueError(f"an array of shape {saved.shape} cannot have the strides {strides}")
+    # The strides may be forged: as_strided() does not check them, _fits() has.
     made = np.lib.stride_tricks.as_strided(np.empty(saved.size, saved.dtype), saved.shape, strides)
     made[...] = saved
     return made
@@ -137,7 +138,7 @@ class NumpyScalarCodec(Codec):
         return {"scalar": store(np.asarray(value), path, encoder)} if is_number else encoder.reject(value, path)
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
-        """Take the scalar out of its array."""
+        """Return the scalar in the array."""
         return decoder.arrays[encoded["scalar"]][()]
 
 

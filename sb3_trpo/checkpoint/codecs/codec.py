@@ -2,8 +2,8 @@
 Codecs, and the encoder and decoder that apply them to values inside values.
 
 An *encoded* value is JSON. ``None``, booleans, integers, strings and finite floats stand for themselves; anything else is a
-dict with the name of its kind as the first key, ``{kind: content, ...}``. Arrays are kept beside the JSON, each under the path
-of the value it belongs to, as in ``"env/venv/0/env/state"``.
+dict with the name of its kind as the first key, ``{kind: content, ...}``. Arrays are stored beside the JSON, each under the
+path of the value it belongs to, as in ``"env/venv/0/env/state"``.
 
 Decoding works on what the user's script has already made, the *live* objects: it fills objects in place and replaces plain
 data. It never looks up a class or calls a function by a name from a checkpoint, so a checkpoint from a stranger cannot run
@@ -29,7 +29,7 @@ from sb3_trpo.checkpoint.codecs.inspection import FUNCTIONS, qualified_name
 Encoded = Any
 """JSON: ``None``, a bool, an int, a float, a str, or a dict ``{kind: content, ...}``."""
 LIVE: Encoded = {"live": None}
-"""Stands for a value that is not encoded: the live one stays."""
+"""Stands for a value that is not encoded: the live one stays in place."""
 DECODING_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
 """What malformed JSON or arrays can make a codec raise."""
 
@@ -66,7 +66,7 @@ class Codec(ABC):
         Make an object from its encoding.
 
         :param encoded: what :meth:`encode` returned, or something hostile
-        :param live: what the script has made in this place; ``None`` if nothing
+        :param live: what the script has put in this place; ``None`` if nothing
         :param path: the place
         :param decoder: decodes the parts of the object, and has the arrays
         :return: the object that belongs in this place, often the live one
@@ -125,7 +125,7 @@ class Encoder:
         self._seen: dict[int, tuple[str | None, Any]] = {}
 
     def empty(self, deep: bool = True, file_paths: FilePaths | None = None) -> Encoder:
-        """Give another encoder with the same codecs, which has encoded nothing yet."""
+        """Return another encoder with the same codecs that has encoded nothing yet."""
         return Encoder(self.codecs, deep, file_paths)
 
     def encode(self, value: Any, path: str) -> Encoded:
@@ -161,7 +161,7 @@ class Encoder:
         return encoded
 
     def reject(self, value: Any, path: str) -> Encoded:
-        """Note that a value cannot be encoded."""
+        """Record that a value cannot be encoded, and leave it to the script."""
         self.unsupported[path] = qualified_name(type(value))
         return LIVE
 
@@ -244,7 +244,7 @@ class Decoder:
 
     def to_fill(self, live: Any) -> Any:
         """
-        Give an object to fill: the live one, or a copy if that has been filled for another place.
+        Return an object to fill: the live one, or a copy if the live one has been filled for another place.
 
         Two places that share an object in the script need not have shared it in the run.
         """
@@ -268,8 +268,8 @@ class Decoder:
         :param encoded: JSON by name
         :param path: the object's path
         :param skip: names of attributes to leave alone
-        :raises MismatchError: if a value does not fit, or would take the place of a method: nothing that a checkpoint says
-            may change what code is run
+        :raises MismatchError: if a value does not fit, or would take the place of a method: nothing in a checkpoint
+            may change what code runs
         """
         there = vars(owner)
         for name, each in encoded.items():

@@ -105,10 +105,11 @@ class DictCodec(Codec):
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> dict[Any, Any]:
         """Make a dict of the live one's class."""
-        made = copy.copy(live) if isinstance(live, dict) else {}  # a defaultdict keeps its factory
+        made = copy.copy(live) if isinstance(live, dict) else {}  # a copy: a defaultdict keeps its factory
         there = dict(made)
         made.clear()
         keys = [*there]
+        # Keys that are classes or enumerations need a live pattern, and there may be fewer live keys than encoded ones.
         for index, (key, value) in enumerate(encoded["dict"]):
             name = decoder.decode(key, keys[index % len(keys)] if keys else None, f"{path}/key/{index}")
             made[name] = decoder.decode(value, there.get(name), f"{path}/{index}")

@@ -1,8 +1,8 @@
 """
 Environments with all their wrappers, and vectorised ones in this process or in workers.
 
-The state of an environment is the plain data among its attributes, its generators, and what its simulator knows. Where an
-environment or a wrapper has its own methods ``get_state()`` and ``set_state(state)``, these are used for its part.
+The state of an environment is the plain data among its attributes, its generators, and the state of its simulator. Where an
+environment or a wrapper has the methods ``get_state()`` and ``set_state(state)``, these are used for its part.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ SET_BY_EACH_STEP = frozenset(("envs", "actions", "buf_obs", "buf_dones", "buf_re
 
 class EnvState(NamedTuple):
     """
-    The state of one environment, as it travels from and to a worker.
+    The state of one environment, as it is sent from and to a worker.
 
     :param encoded: JSON
     :param arrays: arrays by path
     :param unsupported: class names of what cannot be encoded, by path; if there are any, the environment cannot be restored
-    :param file_paths: what is known of file paths by now
+    :param file_paths: the environment's file paths, as far as they are known
     """
 
     encoded: Encoded
@@ -62,7 +62,7 @@ def decode_env(env: gym.Env[Any, Any], encoded: Encoded, decoder: Decoder) -> No
 
     :param env: an environment that was made like the one that was encoded
     :param encoded: JSON from :func:`encode_env`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :raises MismatchError: if the environment is not made of the same parts
     """
     decoder.decode(encoded, env, "env")
@@ -70,7 +70,7 @@ def decode_env(env: gym.Env[Any, Any], encoded: Encoded, decoder: Decoder) -> No
 
 def encode_worker(env: gym.Env[Any, Any], encoder: Encoder) -> EnvState:
     """
-    Encode an environment and the global generators of the process that it has to itself.
+    Encode an environment and the global generators of its worker process.
 
     :param env: the worker's environment
     :param encoder: an empty encoder
@@ -89,7 +89,7 @@ def decode_worker(env: gym.Env[Any, Any], encoded: Encoded, decoder: Decoder) ->
 
     :param env: the worker's environment
     :param encoded: JSON from :func:`encode_worker`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :raises MismatchError: if the environment is not made of the same parts
     """
     decode_global_generators({name: each for name, each in encoded.items() if name not in ("env", "cuda")}, decoder)
@@ -120,7 +120,7 @@ class VecEnvCodec(Codec):
         return encoded | {"state": encoder.encode_attributes(vec_env, path, skip=DESCRIPTION)}
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> VecEnv:
-        """Restore a vectorised environment; one environment that does not fit is noted, and the others are restored."""
+        """Restore a vectorised environment; if one of its environments does not fit, that is recorded, and the others are."""
         fits = isinstance(live, VecEnv) and qualified_name(type(live)) == encoded["vec_env"]
         if not fits or ("own" in encoded and not has_own_state(live)):
             raise MismatchError(f"{path} was a {encoded['vec_env']}, but is a {qualified_name(type(live))}")
@@ -135,7 +135,7 @@ class VecEnvCodec(Codec):
                     _decode_one(live, index, env, f"{path}/{index}/", decoder)
             except MismatchError as error:
                 decoder.failures.append(f"{path}/{index}: {error}")
-        return live  # type: ignore[no-any-return]  # it has been compared
+        return live  # type: ignore[no-any-return]  # its class has been compared
 
 
 def _encode_one(vec_env: VecEnv, index: int, path: str, encoder: Encoder, file_paths: FilePaths) -> Encoded:
@@ -158,7 +158,7 @@ def _decode_one(vec_env: VecEnv, index: int, encoded: Encoded, prefix: str, deco
 
 def describe_env(env: gym.Env[Any, Any]) -> list[str]:
     """
-    Name an environment and its wrappers, with the arguments that Gymnasium knows.
+    Describe an environment and its wrappers, with the arguments that Gymnasium has recorded.
 
     :param env: the outermost wrapper, or the environment itself
     :return: one text for each layer, outermost first
@@ -177,7 +177,7 @@ def describe_env(env: gym.Env[Any, Any]) -> list[str]:
 
 
 def _describe_argument(value: Any) -> str:
-    """Describe an argument such that another value looks different, and the same one does not after a restart."""
+    """Describe an argument so that other values look different, and the same value looks the same after a restart."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_describe_argument(each)}' for key, each in value.items())}}}"
     if isinstance(value, (list, tuple)):

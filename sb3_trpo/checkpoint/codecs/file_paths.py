@@ -20,7 +20,7 @@ OUTSIDE = re.compile(r"[~/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|$)", re.DOTALL)
 
 
 class Handling(Enum):
-    """How to handle an attribute."""
+    """What to do with an attribute."""
 
     ENCODE = "encode and restore it like any other"
     ENCODE_CHANGED = "encode it, and restore it although it looks like a file path: the run has changed it"
@@ -45,12 +45,12 @@ class FilePaths:
 
     def classify(self, path: str, name: str, value: Any) -> Handling:
         """
-        Decide how to handle an attribute, and take note of it.
+        Decide what to do with an attribute, and remember it.
 
         :param path: where the encoder meets the attribute
         :param name: name of the attribute
         :param value: value of the attribute
-        :return: how to handle it
+        :return: what to do with it
         """
         is_path = looks_like_path(name, value)
         if self.before_training:
@@ -76,7 +76,7 @@ class FilePaths:
 
     def begin_training(self, changed: Iterable[str]) -> None:
         """
-        Take what is different from now on as changed by the run.
+        Treat every difference from now on as a change by the run.
 
         :param changed: attributes that had been changed before the checkpoint that the run continues from; they stay state
         """
@@ -85,7 +85,7 @@ class FilePaths:
 
     def unrestorable(self) -> list[str]:
         """
-        List the attributes that the run has changed and no checkpoint restores.
+        List the attributes that the run has changed and that no checkpoint restores.
 
         :return: their paths, sorted
         """
@@ -97,7 +97,7 @@ class FilePaths:
 
         :param path: path of the vectorised environment
         :param n_envs: number of environments
-        :return: one for each environment, with paths that begin there
+        :return: file paths of each environment, relative to it
         """
         parts = [FilePaths(before_training=self.before_training) for _ in range(n_envs)]
         prefix = f"{path}/"
@@ -110,7 +110,7 @@ class FilePaths:
 
     def merge(self, part: FilePaths, prefix: str) -> None:
         """
-        Take over what has been noted in an environment.
+        Add the file paths of one environment.
 
         :param part: from :meth:`split`
         :param prefix: what to put before its paths
@@ -125,7 +125,7 @@ def looks_like_path(name: str, value: Any) -> bool:
 
     :param name: name of the attribute
     :param value: value of the attribute
-    :return: whether its value is an absolute path or a ``pathlib`` object, or it is a text with a name such as ``log_dir``
+    :return: whether its value is an absolute path or a ``pathlib`` object, or a string under a name such as ``log_dir``
     """
     if isinstance(value, PurePath):
         return True
@@ -134,11 +134,11 @@ def looks_like_path(name: str, value: Any) -> bool:
 
 def leaves_folder(value: Any) -> bool:
     """
-    Check whether a text may be a file path outside the current folder.
+    Check whether a string may be a file path outside the current folder.
 
     A checkpoint must not choose where the script writes to.
 
     :param value: anything
-    :return: whether it is a text that is absolute or goes up
+    :return: whether it is an absolute path, or one that goes up
     """
     return isinstance(value, str) and OUTSIDE.match(value) is not None

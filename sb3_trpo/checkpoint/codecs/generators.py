@@ -15,7 +15,7 @@ from sb3_trpo.checkpoint.codecs.codec import DECODING_ERRORS, Codec, Decoder, En
 
 BIT_GENERATORS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
 MT19937_WORDS, PHILOX_WORDS = 624, 4
-"""How many numbers these bit generators make at a time."""
+"""The number of words that these bit generators make at a time."""
 
 
 def require_valid_position(state: dict[str, Any], path: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class NumpyGeneratorCodec(Codec):
         return encoder.once(value, path, lambda: {"generator": type(bits).__name__, "state": state()})
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.Generator:
-        """Set the state of the live generator; make one if there is none of this kind, or another place has it."""
+        """Set the state of the live generator; make a new one if it is of another kind, or has been set for another place."""
         name = encoded["generator"]
         if name not in BIT_GENERATORS:
             raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
@@ -117,7 +117,7 @@ class TorchGeneratorCodec(Codec):
 
 
 class SpaceCodec(Codec):
-    """Gymnasium's spaces: their generators alone, since bounds and shapes are the script's."""
+    """Gymnasium's spaces: only their generators, since the script sets bounds and shapes."""
 
     types = (gym.Space,)
     kinds = ("space",)
@@ -149,9 +149,9 @@ def encode_global_generators(encoder: Encoder, with_cuda: bool = True) -> dict[s
     """
     Encode the global generators of this process: Python's, NumPy's and torch's.
 
-    :param encoder: keeps the arrays
-    :param with_cuda: whether to encode those of GPUs too. Asking for them initialises CUDA, which takes memory in each
-        worker process that does so
+    :param encoder: stores the arrays
+    :param with_cuda: whether to encode those of GPUs too. Reading them initialises CUDA, which takes GPU memory in each
+        process
     :return: JSON by library
     """
     states: dict[str, Any] = {
@@ -169,7 +169,7 @@ def decode_global_generators(encoded: dict[str, Encoded], decoder: Decoder) -> N
     Set the global generators of this process.
 
     :param encoded: from :func:`encode_global_generators`
-    :param decoder: has the arrays
+    :param decoder: holds the arrays
     :raises MismatchError: if a state is malformed
     """
     setters: dict[str, Callable[[Any], None]] = {

@@ -1,4 +1,4 @@
-"""What can be learned about classes, functions and arrays by looking at them."""
+"""Names of classes, their own methods for state, owners of arrays, and fingerprints."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, ty
 
 def qualified_name(thing: Any) -> str:
     """
-    Give the name under which a class or function is stored in checkpoints and shown to users.
+    Return the name under which a class or function is stored in checkpoints and shown to users.
 
-    What a subpackage of ours exports has the subpackage's name, as in ``sb3_trpo.recurrent.RecurrentTRPO``: such names are
-    in checkpoints, and moving code to another file must not turn a run into another one.
+    A class that a subpackage of ours exports has the subpackage's name, as in ``sb3_trpo.recurrent.RecurrentTRPO``: such names
+    are in checkpoints, and moving code to another file must not turn a run into another one.
 
     :param thing: the class or function
     :return: its module and name; classes of some extension modules do not know their module
@@ -51,7 +51,7 @@ def has_own_state(value: Any) -> bool:
 
 def owner_of(array: np.ndarray) -> np.ndarray:
     """
-    Follow a view to the array that it is a view of.
+    Find the array that a view is a view of.
 
     :param array: an array, perhaps a view
     :return: the array at the end of the chain. If that one has a ``base``, its memory belongs to something other than an

@@ -1,9 +1,9 @@
 """
 Logs: what a run has written, and what it is about to write.
 
-A script that is run again opens its log files again, and most of SB3's formats empty them. So a checkpoint holds what was in
-the files, and writes it into those that the new run has opened, wherever these are. TensorBoard's event files stay on disk;
-TensorBoard has its own means to discard events that come after the checkpoint.
+A script that is run again opens its log files again, and most of SB3's formats empty them. So a checkpoint holds the content
+of the files, which is written into those that the new run has opened, wherever they are. TensorBoard's event files stay on
+disk; TensorBoard can itself discard events that come after the checkpoint.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def encode_logger(logger: Logger, path: str, encoder: Encoder) -> Encoded:
 
     :param logger: logger of the run
     :param path: path to keep arrays under
-    :param encoder: keeps the arrays
+    :param encoder: stores the arrays
     :return: JSON
     """
     files = {}
@@ -99,13 +99,13 @@ def encode_logger(logger: Logger, path: str, encoder: Encoder) -> Encoded:
 
 def decode_logger(encoded: Encoded, logger: Logger, path: str, decoder: Decoder, n_timesteps: int) -> None:
     """
-    Let a logger continue where another one was.
+    Restore a logger.
 
     :param encoded: from :func:`encode_logger`
     :param logger: logger of the run that continues
     :param path: path under which arrays are kept
-    :param decoder: has the arrays
-    :param n_timesteps: timesteps of the run at the checkpoint; TensorBoard discards later events
+    :param decoder: holds the arrays
+    :param n_timesteps: timesteps of the run at the checkpoint; TensorBoard is asked to discard later events
     """
     for index, output in enumerate(logger.output_formats):
         saved, file = encoded["files"].get(f"{index} {type(output).__name__}"), _file_of(output)
@@ -122,7 +122,7 @@ def decode_logger(encoded: Encoded, logger: Logger, path: str, decoder: Decoder,
 
 
 def _file_of(output: Any) -> IO[str] | None:
-    """Give the file that an output format has opened itself; the screen is not one."""
+    """Return the file that an output format has opened; ``None`` if it writes to the screen or elsewhere."""
     if isinstance(output, HumanOutputFormat) and not output.own_file:
         return None
     return output.file if isinstance(output, (HumanOutputFormat, JSONOutputFormat, CSVOutputFormat)) else None

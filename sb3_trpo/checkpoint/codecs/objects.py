@@ -26,16 +26,16 @@ from sb3_trpo.checkpoint.codecs.inspection import FUNCTIONS, has_own_state, qual
 from sb3_trpo.checkpoint.worker_rpc import ANSWER
 
 ENV_DESCRIPTION = frozenset((ANSWER, "spec", "_cached_spec", "render_mode", "metadata"))
-"""Attributes that describe an environment and are no state of it."""
+"""Attributes that describe an environment; they are not state."""
 ALWAYS_ENCODED = (gym.Env, gym.Space, np.random.Generator)
 """Attributes that are encoded even if the rest of an object has its own ``get_state()``, or cannot be encoded."""
 FILLED_IN_PLACE = (np.random.Generator, np.random.RandomState, random.Random)
 REPLACED = (list, dict, set, deque, bytearray)
-"""Containers that decoding replaces by new ones."""
+"""Containers that decoding replaces with new ones."""
 
 
 class LeftToScriptCodec(Codec):
-    """What a run does not change, or what has its own way into the checkpoint: the live object stays."""
+    """Objects that a run does not change, or that are stored elsewhere in a checkpoint: the live object stays."""
 
     types = (
         *(type, ModuleType, property, weakref.ref, EnvSpec, PurePath, np.dtype, np.ufunc, th.dtype, th.device),
@@ -48,14 +48,14 @@ class LeftToScriptCodec(Codec):
         return LIVE
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
-        """Give the live object, which has to be there, as in a list of functions."""
+        """Return the live object, which must be there, as in a list of functions."""
         if live is None:
             raise MismatchError(f"{path} held something that cannot be recorded, and is not there now")
         return live
 
 
 class IgnoredModuleCodec(Codec):
-    """Objects that draw, log or lock: they do not belong to what is simulated."""
+    """Objects that draw, log or lock: they are no part of the simulation."""
 
     prefixes = tuple(
         f"{module}."
@@ -77,7 +77,7 @@ class IgnoredModuleCodec(Codec):
 
 
 class FunctionCodec(Codec):
-    """Python functions and methods, by name: which of several functions an attribute holds may say what phase an env is in."""
+    """Python functions and methods, by name: an env's phase may be the function that an attribute holds."""
 
     types = (FunctionType, MethodType)
     kinds = ("function",)
@@ -87,7 +87,7 @@ class FunctionCodec(Codec):
         return {"function": qualified_name(value)} if encoder.deep else LIVE
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
-        """Give the live function, which must be the same; a name from a checkpoint is not looked up."""
+        """Return the live function, which must be the same; a name from a checkpoint is not looked up."""
         if not isinstance(live, FUNCTIONS) or qualified_name(live) != encoded["function"]:
             raise MismatchError(f"{path} was the function {encoded['function']}, and is another now")
         return live
@@ -152,8 +152,8 @@ class ObjectCodec(Codec):
         """
         Encode an object that has not been met before.
 
-        If any of its attributes cannot be encoded, none is but generators and what it wraps: half of an object's attributes
-        would not go together. But a wrapper around a simulator that cannot be restored may still contain one that can.
+        If any attribute cannot be encoded, only generators, spaces and a wrapped environment are: half of an object's
+        attributes would not fit together, but what is wrapped may still be restorable.
         """
         always = {name for name, part in vars(value).items() if isinstance(part, ALWAYS_ENCODED)}
         state = encoder.encode_attributes(value, path, skip=vars(value).keys() - always)

@@ -1,4 +1,4 @@
-"""Plain values: numbers, texts, bytes, members of enumerations, and immutable values that a text describes in full."""
+"""Plain values: numbers, strings, bytes, members of enumerations, and immutable values that a string describes in full."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LONGEST_INT = 2**13
 
 
 class JsonCodec(Codec):
-    """What JSON has itself, but numbers."""
+    """The values that JSON has, except numbers."""
 
     types = (type(None), bool, str)
 
     def encode(self, value: bool | str | None, path: str, encoder: Encoder) -> Encoded:
-        """Leave the value as it is."""
+        """Return the value as it is."""
         return value
 
 
@@ -35,7 +35,7 @@ class IntCodec(Codec):
     types = (int,)
 
     def encode(self, value: int, path: str, encoder: Encoder) -> Encoded:
-        """Leave an integer as it is, unless it could not be read again."""
+        """Return an integer as it is, unless Python would refuse to read it back."""
         return value if value.bit_length() <= LONGEST_INT else encoder.reject(value, path)
 
 
@@ -46,7 +46,7 @@ class FloatCodec(Codec):
     kinds = ("float",)
 
     def encode(self, value: float, path: str, encoder: Encoder) -> Encoded:
-        """Leave a finite float as it is; Python's JSON repeats it to the last bit."""
+        """Return a finite float as it is; Python's JSON keeps every bit."""
         return value if math.isfinite(value) else {"float": repr(value)}
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> float:
@@ -107,7 +107,7 @@ class EnumCodec(Codec):
 
 
 class _Text(NamedTuple):
-    """How to write a value as text, and how to read it."""
+    """A type of values, with functions that write and read them as text."""
 
     type: Any
     write: Callable[[Any], str]
@@ -124,7 +124,7 @@ def _read_timedelta(text: str) -> timedelta:
 
 
 class TextCodec(Codec):
-    """Immutable values that a text describes in full."""
+    """Immutable values that a string describes in full."""
 
     texts: ClassVar[dict[str, _Text]] = {
         "complex": _Text(complex, repr, complex),
@@ -139,7 +139,7 @@ class TextCodec(Codec):
     kinds = tuple(texts)
 
     def encode(self, value: Any, path: str, encoder: Encoder) -> Encoded:
-        """Write the text; a subclass may have more than the text says."""
+        """Write the text; a subclass may hold more than the text shows."""
         text = self.texts.get(type(value).__name__)
         is_known = text is not None and text.type is type(value)
         return {type(value).__name__: text.write(value)} if text and is_known else encoder.reject(value, path)

@@ -19,8 +19,8 @@ import torch as th
 from gymnasium import spaces
 from helpers.contract_tools import parameters, same_parameters
 from helpers.envs import BOX_ACTION, RandomEnv
-from helpers.resumable_runs import SMALL, TOTAL, At, resealed, trained
-from helpers.runs import CrashAt, CrashError, outcome, run_until_done
+from helpers.resumable_runs import INTERRUPTED, SMALL, TOTAL, At, assert_resumes_exactly, small_model, trained
+from helpers.runs import CrashAt, CrashError, outcome
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EventCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -31,30 +31,50 @@ from sb3_trpo.checkpoint import ResumableCheckpoint, callback as callback_module
 from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 from sb3_trpo.checkpoint.limits import ARRAYS, LARGEST
 from sb3_trpo.checkpoint.run_folder import checkpoints_in
-from sb3_trpo.checkpoint.storage import BrokenCheckpointError, NewerFormatError, read, write
+from sb3_trpo.checkpoint.storage import NewerFormatError, read, write
 
-# Runs are interrupted by a smaller total, and go on without the callback that broke them off: tests of their own expect these.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The checkpoint .* was made on the way to:UserWarning",
-    r"ignore:The checkpoint holds the state of a \S*\.(CrashAt|At), a callback that:UserWarning",
-)
+pytestmark = INTERRUPTED
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def raise_error(error):
+    raise error
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def timesteps_in(folder):
+    """List the timesteps of the checkpoints in a folder, newest first; all of them must be intact."""
+    return [read(path).n_timesteps for path in checkpoints_in(folder)]
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    monkeypatch.setattr(callback_module, "write", lambda *_: raise_error(OSError(28, "No space left on device")))
+
+
+@pytest.fixture
+def attempts(monkeypatch):
+    """Give the timesteps at which checkpoints are written, or are tried to be."""
+    tried, real = [], callback_module.write
+    monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
+    return tried
 
 
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("every", 2.5), ("every", "often"), ("keep", 0), ("keep", None)])
 def test_a_setting_that_is_not_allowed_is_named(name, value, tmp_path):
     with pytest.raises(ValueError, match=f"{name} is .*must be an integer >= 1"):
         ResumableCheckpoint(tmp_path, **{name: value})
-
-
-def test_settings_are_keywords_only(tmp_path):
-    with pytest.raises(TypeError):
-        ResumableCheckpoint(tmp_path, 100)
+    with pytest.raises(TypeError, match="positional"):
+        ResumableCheckpoint(tmp_path, value)
 
 
 def test_checkpoints_are_made_after_an_iteration_and_the_newest_stay(tmp_path):
     resumable = ResumableCheckpoint(tmp_path, every=50, keep=3, verbose=0)
     trained(tmp_path, resumable=resumable, total=300)
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [320, 256, 192]
+    assert timesteps_in(tmp_path) == [320, 256, 192]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint-000000000192", "checkpoint-000000000256", "checkpoint-000000000320", "lock"]  # fmt: skip
 
@@ -67,23 +87,22 @@ def test_the_folder_may_name_env_and_seed(tmp_path):
 def test_it_prints_where_it_continues(tmp_path, capsys):
     trained(tmp_path, resumable=ResumableCheckpoint(tmp_path, every=32))
     assert "Continuing" not in capsys.readouterr().out
-    trained(tmp_path, total=2 * TOTAL, resumable=ResumableCheckpoint(tmp_path, every=32, verbose=2))
+    with pytest.warns(UserWarning, match="on the way to 256 timesteps, and this run goes to 512"):
+        trained(tmp_path, total=2 * TOTAL, resumable=ResumableCheckpoint(tmp_path, every=32, verbose=2))
     printed = capsys.readouterr().out
     assert f"Continuing from {tmp_path / 'checkpoint-000000000256'}, 256 of 512 timesteps" in printed
     assert f"Saved {tmp_path / 'checkpoint-000000000512'}" in printed
 
 
 def test_it_is_found_inside_lists_and_events(tmp_path):
-    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
     nested = CallbackList([EventCallback(ResumableCheckpoint(tmp_path, every=32, verbose=0))])
-    model.learn(64, callback=nested)
-    assert len(checkpoints_in(tmp_path)) == 2
+    small_model().learn(64, callback=nested)
+    assert timesteps_in(tmp_path) == [64, 32]
 
 
 def test_two_of_them_are_refused(tmp_path):
-    pair = [ResumableCheckpoint(tmp_path / "a"), ResumableCheckpoint(tmp_path / "b")]
     with pytest.raises(ValueError, match="only one"):
-        TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(64, callback=pair)
+        small_model().learn(64, callback=[ResumableCheckpoint(tmp_path / name) for name in "ab"])
 
 
 class OtherPolicy(MlpPolicy):
@@ -100,24 +119,22 @@ class OtherWrapper(gym.ActionWrapper):
 
 
 OTHER_RUNS = {
-    "env": (lambda: TRPO("MlpPolicy", "Acrobot-v1", **SMALL), "envs.*CartPole-v1.*Acrobot-v1"),
-    "env argument": (
-        lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", sutton_barto_reward=True), **SMALL), "envs.*sutton_barto_reward"),
-    "time limit": (lambda: TRPO("MlpPolicy", gym.make("CartPole-v1", max_episode_steps=9), **SMALL), "max_episode_steps=9"),
-    "wrapper": (lambda: TRPO("MlpPolicy", OtherWrapper(gym.make("CartPole-v1")), **SMALL), "OtherWrapper"),
-    "number of envs": (lambda: TRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **SMALL), "n_envs: 1 in the checkpoint, 2"),
-    "normalisation": (lambda: TRPO("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")), **SMALL), "VecNormalize"),
-    "observation space": (lambda: TRPO("MlpPolicy", RandomEnv(), **SMALL), "observation_space"),
-    "action space": (lambda: TRPO("MlpPolicy", RandomEnv(action_space=BOX_ACTION), **SMALL), "action_space"),
-    "policy": (lambda: TRPO(OtherPolicy, "CartPole-v1", **SMALL), "policy: .*MlpPolicy.*OtherPolicy"),
-    "network": (lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}, **SMALL), r"net.0.weight.*\[8, 4\]"),
-    "activation": (
-        lambda: TRPO("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": th.nn.ReLU}, **SMALL), "policy_kwargs.*ReLU"),
+    "env": (lambda: small_model("Acrobot-v1"), "envs.*CartPole-v1.*Acrobot-v1"),
+    "env argument": (lambda: small_model(gym.make("CartPole-v1", sutton_barto_reward=True)), "envs.*sutton_barto_reward"),
+    "time limit": (lambda: small_model(gym.make("CartPole-v1", max_episode_steps=9)), "max_episode_steps=9"),
+    "wrapper": (lambda: small_model(OtherWrapper(gym.make("CartPole-v1"))), "OtherWrapper"),
+    "number of envs": (lambda: small_model(make_vec_env("CartPole-v1", 2)), "n_envs: 1 in the checkpoint, 2"),
+    "normalisation": (lambda: small_model(VecNormalize(make_vec_env("CartPole-v1"))), "VecNormalize"),
+    "observation space": (lambda: small_model(RandomEnv()), "observation_space"),
+    "action space": (lambda: small_model(RandomEnv(action_space=BOX_ACTION)), "action_space"),
+    "policy": (lambda: small_model(policy=OtherPolicy), "policy: .*MlpPolicy.*OtherPolicy"),
+    "network": (lambda: small_model(policy_kwargs={"net_arch": [8]}), r"net.0.weight.*\[8, 4\]"),
+    "activation": (lambda: small_model(policy_kwargs={"activation_fn": th.nn.ReLU}), "policy_kwargs.*ReLU"),
     "algorithm": (lambda: OtherAlgorithm("MlpPolicy", "CartPole-v1", **SMALL), "algorithm: .*TRPO.*OtherAlgorithm"),
-    "setting": (lambda: TRPO("MlpPolicy", "CartPole-v1", gamma=0.9, **SMALL), "gamma: 0.99 in the checkpoint, 0.9 here"),
-    "schedule": (lambda: TRPO("MlpPolicy", "CartPole-v1", target_kl=lambda p: 0.01 * p, **SMALL), "target_kl"),
-    "seed": (lambda: TRPO("MlpPolicy", "CartPole-v1", **SMALL | {"seed": 1}), "seed: 0 in the checkpoint, 1 here"),
-}  # fmt: skip
+    "setting": (lambda: small_model(gamma=0.9), "gamma: 0.99 in the checkpoint, 0.9 here"),
+    "schedule": (lambda: small_model(target_kl=lambda p: 0.01 * p), "target_kl"),
+    "seed": (lambda: small_model(seed=1), "seed: 0 in the checkpoint, 1 here"),
+}
 
 
 @pytest.mark.parametrize("aspect", OTHER_RUNS)
@@ -129,17 +146,11 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs_before_anythin
     with pytest.raises(ValueError, match=difference) as raised:
         model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path))
     assert "is of another run" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 3 or aspect != "seed", "only what differs is listed"
     assert all(th.equal(each, old[name]) for name, each in model.policy.named_parameters())
     assert model._last_obs is None
     assert model.num_timesteps == 0
     trained(tmp_path, total=64)  # the folder is free again, and the right run goes on
-
-
-def test_only_what_differs_is_listed(tmp_path):
-    trained(tmp_path, total=32)
-    with pytest.raises(ValueError, match="seed") as raised:
-        trained(tmp_path, seed=5)
-    assert len(str(raised.value).splitlines()) == 3
 
 
 def stepped(at):
@@ -158,7 +169,7 @@ def test_a_checkpoint_of_the_first_version_is_still_accepted(tmp_path):
     """It has five values of each schedule, and says nothing of paths that were changed."""
     settings = {"target_kl": stepped(0.6), "learning_rate": lambda p: 1e-3 * p}
     whole = trained(tmp_path / "whole", **settings)
-    trained(tmp_path / "old", **settings, callbacks=[At(160, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    trained(tmp_path / "old", **settings, callbacks=[At(160, terminate)])
     newest, before = checkpoints_in(tmp_path / "old")
     checkpoint = read(newest)
     for path in (newest, before):
@@ -184,16 +195,11 @@ class Decaying:
 
 def test_a_schedule_that_counts_its_calls_continues_and_checkpoints_do_not_count(tmp_path):
     def script(folder, crash):
-        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL, target_kl=Decaying(), learning_rate=Decaying())
-        resumable = [] if folder is None else [ResumableCheckpoint(folder, every=32, verbose=0)]
-        model.learn(TOTAL, callback=[*resumable, crash])
+        model = small_model(target_kl=Decaying(), learning_rate=Decaying())
+        model.learn(TOTAL, callback=folder and [ResumableCheckpoint(folder, every=32, verbose=0), crash])
         return outcome(model, None), model.target_kl.calls, model.learning_rate.calls
 
-    bare, _ = run_until_done(partial(script, None))
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 70, 140, 150)
-    assert starts == 4
-    assert bare == whole == pieces
+    assert script(None, None) == assert_resumes_exactly(script, tmp_path, 70, 140, 150)
 
 
 def test_another_library_version_draws_a_warning(tmp_path, monkeypatch):
@@ -208,23 +214,11 @@ def test_a_broken_newest_checkpoint_is_skipped_and_the_run_ends_the_same(tmp_pat
     whole = trained(tmp_path / "whole", total=2 * TOTAL)
     trained(tmp_path / "pieces", total=TOTAL)
     newest, before = checkpoints_in(tmp_path / "pieces")
-    with open(newest / "arrays.safetensors", "r+b") as file:
-        file.truncate(100)
+    os.truncate(newest / "arrays.safetensors", 100)
     with pytest.warns(UserWarning, match=rf"{newest} is broken.*the one before is used"):
         pieces = trained(tmp_path / "pieces", total=2 * TOTAL)
     assert outcome(pieces, None) == outcome(whole, None)
     assert before.name == "checkpoint-000000000224"
-
-
-def test_a_broken_checkpoint_is_replaced_when_the_run_gets_there_again(tmp_path):
-    trained(tmp_path)
-    (newest, _) = checkpoints_in(tmp_path)
-    (newest / "state.json").write_text("{}")
-    with pytest.raises(BrokenCheckpointError):
-        read(newest)
-    with pytest.warns(UserWarning, match="is broken"):
-        trained(tmp_path)
-    assert read(newest).n_timesteps == TOTAL
 
 
 def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch):
@@ -236,11 +230,10 @@ def test_a_checkpoint_of_a_newer_format_says_so(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_to_is_an_error_before_training(tmp_path):
-    counter = At(1, lambda: pytest.fail("has been training"))
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", Path("/proc/nowhere/run"), Path("/sys/run")):
         with pytest.raises(OSError, match=f"cannot be written to {folder}.*Give a folder"):
-            trained(folder, callbacks=[counter])
+            trained(folder, callbacks=[At(1, lambda: pytest.fail("has been training"))])
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs to become someone else")
@@ -249,7 +242,7 @@ def test_a_read_only_folder_is_an_error_before_training(tmp_path):
     for parent in tmp_path.parents:
         if parent.owner() == "root" and parent != Path("/tmp"):
             parent.chmod(parent.stat().st_mode | 0o055)
-    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
+    model = small_model()
     os.seteuid(65534)
     try:
         with pytest.raises(OSError, match="cannot be written to"):
@@ -285,37 +278,37 @@ fsync = os.fsync
 @pytest.mark.parametrize("k", range(1, 14))
 def test_a_write_that_fails_does_not_end_the_run_and_leaves_the_last_checkpoint(k, tmp_path, monkeypatch):
     trained(tmp_path, total=64)
-    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-    seen = []
-    watch = At(97, lambda: seen.extend(read(path).n_timesteps for path in checkpoints_in(tmp_path)))
-    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    seen, model = [], small_model()
+    callbacks = [At(97, lambda: seen.extend(timesteps_in(tmp_path))), ResumableCheckpoint(tmp_path, every=32, verbose=0)]
     with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         disk = FailingDisk(patched, k)
-        model.learn(128, callback=[watch, resumable])
+        model.learn(128, callback=callbacks)
     messages = [each for each in caught if "No checkpoint could be written" in str(each.message)]
     assert disk.failed == len(messages) == 1
-    first_fails, is_in_place = k <= 10, k in (10,)  # the tenth is to sync the folder, after the checkpoint has its name
-    assert seen == ([96, 64, 32] if is_in_place else [64, 32] if first_fails else [96, 64])
-    newest = [read(path).n_timesteps for path in checkpoints_in(tmp_path)]
-    assert newest == ([128, 96] if is_in_place else [128, 64] if first_fails else [96, 64])
+    # The tenth is to sync the folder, after the checkpoint has its name; the last three belong to the second checkpoint.
+    in_the_end = {k <= 10: [128, 64], k == 10: [128, 96], k > 10: [96, 64]}[True]
+    assert seen == ([64, 32] if k < 10 else [96, 64, 32] if k == 10 else [96, 64])
+    assert timesteps_in(tmp_path) == in_the_end
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("writing")]
     assert outcome(model, None) == outcome(trained(tmp_path / "other", total=128), None)
 
 
-def test_a_disk_that_stays_full_draws_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+@pytest.mark.usefixtures("full_disk")
+def test_a_disk_that_stays_full_draws_one_warning_and_a_stop_does_not_promise_a_checkpoint(tmp_path, capsys):
     with pytest.warns(UserWarning, match="No space left") as caught:
-        model = trained(tmp_path)
+        model = trained(tmp_path, resumable=ResumableCheckpoint(tmp_path, every=32), callbacks=[At(220, terminate)])
     assert sum("No checkpoint" in str(each.message) for each in caught) == 1
-    assert model.num_timesteps == TOTAL
+    assert model.num_timesteps == 224
+    assert "there is no checkpoint to continue from" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("how", ["rename", "rmtree"])
-def test_an_older_checkpoint_that_cannot_be_removed_draws_one_warning_and_saving_continues(how, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["rename", "rmtree"])
+def test_an_older_checkpoint_that_cannot_be_removed_draws_one_warning_and_saving_continues(
+    fault, tmp_path, monkeypatch, attempts
+):
     """Eleven folders once came of this, for a checkpoint was made after each iteration."""
-    rename, rmtree, write_one, written = Path.rename, shutil.rmtree, callback_module.write, []
-    monkeypatch.setattr(callback_module, "write", lambda *args: (written.append(args[1]), write_one(*args)))
+    rename, rmtree = Path.rename, shutil.rmtree
 
     def fail(path):
         if "checkpoint-000000000064" in path.name and "writing" not in path.name:
@@ -323,28 +316,28 @@ def test_an_older_checkpoint_that_cannot_be_removed_draws_one_warning_and_saving
 
     with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if how == "rename":
+        if fault == "rename":
             patched.setattr(Path, "rename", lambda path, target: fail(path) or rename(path, target))
         else:
             patched.setattr(shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or fail(path) or rmtree(path))
         model = trained(tmp_path, total=352, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
-    assert written == [64, 128, 192, 256, 320, 352]
+    assert attempts == [64, 128, 192, 256, 320, 352]
     (message,) = [str(each.message) for each in caught]
     assert "The checkpoint at 192 timesteps is written, but an older one could not be removed" in message
     assert "000000000064 (PermissionError: [Errno 13] Permission denied)" in message
     assert "by hand" in message
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == ([352, 320, 64] if how == "rename" else [352, 320])
+    assert timesteps_in(tmp_path) == ([352, 320, 64] if fault == "rename" else [352, 320])
     assert model.num_timesteps == 352
     trained(tmp_path, total=416, resumable=ResumableCheckpoint(tmp_path, every=64, keep=2, verbose=0))
     assert sorted(path.name[-12:] for path in tmp_path.iterdir()) == ["000000000352", "000000000416", "lock"]
 
 
 def test_any_other_error_of_removing_draws_a_warning_and_the_checkpoint_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(callback_module, "keep_newest", lambda *_: (_ for _ in ()).throw(RuntimeError("surprise")))
+    monkeypatch.setattr(callback_module, "keep_newest", lambda *_: raise_error(RuntimeError("surprise")))
     with pytest.warns(UserWarning, match=r"is written, but .*RuntimeError: surprise") as caught:
         trained(tmp_path, total=160, resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
     assert len(caught) == 1
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [160, 128, 64]
+    assert timesteps_in(tmp_path) == [160, 128, 64]
 
 
 class Hoarding(BaseCallback):
@@ -359,17 +352,15 @@ class Hoarding(BaseCallback):
         return True
 
 
-def test_a_checkpoint_too_large_to_be_read_draws_one_warning_and_the_last_one_stays(tmp_path, monkeypatch):
+def test_a_checkpoint_too_large_to_be_read_draws_one_warning_and_the_last_one_stays(tmp_path, monkeypatch, attempts):
     monkeypatch.setitem(LARGEST, ARRAYS, 10**6)  # reached at 125 timesteps
-    tried, real = [], callback_module.write
-    monkeypatch.setattr(callback_module, "write", lambda *args: (tried.append(args[1]), real(*args)))
     with pytest.warns(UserWarning, match="No checkpoint could be written at 128") as caught:
         trained(tmp_path, 352, callbacks=[Hoarding()], resumable=ResumableCheckpoint(tmp_path, every=64, verbose=0))
     (message,) = [str(each.message) for each in caught]
     assert f"at most 1,000,000 are read at a restart. Most are in callbacks/{qualified_name(Hoarding)}#0/buffer." in message
     assert "tried again after 64 more" in message
-    assert tried == [64, 128, 192, 256, 320, 352]
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [64]
+    assert attempts == [64, 128, 192, 256, 320, 352]
+    assert timesteps_in(tmp_path) == [64]
 
 
 def test_a_finished_run_prints_that_it_is(tmp_path, capsys):
@@ -381,66 +372,59 @@ def test_a_finished_run_prints_that_it_is(tmp_path, capsys):
 
 
 class Endless(TRPO):
-    """Learns until something ends it."""
+    """Learns until something ends it, or up to its own total."""
 
     def _setup_learn(self, total_timesteps, *args, **kwargs):
-        return super()._setup_learn(math.inf, *args, **kwargs)
+        return super()._setup_learn(self.total, *args, **kwargs)
 
 
-def endless(folder, stop, verbose=1):
-    """Train until a signal comes, here at a number of timesteps."""
+def endless(folder, stop=math.inf, total=math.inf, verbose=0):
+    """Train until a number of timesteps is reached, or a signal comes at one."""
     model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
-    terminate = At(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    return model.learn(1, callback=[terminate, ResumableCheckpoint(folder, every=32, verbose=verbose)])
+    model.total = total
+    return model.learn(1, callback=[At(stop, terminate), ResumableCheckpoint(folder, every=32, verbose=verbose)])
 
 
 def test_a_run_without_end_continues_without_end(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        endless(tmp_path / "pieces", 70)
+        endless(tmp_path / "pieces", 70, verbose=1)
         newest = checkpoints_in(tmp_path / "pieces")[0]
         text = (newest / "state.json").read_text()
         strict = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
         assert strict["total_timesteps"] is None
         assert "Stopped by SIGTERM at 96 timesteps" in capsys.readouterr().out
-        pieces = endless(tmp_path / "pieces", 200)
+        pieces = endless(tmp_path / "pieces", 200, verbose=1)
         assert f"Continuing from {newest}, 96 timesteps of a run without end\n" in capsys.readouterr().out
         assert outcome(pieces, None) == outcome(endless(tmp_path / "whole", 200), None)
     assert pieces._current_progress_remaining == 1.0
 
 
 def test_a_total_that_becomes_finite_or_infinite_draws_a_warning(tmp_path):
-    endless(tmp_path, 70, verbose=0)
+    endless(tmp_path, 70)
     with pytest.warns(UserWarning, match="on the way to infinity, and this run goes to 128 timesteps: schedules follow"):
-        finite(tmp_path, 128)
+        endless(tmp_path, total=128)
     with pytest.warns(UserWarning, match="on the way to 128 timesteps, and this run goes to infinity: schedules follow"):
-        assert endless(tmp_path, 170, verbose=0).num_timesteps == 192
+        assert endless(tmp_path, 170).num_timesteps == 192
 
 
-def finite(folder, total):
-    model = Endless("MlpPolicy", "CartPole-v1", **SMALL, target_kl=lambda p: 0.01 * p)
-    model._setup_learn = partial(TRPO._setup_learn, model)  # so that it is the same run but for its end
-    return model.learn(total, callback=ResumableCheckpoint(folder, every=32, verbose=0))
+class Breaking(RandomEnv):
+    """An env that breaks at its 150th step."""
 
-
-class RaisingEnv(RandomEnv):
-    """An env that breaks at some step."""
-
-    fault = staticmethod(lambda: (_ for _ in ()).throw(RuntimeError("the simulator is gone")))
     total = 0
 
+    def __init__(self, fault):
+        super().__init__()
+        self.fault = fault
+
     def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
+        observation, *rest = super().step(action)
         self.total += 1
-        return (
-            (self.fault(), reward, terminated, truncated, info)
-            if self.total == 150
-            else (observation, reward, terminated, truncated, info)
-        )
+        return self.fault() if self.total == 150 else observation, *rest
 
 
 FAULTS = {
-    "raises": (RaisingEnv.fault, RuntimeError, "the simulator is gone"),
+    "raises": (lambda: raise_error(RuntimeError("the simulator is gone")), RuntimeError, "the simulator is gone"),
     "NaN": (lambda: np.full(3, np.nan, np.float32), ValueError, "observation"),
     "None": (lambda: None, (TypeError, ValueError), "NoneType|observation"),
     "wrong shape": (lambda: np.zeros(5, np.float32), ValueError, "shape"),
@@ -451,22 +435,16 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_env_that_breaks_leaves_the_model_intact_and_the_last_checkpoint_good(fault, vec_env_cls, tmp_path):
     make, error, text = FAULTS[fault]
-
-    class Breaking(RaisingEnv):
-        pass
-
-    Breaking.fault = staticmethod(make)
-    model = TRPO("MlpPolicy", make_vec_env(Breaking, 1, seed=3, vec_env_cls=vec_env_cls), **SMALL)
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    if vec_env_cls and fault == "raises":
-        error, text = EOFError, None  # SB3's worker dies of it
-    with pytest.raises(error, match=text):
+    worker_dies = vec_env_cls and fault == "raises"
+    model = small_model(make_vec_env(partial(Breaking, make), 1, seed=3, vec_env_cls=vec_env_cls))
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    with pytest.raises(EOFError if worker_dies else error, match=None if worker_dies else text):
         model.learn(TOTAL, callback=ResumableCheckpoint(tmp_path, every=32, verbose=0))
-    assert handlers == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
-    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 128
+    assert handlers == [signal.getsignal(each) for each in SIGNALS]
+    assert timesteps_in(tmp_path)[0] == 128
     sound = TRPO.from_checkpoint(tmp_path, make_vec_env(RandomEnv))
     assert same_parameters(model.policy, sound.policy)
-    if not (vec_env_cls and fault == "raises"):
+    if not worker_dies:
         model.env.close()
 
 
@@ -476,16 +454,15 @@ def test_an_interrupted_learn_frees_its_folder(tmp_path):
     assert trained(tmp_path).num_timesteps == TOTAL
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_ends_the_run_at_the_next_boundary_with_a_checkpoint(name, tmp_path, capsys):
-    number = getattr(signal, name)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_run_at_the_next_boundary_with_a_checkpoint(number, tmp_path, capsys):
     before = signal.getsignal(number)
     resumable = ResumableCheckpoint(tmp_path, every=10**6)
     model = trained(tmp_path, resumable=resumable, callbacks=[At(70, lambda: os.kill(os.getpid(), number))])
-    assert resumable.stopped_by == name
+    assert resumable.stopped_by == number.name
     assert model.num_timesteps == 96
     assert signal.getsignal(number) is before
-    assert f"Stopped by {name} at 96 timesteps" in capsys.readouterr().out
+    assert f"Stopped by {number.name} at 96 timesteps" in capsys.readouterr().out
     resumed = trained(tmp_path, resumable=resumable)
     assert resumable.stopped_by is None
     assert outcome(resumed, None) == outcome(trained(tmp_path / "whole"), None)
@@ -514,42 +491,38 @@ def test_in_another_thread_it_works_without_signals(tmp_path):
 
 
 def test_learning_twice_with_one_folder_continues(tmp_path):
-    model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-    resumable = ResumableCheckpoint(tmp_path, every=32, verbose=0)
+    model, resumable = small_model(), ResumableCheckpoint(tmp_path, every=32, verbose=0)
     model.learn(64, callback=resumable)
     model.learn(64, callback=resumable, reset_num_timesteps=False)
     assert model.num_timesteps == 128
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [128, 96]
+    assert timesteps_in(tmp_path) == [128, 96]
 
 
 def test_spaces_of_the_env_are_compared_by_their_bounds_too(tmp_path):
-    trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.0, 3.0]), dtype=np.float64)), total=32)
+    def bounded(bound):
+        return lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, bound, 3.0]), dtype=np.float64))
+
+    trained(tmp_path, env=bounded(2.0), total=32)
     with pytest.raises(ValueError, match="observation_space"):
-        trained(tmp_path, env=lambda: RandomEnv(spaces.Box(-np.ones(3), np.array([1.0, 2.5, 3.0]), dtype=np.float64)))
-
-
-def broken(path):
-    with open(path / "state.json", "r+b") as file:
-        file.truncate(10)
-    return path
+        trained(tmp_path, env=bounded(2.5))
 
 
 def test_checkpoints_after_a_restart_from_scratch_are_kept_although_broken_ones_are_further(tmp_path):
     trained(tmp_path)
     for path in checkpoints_in(tmp_path):
-        broken(path)
+        os.truncate(path / "state.json", 10)
     with pytest.warns(UserWarning, match="is broken"):
         trained(tmp_path, total=96)
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [96, 64]
+    assert timesteps_in(tmp_path) == [96, 64]
 
 
 def test_a_disk_that_cannot_be_read_does_not_mean_a_broken_checkpoint(tmp_path, monkeypatch):
     trained(tmp_path, total=64)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        patched.setattr(Path, "read_bytes", lambda _: raise_error(OSError(5, "Input/output error")))
         with pytest.raises(OSError, match="Input/output error"):
             trained(tmp_path, total=128)
-    assert read(checkpoints_in(tmp_path)[0]).n_timesteps == 64
+    assert timesteps_in(tmp_path)[0] == 64
 
 
 class Spawning(RandomEnv):
@@ -571,34 +544,6 @@ def test_an_env_with_objects_that_cannot_be_created_again_draws_a_warning_at_the
         assert trained(tmp_path, total=128, env=Spawning).num_timesteps == 128
 
 
-def test_another_total_draws_a_warning(tmp_path):
-    trained(tmp_path, total=64)
-    with pytest.warns(UserWarning, match="on the way to 64 timesteps, and this run goes to 128"):
-        trained(tmp_path, total=128)
-
-
-def test_a_stop_without_a_checkpoint_does_not_promise_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(callback_module, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    stop = At(70, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.warns(UserWarning, match="No space left"):
-        trained(tmp_path, resumable=ResumableCheckpoint(tmp_path), callbacks=[stop])
-    assert "there is no checkpoint to continue from" in capsys.readouterr().out
-
-
-def test_a_generator_state_out_of_bounds_is_refused(tmp_path):
-    trained(tmp_path, total=32)
-
-    def attack(state, _):
-        for pair in state["run"]["generators"]["numpy"]["dict"]:
-            if pair[0] == "state":
-                (position,) = (each for each in pair[1]["dict"] if each[0] == "pos")
-                position[1] = -(10**9)
-
-    resealed(checkpoints_in(tmp_path)[0], attack)
-    with pytest.raises(ValueError, match="beyond its numbers"):
-        trained(tmp_path, total=64)
-
-
 def test_elapsed_time_continues_where_it_was(tmp_path):
     first = trained(tmp_path, total=64, callbacks=[At(33, lambda: time.sleep(1.1))])
     spent = time.time_ns() - first.start_time
@@ -614,7 +559,7 @@ def test_the_time_to_the_next_checkpoint_counts_from_the_one_that_was_found(tmp_
     with pytest.raises(CrashError):
         train(CrashAt(150))
     train()
-    assert [read(path).n_timesteps for path in checkpoints_in(tmp_path)] == [224, 192, 96]
+    assert timesteps_in(tmp_path) == [224, 192, 96]
 
 
 class Shrinking(RandomEnv):
@@ -627,7 +572,7 @@ class Shrinking(RandomEnv):
 
 def test_an_env_that_becomes_unsupported_later_draws_a_warning_then(tmp_path, monkeypatch):
     monkeypatch.setattr(Shrinking, "secret", None, raising=False)
-    model = TRPO("MlpPolicy", Shrinking(), **SMALL | {"n_steps": 34})
+    model = small_model(Shrinking(), n_steps=34)
     with pytest.warns(UserWarning, match="its attribute 'secret'") as caught:
         model.learn(34 * 8, callback=ResumableCheckpoint(tmp_path, every=34, verbose=0))
     assert sum("cannot be saved" in str(each.message) for each in caught) == 1

@@ -9,39 +9,27 @@ import pytest
 import torch as th
 from helpers.contract_tools import same_parameters
 from helpers.envs import VECTOR, RandomEnv
-from helpers.resumable_runs import TOTAL, resealed, trained
+from helpers.resumable_runs import INTERRUPTED, TOTAL, resealed, trained
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import checkpoints_in
 
-# Runs are interrupted by a smaller total, and go on without the callback that broke them off: tests of their own expect these.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The checkpoint .* was made on the way to:UserWarning",
-    r"ignore:The checkpoint holds the state of a \S*\.(CrashAt|At), a callback that:UserWarning",
-)
+pytestmark = INTERRUPTED
 
 
 def test_from_checkpoint_gives_the_model(tmp_path):
     model = trained(tmp_path, policy_kwargs={"net_arch": [8], "activation_fn": th.nn.ReLU}, target_kl=lambda p: 0.1 * p)
-    loaded = TRPO.from_checkpoint(tmp_path, gym.make("CartPole-v1"))
+    loaded = TRPO.from_checkpoint(tmp_path, make_vec_env("CartPole-v1", 3))
+    assert loaded.n_envs == 3, "any number"
     assert same_parameters(loaded.policy, model.policy)
     assert (loaded.num_timesteps, loaded._n_updates, loaded.target_kl(1.0)) == (TOTAL, TOTAL // 32, 0.0)
-    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
-    assert np.array_equal(
-        loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
-    )
+    seen = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert np.array_equal(*(each.predict(seen, deterministic=True)[0] for each in (loaded, model)))
     (newest, before) = checkpoints_in(tmp_path)
     assert TRPO.from_checkpoint(before, gym.make("CartPole-v1")).num_timesteps == TOTAL - 32
     assert TRPO.from_checkpoint(str(newest), gym.make("CartPole-v1"), gamma=0.5).gamma == 0.5
-
-
-def test_from_checkpoint_takes_any_number_of_envs(tmp_path):
-    model = trained(tmp_path)
-    loaded = TRPO.from_checkpoint(tmp_path, make_vec_env("CartPole-v1", 3))
-    assert loaded.n_envs == 3
-    assert same_parameters(loaded.policy, model.policy)
 
 
 def test_from_checkpoint_fills_in_the_statistics_of_normalisation(tmp_path):

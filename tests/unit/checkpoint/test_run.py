@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, RandomEnv, dict_env, image_env
+from helpers.resumable_runs import INTERRUPTED, assert_resumes_exactly, small_model
 from helpers.runs import CrashAt, CrashError, outcome, run_until_done, with_log
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -22,14 +23,13 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.checkpoint.worker_rpc import call
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
+ALREADY_WRAPPED = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
+pytestmark = [ALREADY_WRAPPED, INTERRUPTED]
 
-SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 640, 64
 WORKERS = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
 """Forked ones start sooner."""
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, tmp_path):
     make_env, policy, settings = CASES[name]
 
     def script(folder, crash):
-        model = with_log(TRPO(policy, make_env(), **SMALL | settings), folder / "log")
+        model = with_log(small_model(make_env(), policy, **settings), folder / "log")
         try:
             resumable = ResumableCheckpoint(folder / "run", every=EVERY, verbose=0)
             model.learn(TOTAL, callback=[resumable, crash], log_interval=3)
@@ -71,17 +71,13 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(name, tmp_path):
         finally:
             model.env.close()
 
-    whole, starts = run_until_done(partial(script, tmp_path / "whole"))
-    assert starts == 1
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 100, 290, 300, 555)
-    assert starts == 5
-    assert pieces == whole
+    whole = assert_resumes_exactly(script, tmp_path, 100, 290, 300, 555)
     assert len(whole["rows"]) == TOTAL // (32 * len(whole["starts"])) // 3
 
 
 def test_callbacks_continue_where_they_were(tmp_path):
     def script(folder, crash):
-        model = with_log(TRPO("MlpPolicy", normalized("Hopper-v5"), **SMALL), folder / "log")
+        model = with_log(small_model(normalized("Hopper-v5")), folder / "log")
         evaluation = EvalCallback(
             normalized("Hopper-v5", training=False, norm_reward=False),
             callback_after_eval=StopTrainingOnNoModelImprovement(max_no_improvement_evals=100, min_evals=1),
@@ -96,15 +92,11 @@ def test_callbacks_continue_where_they_were(tmp_path):
         episodes = StopTrainingOnMaxEpisodes(1000)
         callbacks = [evaluation, saving, episodes]
         model.learn(TOTAL, callback=[*callbacks, ResumableCheckpoint(folder / "run", every=EVERY, verbose=0), crash])
-        return outcome(model, callbacks, folder / "log"), np.load(folder / "evaluations" / "evaluations.npz")[
-            "results"
-        ].tolist()
+        evaluations = np.load(folder / "evaluations" / "evaluations.npz")
+        return outcome(model, callbacks, folder / "log"), evaluations["results"].tolist()
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 130, 333, 500)
-    assert starts == 4
-    assert pieces == whole
-    assert len(whole[1]) == TOTAL // 2 // 45
+    _, results = assert_resumes_exactly(script, tmp_path, 130, 333, 500)
+    assert len(results) == TOTAL // 2 // 45
     models = [sorted(path.name for path in (tmp_path / run / "models").iterdir()) for run in ("whole", "pieces")]
     assert models[0] == models[1]
     assert len(models[0]) == TOTAL // 150
@@ -112,18 +104,16 @@ def test_callbacks_continue_where_they_were(tmp_path):
 
 def test_a_run_with_checkpoints_is_the_run_without(tmp_path):
     def train(*callbacks):
-        model = TRPO("MlpPolicy", normalized("Hopper-v5"), **SMALL).learn(TOTAL, callback=[*callbacks])
-        return outcome(model, None)
+        return outcome(small_model(normalized("Hopper-v5")).learn(TOTAL, callback=[*callbacks]), None)
 
     assert train(ResumableCheckpoint(tmp_path, every=1)) == train()
 
 
 def test_an_unseeded_run_continues_too(tmp_path):
     """Generators that no seed determines are in the checkpoint: two continuations of one checkpoint are the same."""
-    settings = SMALL | {"seed": None}
 
     def script(crash):
-        model = TRPO("MlpPolicy", make_vec_env("CartPole-v1", 2), **settings)
+        model = small_model(make_vec_env("CartPole-v1", 2), seed=None)
         model.learn(TOTAL, callback=[ResumableCheckpoint(tmp_path / "run", every=EVERY, keep=99, verbose=0), crash])
         return outcome(model, None)
 
@@ -135,16 +125,6 @@ def test_an_unseeded_run_continues_too(tmp_path):
     assert one == other
 
 
-def test_a_finished_run_is_restored_without_a_step(tmp_path):
-    first = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-    first.learn(TOTAL, callback=ResumableCheckpoint(tmp_path, verbose=0))
-    second = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-    counter = Counting()
-    second.learn(TOTAL, callback=[counter, ResumableCheckpoint(tmp_path, verbose=0)])
-    assert counter.steps == 0
-    assert outcome(second, None) == outcome(first, None)
-
-
 class Counting(BaseCallback):
     steps = 0
 
@@ -153,32 +133,24 @@ class Counting(BaseCallback):
         return True
 
 
-@pytest.mark.filterwarnings("ignore:The checkpoint .* was made on the way to:UserWarning")  # on purpose
-def test_a_longer_total_extends_a_finished_run(tmp_path):
-    TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(TOTAL, callback=ResumableCheckpoint(tmp_path, verbose=0))
-    longer, counter = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Counting()
-    longer.learn(2 * TOTAL, callback=[counter, ResumableCheckpoint(tmp_path, verbose=0)])
-    assert counter.steps == TOTAL
-    assert longer.num_timesteps == 2 * TOTAL
-    whole = TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(2 * TOTAL)
-    assert outcome(longer, None) == outcome(whole, None)
+def test_a_finished_run_is_restored_without_a_step_and_extended_by_a_longer_total(tmp_path):
+    models, counters = [small_model() for _ in range(3)], [Counting() for _ in range(3)]
+    for model, counter, total in zip(models, counters, (TOTAL, TOTAL, 2 * TOTAL), strict=True):
+        model.learn(total, callback=[counter, ResumableCheckpoint(tmp_path, verbose=0)])
+    assert [counter.steps for counter in counters] == [TOTAL, 0, TOTAL]
+    assert outcome(models[1], None) == outcome(models[0], None)
+    assert outcome(models[2], None) == outcome(small_model().learn(2 * TOTAL), None)
 
 
 def test_a_callback_that_ends_the_run_ends_it_at_the_same_step_again(tmp_path):
     def script(folder, crash):
-        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-        episodes = StopTrainingOnMaxEpisodes(5)
+        model, episodes = small_model(), StopTrainingOnMaxEpisodes(5)
         model.learn(TOTAL, callback=[episodes, ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
         return outcome(model, [episodes])
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    assert 0 < whole["num_timesteps"] < TOTAL
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 40, 90)
-    assert starts == 3
-    assert pieces == whole
+    assert 0 < assert_resumes_exactly(script, tmp_path, 40, 90)["num_timesteps"] < TOTAL
 
 
-@pytest.mark.filterwarnings("ignore:The checkpoint .* was made on the way to:UserWarning")  # on purpose
 def test_the_progress_bar_counts_what_is_left(tmp_path, monkeypatch):
     from stable_baselines3.common import callbacks
 
@@ -192,8 +164,7 @@ def test_the_progress_bar_counts_what_is_left(tmp_path, monkeypatch):
 
     monkeypatch.setattr(callbacks, "tqdm", Bar)
     for total in (TOTAL, 2 * TOTAL):
-        model = TRPO("MlpPolicy", "CartPole-v1", **SMALL)
-        model.learn(total, callback=ResumableCheckpoint(tmp_path, verbose=0), progress_bar=True)
+        small_model().learn(total, callback=ResumableCheckpoint(tmp_path, verbose=0), progress_bar=True)
     assert totals == [TOTAL, TOTAL]
 
 
@@ -220,7 +191,7 @@ class Uncooperative(gym.Env):
 def test_an_unsupported_simulator_restarts_its_episodes_from_a_recorded_seed(make_env, tmp_path):
     def script(folder, crash):
         env = VecNormalize(make_vec_env(make_env, 2, seed=3))
-        model = TRPO("MlpPolicy", env, **SMALL)
+        model = small_model(env)
         watch = WatchStarts()
         with pytest.warns(UserWarning, match="cannot be saved") as warned:
             model.learn(TOTAL, callback=[ResumableCheckpoint(folder, every=EVERY, verbose=0), watch, crash])
@@ -259,7 +230,7 @@ class GlobalDice(RandomEnv):
 
 def test_the_generators_of_workers_continue_too(tmp_path):
     def script(folder, crash):
-        model = TRPO("MlpPolicy", make_vec_env(GlobalDice, 2, seed=3, **WORKERS), **SMALL)
+        model = small_model(make_vec_env(GlobalDice, 2, seed=3, **WORKERS))
         for index in range(2):
             call(model.env, index, seed_process)
         try:
@@ -268,10 +239,7 @@ def test_the_generators_of_workers_continue_too(tmp_path):
         finally:
             model.env.close()
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 300)
-    assert starts == 2
-    assert pieces == whole
+    assert_resumes_exactly(script, tmp_path, 300)
 
 
 def seed_process(env):
@@ -283,13 +251,13 @@ def seed_process(env):
 
 def test_tensorboard_events_of_another_run_stay(tmp_path):
     def script(crash):
-        model = TRPO("MlpPolicy", "CartPole-v1", tensorboard_log=str(tmp_path / "log"), **SMALL)
+        model = small_model(tensorboard_log=str(tmp_path / "log"))
         resumable = ResumableCheckpoint(tmp_path / "run", every=EVERY, verbose=0)
         model.learn(TOTAL, callback=[resumable, crash], reset_num_timesteps=False)
 
     with pytest.raises(CrashError):
         script(CrashAt(300))
-    other = TRPO("MlpPolicy", "CartPole-v1", tensorboard_log=str(tmp_path / "log"), **SMALL).learn(64)
+    other = small_model(tensorboard_log=str(tmp_path / "log")).learn(64)
     (events,) = (Path(other.logger.dir)).glob("events*")
     before = events.read_bytes()
     script(CrashAt())

@@ -1,9 +1,10 @@
-"""Listening for signals; ``test_faults.py`` sends them to real runs."""
+"""Listening for signals; ``faults/test_checkpoints.py`` sends them to real runs."""
 
 import multiprocessing
 import os
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 from gymnasium.wrappers import TimeLimit
@@ -20,11 +21,10 @@ def handlers():
 
 
 def worker_handlers(env) -> list[str]:
-    return [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    return [str(handler) for handler in handlers()]
 
 
-def test_the_signals_of_keyboards_and_batch_systems_are_known():
-    assert set(SIGNALS) == {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+IGNORING = [str(signal.SIG_IGN)] * 3
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -39,6 +39,7 @@ def test_the_first_signal_is_remembered_and_handlers_are_installed_again(number)
 
 
 def test_handlers_are_installed_again_after_an_error():
+    assert set(SIGNALS) == {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
     before = handlers()
     with pytest.raises(ZeroDivisionError), StopRequest([]):
         raise ZeroDivisionError
@@ -47,17 +48,14 @@ def test_handlers_are_installed_again_after_an_error():
 
 def test_the_handler_of_the_script_gets_the_second_interrupt():
     heard = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
-    try:
-        with StopRequest([]) as stop:
-            os.kill(os.getpid(), signal.SIGINT)
-            assert heard == []
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        assert heard == [signal.SIGINT]
-        assert stop.received == "SIGINT"
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    with StopRequest([]) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard == []
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    assert heard == [signal.SIGINT]
+    assert stop.received == "SIGINT"
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -107,53 +105,28 @@ def test_handlers_that_python_cannot_install_leave_its_own(monkeypatch):
 def test_workers_that_ignored_signals_before_ignore_them_afterwards(method):
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": method})
-    ignoring = [str(signal.SIG_IGN)] * 3
-    assert call(venv, 0, worker_handlers) == ignoring
-    with StopRequest([venv]) as stop:
-        os.kill(venv.processes[0].pid, signal.SIGINT)
+    vec_env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": method})
+    assert call(vec_env, 0, worker_handlers) == IGNORING
+    with StopRequest([vec_env]) as stop:
+        os.kill(vec_env.processes[0].pid, signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == "SIGINT"
-        assert call(venv, 0, worker_handlers) == ignoring
-    assert call(venv, 0, worker_handlers) == ignoring
-    venv.close()
+        assert call(vec_env, 0, worker_handlers) == IGNORING
+    assert call(vec_env, 0, worker_handlers) == IGNORING
+    vec_env.close()
 
 
-def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with StopRequest([]):
-        context = multiprocessing.get_context("fork")
-        is_there = context.Event()
-        child = context.Process(target=say_and_sleep, args=(is_there,))
-        child.start()
-        assert is_there.wait(20)
-        child.terminate()
-        child.join(0.5)
-        assert child.exitcode is None
-        child.kill()
-        child.join(20)
-
-
-def test_workers_ignore_the_signals_for_as_long_as_it_listens():
-    venv = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
-    before = [call(venv.venv, index, worker_handlers) for index in range(2)]
-    with StopRequest([venv, venv]):
-        for process in venv.venv.processes:
-            os.kill(process.pid, signal.SIGINT)
-            os.kill(process.pid, signal.SIGTERM)
-        assert call(venv.venv, 1, worker_handlers) == [str(signal.SIG_IGN)] * 3 != before[1]
-        venv.reset()
-    assert [call(venv.venv, index, worker_handlers) for index in range(2)] == before
-    venv.close()
-
-
-def test_a_worker_that_has_died_does_not_hide_the_error_of_its_death():
-    venv = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
-    venv.reset()
-    with pytest.raises((EOFError, BrokenPipeError, ConnectionResetError)), StopRequest([venv]):  # noqa: PT012  # the whole run
-        venv.processes[0].kill()
-        venv.processes[0].join()
-        venv.reset()
+@contextmanager
+def forked_child():
+    """Fork a process that sleeps."""
+    context = multiprocessing.get_context("fork")
+    is_there = context.Event()
+    child = context.Process(target=say_and_sleep, args=(is_there,))
+    child.start()
+    assert is_there.wait(20)
+    yield child
+    child.kill()
+    child.join(20)
 
 
 def say_and_sleep(is_there):
@@ -162,28 +135,53 @@ def say_and_sleep(is_there):
 
 
 def test_a_child_forked_meanwhile_can_be_terminated():
-    with StopRequest([]) as stop:
-        context = multiprocessing.get_context("fork")
-        is_there = context.Event()
-        child = context.Process(target=say_and_sleep, args=(is_there,))
-        child.start()
-        assert is_there.wait(20)
+    with StopRequest([]) as stop, forked_child() as child:
         child.terminate()
         child.join(20)
         assert child.exitcode == -signal.SIGTERM
         assert stop.received is None
 
 
+def test_a_child_forked_meanwhile_ignores_what_was_ignored_before():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with StopRequest([]), forked_child() as child:
+        child.terminate()
+        child.join(0.5)
+        assert child.exitcode is None
+
+
+def test_workers_ignore_the_signals_for_as_long_as_it_listens():
+    vec_env = VecNormalize(make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv))
+    before = [call(vec_env.venv, index, worker_handlers) for index in range(2)]
+    with StopRequest([vec_env, vec_env]):
+        for process in vec_env.venv.processes:
+            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
+        assert call(vec_env.venv, 1, worker_handlers) == IGNORING != before[1]
+        vec_env.reset()
+    assert [call(vec_env.venv, index, worker_handlers) for index in range(2)] == before
+    vec_env.close()
+
+
+def test_a_worker_that_has_died_does_not_hide_the_error_of_its_death():
+    vec_env = make_vec_env("CartPole-v1", 2, vec_env_cls=SubprocVecEnv)
+    vec_env.reset()
+    with pytest.raises((EOFError, BrokenPipeError, ConnectionResetError)), StopRequest([vec_env]):  # noqa: PT012  # the whole run
+        vec_env.processes[0].kill()
+        vec_env.processes[0].join()
+        vec_env.reset()
+
+
 def test_workers_busy_with_a_step_do_not_delay_the_end():
-    venv = SubprocVecEnv([lambda: TimeLimit(Slow(), 10)], start_method="fork")
-    venv.reset()
+    vec_env = SubprocVecEnv([lambda: TimeLimit(Slow(), 10)], start_method="fork")
+    vec_env.reset()
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), StopRequest([venv]):  # noqa: PT012  # the whole run
-        venv.step_async([0])
+    with pytest.raises(KeyboardInterrupt), StopRequest([vec_env]):  # noqa: PT012  # the whole run
+        vec_env.step_async([0])
         raise KeyboardInterrupt
     assert time.monotonic() - begin < 20
-    assert [process.exitcode for process in venv.processes] == [-signal.SIGKILL]
-    venv.close()
+    assert [process.exitcode for process in vec_env.processes] == [-signal.SIGKILL]
+    vec_env.close()
 
 
 class Slow(RandomEnv):
@@ -197,15 +195,15 @@ class Slow(RandomEnv):
 def test_a_bare_env_in_a_worker_does_not_keep_other_workers_from_ignoring_signals():
     bare, wrapped = SubprocVecEnv([RandomEnv]), make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
     with StopRequest([bare, wrapped]):
-        assert call(wrapped, 0, worker_handlers) == [str(signal.SIG_IGN)] * 3
+        assert call(wrapped, 0, worker_handlers) == IGNORING
     bare.close()
     wrapped.close()
 
 
 def test_an_env_that_is_closed_is_left_alone():
-    venv = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
-    venv.close()
+    vec_env = make_vec_env("CartPole-v1", 1, vec_env_cls=SubprocVecEnv)
+    vec_env.close()
     before = handlers()
-    with StopRequest([venv]):
+    with StopRequest([vec_env]):
         assert handlers() != before
     assert handlers() == before

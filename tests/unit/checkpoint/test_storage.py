@@ -25,6 +25,12 @@ from sb3_trpo.checkpoint.run_folder import newest_intact, sole_owner
 from sb3_trpo.checkpoint.storage import FORMAT, BrokenCheckpointError, NewerFormatError, read, write
 
 FILES = (MANIFEST, STATE, ARRAYS)
+MORE = [b"\0", b" ", b"\n", b"{}", b"x" * 1000]
+
+
+def assert_broken(path):
+    with pytest.raises(BrokenCheckpointError, match=path.name):
+        read(path)
 
 
 def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
@@ -43,8 +49,6 @@ def sealed(folder, state=b"{}", arrays=None, n_timesteps=100, **changes):
 
 
 arrays = hnp.arrays(st.sampled_from(sorted(NUMBERS)).map(np.dtype), hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
-
-
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda parts: st.lists(parts, max_size=4) | st.dictionaries(st.text(), parts, max_size=4),
@@ -69,23 +73,16 @@ def test_what_is_written_is_read(tmp_path_factory, n_timesteps, versions, state,
         assert found.arrays[name].tobytes() == array.tobytes()
 
 
-def test_a_checkpoint_is_three_files_and_nothing_else(tmp_path):
+def test_a_checkpoint_is_three_files_that_the_manifest_describes_and_can_be_moved_as_a_whole(tmp_path):
     path = write_one(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
     assert {each.name for each in path.iterdir()} == set(FILES)
-
-
-def test_the_manifest_describes_the_files(tmp_path):
-    manifest = json.loads((write_one(tmp_path) / MANIFEST).read_bytes())
+    manifest = json.loads((path / MANIFEST).read_bytes())
     assert (manifest["format"], manifest["timesteps"], manifest["versions"]) == (FORMAT, 100, VERSIONS)
     for name in (STATE, ARRAYS):
-        data = (tmp_path / "checkpoint-000000000100" / name).read_bytes()
+        data = (path / name).read_bytes()
         assert manifest["files"][name] == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def test_a_checkpoint_can_be_moved_as_a_whole(tmp_path):
-    path = write_one(tmp_path).rename(tmp_path / "elsewhere")
-    assert is_intact(path, 100)
+    assert is_intact(path.rename(tmp_path / "elsewhere"), 100)
 
 
 def test_writing_again_replaces_what_is_there(tmp_path):
@@ -107,37 +104,18 @@ def test_arrays_that_cannot_be_written_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("bit", [0x01, 0x20, 0x80])
-def test_a_flipped_bit_anywhere_is_found(tmp_path, name, bit):
+def test_a_flipped_bit_a_missing_end_and_more_bytes_are_found_anywhere(tmp_path, name):
     path = write_one(tmp_path)
     data = (path / name).read_bytes()
+    changed = [each for more in MORE for each in (data + more, more + data, data[:5] + more + data[5:])]
     for place in range(0, len(data), 1 if name == MANIFEST else 3):
-        (path / name).write_bytes(data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :])
-        with pytest.raises(BrokenCheckpointError):
-            read(path)
+        changed += [data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :] for bit in (0x01, 0x20, 0x80)]
+        changed.append(data[:place])
+    for each in changed:
+        (path / name).write_bytes(each)
+        assert_broken(path)
     (path / name).write_bytes(data)
     assert is_intact(path, 100)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_end_is_found(tmp_path, name):
-    path = write_one(tmp_path)
-    data = (path / name).read_bytes()
-    for length in range(0, len(data), 3):
-        (path / name).write_bytes(data[:length])
-        with pytest.raises(BrokenCheckpointError):
-            read(path)
-
-
-@pytest.mark.parametrize("more", [b"\0", b" ", b"\n", b"{}", b"x" * 1000], ids=repr)
-@pytest.mark.parametrize("name", FILES)
-def test_an_appended_or_prepended_byte_is_found(tmp_path, name, more):
-    path = write_one(tmp_path)
-    data = (path / name).read_bytes()
-    for changed in (data + more, more + data, data[:5] + more + data[5:]):
-        (path / name).write_bytes(changed)
-        with pytest.raises(BrokenCheckpointError, match="checkpoint-000000000100"):
-            read(path)
 
 
 @given(st.data())
@@ -151,42 +129,26 @@ def test_any_replaced_stretch_is_found(tmp_path_factory, data):
     if changed == content:
         assert is_intact(path, 100)
     else:
-        with pytest.raises(BrokenCheckpointError):
-            read(path)
+        assert_broken(path)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_found(tmp_path, name):
-    path = write_one(tmp_path)
-    (path / name).unlink()
-    with pytest.raises(BrokenCheckpointError):
-        read(path)
-
-
-@pytest.mark.parametrize("name", [MANIFEST, ARRAYS])
-def test_a_file_of_another_checkpoint_is_found(tmp_path, name):
+def test_a_file_that_is_missing_or_of_another_checkpoint_is_found(tmp_path, name):
     one, other = write_one(tmp_path, 1), write_one(tmp_path, 2)
-    shutil.copy(one / name, other / name)
-    with pytest.raises(BrokenCheckpointError):
-        read(other)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_link_in_place_of_a_file_is_refused(tmp_path, name):
-    path = write_one(tmp_path)
-    (path / name).rename(tmp_path / name)
-    (path / name).symlink_to(tmp_path / name)
-    with pytest.raises(BrokenCheckpointError, match="is not a file"):
-        read(path)
+    if name != STATE:  # these two have the same
+        shutil.copy(one / name, other / name)
+        assert_broken(other)
+    (one / name).unlink()
+    assert_broken(one)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None), lambda path: os.symlink("/dev/null", path)])
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None), lambda path: os.symlink("/dev/null", path), "link"])
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_not_a_regular_file_is_refused_without_waiting_for_it(tmp_path, name, make):
     path = write_one(tmp_path)
-    (path / name).unlink()
-    make(path / name)
+    (path / name).rename(tmp_path / name)
+    os.symlink(tmp_path / name, path / name) if make == "link" else make(path / name)
     with pytest.raises(BrokenCheckpointError, match="is not a file"):
         read(path)
 
@@ -203,42 +165,26 @@ def test_a_file_too_large_to_be_a_checkpoints_is_not_read(tmp_path, name, monkey
     assert name not in read_names
 
 
-def test_a_strangers_checkpoint_without_faults_is_read(tmp_path):
-    assert read(sealed(tmp_path)).state == {}
-
-
 @pytest.mark.parametrize("format_", [FORMAT + 1, 10**30, 1e9])
 def test_a_newer_format_asks_for_a_newer_version(tmp_path, format_):
+    assert read(sealed(tmp_path)).state == {}
     path = sealed(tmp_path, format=format_, files=...)
     for reader, argument in ((read, path), (newest_intact, tmp_path)):
         with pytest.raises(NewerFormatError, match="Install the version"):
             reader(argument)
 
 
-@pytest.mark.parametrize("format_", [..., None, "2", "1", [], {}, 0, -1], ids=repr)
-def test_a_format_that_there_never_was_is_broken(tmp_path, format_):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, format=format_))
+MALFORMED = {
+    "format": [..., None, "2", "1", [], {}, 0, -1],
+    "timesteps": [..., None, "100", [], {}, -5, 1.5, True],
+    "versions": [..., None, "1.0", [], 5],
+    "files": [..., None, [], {}, 5, "state.json", [STATE, ARRAYS], {STATE: {}}, {STATE: None, ARRAYS: None}],
+}
 
 
-@pytest.mark.parametrize("n_timesteps", [..., None, "100", [], {}, -5, 1.5, True], ids=repr)
-def test_timesteps_that_are_no_count_are_broken(tmp_path, n_timesteps):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, timesteps=n_timesteps))
-
-
-@pytest.mark.parametrize("versions", [..., None, "1.0", [], 5], ids=repr)
-def test_versions_that_are_no_dict_are_broken(tmp_path, versions):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, versions=versions))
-
-
-@pytest.mark.parametrize(
-    "files", [..., None, [], {}, 5, "state.json", [STATE, ARRAYS], {STATE: {}}, {STATE: None, ARRAYS: None}]
-)
-def test_a_manifest_without_files_is_broken(tmp_path, files):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, files=files))
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in MALFORMED.items() for value in values])
+def test_a_malformed_entry_of_a_manifest_is_broken(tmp_path, key, value):
+    assert_broken(sealed(tmp_path, **{key: value}))
 
 
 @pytest.mark.parametrize("name", [STATE, ARRAYS])
@@ -249,8 +195,7 @@ def test_absurd_sizes_and_digests_are_broken(tmp_path, name, key, value):
         files[name][key] = value
         return {each: {k: v for k, v in entry.items() if v is not ...} for each, entry in files.items()}
 
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, files=change))
+    assert_broken(sealed(tmp_path, files=change))
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "..", "state.json/../x", "\0", "more"])
@@ -263,37 +208,33 @@ def test_files_of_other_names_are_never_opened(tmp_path, name, monkeypatch):
     assert read(path).state == {}
     assert opened == [path / each for each in FILES]
     only = sealed(folder, n_timesteps=1, files=lambda files: {name: files[STATE]})
-    with pytest.raises(BrokenCheckpointError):
-        read(only)
+    assert_broken(only)
     assert opened[3:] == [only / MANIFEST]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(b"", b"[]", b"5", b"null", b"true", b'"x"', b"{}", b"NaN", b"{", b"\xff\xfe", b"\0" * 100, b'{"sha256":"x"}'),
-        *(b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b'{"format":' + b"9" * 5000 + b"}", b"1e999", b"\xef\xbb\xbf{}"),
-        *('{"format":1}'.encode("utf-16"), b'{"format":2,"sha256":"0"}'),
-    ],
-    ids=lambda data: repr(data[:14]),
-)
+NO_MANIFESTS = [
+    *(b"", b"[]", b"5", b"null", b"true", b'"x"', b"{}", b"NaN", b"{", b"\xff\xfe", b"\0" * 100, b'{"sha256":"x"}'),
+    *(b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b'{"format":' + b"9" * 5000 + b"}", b"1e999", b"\xef\xbb\xbf{}"),
+    *('{"format":1}'.encode("utf-16"), b'{"format":2,"sha256":"0"}'),
+]
+
+
+@pytest.mark.parametrize("data", NO_MANIFESTS, ids=lambda data: repr(data[:14]))
 def test_a_manifest_that_is_none_is_broken(tmp_path, data):
     path = write_one(tmp_path)
     (path / MANIFEST).write_bytes(data)
-    with pytest.raises(BrokenCheckpointError):
-        read(path)
+    assert_broken(path)
 
 
 @given(json_values)
 def test_any_json_for_a_manifest_is_broken(tmp_path_factory, content):
     path = sealed(tmp_path_factory.mktemp("run"))
     (path / MANIFEST).write_bytes(json.dumps(content, separators=(",", ":")).encode())
-    with pytest.raises(BrokenCheckpointError):
-        read(path)
+    assert_broken(path)
 
 
 @given(st.dictionaries(st.sampled_from(["format", "files", "timesteps", "versions", STATE]), json_values))
-def test_any_manifest_with_a_right_digest_is_read_or_broken(tmp_path_factory, content):
+def test_any_manifest_with_a_right_digest_is_broken_or_newer(tmp_path_factory, content):
     path = sealed(tmp_path_factory.mktemp("run"))
     (path / MANIFEST).write_bytes(storage._seal(content))
     with pytest.raises((BrokenCheckpointError, NewerFormatError)):
@@ -304,18 +245,15 @@ def test_a_manifest_with_a_repeated_key_is_broken(tmp_path):
     path = sealed(tmp_path)
     data = (path / MANIFEST).read_bytes()
     (path / MANIFEST).write_bytes(data.replace(b'"timesteps":100', b'"timesteps":999,"timesteps":100'))
-    with pytest.raises(BrokenCheckpointError):
-        read(path)
+    assert_broken(path)
 
 
-@pytest.mark.parametrize(
-    "state",
-    [b"", b"{", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b"\xff", b"[]", b"5", b"null", b'"run"'],
-    ids=lambda data: repr(data[:9]),
-)
+NO_STATES = [b"", b"{", b"[" * 10**5, b'{"a":' * 10**5, b"9" * 10**5, b"\xff", b"[]", b"5", b"null", b'"run"']
+
+
+@pytest.mark.parametrize("state", NO_STATES, ids=lambda data: repr(data[:9]))
 def test_a_state_that_is_none_is_broken(tmp_path, state):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, state=state))
+    assert_broken(sealed(tmp_path, state=state))
 
 
 def header(content, data=b"", length=None):
@@ -327,24 +265,19 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(b"", b"\0" * 7, b"\0" * 8, header(b"{", b""), header({}, length=2**63), header({}, length=10**6), header([], b"")),
-        *(
-            header(entry(), b"123"),
-            header(entry(), b"12345"),
-            header(entry(offsets=(4, 0)), b"1234"),
-            header(entry(shape=(2,)), b"1234"),
-        ),
-        *(header(entry(shape=(-1,)), b"1234"), header(entry(shape=(2**62, 4)), b"1234"), header(entry(dtype="X9"), b"1234")),
-        *(header(entry(dtype="O"), b"1234"), header(entry(offsets=(-4, 4)), b"1234"), header(b"[" * 10**4)),
-    ],
-    ids=range(17),
-)
+NO_ARRAYS = [
+    *(b"", b"\0" * 7, b"\0" * 8, header(b"{"), header({}, length=2**63), header({}, length=10**6), header([])),
+    *(header(entry(), data) for data in (b"123", b"12345")),
+    *(header(entry(offsets=offsets), b"1234") for offsets in ((4, 0), (-4, 4))),
+    *(header(entry(shape=shape), b"1234") for shape in ((2,), (-1,), (2**62, 4))),
+    *(header(entry(dtype=dtype), b"1234") for dtype in ("X9", "O")),
+    header(b"[" * 10**4),
+]
+
+
+@pytest.mark.parametrize("data", NO_ARRAYS, ids=range(len(NO_ARRAYS)))
 def test_arrays_that_are_no_safetensors_are_broken(tmp_path, data):
-    with pytest.raises(BrokenCheckpointError):
-        read(sealed(tmp_path, arrays=data))
+    assert_broken(sealed(tmp_path, arrays=data))
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "C64", "F4"])
@@ -370,12 +303,10 @@ def test_pickled_contents_are_refused_and_do_not_run(tmp_path, protocol):
     data = pickle.dumps(Payload(), protocol)
     as_object = header({"a": {"dtype": "O", "shape": [1], "data_offsets": [0, len(data)]}}, data)
     for contents in ({"state": data}, {"arrays": data}, {"arrays": as_object}, {"state": data, "arrays": data}):
-        with pytest.raises(BrokenCheckpointError):
-            read(sealed(tmp_path, **contents))
+        assert_broken(sealed(tmp_path, **contents))
     path = sealed(tmp_path)
     (path / MANIFEST).write_bytes(data)
-    with pytest.raises(BrokenCheckpointError):
-        read(path)
+    assert_broken(path)
     assert not Payload.ran
     pickle.loads(data)
     assert Payload.ran, "the payload would have run"
@@ -392,33 +323,25 @@ def names_in(source):
             yield ast.unparse(node)
 
 
-FORBIDDEN = {
+FORBIDDEN = [
     *("pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "ctypes", "pydoc"),
-    *(
-        "th.load",
-        "torch.load",
-        "np.load",
-        "numpy.load",
-        "eval",
-        "exec",
-        "compile",
-        "__import__",
-        "importlib.import_module",
-        "importlib.util",
-    ),
-}
+    *("th.load", "torch.load", "np.load", "numpy.load", "eval", "exec", "compile", "__import__"),
+    *("importlib.import_module", "importlib.util"),
+]
+
+
+def forbidden_in(source):
+    return [name for name in names_in(source) if any(f"{name}.".startswith(f"{each}.") for each in FORBIDDEN)]
 
 
 @pytest.mark.parametrize("path", sorted(Path(storage.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
 def test_no_module_imports_what_unpickles_or_runs_text(path):
-    found = {*names_in(path.read_text("utf-8"))}
-    assert found or path.name == "__init__.py"
-    assert not {name for name in found if any(f"{name}.".startswith(f"{each}.") for each in FORBIDDEN)}
+    assert forbidden_in(path.read_text("utf-8")) == []
 
 
 def test_a_source_that_unpickles_would_be_noticed():
     for source in ("import pickle", "from pickle import loads", "import torch as th; th.load(1)", "eval('1')", "np.load.x"):
-        assert any(f"{name}.".startswith(f"{each}.") for name in names_in(source) for each in FORBIDDEN)
+        assert forbidden_in(source)
 
 
 class Faults:
@@ -427,18 +350,12 @@ class Faults:
     def __init__(self, monkeypatch, error, first, lasting=False):
         self.count, self.first, self.lasting, self.error, self.calls = 0, first, lasting, error, []
         self.depth = 0
-        for owner, name in (
-            *(
-                (builtins, "open"),
-                (os, "open"),
-                (os, "fsync"),
-                (os, "close"),
-                (Path, "mkdir"),
-                (Path, "rename"),
-                (Path, "exists"),
-            ),
-            *((os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")),
-        ):
+        names = {
+            builtins: ["open"],
+            os: ["open", "fsync", "close", "rename", "mkdir", "unlink", "rmdir"],
+            Path: ["mkdir", "rename", "exists"],
+        }
+        for owner, name in ((owner, name) for owner, each in names.items() for name in each):
             monkeypatch.setattr(owner, name, self.wrap(name, getattr(owner, name)))
 
     @property
@@ -490,14 +407,12 @@ class FaultyFile:
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
-
-
 N_STEPS = 40
 """More than a write has."""
 
 
 def faulty_write(folder, error, first, lasting=False):
-    """Write with one fault; tell whether there was one, and whether it came out."""
+    """Write with one fault; return the faults, and the error that came out."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         faults = Faults(monkeypatch, error, first, lasting)
         try:

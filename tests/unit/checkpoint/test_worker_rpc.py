@@ -1,5 +1,7 @@
 """Calls with environments in this process and in workers; ``test_signals.py`` has those about signals."""
 
+from functools import partial
+
 import gymnasium as gym
 import pytest
 from helpers.envs import RandomEnv
@@ -26,7 +28,10 @@ def fail(env: gym.Env) -> None:
     raise KeyError("out of order")
 
 
-@pytest.fixture(params=[DummyVecEnv, lambda makers: SubprocVecEnv(makers, start_method="fork")], ids=["here", "in workers"])
+forked = partial(SubprocVecEnv, start_method="fork")
+
+
+@pytest.fixture(params=[DummyVecEnv, forked], ids=["here", "in workers"])
 def vec_env(request):
     made = request.param([monitored, monitored])
     yield made
@@ -57,7 +62,7 @@ def test_a_call_in_this_process_leaves_nothing_with_the_env():
 
 def test_a_worker_with_a_bare_env_does_not_run_the_call():
     """SB3 asks wrappers alone what they are."""
-    vec_env = SubprocVecEnv([RandomEnv, monitored], start_method="fork")
+    vec_env = forked([RandomEnv, monitored])
     assert call(vec_env, 0, set_number, 1) == CANNOT_BE_CALLED
     assert "Monitor" in CANNOT_BE_CALLED
     assert call(vec_env, 1, set_number, 1) is None
@@ -65,7 +70,7 @@ def test_a_worker_with_a_bare_env_does_not_run_the_call():
 
 
 def test_workers_that_are_closed_or_busy_are_not_called():
-    vec_env = SubprocVecEnv([monitored], start_method="fork")
+    vec_env = forked([monitored])
     vec_env.reset()
     vec_env.step_async([0])
     call_all(vec_env, fail)

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch as th
+from helpers.contract_tools import moved_since, observations, parameters
 from helpers.envs import RandomEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
@@ -45,16 +46,15 @@ def _as_on_cuda(monkeypatch):
 @pytest.mark.parametrize("name", LAYERS)
 def test_recurrent_layers_alone_are_kept_from_cudnn(name, enabled, monkeypatch):
     monkeypatch.setattr(th.backends.cudnn, "enabled", enabled)
-    seen, after = [], []
-    model = nn.ModuleList([noting(LAYERS[name](), seen), noting(nn.Conv1d(4, 3, 1), after)])
-    with twice_differentiable(nn.Sequential(model)):
-        model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
-        model[1](th.zeros(1, 4, 2))
+    seen, x = [], th.zeros(1, 4, 2)
+    layer, other = noting(LAYERS[name](), seen), noting(nn.Conv1d(4, 3, 1), seen)
+    with twice_differentiable(nn.Sequential(layer, other)):
+        layer(x)
+        other(x)
         assert th.backends.cudnn.enabled is enabled
-    assert seen == [enabled and name == "Conv1d"]
-    assert after == [enabled]
-    model[0](th.zeros(4, 4, 2) if name != "Conv1d" else th.zeros(1, 4, 2))
-    assert seen[1] is th.backends.cudnn.enabled is enabled
+    layer(x)
+    assert seen == [enabled and name == "Conv1d", enabled, enabled]
+    assert th.backends.cudnn.enabled is enabled
 
 
 @pytest.mark.usefixtures("_as_on_cuda")
@@ -73,14 +73,14 @@ def test_cudnn_is_restored_after_an_error(breaks, enabled, monkeypatch):
 @pytest.mark.usefixtures("_as_on_cuda")
 @pytest.mark.parametrize("inner", [False, True])
 def test_the_block_may_be_nested(inner):
-    layer, seen = nn.GRU(2, 3), []
-    noting(layer, seen)
+    seen, x = [], th.zeros(1, 1, 2)
+    layer = noting(nn.GRU(2, 3), seen)
     with twice_differentiable(layer):
         with twice_differentiable(layer) if inner else nullcontext():
-            layer(th.zeros(1, 1, 2))
-        layer(th.zeros(1, 1, 2))
-    assert seen == [False, False]
-    assert th.backends.cudnn.enabled
+            layer(x)
+        layer(x)
+    layer(x)
+    assert seen == [False, False, True]
 
 
 def test_on_a_cpu_cudnn_is_not_touched():
@@ -104,15 +104,13 @@ def test_cudnn_stays_off_until_the_last_thread_that_needs_it_off_leaves():
 class Remembering(BaseFeaturesExtractor):
     """Reads each observation as a sequence of numbers."""
 
-    noted: tuple[bool, ...] = ()
-
     def __init__(self, observation_space):
         super().__init__(observation_space, 3)
-        self.gru = nn.GRU(1, 3, batch_first=True)
+        self.gru, self.noted = nn.GRU(1, 3, batch_first=True), []
 
-    def forward(self, observations):
-        self.noted = (*self.noted, th.backends.cudnn.enabled)
-        return self.gru(observations.unsqueeze(2))[0][:, -1]
+    def forward(self, x):
+        self.noted.append(th.backends.cudnn.enabled)
+        return self.gru(x.unsqueeze(2))[0][:, -1]
 
 
 @pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # the policy has changed since the first update
@@ -120,20 +118,15 @@ class Remembering(BaseFeaturesExtractor):
 def test_plain_policies_may_have_recurrent_extractors():
     kwargs = {"features_extractor_class": Remembering, "net_arch": [4]}
     model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
-    gru = dict(model.policy.pi_features_extractor.gru.named_parameters())
-    before = {name: parameter.detach().clone() for name, parameter in gru.items()}
+    extractor, before = model.policy.pi_features_extractor, parameters(model.policy)
     model.learn(32)
     assert model.policy_outcome.value == "accepted"
-    assert not any(th.equal(before[name], parameter) for name, parameter in gru.items())
-    assert set(model.policy.pi_features_extractor.noted) == {True}
-    observations = next(model.rollout_buffer.get()).observations
-    seen = []
-    noting(model.policy.pi_features_extractor.gru, seen)
+    assert sum(name.startswith("features_extractor.gru.") for name in moved_since(before, model.policy)) == 4
+    assert set(extractor.noted) == {True}
+    seen, states = [], observations(model)
+    noting(extractor.gru, seen)
     model.train()
     assert False in seen
-    assert th.equal(model.policy.get_distribution(observations).distribution.probs, twice(model, observations))
-
-
-def twice(model, observations):
+    plain = model.policy.get_distribution(states).distribution.probs
     with twice_differentiable(model.policy):
-        return model.policy.get_distribution(observations).distribution.probs
+        assert th.equal(model.policy.get_distribution(states).distribution.probs, plain)

@@ -35,7 +35,11 @@ def run(layer, x, states):
     return outputs, h, c
 
 
-@settings(deadline=None, max_examples=40)
+def vector(theta):
+    return th.randn(sum(each.numel() for each in theta), dtype=theta[0].dtype)
+
+
+@settings(max_examples=40)
 @given(**SIZES, **LAYERS)
 def test_values_and_products_are_those_of_double_backward(**sizes):
     layer, x, states = make(**sizes)
@@ -44,7 +48,7 @@ def test_values_and_products_are_those_of_double_backward(**sizes):
     with twice_differentiable(layer):
         ours = run(layer, x, states)
     theirs, mine = linearise(own, theta), linearise(ours, theta)
-    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    v = vector(theta)
     u = tuple(map(th.randn_like, own))
     for expected, found in zip((*own, *theirs.jvp(v), theirs.vjp(u)), (*ours, *mine.jvp(v), mine.vjp(u)), strict=True):
         th.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -59,7 +63,7 @@ def test_frozen_tensors_count_as_constants(wanted):
     own = run(layer, x, states)[:1]
     with twice_differentiable(layer):
         ours = run(layer, x, states)[:1]
-    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    v = vector(theta)
     th.testing.assert_close(linearise(ours, theta).jvp(v), linearise(own, theta).jvp(v))
     th.testing.assert_close(linearise(ours, theta).vjp(own), linearise(own, theta).vjp(own))
 
@@ -73,7 +77,7 @@ def test_states_passed_on_step_by_step_keep_their_derivatives():
         for step in x.split(1):
             output, last = layer(step, last)
             steps.append(output)
-    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    v = vector(theta)
     th.testing.assert_close(linearise((th.cat(steps),), theta).jvp(v), linearise((whole,), theta).jvp(v))
 
 
@@ -82,7 +86,7 @@ def test_single_precision_agrees_with_double():
     theta = list(layer.parameters())
     with twice_differentiable(layer):
         ours = run(layer, x, states)[:1]
-    v = th.randn(sum(each.numel() for each in theta))
+    v = vector(theta)
     (found,) = linearise(ours, theta).jvp(v)
     precise, x, states = layer.double(), x.detach().double(), tuple(state.detach().double() for state in states)
     (expected,) = linearise(run(precise, x, states)[:1], list(precise.parameters())).jvp(v.double())
@@ -119,23 +123,25 @@ def test_sequences_of_other_forms_are_left_to_torch(form):
     assert all(map(th.equal, ours, own)) if form == "unbatched" else th.equal(ours.data, own.data)
 
 
-@pytest.mark.parametrize("option", ["bidirectional", "batch_first"])
-def test_other_lstms_are_differentiated_by_autograd(option):
-    layer = nn.LSTM(3, 4, **{option: True}).double()
+OTHERS = [nn.LSTM(3, 4, **{option: True}) for option in ("bidirectional", "batch_first")]
+OTHERS += [nn.LSTM(3, 4, proj_size=2), type("Own", (nn.LSTM,), {})(3, 4), nn.GRU(3, 4)]
+
+
+@pytest.mark.parametrize("layer", OTHERS, ids=repr)
+def test_other_recurrent_layers_are_differentiated_by_autograd(layer):
+    layer = layer.double()
     assert not is_supported(layer)
     x, theta = th.randn(5, 2, 3, dtype=th.float64), list(layer.parameters())
     with twice_differentiable(layer):
         outputs = layer(x)[:1]
-    v = th.randn(sum(each.numel() for each in theta), dtype=th.float64)
+    v = vector(theta)
     th.testing.assert_close(linearise(outputs, theta).jvp(v), linearise(layer(x)[:1], theta).jvp(v))
 
 
-def test_projections_subclasses_and_dropout_are_not_supported():
-    class Other(nn.LSTM):
-        pass
-
-    assert not any(map(is_supported, (nn.LSTM(3, 4, proj_size=2), Other(3, 4), nn.GRU(3, 4), nn.LSTM(3, 4, 2, dropout=0.5))))
-    assert is_supported(nn.LSTM(3, 4, 2, dropout=0.5).eval())
+def test_dropout_is_supported_only_in_evaluation_mode():
+    layer = nn.LSTM(3, 4, 2, dropout=0.5)
+    assert not is_supported(layer)
+    assert is_supported(layer.eval())
 
 
 def test_memory_is_freed_without_the_garbage_collector():
@@ -146,7 +152,7 @@ def test_memory_is_freed_without_the_garbage_collector():
             outputs = run(layer, x, states)[:1]
         alive = weakref.ref(outputs[0].grad_fn.run)
         linear = linearise(outputs, list(layer.parameters()))
-        linear.vjp(linear.jvp(th.ones(sum(each.numel() for each in layer.parameters()), dtype=th.float64)))
+        linear.vjp(linear.jvp(vector([*layer.parameters()])))
         assert alive() is not None
         del outputs, linear
         assert alive() is None, "no reference cycle"

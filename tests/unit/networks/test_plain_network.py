@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers.contract_tools import factors
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
+from helpers.oracle import parameters_of, some_observations, torch_distributions
+from helpers.stacks import FUNCTIONS
+from helpers.states import same
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, MlpExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, _read_stack, read_networks
 
-ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
 ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
 
@@ -43,54 +45,54 @@ def model_of(
     return model
 
 
+def altered(change: Callable[[ActorCriticPolicy], Any]) -> Callable[[], TRPO]:
+    """Build a model and change its policy."""
+
+    def make() -> TRPO:
+        model = model_of()
+        change(model.policy)
+        return model
+
+    return make
+
+
 def networks_of(model: TRPO) -> Networks:
     networks = read_networks(model.policy)
     assert networks is not None
     return networks
 
 
-def some_observations(policy: ActorCriticPolicy) -> Any:
-    space = policy.observation_space
-    space.seed(0)
-    samples = [space.sample() for _ in range(6)]
-    if isinstance(space, spaces.Dict):
-        return {key: th.as_tensor(np.stack([sample[key] for sample in samples])) for key in space.spaces}
-    return th.as_tensor(np.stack(samples))
+def is_plain(policy: ActorCriticPolicy) -> bool:
+    return read_networks(policy) is not None
 
 
 @th.no_grad()
 def assert_computes_as_the_policy(networks: Networks, policy: ActorCriticPolicy) -> None:
-    seen = some_observations(policy)
-    before = copy.deepcopy(seen)
-    expected = [parameter for factor in factors(policy, seen) for parameter in parameters_of(factor)]
-    expected_values = policy.predict_values(seen)
-    features = networks.features(seen)
-    distribution = networks.head.distribution(networks.actor(features)).distribution
-    given = [
-        parameter
-        for factor in (distribution if isinstance(distribution, list) else [distribution])
-        for parameter in parameters_of(factor)
-    ]
-    for one, other in zip([*given, networks.critic(features)], [*expected, expected_values], strict=True):
-        th.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    for one, other in zip(leaves(seen), leaves(before), strict=True):
-        assert th.equal(one, other)
+    seen = some_observations(policy.observation_space, 6)
+    before, features = copy.deepcopy(seen), networks.features(seen)
+    expected = parameters_of(
+        torch_distributions(policy.get_distribution(seen))
+    )  # before the policy's one distribution changes
+    given = parameters_of(torch_distributions(networks.head.distribution(networks.actor(features))))
+    tolerance = {"rtol": 1e-6, "atol": 1e-6}
+    th.testing.assert_close(given, expected, **tolerance)
+    th.testing.assert_close(networks.critic(features), policy.predict_values(seen), **tolerance)
+    assert same(seen, before)
 
 
-def leaves(seen: Any) -> list[th.Tensor]:
-    return list(seen.values()) if isinstance(seen, dict) else [seen]
+def drop_biases(policy: ActorCriticPolicy) -> None:
+    for module in policy.modules():
+        if isinstance(module, nn.Linear):
+            module.bias = None
 
 
-def parameters_of(factor: th.distributions.Distribution) -> tuple[th.Tensor, ...]:
-    return (factor.mean, factor.stddev) if isinstance(factor, th.distributions.Normal) else (factor.logits,)
+def prune_for_good(policy: ActorCriticPolicy) -> None:
+    prune.l1_unstructured(policy.mlp_extractor.policy_net[0], "weight", 0.5)
+    prune.remove(policy.mlp_extractor.policy_net[0], "weight")
 
 
 PLAIN: dict[str, Callable[[], TRPO]] = {
-    **{f"{kind.__name__}": lambda kind=kind: model_of(activation_fn=kind) for kind in ACTIVATIONS},
-    "ELU of 0.3": lambda: model_of(activation_fn=lambda: nn.ELU(0.3)),
-    "LeakyReLU of 0.3": lambda: model_of(activation_fn=lambda: nn.LeakyReLU(0.3)),
-    "GELU of tanh": lambda: model_of(activation_fn=lambda: nn.GELU("tanh")),
-    "ReLU in place": lambda: model_of(activation_fn=lambda: nn.ReLU(inplace=True)),
+    **{name: lambda make=make: model_of(activation_fn=make) for name, make in FUNCTIONS.items() if make is not None},
     **{f"{type(space).__name__}": lambda space=space: model_of(action_space=space) for space in ACTIONS},
     "no layers": lambda: model_of(net_arch=[]),
     "layers of the policy alone": lambda: model_of(net_arch={"pi": [4], "vf": []}),
@@ -110,37 +112,24 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "CNN and layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[5], activation_fn=nn.ELU),
     "CNN without layers": lambda: model_of("CnnPolicy", IMAGE, net_arch=[]),
     "CNN on images, not scaled": lambda: model_of("CnnPolicy", IMAGE, normalize_images=False),
+    "frozen": altered(lambda policy: policy.mlp_extractor.policy_net.requires_grad_(False)),
+    "no bias": altered(drop_biases),
+    "pruned for good": altered(prune_for_good),
 }
 
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-def test_a_plain_stack_is_read_as_what_it_computes(make):
+def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors_or_copies(make):
     model = make()
-    assert_computes_as_the_policy(networks_of(model), model.policy)
-
-
-@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-def test_the_tensors_are_the_policys_own_and_all_of_them(make):
-    model = make()
-    networks = networks_of(model)
+    networks, copied, old = networks_of(model), networks_of(model).on_cpu(), copy.deepcopy(model.policy)
+    assert_computes_as_the_policy(networks, model.policy)
     tensors = {id(tensor) for tensor in (*networks.policy_tensors, *networks.critic.tensors)}
     assert tensors == {id(parameter) for parameter in model.policy.parameters()}
-
-
-@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-def test_a_copy_on_the_cpu_keeps_the_weights_that_it_copied(make):
-    model = make()
-    networks, old = networks_of(model).on_cpu(), copy.deepcopy(model.policy)
     scale(model.policy)
-    assert_computes_as_the_policy(networks, old)
-
-
-def test_layers_without_bias_are_read():
-    model = model_of()
-    for module in model.policy.modules():
-        if isinstance(module, nn.Linear):
-            module.bias = None
-    assert_computes_as_the_policy(networks_of(model), model.policy)
+    assert_computes_as_the_policy(networks, model.policy)
+    assert_computes_as_the_policy(copied, old)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_computes_as_the_policy(copied, model.policy)
 
 
 def test_features_of_vectors_are_the_observations_unchanged():
@@ -155,39 +144,6 @@ def scale(policy: nn.Module) -> None:
     policy.load_state_dict({name: 1.5 * value for name, value in policy.state_dict().items()})
 
 
-def set_parameters(model: TRPO) -> None:
-    saved = model.get_parameters()
-    saved["policy"] = {name: 1.5 * value for name, value in saved["policy"].items()}
-    model.set_parameters(saved)
-
-
-def step_optimizer(model: TRPO) -> None:
-    for parameter in model.policy.parameters():
-        parameter.grad = th.ones_like(parameter)
-    model.policy.optimizer.step()
-
-
-@pytest.mark.parametrize("make", [PLAIN["Tanh"], PLAIN["vectors"], PLAIN["CNN"]], ids=["vector", "vectors", "CNN"])
-@pytest.mark.parametrize(
-    "change",
-    [
-        set_parameters,
-        step_optimizer,
-        lambda model: scale(model.policy),
-        lambda model: model.policy.load_from_vector(1.5 * model.policy.parameters_to_vector()),
-        lambda model: model.learn(8),
-    ],
-    ids=["set_parameters", "optimizer", "load_state_dict", "load_from_vector", "learn"],
-)
-def test_networks_read_before_see_a_change_of_the_weights(change, make):
-    model = make()
-    networks, old = networks_of(model), networks_of(model).on_cpu()
-    change(model)
-    assert_computes_as_the_policy(networks, model.policy)
-    with pytest.raises(AssertionError, match="not close"):
-        assert_computes_as_the_policy(old, model.policy)
-
-
 def overriding(name: str) -> type[ActorCriticPolicy]:
     """Subclass the policy with a method of the same effect."""
 
@@ -199,7 +155,7 @@ def overriding(name: str) -> type[ActorCriticPolicy]:
 
 @pytest.mark.parametrize("name", KNOWN_METHODS)
 def test_a_policy_with_an_overridden_method_is_left_alone(name):
-    assert read_networks(model_of(overriding(name)).policy) is None
+    assert not is_plain(model_of(overriding(name)).policy)
 
 
 def test_the_known_methods_are_all_that_a_rollout_calls():
@@ -207,29 +163,23 @@ def test_the_known_methods_are_all_that_a_rollout_calls():
     assert called | {"__call__", "_get_action_dist_from_latent"} <= set(KNOWN_METHODS)
 
 
-@pytest.mark.parametrize("name", [name for name in KNOWN_METHODS if name != "__call__"])
-def test_a_policy_with_a_patched_method_is_left_alone(name):
-    policy = model_of().policy
-    setattr(policy, name, getattr(policy, name))
-    assert read_networks(policy) is None
-
-
 PARTS = ("", "mlp_extractor", "mlp_extractor.policy_net", "mlp_extractor.value_net.1", "action_net", "vf_features_extractor")
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_module_with_a_patched_forward_is_left_alone(part):
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("", name) for name in KNOWN_METHODS if name != "__call__"),
+        *((part, "forward") for part in PARTS[1:]),
+        ("mlp_extractor", "forward_actor"),
+        ("mlp_extractor", "forward_critic"),
+    ],
+)
+def test_a_patched_method_leaves_the_policy_alone(part, name):
     policy = model_of().policy
     module = policy.get_submodule(part)
-    module.forward = module.forward
-    assert read_networks(policy) is None
-
-
-@pytest.mark.parametrize("name", ["forward_actor", "forward_critic"])
-def test_an_extractor_with_a_patched_method_is_left_alone(name):
-    policy = model_of().policy
-    setattr(policy.mlp_extractor, name, getattr(policy.mlp_extractor, name))
-    assert read_networks(policy) is None
+    setattr(module, name, getattr(module, name))
+    assert not is_plain(policy)
 
 
 HOOKS = (
@@ -245,9 +195,9 @@ HOOKS = (
 def test_a_hook_on_any_module_counts_while_it_is_registered(register, part):
     policy = model_of().policy
     handle = getattr(policy.get_submodule(part), register)(lambda *_: None)
-    assert read_networks(policy) is None
+    assert not is_plain(policy)
     handle.remove()
-    assert read_networks(policy) is not None
+    assert is_plain(policy)
 
 
 @pytest.mark.parametrize("register", [f"register_module_{kind}" for kind in ("forward_hook", "forward_pre_hook")])
@@ -255,7 +205,7 @@ def test_a_hook_on_all_modules_counts(register):
     policy = model_of().policy
     handle = getattr(nn.modules.module, register)(lambda *_: None)
     try:
-        assert read_networks(policy) is None
+        assert not is_plain(policy)
     finally:
         handle.remove()
 
@@ -263,23 +213,7 @@ def test_a_hook_on_all_modules_counts(register):
 def test_a_hook_on_a_weight_counts():
     policy = model_of().policy
     policy.action_net.weight.register_hook(lambda gradient: 2.0 * gradient)
-    assert read_networks(policy) is None
-
-
-class OwnLinear(nn.Linear):
-    """Anything."""
-
-
-class OwnTanh(nn.Tanh):
-    """Anything."""
-
-
-class OwnMlp(MlpExtractor):
-    """Anything."""
-
-
-class OwnExtractor(FlattenExtractor):
-    """Anything."""
+    assert not is_plain(policy)
 
 
 class Halved(BaseFeaturesExtractor):
@@ -292,15 +226,14 @@ class Halved(BaseFeaturesExtractor):
         return observations / 2
 
 
-def altered(change: Callable[[ActorCriticPolicy], Any]) -> Callable[[], TRPO]:
-    """Build a model and change its policy."""
+def subclassed(path: str) -> Callable[[], TRPO]:
+    """Turn a part of the policy into an instance of a subclass, which may compute anything."""
 
-    def make() -> TRPO:
-        model = model_of()
-        change(model.policy)
-        return model
+    def change(policy: ActorCriticPolicy) -> None:
+        part = attrgetter(path)(policy)
+        part.__class__ = type("Own", (type(part),), {})
 
-    return make
+    return altered(change)
 
 
 def put(name: str, make: Callable[[], nn.Module]) -> Callable[[], TRPO]:
@@ -309,10 +242,12 @@ def put(name: str, make: Callable[[], nn.Module]) -> Callable[[], TRPO]:
 
 OTHER: dict[str, Callable[[], TRPO]] = {
     "Softplus": lambda: model_of(activation_fn=nn.Softplus),
-    "subclassed activation": lambda: model_of(activation_fn=OwnTanh),
-    "subclassed linear": put("mlp_extractor.policy_net.0", lambda: OwnLinear(3, 8)),
-    "subclassed linear head": put("value_net", lambda: OwnLinear(5, 1)),
-    "subclassed MLP": altered(lambda policy: setattr(policy.mlp_extractor, "__class__", OwnMlp)),
+    "subclassed activation": subclassed("mlp_extractor.policy_net.1"),
+    "subclassed linear": subclassed("mlp_extractor.policy_net.0"),
+    "subclassed linear head": subclassed("value_net"),
+    "subclassed MLP": subclassed("mlp_extractor"),
+    "subclassed extractor": lambda: model_of(features_extractor_class=type("Own", (FlattenExtractor,), {})),
+    "subclassed distribution": subclassed("action_dist"),
     "dropout": put("mlp_extractor.policy_net.1", lambda: nn.Dropout(0.5)),
     "dropout after all": altered(lambda policy: policy.mlp_extractor.value_net.append(nn.Dropout(0.5))),
     "layer norm": put("mlp_extractor.value_net.1", lambda: nn.LayerNorm(8)),
@@ -322,7 +257,6 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "activation before all": put("mlp_extractor.policy_net.0", nn.Tanh),
     "head of several": put("action_net", lambda: nn.Sequential(nn.Linear(5, 2))),
     "custom extractor": lambda: model_of(features_extractor_class=Halved),
-    "subclassed extractor": lambda: model_of(features_extractor_class=OwnExtractor),
     "gSDE": lambda: model_of(use_sde=True),
     "image among others": lambda: model_of("MultiInputPolicy", DICT),
     "double critic": altered(lambda policy: policy.value_net.double()),
@@ -342,63 +276,27 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "compile of the policy": altered(lambda policy: policy.compile()),
     "compile of a part": altered(lambda policy: policy.mlp_extractor.value_net.compile()),
     "compile of a head": altered(lambda policy: policy.value_net.compile()),
-    "replaced distribution": altered(
-        lambda policy: setattr(policy.action_dist, "__class__", type("Own", (type(policy.action_dist),), {}))
-    ),
+    "patched distribution": altered(lambda policy: setattr(policy.action_dist, "log_prob", policy.action_dist.log_prob)),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("make", OTHER.values(), ids=OTHER)
 def test_what_is_not_a_plain_stack_is_left_alone(make):
-    assert read_networks(make().policy) is None
-
-
-def test_a_patched_distribution_is_left_alone():
-    policy = model_of().policy
-    policy.action_dist.log_prob = policy.action_dist.log_prob
-    assert read_networks(policy) is None
+    assert not is_plain(make().policy)
 
 
 def test_a_compiled_policy_is_left_alone():
-    assert read_networks(th.compile(model_of().policy)) is None
+    assert not is_plain(th.compile(model_of().policy))
 
 
-def test_a_stack_may_begin_with_flatten():
-    policy = model_of().policy
-    policy.mlp_extractor.policy_net.insert(0, nn.Flatten())
-    networks = read_networks(policy)
-    assert networks is None or networks.takes_vectors
-
-
-def test_weights_pruned_for_good_are_read_again():
-    model = model_of()
-    prune.l1_unstructured(model.policy.mlp_extractor.policy_net[0], "weight", 0.5)
-    prune.remove(model.policy.mlp_extractor.policy_net[0], "weight")
-    assert_computes_as_the_policy(networks_of(model), model.policy)
-
-
-def test_a_frozen_stack_is_read():
-    model = model_of()
-    model.policy.mlp_extractor.policy_net.requires_grad_(False)
-    assert_computes_as_the_policy(networks_of(model), model.policy)
-
-
-def joining(policy: Any, of_critic: dict[str, spaces.Space], extractor: Any = CombinedExtractor) -> Any:
-    policy.vf_features_extractor = extractor(spaces.Dict(of_critic))
-    return policy
-
-
-def test_actor_and_critic_that_see_different_entries_are_not_read():
+@pytest.mark.parametrize("of_critic", [["a"], ["b", "a"]], ids=["fewer", "another order"])
+def test_actor_and_critic_that_see_different_entries_are_not_read(of_critic):
     box = spaces.Box(-1.0, 1.0, (3,))
     policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
-    assert read_networks(policy) is not None
-    assert read_networks(joining(policy, {"a": box})) is None
-    policy = MultiInputPolicy(spaces.Dict(a=box, b=box), spaces.Discrete(2), lambda _: 1e-3)
-    policy.vf_features_extractor.extractors = nn.ModuleDict(
-        {"b": nn.Flatten(), "a": nn.Flatten()}
-    )  # the same entries in another order
-    assert read_networks(policy) is None
+    assert is_plain(policy)
+    policy.vf_features_extractor.extractors = nn.ModuleDict({key: nn.Flatten() for key in of_critic})
+    assert not is_plain(policy)
 
 
 class OwnSequence(nn.Sequential):
@@ -406,25 +304,27 @@ class OwnSequence(nn.Sequential):
         return 2.0 * super().forward(x)
 
 
-def test_the_modules_inside_an_extractor_are_checked():
-    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
-    for part in ("cnn", "linear"):
-        policy = CnnPolicy(space, spaces.Discrete(2), lambda _: 1e-3)
-        assert read_networks(policy) is not None
-        setattr(policy.pi_features_extractor, part, OwnSequence(*getattr(policy.pi_features_extractor, part)))
-        assert read_networks(policy) is None
-    vector = spaces.Box(-1.0, 1.0, (4,))
-    for flatten in (nn.Sequential(nn.Flatten(), nn.LayerNorm(4)), nn.Flatten(0)):
-        policy = MlpPolicy(vector, spaces.Discrete(2), lambda _: 1e-3)
-        policy.pi_features_extractor.flatten = flatten
-        assert read_networks(policy) is None
+@pytest.mark.parametrize("part", ["cnn", "linear"])
+def test_the_sequences_inside_a_cnn_are_checked(part):
+    policy = model_of("CnnPolicy", IMAGE).policy
+    assert is_plain(policy)
+    extractor = policy.pi_features_extractor
+    setattr(extractor, part, OwnSequence(*getattr(extractor, part)))
+    assert not is_plain(policy)
+
+
+@pytest.mark.parametrize("flatten", [nn.Sequential(nn.Flatten(), nn.LayerNorm(3)), nn.Flatten(0)], ids=["more", "other"])
+def test_the_flatten_inside_an_extractor_is_checked(flatten):
+    policy = model_of().policy
+    policy.pi_features_extractor.flatten = flatten
+    assert not is_plain(policy)
 
 
 def test_a_shared_extractor_must_be_one():
-    policy = ActorCriticPolicy(spaces.Box(-1.0, 1.0, (4,)), spaces.Discrete(2), lambda _: 1e-3)
-    assert read_networks(policy) is not None
+    policy = model_of(share_features_extractor=True).policy
+    assert is_plain(policy)
     policy.features_extractor = FlattenExtractor(policy.observation_space)
-    assert read_networks(policy) is None
+    assert not is_plain(policy)
 
 
 @pytest.mark.parametrize(
@@ -444,16 +344,15 @@ def test_what_is_not_a_plain_stack_is_not_read(modules):
     assert _read_stack(modules) is None
 
 
-def test_a_stack_that_begins_with_flatten_does_not_break_the_reading():
-    x = th.randn(4, 2)
-    modules = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
-    stack = _read_stack(modules)
+@pytest.mark.parametrize(
+    "modules",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
+        nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1)),
+    ],
+    ids=["first", "of other dimensions"],
+)
+def test_a_stack_with_an_unusual_flatten_is_not_mistaken_for_another_one(modules):
+    x, stack = th.randn(3, 1, 2, 2), _read_stack(modules)
     with th.no_grad():
-        assert stack is None or th.allclose(stack(x), modules(x))
-
-
-def test_a_flatten_of_other_dimensions_is_not_mistaken_for_a_plain_one():
-    x, modules = th.randn(2, 1, 2, 2), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1))
-    stack = _read_stack(modules)
-    with th.no_grad():
-        assert stack is None or stack(x).shape == modules(x).shape
+        assert stack is None or th.equal(stack(x), modules(x))

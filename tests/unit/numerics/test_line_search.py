@@ -96,20 +96,6 @@ def test_exhausted_search_reports_the_smallest_step_tried(earlier, last, judgeme
     assert found.candidate is last
 
 
-def test_a_single_candidate_is_the_full_step():
-    found, fractions = search([OUTSIDE])
-    assert fractions == [1.0]
-    assert (found.fraction, found.evaluations) == (1.0, 1)
-
-
-def test_errors_pass_through():
-    def evaluate(fraction):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        BacktrackingLineSearch(0.5, 3)(evaluate, 0.0, [FIRST])
-
-
 @given(st.floats(0.05, 0.95), st.integers(1, 15), st.floats(1e-3, 2.0))
 def test_accepted_fraction_is_the_largest_power_inside_the_region(shrinking_factor, max_iterations, largest_inside):
     line_search = BacktrackingLineSearch(shrinking_factor, max_iterations)

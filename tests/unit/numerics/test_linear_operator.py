@@ -17,15 +17,9 @@ def test_damping_is_added_to_every_eigenvalue(damping):
     operator, v = DampedOperator(DenseOperator(MATRIX), damping), th.tensor([1.0, -2.0, 3.0], dtype=th.float64)
     th.testing.assert_close(dense(operator), MATRIX + damping * th.eye(3, dtype=th.float64))
     th.testing.assert_close(operator @ v, MATRIX @ v + damping * v)
+    assert operator.diagonal().tolist() == [2.0 + damping, 3.0 + damping, 5.0 + damping]
+    assert operator.size == 3
     assert v.tolist() == [1.0, -2.0, 3.0]
-
-
-def test_damping_keeps_the_size():
-    assert DampedOperator(ProductsOnly(7), 0.1).size == 7
-
-
-def test_damping_is_added_to_the_diagonal():
-    assert DampedOperator(DenseOperator(MATRIX), 0.5).diagonal().tolist() == [2.5, 3.5, 5.5]
 
 
 @pytest.mark.parametrize("operator", [ProductsOnly(3), DampedOperator(ProductsOnly(3), 0.1)])

@@ -11,34 +11,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import sb3_trpo
 from sb3_trpo.numerics import torch_private
-from sb3_trpo.numerics.torch_private import (
-    copy_all,
-    default_validate_args,
-    elu_backward,
-    fused_adam_step,
-    fused_lstm_layer,
-    gelu_backward,
-    has_global_module_hooks,
-    has_gradient_hooks,
-    has_step_hooks,
-    is_hooked_or_compiled,
-    leaky_relu_backward,
-    set_default_validate_args,
-    silu_backward,
-    tanh_backward,
-    threshold_backward,
-    write_counts,
-)
 
 PACKAGE = Path(sb3_trpo.__file__).parent
 BACKWARD = {
-    "tanh": (nn.Tanh(), lambda d, _, h: tanh_backward(d, h)),
-    "relu": (nn.ReLU(), lambda d, _, h: threshold_backward(d, h, 0)),
-    "silu": (nn.SiLU(), lambda d, a, _: silu_backward(d, a)),
-    "elu": (nn.ELU(0.7), lambda d, a, _: elu_backward(d, a, 0.7)),
-    "leaky relu": (nn.LeakyReLU(0.2), lambda d, a, _: leaky_relu_backward(d, a, 0.2)),
-    "gelu": (nn.GELU(), lambda d, a, _: gelu_backward(d, a, "none")),
-    "gelu by tanh": (nn.GELU("tanh"), lambda d, a, _: gelu_backward(d, a, "tanh")),
+    "tanh": (nn.Tanh(), lambda d, _, h: torch_private.tanh_backward(d, h)),
+    "relu": (nn.ReLU(), lambda d, _, h: torch_private.threshold_backward(d, h, 0)),
+    "silu": (nn.SiLU(), lambda d, a, _: torch_private.silu_backward(d, a)),
+    "elu": (nn.ELU(0.7), lambda d, a, _: torch_private.elu_backward(d, a, 0.7)),
+    "leaky relu": (nn.LeakyReLU(0.2), lambda d, a, _: torch_private.leaky_relu_backward(d, a, 0.2)),
+    "gelu": (nn.GELU(), lambda d, a, _: torch_private.gelu_backward(d, a, "none")),
+    "gelu by tanh": (nn.GELU("tanh"), lambda d, a, _: torch_private.gelu_backward(d, a, "tanh")),
 }
 
 
@@ -58,7 +40,7 @@ def test_without_autograds_kernels_gradients_of_plain_networks_round_differently
 def test_without_one_call_for_all_copies_an_interrupt_leaves_a_policy_half_written():
     targets = [nn.Parameter(th.zeros(2)), nn.Parameter(th.zeros(()))]
     with th.no_grad():
-        copy_all(targets, [th.ones(2), th.tensor(3.0)])
+        torch_private.copy_all(targets, [th.ones(2), th.tensor(3.0)])
     assert [each.tolist() for each in targets] == [[1.0, 1.0], 3.0]
 
 
@@ -71,7 +53,9 @@ def test_without_the_fused_adam_kernel_the_critic_takes_other_steps():
         parameter.grad = g.clone()
         optimizer.step()
         t.add_(1.0)
-        fused_adam_step([theta], [g.clone()], [m], [v], [t], lr=0.1, beta1=0.8, beta2=0.9, weight_decay=0.01, eps=1e-5)
+        torch_private.fused_adam_step(
+            [theta], [g.clone()], [m], [v], [t], lr=0.1, beta1=0.8, beta2=0.9, weight_decay=0.01, eps=1e-5
+        )
     assert th.equal(theta, parameter.detach())
 
 
@@ -80,71 +64,49 @@ def test_without_the_fused_lstm_kernel_recurrent_policies_cannot_be_updated(bias
     layer = nn.LSTM(3, 4, bias=bias)
     x, h, c = th.randn(5, 2, 3), th.randn(1, 2, 4), th.randn(1, 2, 4)
     outputs, (last_h, last_c) = layer(x, (h, c))
-    assert all(map(th.equal, fused_lstm_layer(x, h, c, layer.all_weights[0]), (outputs, last_h, last_c)))
+    assert all(map(th.equal, torch_private.fused_lstm_layer(x, h, c, layer.all_weights[0]), (outputs, last_h, last_c)))
 
 
 def test_without_write_counts_the_collector_acts_on_stale_weights():
     tensors = [nn.Parameter(th.zeros(2)), nn.Parameter(th.zeros(2))]
-    before = write_counts(tensors)
+    before = torch_private.write_counts(tensors)
     with th.no_grad():
         tensors[1].add_(1.0)
-    assert [after - old for after, old in zip(write_counts(tensors), before, strict=True)] == [0, 1]
+    assert [after - old for after, old in zip(torch_private.write_counts(tensors), before, strict=True)] == [0, 1]
 
 
-@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_without_the_check_for_gradient_hooks_they_are_skipped(register):
-    parameter = nn.Parameter(th.zeros(1))
-    assert not has_gradient_hooks(parameter)
-    handle = getattr(parameter, register)(noop)
-    assert has_gradient_hooks(parameter)
-    handle.remove()
-    assert not has_gradient_hooks(parameter)
+PARAMETER, MODULE = nn.Parameter(th.zeros(1)), nn.Linear(1, 1)
+OPTIMIZER = th.optim.Adam([PARAMETER])
+HOOKS = {
+    "gradient": (torch_private.has_gradient_hooks, [PARAMETER], PARAMETER.register_hook),
+    "accumulated gradient": (torch_private.has_gradient_hooks, [PARAMETER], PARAMETER.register_post_accumulate_grad_hook),
+    "all modules": (torch_private.has_global_module_hooks, [], register_module_forward_hook),
+    "forward": (torch_private.is_hooked_or_compiled, [MODULE], MODULE.register_forward_hook),
+    "before forward": (torch_private.is_hooked_or_compiled, [MODULE], MODULE.register_forward_pre_hook),
+    "backward": (torch_private.is_hooked_or_compiled, [MODULE], MODULE.register_full_backward_hook),
+    "before backward": (torch_private.is_hooked_or_compiled, [MODULE], MODULE.register_full_backward_pre_hook),
+    "before a step": (torch_private.has_step_hooks, [OPTIMIZER], OPTIMIZER.register_step_pre_hook),
+    "after a step": (torch_private.has_step_hooks, [OPTIMIZER], OPTIMIZER.register_step_post_hook),
+    "before every step": (torch_private.has_step_hooks, [OPTIMIZER], register_optimizer_step_pre_hook),
+    "after every step": (torch_private.has_step_hooks, [OPTIMIZER], register_optimizer_step_post_hook),
+}
 
 
-def test_without_the_check_for_global_module_hooks_they_are_skipped():
-    assert not has_global_module_hooks()
-    handle = register_module_forward_hook(noop)
-    assert has_global_module_hooks()
-    handle.remove()
-    assert not has_global_module_hooks()
-
-
-@pytest.mark.parametrize(
-    "register",
-    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"],
-)
-def test_without_the_check_for_a_modules_hooks_they_are_skipped(register):
-    module = nn.Linear(1, 1)
-    assert not is_hooked_or_compiled(module)
-    handle = getattr(module, register)(noop)
-    assert is_hooked_or_compiled(module)
-    handle.remove()
-    assert not is_hooked_or_compiled(module)
+@pytest.mark.parametrize(("has_hooks", "arguments", "register"), HOOKS.values(), ids=HOOKS)
+def test_without_the_checks_for_hooks_they_are_skipped(has_hooks, arguments, register):
+    assert not has_hooks(*arguments)
+    handle = register(noop)
+    try:
+        assert has_hooks(*arguments)
+    finally:
+        handle.remove()
+    assert not has_hooks(*arguments)
 
 
 def test_without_the_check_for_a_compiled_call_a_compiled_module_counts_as_plain():
     module = nn.Linear(1, 1)
     module.compile()  # which compiles nothing before the first call
-    assert is_hooked_or_compiled(module)
-
-
-@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
-def test_without_the_check_for_an_optimizers_hooks_they_are_skipped(register):
-    optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
-    assert not has_step_hooks(optimizer)
-    handle = getattr(optimizer, register)(noop)
-    assert has_step_hooks(optimizer)
-    handle.remove()
-    assert not has_step_hooks(optimizer)
-
-
-@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
-def test_without_the_check_for_hooks_of_all_optimizers_they_are_skipped(register):
-    optimizer = th.optim.Adam([nn.Parameter(th.zeros(1))])
-    handle = register(noop)
-    assert has_step_hooks(optimizer)
-    handle.remove()
-    assert not has_step_hooks(optimizer)
+    assert torch_private.is_hooked_or_compiled(module)
 
 
 class Switch:
@@ -159,20 +121,20 @@ class Switch:
 
 
 def test_without_the_switch_for_argument_checks_a_candidate_with_nan_raises():
-    before, switch = default_validate_args(), Switch()
-    set_default_validate_args(switch)
+    before, switch = torch_private.default_validate_args(), Switch()
+    torch_private.set_default_validate_args(switch)
     try:
-        assert default_validate_args() is switch
+        assert torch_private.default_validate_args() is switch
         th.distributions.Normal(th.tensor(th.nan), 1.0)
     finally:
-        set_default_validate_args(before)
+        torch_private.set_default_validate_args(before)
     assert switch.n_asked > 0
     th.distributions.Distribution.set_default_validate_args(False)
-    assert default_validate_args() is False
+    assert torch_private.default_validate_args() is False
     th.distributions.Distribution.set_default_validate_args(True)
     with pytest.raises(ValueError, match="loc"):
         th.distributions.Normal(th.tensor(th.nan), 1.0)
-    set_default_validate_args(before)
+    torch_private.set_default_validate_args(before)
 
 
 def private_names(path):
@@ -199,11 +161,7 @@ def test_the_names_are_found():
 
 
 @pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {HERE}), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_one_file_uses_them(path):
+def test_only_one_file_uses_them_or_any_private_name_of_the_torch_module(path):
     assert not private_names(path) & WRAPPED
-
-
-@pytest.mark.parametrize("path", sorted(set(PACKAGE.rglob("*.py")) - {HERE}), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_other_file_uses_a_private_name_of_the_torch_module(path):
-    attributes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-    assert not [ast.unparse(node) for node in attributes if ast.unparse(node).startswith(("th._", "torch._"))]
+    attributes = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    assert not [name for name in attributes if name.startswith(("th._", "torch._"))]

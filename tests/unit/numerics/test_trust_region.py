@@ -1,10 +1,9 @@
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch as th
-from helpers.operators import DenseOperator
+from helpers.operators import BrokenOperator, DenseOperator
 from helpers.oracle import interrupt_at
 from hypothesis import given, settings, strategies as st
 
@@ -89,13 +88,6 @@ def test_damped_step_is_scaled_by_the_damped_curvature_and_so_stays_inside(dampi
     assert step.kl < 0.01
 
 
-@pytest.mark.parametrize("cg_max_steps", [1, 2, 3])
-def test_step_of_an_unfinished_solve_ends_on_the_boundary_too(cg_max_steps):
-    problem = random_quadratic(1)
-    problem.step(cg_max_steps=cg_max_steps)
-    assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(0.01, rel=1e-9)
-
-
 def test_step_to_boundary_uses_the_curvature_of_the_iterate_itself():
     problem, x = random_quadratic(2), vector(1, 2, 3, 4, 5)
     solution = Solution(x, problem.g - problem.fisher @ x, 1, 1.0, Termination.ITERATION_LIMIT)
@@ -122,32 +114,16 @@ def test_negative_curvature_after_the_first_iteration_still_gives_a_step():
     assert problem.visited[0][0] == problem.visited[0][1] > 0.0
 
 
-def krylov_step(fisher, g, n_iterations, target_kl):
-    """Find, in NumPy, the step of the best ``x`` in the span of ``g, F g, ...``, scaled to the boundary."""
-    fisher, g = fisher.numpy(), g.numpy()
-    krylov, _ = np.linalg.qr(np.stack([np.linalg.matrix_power(fisher, power) @ g for power in range(n_iterations)], axis=1))
-    x = krylov @ np.linalg.solve(krylov.T @ fisher @ krylov, krylov.T @ g)
-    return np.sqrt(2.0 * target_kl / (x @ fisher @ x)) * x
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("k", [2, 3, 4])
 @pytest.mark.parametrize("damping", [0.0, 0.5])
-def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_iterate_before_it(k, bad, damping):
-    problem = random_quadratic(6, excess=0.99)  # inside, whatever rounds
-    calls = []
-
-    class Overflowing(LinearOperator):
-        def __matmul__(self, v):
-            calls.append(v)
-            return problem.fisher @ v if len(calls) < k else th.full_like(v, bad)
-
-    step = take_step(problem.model(fisher=Overflowing(5)), damping)
-    assert (step.solution.termination, step.solution.iterations, len(calls)) == (Termination.NON_FINITE, k - 1, k)
+def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_the_previous_iterate(k, bad, damping):
+    problem, healthy = (random_quadratic(6, excess=0.99) for _ in range(2))  # inside, whatever rounds
+    step = take_step(problem.model(fisher=BrokenOperator(problem.fisher, k, bad)), damping)
+    assert (step.solution.termination, step.solution.iterations) == (Termination.NON_FINITE, k - 1)
     assert step.outcome is Outcome.ACCEPTED
-    expected = krylov_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, k - 1, 0.01)
-    np.testing.assert_allclose(flatten(problem.parameters).detach().numpy(), expected, rtol=1e-9)
-    assert th.equal(flatten(problem.parameters).detach(), problem.visited[-1])
+    take_step(healthy.model(), damping, cg_max_steps=k - 1)
+    assert th.equal(flatten(problem.parameters), flatten(healthy.parameters))
 
 
 def test_record_of_an_accepted_step():
@@ -165,20 +141,13 @@ def test_record_of_an_accepted_step():
 def test_record_of_an_exhausted_line_search():
     problem = random_quadratic(4, excess=1e6)
     step = problem.step(line_search_max_iter=3)
-    smallest = problem.visited[-1]
+    predicted = float(problem.g @ problem.visited[-1])  # exactly, for the surrogate is linear
     assert (step.outcome, step.surrogate, step.kl) == (Outcome.KL_NEVER_SATISFIED, 1.0, 0.0)
-    assert step.expected_improvement == pytest.approx(float(problem.g @ smallest))
-    assert step.improvement == pytest.approx(float(problem.g @ smallest))
-
-
-def test_a_step_uses_no_random_numbers():
-    state = th.get_rng_state()
-    random_quadratic(5).step()
-    assert th.equal(th.get_rng_state(), state)
+    assert (step.expected_improvement, step.improvement) == pytest.approx((predicted, predicted))
 
 
 NEAR, FAR, WORSE = Candidate(1.0, (0.0,)), Candidate(1.0, (1.0,)), Candidate(-1.0, (0.0,))
-NAN_L, NAN_KL = Candidate(math.nan, (0.0,)), Candidate(1.0, (math.nan,))
+SAME, NAN_L, NAN_KL = Candidate(0.0, (0.0,)), Candidate(math.nan, (0.0,)), Candidate(1.0, (math.nan,))
 COSTLY, FAR_AND_COSTLY = Candidate(1.0, (0.0, 3.0)), Candidate(1.0, (1.0, 3.0))
 COST = Constraint("cost", 2.0)
 NAN_PAYLOAD = th.tensor([0x7FF8_0000_DEAD_BEEF, 0x7FF0_0000_0000_0001]).view(th.float64)
@@ -202,14 +171,7 @@ class Script(LinearOperator):
     """
 
     def __init__(
-        self,
-        products=(1.0,),
-        candidates=(NEAR,),
-        gradient=None,
-        surrogate=0.0,
-        rounding=0.0,
-        target_kl=0.01,
-        constraints=(),
+        self, products=(1.0,), candidates=(NEAR,), gradient=None, surrogate=0.0, rounding=0.0, target_kl=0.01, constraints=()
     ):
         super().__init__(9)
         self.products, self.candidates = products, candidates
@@ -245,41 +207,30 @@ G = th.ones(9, dtype=th.float64)
 BAD_G = {value: th.cat([G[1:], vector(value)]) for value in (math.nan, math.inf, -math.inf)}
 
 FAILURES = [
-    (Outcome.EMPTY_REGION, {"target_kl": 0.0}, {}),
-    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G}, {}),
-    (Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G, "target_kl": 0.0}, {}),
-    (Outcome.LOST_IN_ROUNDING, {"rounding": 1.01e-4}, {}),
-    (Outcome.LOST_IN_ROUNDING, {"rounding": math.inf}, {}),
-    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.nan]}, {}),
-    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[math.inf]}, {}),
-    (Outcome.NON_FINITE_GRADIENT, {"gradient": BAD_G[-math.inf]}, {}),
-    (Outcome.NON_FINITE_GRADIENT, {"surrogate": math.nan}, {}),
-    (Outcome.NON_FINITE_GRADIENT, {"surrogate": math.inf}, {}),
-    (Outcome.NON_POSITIVE_CURVATURE, {"products": [0.0]}, {}),
-    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {}),
-    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0]}, {"damping": 1.0}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [math.nan]}, {}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [math.inf]}, {}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf]}, {"damping": 1.0}),
-    (Outcome.NON_FINITE_CURVATURE, {"products": [1e200], "gradient": 1e-161 * G}, {}),  # a sound x, whose x^T F x underflows
-    (Outcome.NON_FINITE_CANDIDATE, {"products": [1.0, math.nan], "candidates": [NAN_L]}, {}),
-    (Outcome.KL_NEVER_SATISFIED, {"products": [1.0, math.inf], "candidates": [FAR]}, {}),
-    (Outcome.NON_FINITE_CANDIDATE, {"candidates": [NAN_L]}, {}),
-    (Outcome.NON_FINITE_CANDIDATE, {"candidates": [FAR, WORSE, NAN_KL]}, {}),
-    (Outcome.KL_NEVER_SATISFIED, {"candidates": [FAR]}, {}),
-    (Outcome.KL_NEVER_SATISFIED, {"candidates": [NAN_L, WORSE, FAR]}, {}),
-    (Outcome.KL_NEVER_SATISFIED, {"candidates": [COSTLY, FAR_AND_COSTLY], "constraints": [COST]}, {}),
-    (Outcome.CONSTRAINT_NEVER_SATISFIED, {"candidates": [FAR_AND_COSTLY, COSTLY], "constraints": [COST]}, {}),
-    (Outcome.NO_IMPROVEMENT, {"candidates": [WORSE]}, {}),
-    (Outcome.NO_IMPROVEMENT, {"candidates": [Candidate(0.0, (0.0,))]}, {}),
-    (Outcome.NO_IMPROVEMENT, {"candidates": [NAN_L, FAR, WORSE]}, {}),
+    (Outcome.EMPTY_REGION, {"target_kl": 0.0}),
+    *((Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G, "target_kl": target_kl}) for target_kl in (0.01, 0.0)),
+    *((Outcome.LOST_IN_ROUNDING, {"rounding": rounding}) for rounding in (1.01e-4, math.inf)),
+    *((Outcome.NON_FINITE_GRADIENT, {"gradient": bad}) for bad in BAD_G.values()),
+    *((Outcome.NON_FINITE_GRADIENT, {"surrogate": bad}) for bad in (math.nan, math.inf)),
+    *((Outcome.NON_POSITIVE_CURVATURE, {"products": [factor]}) for factor in (0.0, -1.0)),
+    (Outcome.NON_POSITIVE_CURVATURE, {"products": [-1.0], "damping": 1.0}),
+    *((Outcome.NON_FINITE_CURVATURE, {"products": [bad]}) for bad in (math.nan, math.inf)),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [-math.inf], "damping": 1.0}),
+    (Outcome.NON_FINITE_CURVATURE, {"products": [1e200], "gradient": 1e-161 * G}),  # a sound x, whose x^T F x underflows
+    (Outcome.NON_FINITE_CANDIDATE, {"products": [1.0, math.nan], "candidates": [NAN_L]}),
+    (Outcome.KL_NEVER_SATISFIED, {"products": [1.0, math.inf], "candidates": [FAR]}),
+    *((Outcome.NON_FINITE_CANDIDATE, {"candidates": script}) for script in ([NAN_L], [FAR, WORSE, NAN_KL])),
+    *((Outcome.KL_NEVER_SATISFIED, {"candidates": script}) for script in ([FAR], [NAN_L, WORSE, FAR])),
+    (Outcome.KL_NEVER_SATISFIED, {"candidates": [COSTLY, FAR_AND_COSTLY], "constraints": [COST]}),
+    (Outcome.CONSTRAINT_NEVER_SATISFIED, {"candidates": [FAR_AND_COSTLY, COSTLY], "constraints": [COST]}),
+    *((Outcome.NO_IMPROVEMENT, {"candidates": script}) for script in ([WORSE], [SAME], [NAN_L, FAR, WORSE])),
 ]
 
 
-@pytest.mark.parametrize(("outcome", "script", "settings"), FAILURES, ids=lambda value: getattr(value, "value", ""))
-def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, script, settings):
-    problem = Script(**script)
-    step = take_step(problem.model, line_search_max_iter=3, **settings)
+@pytest.mark.parametrize(("outcome", "script"), FAILURES, ids=lambda value: getattr(value, "value", ""))
+def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, script):
+    problem = Script(**{name: value for name, value in script.items() if name != "damping"})
+    step = take_step(problem.model, script.get("damping", 0.0), line_search_max_iter=3)
     assert step.outcome is outcome
     assert problem.state() == problem.before
     assert step.kl == 0.0
@@ -294,11 +245,6 @@ def test_a_hundredth_of_the_radius_may_be_lost_in_rounding():
 
 def test_failures_cover_every_outcome_but_acceptance():
     assert {outcome for outcome, *_ in FAILURES} == set(Outcome) - {Outcome.ACCEPTED}
-
-
-def test_the_constraint_that_stopped_a_step_is_named():
-    step = take_step(Script(candidates=[COSTLY], constraints=[COST]).model)
-    assert step.line_search.violated is COST
 
 
 def test_a_step_that_satisfies_every_constraint_is_accepted():

@@ -6,9 +6,6 @@ import pytest
 import torch as th
 from helpers.oracle import (
     CASES,
-    CONTINUOUS,
-    VECTOR,
-    Case,
     CountedReads,
     chunked,
     make_policy,
@@ -19,10 +16,9 @@ from helpers.oracle import (
 from helpers.stacks import FUNCTIONS
 from torch import nn
 
-from sb3_trpo import MlpPolicy
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.numerics.flat import flatten
+from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import AutogradActor, NetworkActor, make_actor
 from sb3_trpo.update.constraints import mean_kl
@@ -37,15 +33,21 @@ ACTIVATIONS = [name for name in FUNCTIONS if name != "none"]
 
 
 class Setup:
-    """A plain policy in float64 and its parameters that may be moved."""
+    """A plain policy, in float64 unless another activation is tried, and its parameters that may be moved."""
 
-    def __init__(self, case=CASES["gaussian"], alter=None, n_states=N_STATES):
-        self.policy = make_policy(case)
+    def __init__(self, case=CASES["gaussian"], alter=None, activation=None):
+        if activation is None:
+            self.policy = make_policy(case)
+            self.transitions = make_transitions(case, self.policy, N_STATES)
+        else:
+            th.manual_seed(0)
+            kwargs = {"net_arch": [16, 16]} | case.kwargs | {"activation_fn": FUNCTIONS[activation]}
+            self.policy = case.policy_class(case.observations, case.actions, lambda _: 1e-3, **kwargs)
+            self.policy.set_training_mode(False)
+            self.transitions = single(make_transitions(case, self.policy, N_STATES))
         if alter is not None:
             alter(self.policy)
-        self.transitions = make_transitions(case, self.policy, n_states)
-        self.networks = networks_of(self.policy)
-        assert self.networks is not None
+        self.networks = read_networks(self.policy) if activation else networks_of(self.policy)
         self.parameters = list(split_by_structure(self.policy, self.networks).policy.values())
 
     def actor(self, kind):
@@ -56,17 +58,21 @@ class Setup:
     def choose(self):
         return make_actor(self.policy, self.networks, self.parameters)
 
-    def model(self, kind, size=N_STATES, fisher_chunks=None, ent_coef=0.3):
-        chunks = chunked(self.transitions, size)
-        return (
-            PolicyObjective(self.actor(kind), self.parameters, chunks, CONSTRAINTS, fisher_chunks, ent_coef)
-            .local_model()
-            .model
-        )
+    def model(self, kind, size=N_STATES, fisher_chunks=None):
+        return model_of(self.actor(kind), self.parameters, chunked(self.transitions, size), fisher_chunks)
 
     def vector(self, seed=0):
         like = flatten(self.parameters)
         return th.randn(len(like), generator=th.Generator().manual_seed(seed), dtype=th.float64).to(like.dtype)
+
+
+def model_of(actor, parameters, chunks, fisher_chunks=None):
+    return PolicyObjective(actor, parameters, chunks, CONSTRAINTS, fisher_chunks, ent_coef=0.3).local_model().model
+
+
+def single(transitions):
+    inputs, actions, *others = transitions[:5]
+    return Transitions(inputs, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
 
 
 def freeze(*names):
@@ -90,14 +96,10 @@ CRITIC = ("value_net.weight", "mlp_extractor.value_net.0.weight")
 FROZEN_LAYER = ("mlp_extractor.policy_net.0.weight", "mlp_extractor.policy_net.0.bias")
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_policy_is_differentiated_by_layers(name):
-    assert type(Setup(CASES[name]).choose()) is NetworkActor
-
-
 @pytest.mark.parametrize(
     ("alter", "expected"),
     [
+        (None, NetworkActor),
         (freeze("log_std"), NetworkActor),
         (freeze(*CRITIC), NetworkActor),
         (share_with_critic, NetworkActor),
@@ -113,33 +115,25 @@ def test_layers_are_used_only_if_every_derivative_is_needed_once(alter, expected
     assert type(Setup(NARROW, alter).choose()) is expected
 
 
-def test_other_parameters_than_the_stacks_are_left_to_autograd():
+def test_a_policy_without_networks_or_with_other_parameters_than_theirs_is_left_to_autograd():
     setup = Setup()
-    for parameters in ([*setup.parameters, setup.policy.value_net.bias], [*setup.parameters, nn.Parameter(th.ones(2))]):
-        assert type(make_actor(setup.policy, setup.networks, parameters)) is AutogradActor
-
-
-def test_a_policy_without_networks_is_left_to_autograd():
-    setup = Setup()
-    actor = make_actor(setup.policy, None, setup.parameters)
-    assert type(actor) is AutogradActor
-    assert actor.parameters is setup.parameters
+    for networks, *more in ([None], [setup.networks, setup.policy.value_net.bias], [setup.networks, nn.Parameter(th.ones(2))]):
+        parameters = [*setup.parameters, *more]
+        actor = make_actor(setup.policy, networks, parameters)
+        assert type(actor) is AutogradActor
+        assert actor.parameters is parameters
 
 
 def test_the_order_of_the_parameters_is_free():
-    setup = Setup()
+    setup, products = Setup(), []
     v = [th.randn_like(parameter) for parameter in setup.parameters]
-    products = []
-    for order in (list(range(len(v))), list(reversed(range(len(v))))):
-        parameters = [setup.parameters[index] for index in order]
+    for order in (1, -1):
+        parameters = setup.parameters[::order]
         actor = make_actor(setup.policy, setup.networks, parameters)
         assert type(actor) is NetworkActor
-        model = PolicyObjective(actor, parameters, chunked(setup.transitions, N_STATES), CONSTRAINTS).local_model().model
-        product = model.fisher @ flatten([v[index] for index in order])
-        product = product.split([parameters[i].numel() for i in range(len(v))])
-        products.append(dict(zip(order, product, strict=True)))
-    for index in range(len(v)):
-        th.testing.assert_close(products[0][index], products[1][index], rtol=1e-12, atol=1e-12)
+        product = model_of(actor, parameters, chunked(setup.transitions, N_STATES)).fisher @ flatten(v[::order])
+        products.append(unflatten(product, parameters)[::order])
+    th.testing.assert_close(*products, rtol=1e-12, atol=1e-12)
 
 
 def agree(setup, tolerance, size=N_STATES):
@@ -150,47 +144,35 @@ def agree(setup, tolerance, size=N_STATES):
         assert expected.any()
         th.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
     assert fast.surrogate == pytest.approx(slow.surrogate, rel=tolerance)
-    moved = 0.01 * setup.vector(2)
-    with th.no_grad():
-        for parameter, piece in zip(setup.parameters, moved.split([p.numel() for p in setup.parameters]), strict=True):
-            parameter.add_(piece.view_as(parameter))
+    moved = unflatten(0.01 * setup.vector(2), setup.parameters)
+    assign(setup.parameters, [old.detach() + step for old, step in zip(setup.parameters, moved, strict=True)])
     (fast_surrogate, fast_values), (slow_surrogate, slow_values) = fast.evaluate(), slow.evaluate()
     assert (fast_surrogate, *fast_values) == pytest.approx((slow_surrogate, *slow_values), rel=20 * tolerance)
 
 
 @pytest.mark.parametrize("size", [N_STATES, CHUNK])
-@pytest.mark.parametrize("name", PLAIN)
-def test_both_actors_agree(name, size):
-    agree(Setup(CASES[name]), 1e-12, size)
-
-
-@pytest.mark.parametrize("size", [N_STATES, CHUNK])
-@pytest.mark.parametrize("name", ["gaussian", "cnn"])
-def test_both_actors_agree_on_a_frozen_standard_deviation(name, size):
-    setup = Setup(CASES[name], freeze("log_std"))
-    assert all(parameter is not setup.policy.log_std for parameter in setup.parameters)
+@pytest.mark.parametrize(
+    ("case", "alter"),
+    [
+        *((CASES[name], None) for name in PLAIN),
+        (CASES["gaussian"], freeze("log_std")),
+        (CASES["cnn"], freeze("log_std")),
+        (CASES["gaussian"]._replace(kwargs={"net_arch": []}), None),
+    ],
+    ids=[*PLAIN, "frozen-std", "cnn-frozen-std", "no-hidden-layers"],
+)
+def test_both_actors_agree(case, alter, size):
+    setup = Setup(case, alter)
+    assert alter is None or all(parameter is not setup.policy.log_std for parameter in setup.parameters)
     agree(setup, 1e-12, size)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_both_actors_agree_in_single_precision(name, activation):
-    policy_class, observations, actions, kwargs = CASES[name]
-    kwargs = {"net_arch": [16, 16]} | kwargs | {"activation_fn": FUNCTIONS[activation]}
-    setup = Setup.__new__(Setup)
-    th.manual_seed(0)
-    setup.policy = policy_class(observations, actions, lambda _: 1e-3, **kwargs)
-    setup.policy.set_training_mode(False)
-    setup.transitions = single(make_transitions(CASES[name], setup.policy, N_STATES))
-    setup.networks = read_networks(setup.policy)
-    setup.parameters = list(split_by_structure(setup.policy, setup.networks).policy.values())
+    setup = Setup(CASES[name], activation=activation)
     assert type(setup.choose()) is NetworkActor
     agree(setup, 1e-5)
-
-
-def single(transitions):
-    inputs, actions, *others = transitions[:5]
-    return Transitions(inputs, actions.float() if actions.is_floating_point() else actions, *(x.float() for x in others))
 
 
 def bytes_of_a_chunk(setup):
@@ -248,7 +230,7 @@ def test_fisher_chunks_apart_are_the_only_ones_in_the_matrix(monkeypatch, kind, 
     setup = Setup()
     few = take(setup.transitions, slice(0, N_STATES, 2))
     whole = setup.model(kind)
-    expected = PolicyObjective(setup.actor(kind), setup.parameters, chunked(few, N_STATES), CONSTRAINTS).local_model().model
+    expected = model_of(setup.actor(kind), setup.parameters, chunked(few, N_STATES))
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room)
     model = setup.model(kind, size=4, fisher_chunks=chunked(few, CHUNK))
     for _ in range(2):
@@ -282,36 +264,14 @@ class Watch:
         return sum(hidden() is not None for hidden in self.hidden)
 
 
-def watched(monkeypatch, room):
+@pytest.mark.parametrize(("room", "n_kept"), [(0.0, 0), (2.5, 2)])
+def test_a_rebuilt_chunk_is_freed_before_the_next_one_is_built(monkeypatch, room, n_kept):
     setup = Setup()
     monkeypatch.setattr("sb3_trpo.update.surrogate.KEPT_BYTES", room * bytes_of_a_chunk(setup))
     watch = Watch(monkeypatch)
     model = setup.model("network", CHUNK)
     for seed in range(3):
         _ = model.fisher @ setup.vector(seed)
-    return watch, model
-
-
-ROOMS = pytest.mark.parametrize(("room", "n_kept"), [(0.0, 0), (2.5, 2)])
-
-
-@ROOMS
-def test_only_what_is_kept_is_in_memory_after_a_product(monkeypatch, room, n_kept):
-    watch, model = watched(monkeypatch, room)
-    assert watch.alive() == n_kept
+    assert max(watch.before) == watch.alive() == n_kept
     del model
     assert watch.alive() == 0
-
-
-@ROOMS
-def test_at_most_one_rebuilt_chunk_lies_beside_the_one_being_built(monkeypatch, room, n_kept):
-    assert max(watched(monkeypatch, room)[0].before) <= n_kept + 1
-
-
-@ROOMS
-def test_no_rebuilt_chunk_is_in_memory_when_the_next_one_is_built(monkeypatch, room, n_kept):
-    assert max(watched(monkeypatch, room)[0].before) <= n_kept
-
-
-def test_a_policy_without_hidden_layers_is_differentiated_too():
-    agree(Setup(Case(MlpPolicy, VECTOR, CONTINUOUS, {"net_arch": []})), 1e-12)

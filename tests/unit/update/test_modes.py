@@ -2,11 +2,11 @@
 
 from contextlib import nullcontext
 
-import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, RandomEnv
+from helpers.states import same
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO
@@ -27,11 +27,10 @@ class Extractor(BaseFeaturesExtractor):
         return self.drop(self.norm(observations))
 
 
-def make(share=False, observation_scale=1.0, **settings) -> TRPO:
+def make(share=False, **settings) -> TRPO:
     settings = {"n_steps": N_STEPS, "batch_size": N_STEPS, "seed": 0, "device": "cpu"} | settings
-    space = spaces.Box(2.0 * observation_scale, 3.0 * observation_scale, (3,), np.float32)
     policy_kwargs = {"features_extractor_class": Extractor, "share_features_extractor": share}
-    return TRPO("MlpPolicy", RandomEnv(space, BOX_ACTION), policy_kwargs=policy_kwargs, **settings)
+    return TRPO("MlpPolicy", RandomEnv(spaces.Box(2.0, 3.0, (3,)), BOX_ACTION), policy_kwargs=policy_kwargs, **settings)
 
 
 def training(policy, kind) -> set[bool]:
@@ -45,43 +44,25 @@ def statistics(policy) -> list[th.Tensor]:
 def test_statistical_layers_are_those_that_track():
     policy = make().policy
     assert statistical_layers(policy) == [policy.pi_features_extractor.norm, policy.vf_features_extractor.norm]
-    policy.extra = th.nn.ModuleList(
-        [
-            th.nn.BatchNorm1d(2, track_running_stats=False),
-            th.nn.InstanceNorm1d(2),
-            th.nn.InstanceNorm1d(2, track_running_stats=True),
-            th.nn.LayerNorm(2),
-        ]
-    )
-    assert statistical_layers(policy)[2:] == [policy.extra[2]]
+    tracking = th.nn.InstanceNorm1d(2, track_running_stats=True)
+    others = th.nn.BatchNorm1d(2, track_running_stats=False), th.nn.InstanceNorm1d(2), th.nn.LayerNorm(2)
+    policy.extra = th.nn.ModuleList([*others, tracking])
+    assert statistical_layers(policy)[2:] == [tracking]
 
 
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
-def test_evaluation_mode_is_on_for_a_while(before, fault):
+@pytest.mark.parametrize(("mode", "drops_out"), [(evaluation_mode, False), (critic_mode, True)])
+def test_only_the_critics_mode_drops_out_and_neither_moves_statistics(mode, drops_out, fault, before):
     policy = make().policy
     policy.set_training_mode(before)
-    seen = enter(evaluation_mode(policy), lambda: training(policy, th.nn.Module), fault)
-    assert seen == {False}
-    assert training(policy, th.nn.Module) == {before}
-
-
-def enter(context, look, fault):
-    """Look around in a context, and leave it by a fault if there is one."""
-    with nullcontext() if fault is None else pytest.raises(fault), context:
-        seen = look()
+    with nullcontext() if fault is None else pytest.raises(fault), mode(policy):
+        assert training(policy, th.nn.Dropout) == {drops_out}
+        assert training(policy, th.nn.BatchNorm1d) == {False}
+        assert training(policy, th.nn.Linear) == {drops_out}
         if fault is not None:
             raise fault
-    return seen
-
-
-@pytest.mark.parametrize("fault", [None, KeyboardInterrupt, ValueError])
-def test_critic_mode_drops_out_but_keeps_statistics_and_ends_in_evaluation_mode(fault):
-    policy = make().policy
-    policy.set_training_mode(False)
-    seen = enter(critic_mode(policy), lambda: (training(policy, th.nn.Dropout), training(policy, th.nn.BatchNorm1d)), fault)
-    assert seen == ({True}, {False})
-    assert training(policy, th.nn.Module) == {False}
+    assert training(policy, th.nn.Module) == {before and mode is evaluation_mode}
 
 
 class Wrapped(th.nn.Module):
@@ -120,7 +101,7 @@ def test_statistics_follow_the_data_by_one_step_of_their_momentum(share):
     assert training(policy, th.nn.Module) == {False}
 
 
-def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
+def test_a_layer_that_actor_and_critic_share_sees_the_data_once_and_trains_freely_afterwards():
     policy = make().policy
     policy.vf_features_extractor = policy.pi_features_extractor
     policy.set_training_mode(False)
@@ -129,8 +110,8 @@ def test_a_layer_passed_twice_sees_the_data_once_and_trains_freely_afterwards():
     (norm,) = statistical_layers(policy)
     assert int(norm.num_batches_tracked) == 1
     policy.set_training_mode(True)
-    for _ in range(2):
-        norm(observations)
+    norm(observations)
+    norm(observations)
     assert int(norm.num_batches_tracked) == 3
 
 
@@ -150,38 +131,23 @@ def test_one_transition_has_no_variance_to_follow():
     assert all(map(th.equal, before, statistics(policy)))
 
 
+def noted(model, name, notes):
+    """Note torch's generator and the statistics when a method of the model is called."""
+    method = getattr(model, name)
+    setattr(model, name, lambda *args: (notes.append((th.get_rng_state(), statistics(model.policy))), method(*args))[1])
+
+
 @pytest.mark.parametrize("share", [False, True])
-def test_the_policy_step_is_in_evaluation_mode(share):
-    model = make(share, n_critic_updates=0)
-    collected = model.collect_rollouts
-    marks = []
-
-    def mark(*args, **kwargs):
-        complete = collected(*args, **kwargs)
-        marks.extend([th.get_rng_state(), *statistics(model.policy)])
-        return complete
-
-    model.collect_rollouts = mark
-    follow = model._finish_update
-    model._finish_update = lambda batch: (marks.append(statistics(model.policy)), follow(batch))
+def test_the_policy_step_is_in_evaluation_mode_and_the_critic_drops_out_without_moving_the_statistics(share):
+    model, notes = make(share), []
+    for name in ("train", "_fit_critic", "_finish_update"):
+        noted(model, name, notes)
     model.learn(N_STEPS)
-    random_state, *old_statistics, at_the_end = marks
     assert model.policy_outcome.value == "accepted"
-    assert th.equal(th.get_rng_state(), random_state)
-    assert all(map(th.equal, old_statistics, at_the_end))
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_the_critic_drops_out_and_leaves_the_statistics(share):
-    model = make(share)
-    marks = []
-    fit, follow = model._fit_critic, model._finish_update
-    model._fit_critic = lambda *args: (marks.extend([th.get_rng_state(), statistics(model.policy)]), fit(*args))
-    model._finish_update = lambda batch: (marks.extend([th.get_rng_state(), statistics(model.policy)]), follow(batch))
-    model.learn(N_STEPS)
-    state_before, statistics_before, state_after, statistics_after = marks
-    assert not th.equal(state_before, state_after)
-    assert all(map(th.equal, statistics_before, statistics_after))
+    before_step, before_fit, after_fit = (state for state, _ in notes)
+    assert th.equal(before_step, before_fit)
+    assert not th.equal(before_fit, after_fit)
+    assert all(same(seen, notes[0][1]) for _, seen in notes)
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -196,29 +162,19 @@ def test_statistics_follow_once_per_update(share, chunk_size):
             assert norm.running_mean.tolist() == pytest.approx([mean] * 3, rel=0.2)
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_the_smallest_chunk_trains_batch_norm_too(share):
-    make(share, chunk_size=1).learn(2 * N_STEPS)
-
-
-def test_one_transition_trains_batch_norm_too():
-    make(n_steps=1, batch_size=1, normalize_advantage=False).learn(2)
-
-
-def test_a_last_minibatch_of_one_transition_is_fine():
-    make(n_steps=17).learn(17)
-    assert 17 % N_STEPS == 1
-
-
-def test_a_policy_with_batch_norm_and_dropout_survives_saving(tmp_path):
-    model = make().learn(2 * N_STEPS)
-    model.save(tmp_path / "model")
-    loaded = TRPO.load(tmp_path / "model")
-    assert all(map(th.equal, statistics(model.policy), statistics(loaded.policy)))
-    observation = np.full(3, 2.5, np.float32)
-    assert np.array_equal(
-        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
-    )
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_steps": 1, "batch_size": 1, "normalize_advantage": False},
+        {"n_steps": N_STEPS + 1},
+        {"chunk_size": 1},
+        {"chunk_size": 1, "share": True},
+    ],
+    ids=["one transition", "a last minibatch of one transition", "the smallest chunk", "the smallest chunk, shared"],
+)
+def test_batch_norm_trains_even_with(settings):
+    model = make(**settings)
+    assert model.learn(2 * model.n_steps)._n_updates == 2
 
 
 def test_without_batch_norm_nothing_is_shown():

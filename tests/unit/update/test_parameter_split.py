@@ -1,10 +1,14 @@
 """Which parameters the distribution depends on: found by what they do, whatever they are called and wherever they sit."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from helpers.contract_tools import moved_since, parameters
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from helpers.states import same
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trpo import TRPO, CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -34,49 +38,38 @@ def names(policy) -> tuple[set[str], set[str], set[str]]:
     return tuple(set(group) for group in groups)
 
 
-def snapshot(policy) -> dict[str, th.Tensor]:
-    return {name: value.detach().clone() for name, value in policy.state_dict().items()}
-
-
-def unchanged(policy, before) -> bool:
-    state = policy.state_dict()
-    return state.keys() == before.keys() and all(th.equal(value, before[name]) for name, value in state.items())
-
-
 def trainable(policy) -> set[str]:
     return {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
+class Noisy(th.nn.Sequential):
+    def __init__(self):
+        super().__init__(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64), th.nn.Tanh())
+
+
+HEAD, LAYERS, EXTRACTOR = "action_net.", "mlp_extractor.policy_net.", "features_extractor."
+EXTRACTORS = (EXTRACTOR, "pi_features_extractor.")
+SHARED = {"share_features_extractor": True}
+SQUASHED = {"use_sde": True, "squash_output": True, "use_expln": True, "full_std": False}
 STANDARD = {
-    "discrete": ({}, ("mlp_extractor.policy_net.", "action_net.")),
-    "box": ({"action_space": BOX_ACTION}, ("mlp_extractor.policy_net.", "action_net.", "log_std")),
-    "bits": ({"action_space": spaces.MultiBinary(3)}, ("mlp_extractor.policy_net.", "action_net.")),
-    "choices": ({"action_space": spaces.MultiDiscrete([2, 3])}, ("mlp_extractor.policy_net.", "action_net.")),
-    "gsde": ({"action_space": BOX_ACTION, "use_sde": True}, ("mlp_extractor.policy_net.", "action_net.", "log_std")),
-    "squashed": (
-        {"action_space": BOX_ACTION, "use_sde": True, "squash_output": True, "use_expln": True, "full_std": False},
-        ("mlp_extractor.policy_net.", "action_net.", "log_std"),
-    ),
-    "number": ({"observation_space": spaces.Discrete(4)}, ("mlp_extractor.policy_net.", "action_net.")),
-    "numbers": ({"observation_space": spaces.MultiDiscrete([4, 2])}, ("mlp_extractor.policy_net.", "action_net.")),
-    "linear": ({"net_arch": []}, ("action_net.",)),
-    "uneven": ({"net_arch": {"pi": [], "vf": [8]}}, ("action_net.",)),
-    "cnn": (
-        {"policy_class": CnnPolicy, "observation_space": IMAGE},
-        ("pi_features_extractor.", "features_extractor.", "mlp_extractor.policy_net.", "action_net."),
-    ),
-    "shared cnn": (
-        {"policy_class": CnnPolicy, "observation_space": IMAGE, "share_features_extractor": True},
-        ("features_extractor.", "mlp_extractor.policy_net.", "action_net."),
-    ),
+    "discrete": ({}, (LAYERS, HEAD)),
+    "box": ({"action_space": BOX_ACTION}, (LAYERS, HEAD, "log_std")),
+    "bits": ({"action_space": spaces.MultiBinary(3)}, (LAYERS, HEAD)),
+    "choices": ({"action_space": spaces.MultiDiscrete([2, 3])}, (LAYERS, HEAD)),
+    "gsde": ({"action_space": BOX_ACTION, "use_sde": True}, (LAYERS, HEAD, "log_std")),
+    "squashed": ({"action_space": BOX_ACTION, **SQUASHED}, (LAYERS, HEAD, "log_std")),
+    "number": ({"observation_space": spaces.Discrete(4)}, (LAYERS, HEAD)),
+    "numbers": ({"observation_space": spaces.MultiDiscrete([4, 2])}, (LAYERS, HEAD)),
+    "linear": ({"net_arch": []}, (HEAD,)),
+    "uneven": ({"net_arch": {"pi": [], "vf": [8]}}, (HEAD,)),
+    "noisy": ({"activation_fn": Noisy}, (LAYERS, HEAD)),
+    "cnn": ({"policy_class": CnnPolicy, "observation_space": IMAGE}, (*EXTRACTORS, LAYERS, HEAD)),
+    "shared cnn": ({"policy_class": CnnPolicy, "observation_space": IMAGE, **SHARED}, (EXTRACTOR, LAYERS, HEAD)),
     "dict": (
         {"policy_class": MultiInputPolicy, "observation_space": DICT, "action_space": BOX_ACTION},
-        ("pi_features_extractor.", "features_extractor.", "mlp_extractor.policy_net.", "action_net.", "log_std"),
+        (*EXTRACTORS, LAYERS, HEAD, "log_std"),
     ),
-    "shared dict": (
-        {"policy_class": MultiInputPolicy, "observation_space": DICT, "share_features_extractor": True},
-        ("features_extractor.", "mlp_extractor.policy_net.", "action_net."),
-    ),
+    "shared dict": ({"policy_class": MultiInputPolicy, "observation_space": DICT, **SHARED}, (EXTRACTOR, LAYERS, HEAD)),
 }
 
 
@@ -90,14 +83,7 @@ def test_sb3s_policies_are_split_into_actor_and_critic(arguments, prefixes):
     assert {"value_net.weight", "value_net.bias"} <= critic
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_the_critics_extractor_is_the_critics_only_if_it_has_its_own(share):
-    actor, critic, _ = names(make(CnnPolicy, IMAGE, share_features_extractor=share))
-    assert any("extractor.cnn" in name for name in actor)
-    assert any(".cnn." in name for name in critic) is not share
-
-
-@pytest.mark.parametrize("frozen", ["mlp_extractor.policy_net", "mlp_extractor.value_net", "action_net", "log_std"])
+@pytest.mark.parametrize("frozen", ["", "mlp_extractor.policy_net", "mlp_extractor.value_net", "action_net", "log_std"])
 def test_frozen_parameters_are_in_no_group(frozen):
     policy = make(action_space=BOX_ACTION)
     before = names(policy)
@@ -106,12 +92,6 @@ def test_frozen_parameters_are_in_no_group(frozen):
     after = names(policy)
     assert after == tuple({name for name in group if not name.startswith(frozen)} for group in before)
     assert after != before
-
-
-def test_a_frozen_policy_leaves_an_empty_group():
-    policy = make()
-    policy.requires_grad_(False)
-    assert names(policy) == (set(), set(), set())
 
 
 class Tied(MlpPolicy):
@@ -177,10 +157,7 @@ class Linear(BaseFeaturesExtractor):
         return self.norm(self.layer(observations))
 
 
-FEATURES = {"features_extractor.layer.weight", "features_extractor.layer.bias"} | {
-    "features_extractor.norm.weight",
-    "features_extractor.norm.bias",
-}
+FEATURES = {f"features_extractor.{layer}.{part}" for layer in ("layer", "norm") for part in ("weight", "bias")}
 
 
 def test_what_acts_behind_a_detach_is_neithers():
@@ -190,30 +167,12 @@ def test_what_acts_behind_a_detach_is_neithers():
     assert "value_net.weight" in critic
 
 
-def test_what_acts_behind_a_detach_is_moved_by_nobody_and_warned_about():
-    with pytest.warns(UserWarning, match=r"features_extractor\.layer\.weight.*detach"):
-        model = TRPO(Detached, RandomEnv(), n_steps=16, batch_size=16, seed=0)
-    before = {name: value.detach().clone() for name, value in model.policy.named_parameters()}
-    model.learn(32)
-    moved = {name for name, value in model.policy.named_parameters() if not th.equal(value, before[name])}
-    assert moved == before.keys() - FEATURES
-
-
 class Aliased(MlpPolicy):
     """Its critic's net is one module under two names."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.judge = self.mlp_extractor.value_net
-
-
-@pytest.mark.parametrize("policy_class", [Aliased, Detached])
-def test_a_module_with_several_names_is_left_as_it_was(policy_class):
-    policy = make(policy_class)
-    parameters, before = list(policy.parameters()), snapshot(policy)
-    split(policy)
-    assert unchanged(policy, before)
-    assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
 
 
 class Routed(BaseFeaturesExtractor):
@@ -232,37 +191,27 @@ class Routed(BaseFeaturesExtractor):
         return features
 
 
+def moved_by_routed(n_critic_updates, chunk_size, **settings):
+    """Train a policy with such an extractor for one update, and name what has moved."""
+    settings |= {"policy_kwargs": {"features_extractor_class": Routed, **SHARED}, "n_critic_updates": n_critic_updates}
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, chunk_size=chunk_size, seed=0, **settings)
+    before = parameters(model.policy)
+    model.learn(32)
+    return model.policy_outcome.value, moved_since(before, model.policy), before.keys()
+
+
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_the_critic_leaves_what_acts_in_some_states_only(chunk_size):
-    model = TRPO(
-        "MlpPolicy",
-        RandomEnv(),
-        n_steps=32,
-        batch_size=32,
-        target_kl=lambda progress_remaining: 0.01 * progress_remaining,  # 0 at the only update: the policy stays
-        policy_kwargs={"features_extractor_class": Routed, "share_features_extractor": True},
-        chunk_size=chunk_size,
-        seed=0,
-    )
-    before = snapshot(model.policy)
-    model.learn(32)
-    assert model.policy_outcome.value == "empty trust region"
-    state = model.policy.state_dict()
-    moved = {name for name in before if not th.equal(before[name], state[name])}
-    assert moved == {name for name in before if "value_net" in name}
+    outcome, moved, names = moved_by_routed(3, chunk_size, target_kl=lambda progress_remaining: 0.01 * progress_remaining)
+    assert outcome == "empty trust region"  # no progress remains at the only update, so the policy stays
+    assert moved == {name for name in names if "value_net" in name}
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_the_policy_step_moves_what_acts_in_some_states_only(chunk_size):
-    routed = {"features_extractor_class": Routed}
-    settings = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 0, "chunk_size": chunk_size, "seed": 0}
-    model = TRPO("MlpPolicy", RandomEnv(), policy_kwargs=routed, **settings)
-    before = snapshot(model.policy)
-    model.learn(32)
-    assert model.policy_outcome.value == "accepted"
-    for layer in model.policy.pi_features_extractor.layers:
-        (name,) = (name for name, value in model.policy.named_parameters() if value is layer.weight)
-        assert not th.equal(layer.weight, before[name])
+    outcome, moved, _ = moved_by_routed(0, chunk_size)
+    assert outcome == "accepted"
+    assert {"features_extractor.layers.0.weight", "features_extractor.layers.1.weight"} <= moved
 
 
 class Refusing(Detached):
@@ -323,14 +272,18 @@ def test_a_layer_multiplied_by_zeros_still_belongs_to_the_graph():
     assert not detached
 
 
-@pytest.mark.parametrize(("arguments", "prefixes"), STANDARD.values(), ids=STANDARD)
+SPLIT = {name: arguments for name, (arguments, _) in STANDARD.items()}
+SPLIT |= {"aliased": {"policy_class": Aliased}, "detached": {"policy_class": Detached}}
+
+
+@pytest.mark.parametrize("arguments", SPLIT.values(), ids=SPLIT)
 @pytest.mark.parametrize("training", [False, True])
-def test_splitting_leaves_no_trace(arguments, prefixes, training):
+def test_splitting_leaves_no_trace(arguments, training):
     policy = make(**arguments)
     policy.set_training_mode(training)
     for parameter in policy.parameters():
         parameter.grad = th.full_like(parameter, 0.5)
-    parameters, before = list(policy.parameters()), snapshot(policy)
+    own, before = list(policy.parameters()), copy.deepcopy(policy.state_dict())
     random_state = th.get_rng_state()
     np.random.seed(0)
     policy.observation_space.seed(0)
@@ -341,9 +294,9 @@ def test_splitting_leaves_no_trace(arguments, prefixes, training):
     assert np.random.random() == np.random.RandomState(0).random()
     assert th.equal(th.get_rng_state(), random_state)
     assert th.distributions.Distribution._validate_args is __debug__  # torch's default
-    assert all(old is new for old, new in zip(parameters, policy.parameters(), strict=True))
-    assert all((parameter.grad == 0.5).all() for parameter in parameters)
-    assert unchanged(policy, before)
+    assert all(old is new for old, new in zip(own, policy.parameters(), strict=True))
+    assert all((parameter.grad == 0.5).all() for parameter in own)
+    assert same(policy.state_dict(), before)
     assert all(module.training is training for module in policy.modules())
 
 
@@ -358,28 +311,11 @@ def test_every_split_looks_at_the_same_observation():
     assert all(th.equal(seen[0], observation) for observation in seen)
 
 
-def test_splitting_neither_drops_out_nor_moves_statistics():
-    policy = make(activation_fn=Noisy)
-    policy.set_training_mode(True)
-    norms = [module for module in policy.modules() if isinstance(module, th.nn.BatchNorm1d)]
-    random_state = th.get_rng_state()
-    split(policy)
-    assert th.equal(th.get_rng_state(), random_state)
-    assert norms
-    assert all(norm.num_batches_tracked == 0 and not norm.running_mean.any() for norm in norms)
-    assert all(module.training for module in policy.modules())
-
-
-class Noisy(th.nn.Sequential):
-    def __init__(self):
-        super().__init__(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64), th.nn.Tanh())
-
-
 @pytest.mark.parametrize(("call", "fault"), [(1, KeyboardInterrupt), (2, KeyboardInterrupt), (1, MemoryError)])
 def test_an_interrupted_split_leaves_no_trace(call, fault):
     policy = make()
     policy.set_training_mode(True)
-    before = snapshot(policy)
+    before = copy.deepcopy(policy.state_dict())
     get_distribution, calls = policy.get_distribution, []
 
     def interrupted(observation):
@@ -391,7 +327,7 @@ def test_an_interrupted_split_leaves_no_trace(call, fault):
     policy.get_distribution = interrupted
     with pytest.raises(fault):
         split(policy)
-    assert unchanged(policy, before)
+    assert same(policy.state_dict(), before)
     assert all(module.training for module in policy.modules())
 
 
@@ -416,12 +352,12 @@ class WithAnother(Communicator):
 
 def test_ranks_agree_on_what_any_of_them_has_found():
     policy = TRPO("MlpPolicy", "CartPole-v1", device="cpu").policy
-    parameters = dict(policy.named_parameters())
-    names = list(parameters)
+    own = dict(policy.named_parameters())
+    names = list(own)
     here = ParameterSplit(
-        policy={names[3]: parameters[names[3]], names[0]: parameters[names[0]]},
-        critic={name: parameters[name] for name in names[:0:-1] if name not in names[2:4]},
-        detached={names[2]: parameters[names[2]]},
+        policy={names[3]: own[names[3]], names[0]: own[names[0]]},
+        critic={name: own[name] for name in names[:0:-1] if name not in names[2:4]},
+        detached={names[2]: own[names[2]]},
     )
     there = dict.fromkeys(names, 0) | {names[1]: 2, names[2]: 2, names[4]: 1}
     agreed = here.over_ranks(policy, WithAnother(there, policy))
@@ -429,4 +365,4 @@ def test_ranks_agree_on_what_any_of_them_has_found():
     assert list(agreed.detached) == [names[4]]
     assert list(agreed.critic) == names[5:]
     assert here.over_ranks(policy, ALONE).policy.keys() == here.policy.keys()
-    assert all(group[name] is parameters[name] for group in agreed for name in group)
+    assert all(group[name] is own[name] for group in agreed for name in group)

@@ -1,5 +1,5 @@
 """
-Simulators that keep their state where an environment's attributes do not show it.
+Simulators with state that an environment's attributes do not show.
 
 MuJoCo's state can be read and written (``mujoco.py``). Box2D's and Atari's cannot, so their episodes are replayed
 (``replay.py``).

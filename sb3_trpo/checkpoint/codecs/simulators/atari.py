@@ -2,8 +2,8 @@
 Atari's games in ale-py. Their episodes are replayed.
 
 ALE can write its state into bytes and read it back, but it trusts what it reads: forged bytes end the process. Besides, they
-contain neither the action that a sticky game may repeat nor the screen. So nothing is ever written into an emulator but what a
-reset does not bring back by itself: numbers of frames, generators (checked to be such), and the 128 bytes of memory.
+contain neither the action that a sticky game may repeat nor the screen. So only what a reset does not
+restore is ever written into an emulator: numbers of frames, generators (after a check), and the 128 bytes of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ N_WORDS = 624
 MT19937_TEXT = re.compile(rb"(\d{1,10} ){623,624}\d{1,10}")
 """A generator in an emulator's state: its words and, with some compilers, its position among them."""
 FRAMES, LENGTH, BEGIN, END = slice(8, 16), slice(24, 28), 28, 8
-"""Where the state has the numbers of frames, the length of the emulator's own part, and bytes before and after that part."""
+"""Where a state has the numbers of frames and the length of the emulator's part; the bytes before and after that part."""
 HIDDEN = frozenset(("render_mode",))
 
 
@@ -39,7 +39,7 @@ class Atari(ReplayedSimulator):
         return None if env.ale.getBool("sound_obs") else BeforeReset(_state_of(env), env.ale.getRAM().copy())
 
     def to_arrays(self, before: BeforeReset) -> dict[str, np.ndarray]:
-        """Take from a state what a reset does not bring back."""
+        """Extract what a reset does not restore."""
         words = [before.state[place].split() for place in _generators_in(before.state)]
         return {
             "frames": np.frombuffer(before.state[FRAMES], "<i4"),
@@ -48,7 +48,7 @@ class Atari(ReplayedSimulator):
         }
 
     def prepare(self, env: Any, arrays: dict[str, np.ndarray]) -> None:
-        """Give a game the frames, generators and memory of another before its reset."""
+        """Set a game's frames, generators and memory to those before the recorded reset."""
         from ale_py import ALEState
 
         state, frames, memory = _state_of(env), arrays["frames"], arrays["memory"]
@@ -64,7 +64,7 @@ class Atari(ReplayedSimulator):
         return _state_of(env)
 
     def settings(self, env: Any) -> dict[str, Any]:
-        """Name the game and how it is set up."""
+        """Return the game and its settings."""
         given = {name: value for name, value in env._ezpickle_kwargs.items() if name not in HIDDEN}
         plain = {name: [*value] if isinstance(value, tuple) else value for name, value in given.items()}
         return {**plain, "repeat_action_probability": env.ale.getFloat("repeat_action_probability")}

@@ -1,4 +1,4 @@
-"""What is noted of episodes while a run learns, so that they can be replayed, and what must be known of a simulator."""
+"""Record episodes while a run learns, so that they can be replayed; and what must be known of their simulators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sb3_trpo.checkpoint.worker_rpc import call_all
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
 LONGEST_EPISODE = 500_000
-"""Steps after which actions are no longer noted: replaying that many takes Atari half a minute."""
+"""Number of steps after which actions are no longer recorded: replaying as many takes Atari half a minute."""
 WRAPPED = ("reset", "step")
 
 
@@ -45,7 +45,7 @@ class ReplayedSimulator(ABC):
     @abstractmethod
     def prepare(self, env: Any, arrays: dict[str, np.ndarray]) -> None:
         """
-        Bring a simulator to where it was before the reset.
+        Restore what :meth:`before_reset` has read.
 
         :param env: the environment itself
         :param arrays: from :meth:`to_arrays`, or forged
@@ -64,7 +64,7 @@ class ReplayedSimulator(ABC):
     @abstractmethod
     def settings(self, env: Any) -> dict[str, Any]:
         """
-        Name what must be the same for an episode to come out the same.
+        Return what must be the same for an episode to come out the same.
 
         :param env: the environment itself
         :return: JSON values by name
@@ -91,7 +91,7 @@ class EpisodeStart(NamedTuple):
 
 class EpisodeRecorder:
     """
-    Notes what an environment is asked to do since its last reset, by taking the place of its ``reset()`` and ``step()``.
+    Records what an environment has done since its last reset, by replacing its ``reset()`` and ``step()``.
 
     :param env: the environment itself, inside all wrappers
     :param simulator: what is known of it
@@ -100,7 +100,7 @@ class EpisodeRecorder:
     def __init__(self, env: gym.Env[Any, Any], simulator: ReplayedSimulator) -> None:
         self.env = env
         self.start: EpisodeStart | None = None
-        """How the present episode began; ``None`` if that is not known."""
+        """What the present episode began with; ``None`` if that is not known."""
         self.actions: list[Any] = []
         self.drawn: list[tuple[int, Any]] = []
         """States of the generator before steps, where a wrapper has drawn from it since the step before; by step."""
@@ -112,7 +112,7 @@ class EpisodeRecorder:
         vars(env).update(reset=self.reset, step=self.step)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Note how the episode begins, and reset the environment."""
+        """Record what the episode begins with, and reset the environment."""
         self.start = None
         start = EpisodeStart(generator_state(self.env), self._simulator.before_reset(self.env), seed, options)
         answer = self._reset(seed=seed, options=options)
@@ -123,7 +123,7 @@ class EpisodeRecorder:
         return answer
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Note the action, and take the step."""
+        """Record the action, and step the environment."""
         if self.start is None or len(self.actions) >= LONGEST_EPISODE:
             self.start, self.actions, self.drawn = None, [], []
             return self._step(action)
@@ -145,7 +145,7 @@ class EpisodeRecorder:
         return [(len(self.actions), state)] if self._steps_draw and state != self._last_generator else []
 
     def remove(self) -> None:
-        """Give the environment its own methods back."""
+        """Restore the environment's ``reset()`` and ``step()``."""
         for name, own in self._own.items():
             if own is None:
                 vars(self.env).pop(name, None)

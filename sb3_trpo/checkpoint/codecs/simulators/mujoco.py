@@ -1,8 +1,8 @@
 """
 MuJoCo's simulations, and the numbers in their models.
 
-MuJoCo's integration state determines the next step. What is derived from it is kept too, except contacts: tasks read derived
-quantities (such as positions of bodies) before they step, and these are still those of the step before. Models are kept for
+MuJoCo's integration state determines the next step. Derived quantities are kept too, except contacts: tasks read some
+(such as positions of bodies) before they step, when these are still those of the step before. Models are kept for
 tasks that change masses, gains or gravity during training. Only floating-point numbers are ever written, so that no checkpoint
 can move an index out of bounds.
 """
@@ -19,17 +19,17 @@ from sb3_trpo.checkpoint.codecs.codec import Codec, Decoder, Encoded, Encoder, M
 from sb3_trpo.checkpoint.codecs.inspection import qualified_name
 
 CONSTRAINT_ARRAYS = ("efc_", "iefc_", "iacc", "ifrc_", "island_")
-"""Beginnings of the names of arrays that have a row per contact; each step computes them before it reads them."""
+"""Prefixes of arrays that have a row per contact; each step computes them before it reads them."""
 SHAPE_ARRAYS = ("mesh_", "hfield_", "tex_", "skin_", "flex", "bvh_", "oct_")
-"""Beginnings of the names of large parts of a model that describe shapes and do not change."""
+"""Prefixes of large arrays of a model that describe shapes and do not change."""
 
 
 def float_arrays(struct: Any, skip: tuple[str, ...] = ()) -> Iterator[np.ndarray]:
     """
-    Go through the floating-point arrays of one of MuJoCo's structs.
+    Iterate over the floating-point arrays of one of MuJoCo's structs.
 
     :param struct: ``MjData``, ``MjModel`` or ``MjOption``
-    :param skip: beginnings of names to leave out
+    :param skip: prefixes of the names to leave out
     :return: views of its memory, in the order of their names
     """
     for name in sorted(vars(type(struct))):
@@ -41,7 +41,7 @@ def float_arrays(struct: Any, skip: tuple[str, ...] = ()) -> Iterator[np.ndarray
 
 def float_options(options: Any) -> list[str]:
     """
-    Name the single numbers among a simulation's options, such as its time step.
+    List the single numbers among a simulation's options, such as its time step.
 
     :param options: ``MjOption``
     :return: their names
@@ -88,7 +88,7 @@ class MuJoCoCodec(Codec):
 
 
 def _integration_state(model: Any) -> tuple[int, np.ndarray]:
-    """Name the part of a simulation that determines the next step, and allocate memory for it."""
+    """Return MuJoCo's number for the state that determines the next step, and memory for that state."""
     import mujoco
 
     kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)

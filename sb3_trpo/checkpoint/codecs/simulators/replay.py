@@ -1,9 +1,9 @@
 """
 Environments that are restored by replaying their episode, where a simulator's own state cannot be written back.
 
-Some simulators show only part of their state, or trust whatever is written into it. If all that an episode depends on is known
-when it begins, the actions since then bring a new environment to the same state, to the last bit. A checkpoint stores the
-actions and the generator, which cannot harm the simulator.
+Some simulators show only part of their state, or trust whatever is written into it. If everything that an episode depends on
+is known when it begins, the actions since then bring a new environment to the same state, to the last bit. A checkpoint stores
+the actions and the generator, which cannot harm the simulator.
 
 A replayed episode is compared with the one that was recorded, by a digest, and refused if it has come out differently.
 """
@@ -32,7 +32,7 @@ from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import (
 )
 
 NOT_PLAIN = (*ENV_DESCRIPTION, *WRAPPED, "_np_random")
-"""Attributes of an environment that are not encoded as the others are."""
+"""Attributes of an environment that are not encoded like the others."""
 
 
 class ReplayedEnvCodec(ObjectCodec):
@@ -63,7 +63,7 @@ class ReplayedEnvCodec(ObjectCodec):
             start, actions, before = _beginning_of(recorder, simulator)
         except ValueError:
             return super().encode_new(env, path, encoder)
-        assert recorder is not None, "it has noted the actions"
+        assert recorder is not None, "it has recorded the actions"
         return {
             "replayed": name,
             "settings": simulator.settings(env),
@@ -98,7 +98,7 @@ class ReplayedEnvCodec(ObjectCodec):
 def _beginning_of(
     recorder: EpisodeRecorder | None, simulator: ReplayedSimulator
 ) -> tuple[EpisodeStart, np.ndarray, dict[str, np.ndarray]]:
-    """Give what an episode began with and its actions; a ValueError means that they are not known."""
+    """Return what an episode began with, and its actions; a ``ValueError`` means that they are not known."""
     if recorder is None or recorder.start is None:
         raise ValueError("the beginning of the episode is not known")
     actions = np.array(recorder.actions)
@@ -122,7 +122,7 @@ def _encode_plain_attributes(env: gym.Env[Any, Any], path: str, encoder: Encoder
 
 
 def _digest(env: gym.Env[Any, Any], simulator: ReplayedSimulator, encoder: Encoder) -> str:
-    """Compute a digest of what an episode has led to: the simulation, and all attributes but spaces, which others use."""
+    """Compute a digest of the simulation and of all attributes but spaces, which others sample from as well."""
     encoder = encoder.empty()
     attributes = _encode_plain_attributes(env, "env", encoder)
     spaces = {name for name in attributes if isinstance(getattr(env, name), gym.Space)}
@@ -140,16 +140,17 @@ def _require_same_settings(saved: dict[str, Any], live: dict[str, Any], path: st
 
 
 def _replay(live: Any, simulator: ReplayedSimulator, encoded: Encoded, path: str, decoder: Decoder) -> None:
-    """Take an environment through an episode."""
+    """Replay an episode in an environment."""
     first, last = decoder.decode(encoded["generators"], None, f"{path}/generators")
     drawn = dict(decoder.decode(encoded["drawn"], None, f"{path}/drawn"))
     simulator.prepare(live, {part: decoder.arrays[array] for part, array in encoded["simulator"].items()})
     _set_generator(live, first)
     live.reset(**decoder.decode(encoded["arguments"], None, f"{path}/start/arguments"))
     for number, action in enumerate(load(encoded["actions"], decoder)):
-        if number in drawn:
+        if number in drawn:  # a wrapper drew from the env's generator before this step
             _set_generator(live, drawn[number])
         live.step(action)
+    # Wrappers may have drawn after the last step, too. If steps do not draw, the last state is all that matters.
     if not simulator.steps_draw(live) or len(decoder.arrays[encoded["actions"]]) in drawn:
         _set_generator(live, last)
 

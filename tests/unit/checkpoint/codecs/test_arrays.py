@@ -18,22 +18,18 @@ TORCH_DTYPES = [
 ]
 
 
+LAYOUTS = {
+    "plain": lambda a: a, "scalar": lambda a: a[0, 0], "empty": lambda a: a[:0], "negative strides": lambda a: a[::-1, ::2],
+    "transposed": lambda a: a.T, "fortran": np.asfortranarray, "no columns": lambda a: a[:, :0],
+    "broadcast": lambda a: np.broadcast_to(a[0], (5, 4)), "4-d": lambda a: a[None, ..., None],
+    "0-d": lambda a: np.array(a[1, 1]),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", sorted(NUMBERS))
-@pytest.mark.parametrize(
-    "layout",
-    [
-        *(lambda a: a, lambda a: a[0, 0], lambda a: a[:0], lambda a: a[::-1, ::2], lambda a: a.T, np.asfortranarray),
-        *(
-            lambda a: np.array(a[1, 1]),
-            lambda a: np.broadcast_to(a[0], (5, 4)),
-            lambda a: a[:, :0],
-            lambda a: a[None, ..., None],
-        ),
-    ],
-    ids=["plain", "scalar", "empty", "negative strides", "transposed", "fortran", "0-d", "broadcast", "no columns", "4-d"],
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_array_of_any_dtype_and_layout_is_restored(dtype, layout):
-    value = layout(np.random.default_rng(0).integers(0, 2**15, (3, 4)).astype(dtype))
+    value = LAYOUTS[layout](np.random.default_rng(0).integers(0, 2**15, (3, 4)).astype(dtype))
     assert is_same(round_trip(value), value)
     assert is_same(round_trip(value, live=np.zeros(3)), value)
 
@@ -86,14 +82,16 @@ def test_an_array_that_safetensors_does_not_support_is_reported(value):
     assert not encoder.arrays
 
 
+TENSOR_LAYOUTS = {
+    "plain": lambda t: t, "0-d": lambda t: t[1, 2], "empty": lambda t: t[:0], "transposed": lambda t: t.T,
+    "strided": lambda t: t[:, ::2], "expanded": lambda t: t[:1].expand(5, 4),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "layout",
-    [lambda t: t, lambda t: t[1, 2], lambda t: t[:0], lambda t: t.T, lambda t: t[:, ::2], lambda t: t[:1].expand(5, 4)],
-    ids=["plain", "0-d", "empty", "transposed", "strided", "expanded"],
-)
+@pytest.mark.parametrize("layout", TENSOR_LAYOUTS)
 def test_a_tensor_of_any_dtype_and_layout_is_restored(dtype, layout):
-    value = layout(th.randint(0, 2**15, (3, 4), generator=th.Generator().manual_seed(0)).to(dtype))
+    value = TENSOR_LAYOUTS[layout](th.randint(0, 2**15, (3, 4), generator=th.Generator().manual_seed(0)).to(dtype))
     assert is_same(round_trip(value), value)
 
 
@@ -101,12 +99,10 @@ def test_a_tensor_that_requires_gradients_is_restored():
     assert round_trip(th.tensor([1.5, -0.0], requires_grad=True)).tolist() == [1.5, -0.0]
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: th.ones(3).to(th.float8_e4m3fn), lambda: th.eye(3).to_sparse()], ids=["float8", "sparse"]
-)
-def test_a_tensor_that_numpy_does_not_support_is_reported(make):
-    _, encoder = encode(Thing(part=make()))
-    assert encoder.unsupported == {"v/part": "torch.Tensor"}
+def test_a_tensor_that_numpy_does_not_support_is_reported():
+    for part in (th.ones(3).to(th.float8_e4m3fn), th.eye(3).to_sparse()):
+        _, encoder = encode(Thing(part=part))
+        assert encoder.unsupported == {"v/part": "torch.Tensor"}
 
 
 def small_network(seed, dtype=th.float32):
@@ -127,17 +123,14 @@ def weights_of(network):
     return {name: value.double().tolist() for name, value in network.state_dict().items()}
 
 
+OPTIMIZERS = {
+    "Adam": th.optim.Adam, "AMSGrad": lambda p: th.optim.AdamW(p, amsgrad=True),
+    "SGD": lambda p: th.optim.SGD(p, lr=0.1, momentum=0.9), "RMSprop": th.optim.RMSprop,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [th.float32, th.float64, th.bfloat16], ids=str)
-@pytest.mark.parametrize(
-    "make",
-    [
-        th.optim.Adam,
-        lambda p: th.optim.AdamW(p, amsgrad=True),
-        lambda p: th.optim.SGD(p, lr=0.1, momentum=0.9),
-        th.optim.RMSprop,
-    ],
-    ids=["Adam", "AMSGrad", "SGD", "RMSprop"],
-)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_a_network_and_its_optimizer_continue_bit_for_bit(dtype, make):
     network, other = small_network(1, dtype), small_network(2, dtype)
     optimizer, other_optimizer = make(network.parameters()), make(other.parameters())
@@ -158,13 +151,10 @@ def test_the_learning_rate_of_an_optimizer_is_restored():
     assert other.param_groups[0]["lr"] == 0.1 + 0.2
 
 
-def test_a_network_of_another_shape_is_refused():
+@pytest.mark.parametrize("live", [th.nn.Linear(2, 3), th.nn.Linear(2, 2, bias=False), None], ids=repr)
+def test_a_network_of_another_shape_is_refused(live):
     with pytest.raises(MismatchError):
-        round_trip(th.nn.Linear(2, 2), th.nn.Linear(2, 3))
-    with pytest.raises(MismatchError):
-        round_trip(th.nn.Linear(2, 2), th.nn.Linear(2, 2, bias=False))
-    with pytest.raises(MismatchError):
-        round_trip(th.nn.Linear(2, 2), None)
+        round_trip(th.nn.Linear(2, 2), live)
 
 
 def test_a_restored_array_has_its_own_memory():
@@ -177,18 +167,14 @@ def test_a_restored_array_has_its_own_memory():
     assert two.a.tolist() == two.t.tolist() == [0, 0]
 
 
-def test_an_array_on_foreign_memory_is_filled_in_place():
+def test_an_array_on_foreign_memory_is_filled_in_place_or_refused():
     memory = bytearray(16)
     live = np.frombuffer(memory, np.float64)
+    for value in (np.zeros(3), np.zeros((2, 1)), np.zeros(2, np.float32)):
+        with pytest.raises(MismatchError):
+            round_trip(value, live)
     assert round_trip(np.array([1.5, 2.5]), live) is live
     assert np.frombuffer(bytes(memory), np.float64).tolist() == [1.5, 2.5]
-
-
-@pytest.mark.parametrize("value", [np.zeros(3), np.zeros((2, 1)), np.zeros(2, np.float32)], ids=repr)
-def test_an_array_on_foreign_memory_of_another_shape_or_dtype_is_refused(value):
-    live = np.frombuffer(bytearray(16), np.float64)
-    with pytest.raises(MismatchError):
-        round_trip(value, live)
 
 
 def test_a_read_only_array_is_replaced():
@@ -207,51 +193,27 @@ def test_strides_beyond_an_arrays_memory_are_refused(kind, strides):
         decode({kind: ["a", strides], "dtype": "float32"}, a=np.zeros(3, np.float32))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(
-            {"offset": 10**9},
-            {"offset": -4},
-            {"offset": 4},
-            {"offset": HUGE},
-            {"offset": None},
-            {"shape": [4]},
-            {"shape": [-1]},
-        ),
-        *({"shape": [2**62]}, {"shape": None}, {"shape": [3, 1]}, {"strides": [8]}, {"strides": [-4]}, {"strides": []}),
-        *(
-            {"strides": [HUGE]},
-            {"dtype": "float64"},
-            {"dtype": "O"},
-            {"dtype": "object"},
-            {"dtype": None},
-            {"view": 5},
-            {"view": None},
-        ),
-    ],
-    ids=lambda change: repr(change)[:25],
-)
-def test_a_view_beyond_its_owner_is_refused(change):
+BEYOND = {
+    "offset": [10**9, -4, 4, HUGE, None],
+    "shape": [[4], [-1], [2**62], None, [3, 1]],
+    "strides": [[8], [-4], [], [HUGE]],
+    "dtype": ["float64", "O", "object", None],
+    "view": [5, None],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BEYOND.items() for value in values])
+def test_a_view_beyond_its_owner_is_refused(key, value):
     node = {"view": {"array": "a"}, "dtype": "float32", "shape": [3], "strides": [4], "offset": 0}
     assert decode(node, a=np.arange(3, dtype=np.float32)).tolist() == [0, 1, 2]
     with pytest.raises(MismatchError):
-        decode(node | change, a=np.arange(3, dtype=np.float32))
+        decode(node | {key: value}, a=np.arange(3, dtype=np.float32))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dtype": "O"},
-        {"dtype": "<U9"},
-        {"dtype": None},
-        {"shape": [9]},
-        {"shape": [-9]},
-        {"shape": [HUGE]},
-        {"text_array": "b"},
-    ],
-    ids=repr,
-)
-def test_an_array_of_texts_beyond_its_bytes_is_refused(change):
+TOO_MANY = [("dtype", "O"), ("dtype", "<U9"), ("dtype", None), ("shape", [9]), ("shape", [-9]), ("shape", [HUGE])]
+
+
+@pytest.mark.parametrize(("key", "value"), [*TOO_MANY, ("text_array", "b")])
+def test_an_array_of_texts_beyond_its_bytes_is_refused(key, value):
     with pytest.raises(MismatchError):
-        decode({"text_array": "a", "dtype": "<U1", "shape": [3]} | change, a=np.zeros(12, np.uint8))
+        decode({"text_array": "a", "dtype": "<U1", "shape": [3]} | {key: value}, a=np.zeros(12, np.uint8))

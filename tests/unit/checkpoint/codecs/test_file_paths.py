@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers.codecs import Thing, decode, object_of, round_trip
-from helpers.runs import outcome, run_until_done
+from helpers.resumable_runs import INTERRUPTED, SMALL, assert_resumes_exactly, trained
+from helpers.runs import outcome
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
@@ -19,7 +20,6 @@ from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder
 from sb3_trpo.checkpoint.codecs.file_paths import FilePaths, Handling, leaves_folder, looks_like_path
 from sb3_trpo.checkpoint.codecs.registry import CODECS
 
-SMALL = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 TOTAL, EVERY = 384, 64
 VEC_ENVS = {
     "here": {"vec_env_cls": DummyVecEnv},
@@ -83,11 +83,14 @@ class Tracing(TRPO):
         self.gae_lambda = 0.9 + 0.0001 * len(self.file)
 
 
+def tracing(where, **arguments):
+    return Tracing("MlpPolicy", make_vec_env(partial(Maze, **arguments), 2, seed=3, **VEC_ENVS[where]), **SMALL)
+
+
 @pytest.mark.parametrize("where", VEC_ENVS)
 def test_a_text_that_the_run_changes_under_the_name_of_a_path_is_restored(where, tmp_path):
     def script(folder, crash):
-        model = Tracing("MlpPolicy", make_vec_env(Maze, 2, seed=3, **VEC_ENVS[where]), **SMALL)
-        walking = Walking()
+        model, walking = tracing(where), Walking()
         try:
             model.learn(TOTAL, callback=[walking, ResumableCheckpoint(folder, every=EVERY, verbose=0), crash])
             texts = {name: model.env.get_attr(name) for name in ("path", "file", "log_dir")}
@@ -95,31 +98,21 @@ def test_a_text_that_the_run_changes_under_the_name_of_a_path_is_restored(where,
         finally:
             model.env.close()
 
-    whole, starts = run_until_done(partial(script, tmp_path / "whole"))
-    assert starts == 1
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 100, 150, 290)
-    assert starts == 4
-    assert pieces == whole
-    assert len(whole[1]) == 20, "the texts were not empty"
-    assert all(whole[3]["path"])
-    assert whole[2] == "123456"
+    _, path, file, texts = assert_resumes_exactly(script, tmp_path, 100, 150, 290)
+    assert len(path) == 20, "the texts were not empty"
+    assert all(texts["path"])
+    assert file == "123456"
 
 
+@INTERRUPTED
 @pytest.mark.parametrize("where", VEC_ENVS)
 def test_a_path_that_the_run_never_changed_stays_the_scripts(where, tmp_path):
-    def learn(total, place):
-        model = Tracing("MlpPolicy", make_vec_env(partial(Maze, f"logs/{place}"), 2, seed=3, **VEC_ENVS[where]), **SMALL)
-        model.folder, walking = place, Walking(place)
+    for total, place in ((128, "first"), (256, "second"), (384, "first")):
+        model, walking = tracing(where, log_dir=f"logs/{place}"), Walking(place)
+        model.folder = place
         model.learn(total, callback=[walking, ResumableCheckpoint(tmp_path, every=EVERY, verbose=0)])
-        seen = model.env.get_attr("log_dir"), model.folder, walking.log_path
+        assert (model.env.get_attr("log_dir"), model.folder, walking.log_path) == ([f"logs/{place}"] * 2, place, place)
         model.env.close()
-        return seen
-
-    assert learn(128, "first") == (["logs/first"] * 2, "first", "first")
-    with pytest.warns(UserWarning, match="on the way to 128"):
-        assert learn(256, "second") == (["logs/second"] * 2, "second", "second")
-    with pytest.warns(UserWarning, match="on the way to 256"):
-        assert learn(384, "first") == (["logs/first"] * 2, "first", "first")
 
 
 class Moving(BaseCallback):
@@ -137,16 +130,12 @@ class Moving(BaseCallback):
 
 
 def test_an_absolute_path_that_the_run_changes_is_left_to_the_script_with_one_warning(tmp_path):
-    model, moving = TRPO("MlpPolicy", "CartPole-v1", **SMALL), Moving(tmp_path / "files")
+    moving, other = Moving(tmp_path / "files"), Moving(tmp_path / "elsewhere")
     with pytest.warns(UserWarning, match="changed a path that is absolute") as caught:
-        model.learn(128, callback=[moving, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)])
-    messages = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
-    assert len(messages) == 1
-    assert "Moving#0/current" in messages[0]
-    other = Moving(tmp_path / "elsewhere")
-    TRPO("MlpPolicy", "CartPole-v1", **SMALL).learn(
-        128, callback=[other, ResumableCheckpoint(tmp_path / "run", every=32, verbose=0)]
-    )
+        trained(tmp_path / "run", 128, callbacks=[moving])
+    (message,) = [str(each.message) for each in caught if "changed a path that is absolute" in str(each.message)]
+    assert "Moving#0/current" in message
+    trained(tmp_path / "run", 128, callbacks=[other])
     assert (other.folder, other.current) == (str(tmp_path / "elsewhere"), None)
 
 
@@ -214,6 +203,7 @@ def test_an_object_created_later_may_have_a_path_of_the_scripts():
 )
 def test_no_encoding_sets_a_path_outside_the_folder(away):
     assert leaves_folder(away)
+    assert not any(map(leaves_folder, ("", "LRL", "a/b", "a..b/c", "...", None, 5)))
     live = Thing(log_path="mine", log="/mine")
     Decoder(CODECS, {}).decode_attributes(live, {"log_path": {"changed": away}, "log": {"changed": {"changed": away}}}, "v")
     assert vars(live) == {"log_path": "mine", "log": "/mine"}
@@ -226,11 +216,6 @@ def test_only_a_path_of_the_same_name_counts_as_the_scripts():
     assert file_paths.classify("env/0/file", "file", "") is Handling.LEAVE
     assert file_paths.classify("env/0/inner/path", "path", "runs") is Handling.ENCODE_CHANGED
     assert file_paths.classify("env/0/inner/log_path", "log_path", "runs") is Handling.LEAVE
-
-
-@pytest.mark.parametrize("near", ["", "LRL", "a/b", "a..b/c", "...", None, 5])
-def test_what_stays_in_its_folder_does_not_leave_it(near):
-    assert not leaves_folder(near)
 
 
 def test_paths_of_each_env_are_split_off_and_merged():
@@ -247,37 +232,16 @@ def test_paths_of_each_env_are_split_off_and_merged():
     assert file_paths.classify("env/0/env/path", "path", "a") is Handling.LEAVE
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        *(
-            ("x", "/tmp/log", True),
-            ("x", "~/log", True),
-            ("x", "C:\\log", True),
-            ("log_path", "log", True),
-            ("Folder", "a", True),
-        ),
-        *(
-            ("x", "a", False),
-            ("x", "", False),
-            ("x", "a/b", False),
-            ("x", b"/tmp", False),
-            ("path", 5, False),
-            ("path", None, False),
-        ),
-    ],
-)
-def test_a_name_or_an_absolute_value_makes_a_path(name, value, expected):
-    assert looks_like_path(name, value) is expected
+def test_a_name_or_an_absolute_value_makes_a_path():
+    paths = [("x", "/tmp/log"), ("x", "~/log"), ("x", "C:\\log"), ("log_path", "log"), ("Folder", "a")]
+    others = [("x", "a"), ("x", ""), ("x", "a/b"), ("x", b"/tmp"), ("path", 5), ("path", None)]
+    assert [looks_like_path(*each) for each in paths] == [True] * len(paths)
+    assert [looks_like_path(*each) for each in others] == [False] * len(others)
 
 
-def test_paths_of_an_object_stay_the_scripts():
+def test_paths_of_an_object_stay_the_scripts_whatever_an_encoding_has():
     live = Thing(log="/new/place", name="/new", other="plain")
     round_trip(Thing(log="/old/place", name="old", other="/old", files=["a/b"]), live)
     assert vars(live) == {"log": "/new/place", "name": "/new", "other": "plain", "files": ["a/b"]}
-
-
-def test_an_encoding_cannot_set_a_path():
-    live = Thing(log="plain")
-    decode(object_of(live, log="/etc/passwd", fresh="~/x", log_path="x"), live)
-    assert vars(live) == {"log": "plain"}
+    decode(object_of(live, other="/etc/passwd", fresh="~/x", log_path="x", files=5), live)
+    assert vars(live) == {"log": "/new/place", "name": "/new", "other": "plain", "files": 5}

@@ -1,16 +1,15 @@
 """Atari's games, replayed from their last reset."""
 
-from __future__ import annotations
-
+import re
 import warnings
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers.env_states import assert_alike, changed, get_state, is_same, roam, sent, set_state
-from helpers.runs import outcome, run_until_done
+from helpers.env_states import assert_alike, get_state, is_same, replayed_part, roam, sent, set_state, transfer
+from helpers.resumable_runs import assert_resumes_exactly
+from helpers.runs import outcome
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.monitor import Monitor
@@ -27,7 +26,7 @@ ale_py = pytest.importorskip("ale_py")
 pytest.importorskip("cv2")  # for SB3's AtariWrapper
 gym.register_envs(ale_py)
 
-GAMES: dict[str, dict[str, Any]] = {
+GAMES = {
     "no frames skipped": {"id": "BreakoutNoFrameskip-v4"},
     "sticky actions": {"id": "ALE/Breakout-v5", "repeat_action_probability": 0.5},
     "frames skipped at random": {"id": "ALE/Pong-v5", "frameskip": (2, 5)},
@@ -41,23 +40,21 @@ GAMES: dict[str, dict[str, Any]] = {
 }
 
 
-def game(id: str = "ALE/Breakout-v5", **settings: Any) -> gym.Env:  # noqa: A002  # as gym.make has it
+def game(id="ALE/Breakout-v5", **settings):  # noqa: A002  # as gym.make has it
     env = gym.make(id, **settings)
     start_recording(env, REPLAYED)
     return env
 
 
 @pytest.mark.parametrize("name", GAMES)
-def test_a_game_continues_from_its_state(name: str) -> None:
+def test_a_game_continues_from_its_state(name):
     one, other = (game(**GAMES[name]) for _ in range(2))
     roam(one, 60, seed=1)
     one.reset()
     for _ in range(70):
         one.step(one.action_space.sample())
     roam(other, 20, seed=2)
-    state = get_state(one)
-    assert state.unsupported == {}
-    set_state(other, sent(state))
+    transfer(one, other)
     assert is_same(one.unwrapped.ale.getScreenRGB(), other.unwrapped.ale.getScreenRGB())
     assert_alike(one, other, n_steps=150)
     assert is_same(*(env.reset() for env in (one, other)))
@@ -67,25 +64,23 @@ def test_a_game_continues_from_its_state(name: str) -> None:
 
 @pytest.mark.parametrize("n_steps", [0, 1, 45, 130])
 @pytest.mark.parametrize("task", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
-def test_a_wrapped_game_continues_from_its_state(task: str, n_steps: int) -> None:
+def test_a_wrapped_game_continues_from_its_state(task, n_steps):
     one, other = (AtariWrapper(Monitor(game(task)), action_repeat_probability=0.1) for _ in range(2))
     roam(one, n_steps, seed=1)
     roam(other, 33, seed=2)
-    state = get_state(one)
-    assert state.unsupported == {}
-    set_state(other, sent(state))
+    transfer(one, other)
     assert assert_alike(one, other, n_steps=200) >= 3
 
 
-def test_a_game_continues_from_its_state_just_after_a_seeded_reset() -> None:
+def test_a_game_continues_from_its_state_just_after_a_seeded_reset():
     one, other = game(), roam(game(), 50, seed=2)
     roam(one, 70, seed=1)
     one.reset(seed=4)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     assert_alike(one, other, n_steps=60)
 
 
-def test_a_recorder_changes_nothing() -> None:
+def test_a_recorder_changes_nothing():
     one, other = game(), game()
     stop_recording(other)
     for env in (one, other):
@@ -93,21 +88,20 @@ def test_a_recorder_changes_nothing() -> None:
     assert_alike(one, other, n_steps=100)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "text"),
-    [
-        ("repeat_action_probability", 0.5, "repeat_action_probability was 0.25, but is 0.5"),
-        ("mode", 4, "mode was None, but is 4"),
-        ("difficulty", 1, "difficulty was None, but is 1"),
-        ("frameskip", (2, 4), "frameskip was 4, but is [2, 4]"),
-        ("id", "ALE/Pong-v5", "game was 'breakout', but is 'pong'"),
-    ],
-)
-def test_another_game_or_setting_is_named(setting: str, value: Any, text: str) -> None:
-    state = sent(get_state(roam(game(), 5, seed=1)))
-    with pytest.raises(MismatchError) as caught:
-        set_state(game(**{setting: value}), state)
-    assert text in str(caught.value)
+OTHERS = {
+    "repeat_action_probability": (0.5, "repeat_action_probability was 0.25, but is 0.5"),
+    "mode": (4, "mode was None, but is 4"),
+    "difficulty": (1, "difficulty was None, but is 1"),
+    "frameskip": ((2, 4), "frameskip was 4, but is [2, 4]"),
+    "id": ("ALE/Pong-v5", "game was 'breakout', but is 'pong'"),
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_another_game_or_setting_is_named(setting):
+    value, text = OTHERS[setting]
+    with pytest.raises(MismatchError, match=re.escape(text)):
+        set_state(game(**{setting: value}), sent(get_state(roam(game(), 5, seed=1))))
 
 
 FORGED = {
@@ -126,60 +120,48 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("how", FORGED)
-def test_a_forged_state_is_refused_and_the_process_lives(how: str) -> None:
+@pytest.mark.parametrize("change", FORGED)
+def test_a_forged_state_is_refused_and_the_process_lives(change):
     env = roam(game(), 30, seed=1)
     env.reset()  # without a seed: it depends on what was before
     env.step(0)
     state = sent(get_state(env))
-    node = changed(state).encoded
-    while "replayed" not in node:
-        node = node["state"]["env"]
-    for name, value in FORGED[how].items():
+    node = replayed_part(state)
+    assert node["simulator"].keys() == {"frames", "generators", "memory"}, "nothing else is written into the emulator"
+    for name, value in FORGED[change].items():
         state.arrays[node["simulator"].get(name) or node["actions"]] = value
     with pytest.raises(MismatchError):
         set_state(env, state)
     roam(env, 20, seed=2)
 
 
-@pytest.mark.parametrize("how", [how for how in FORGED if "generators" in FORGED[how]])
-def test_forged_generators_never_reach_the_emulator(how: str) -> None:
+@pytest.mark.parametrize("change", [change for change in FORGED if "generators" in FORGED[change]])
+def test_forged_generators_never_reach_the_emulator(change):
     """A digest that differs would refuse them too, but only when the emulator had them: forged bytes can end the process."""
     state = sent(get_state(roam(game(), 30, seed=1)))
-    node = state.encoded
-    while "replayed" not in node:
-        node = node["state"]["env"]
-    state.arrays[node["simulator"]["generators"]] = FORGED[how]["generators"]
+    state.arrays[replayed_part(state)["simulator"]["generators"]] = FORGED[change]["generators"]
     with pytest.raises(MismatchError, match="generators of a game are not what"):
         set_state(game(), state)
 
 
-def test_what_is_written_into_the_emulator_is_numbers_of_frames_generators_and_memory() -> None:
-    env = roam(game(), 30, seed=1)
-    node = sent(get_state(env)).encoded
-    while "replayed" not in node:
-        node = node["state"]["env"]
-    assert node["simulator"].keys() == {"frames", "generators", "memory"}
-
-
-def test_a_game_with_sound_is_unsupported() -> None:
+def test_a_game_with_sound_is_unsupported():
     """What the sound chip was doing before a reset is heard after it, and is in no state."""
     assert "ale_py._ale_py.ALEInterface" in get_state(roam(game(sound_obs=True), 5, seed=1)).unsupported.values()
 
 
-def test_a_state_with_another_layout_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_with_another_layout_is_unsupported(monkeypatch):
     env = roam(game(), 5, seed=1)
     assert get_state(env).unsupported == {}
     monkeypatch.setattr(atari, "BEGIN", 20)
     assert "ale_py._ale_py.ALEInterface" in get_state(env).unsupported.values()
 
 
-KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
+KINDS = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
 
 
 @pytest.mark.parametrize(("kind", "task"), [("DummyVecEnv", "BreakoutNoFrameskip-v4"), ("SubprocVecEnv", "ALE/Breakout-v5")])
-def test_a_run_on_a_game_that_crashes_ends_like_one_that_does_not(kind: str, task: str, tmp_path: Any) -> None:
-    def script(folder: Any, crash: Any) -> Any:
+def test_a_run_on_a_game_that_crashes_ends_like_one_that_does_not(kind, task, tmp_path):
+    def script(folder, crash):
         env = VecFrameStack(make_atari_env(task, 2, seed=3, vec_env_cls=KINDS[kind]), 4)
         small = {"features_extractor_kwargs": {"features_dim": 16}}
         model = TRPO("CnnPolicy", env, n_steps=16, batch_size=32, n_critic_updates=1, seed=0, policy_kwargs=small)
@@ -191,7 +173,4 @@ def test_a_run_on_a_game_that_crashes_ends_like_one_that_does_not(kind: str, tas
         finally:
             env.close()
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 50, 140)
-    assert starts == 3
-    assert pieces == whole
+    assert_resumes_exactly(script, tmp_path, 50, 140)

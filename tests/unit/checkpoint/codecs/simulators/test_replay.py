@@ -1,18 +1,26 @@
 """Episodes that are replayed, since the states of their simulators cannot be written."""
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from helpers.env_states import assert_alike, changed, get_state, is_same, record_of, restore, roam, sent, set_state
-from helpers.runs import outcome, run_until_done
+from helpers.env_states import (
+    assert_alike,
+    changed,
+    get_state,
+    is_same,
+    record_of,
+    roam,
+    sent,
+    set_state,
+    transfer,
+    transfer_vec,
+)
+from helpers.resumable_runs import assert_resumes_exactly
+from helpers.runs import outcome
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
@@ -36,49 +44,47 @@ LUNAR = {"discrete": {}, "continuous": {"continuous": True, "enable_wind": True}
 N_STEPS = {"just after a reset": 0, "mid-episode": 40, "in a later episode": 230}
 
 
-def recorded(env: gym.Env) -> gym.Env:
+def recorded(env):
     start_recording(env, REPLAYED)
     return env
 
 
-def lander(**arguments: Any) -> gym.Env:
+def lander(**arguments):
     pytest.importorskip("Box2D")
     return recorded(Monitor(gym.make("LunarLander-v3", **arguments)))
 
 
 @pytest.mark.parametrize("moment", N_STEPS)
 @pytest.mark.parametrize("kind", LUNAR)
-def test_a_lander_continues_from_its_state(kind: str, moment: str) -> None:
+def test_a_lander_continues_from_its_state(kind, moment):
     one, other = roam(lander(**LUNAR[kind]), N_STEPS[moment], seed=1), roam(lander(**LUNAR[kind]), 57, seed=2)
-    state = get_state(one)
-    assert state.unsupported == {}
-    set_state(other, sent(state))
+    transfer(one, other)
     assert (other.total_steps, other.rewards) == (one.total_steps, one.rewards)
     assert assert_alike(one, other, n_steps=300) >= 1
 
 
-def test_a_lander_on_the_ground_continues_from_its_state() -> None:
+def test_a_lander_on_the_ground_continues_from_its_state():
     """Contacts and joints hold impulses, of which the next step makes use."""
     one, other = (lander().unwrapped for _ in range(2))  # which go on when the body has touched the ground
     one.reset(seed=3)
     while not one.legs[0].ground_contact:
         one.step(0)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     for n in range(60):
         assert is_same(one.step(n % 4), other.step(n % 4)), f"step {n}"
 
 
-def test_a_racing_car_continues_from_its_state() -> None:
+def test_a_racing_car_continues_from_its_state():
     pytest.importorskip("Box2D")
     one, other = (recorded(gym.make("CarRacing-v3", max_episode_steps=25)) for _ in range(2))
     roam(one, 32, seed=1)
     roam(other, 4, seed=2)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     assert assert_alike(one, other, n_steps=30) == 1
 
 
 @pytest.mark.parametrize("task", ["LunarLander-v3", "CarRacing-v3"])
-def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
+def test_an_episode_owes_nothing_to_earlier_ones(task):
     """BipedalWalker's do, since it keeps its world: a replayed one would come out differently."""
     pytest.importorskip("Box2D")
     fresh, used = gym.make(task, max_episode_steps=40), roam(gym.make(task, max_episode_steps=40), 100, seed=2)
@@ -88,46 +94,46 @@ def test_an_episode_owes_nothing_to_earlier_ones(task: str) -> None:
     assert_alike(fresh, used, n_steps=60)
 
 
-def test_a_restored_env_can_be_encoded_and_restored_again() -> None:
+def test_a_restored_env_can_be_encoded_and_restored_again():
     one, other, third = (roam(lander(), n, seed=n) for n in (210, 30, 50))
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     for env in (one, other):
         env.step(2)
-    set_state(third, sent(get_state(other)))
+    transfer(other, third)
     assert assert_alike(one, third, n_steps=200) >= 1
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_an_env_that_was_never_reset_can_be_restored(seeded: bool) -> None:
+def test_an_env_that_was_never_reset_can_be_restored(seeded):
     """Envs of evaluations are restored before their first reset."""
     one, other = roam(lander(), 130, seed=1), lander()
     one.reset(seed=7 if seeded else None)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     other.action_space.seed(3)
     one.action_space.seed(3)
     assert assert_alike(one, other, n_steps=150) >= 1
 
 
-def test_an_array_of_actions_may_be_used_again() -> None:
+def test_an_array_of_actions_may_be_used_again():
     one, other = lander(continuous=True), lander(continuous=True)
     one.reset(seed=1)
     action = np.zeros(2, np.float32)
     for n in range(40):
         action[:] = np.sin(n), np.cos(n)
         one.step(action)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     assert is_same(one.step(action), other.step(action))
 
 
 class Drawing(gym.Wrapper):
     """Draws from the generator of the env itself, as SB3's NoopResetEnv does: before and after its steps."""
 
-    def reset(self, **arguments: Any) -> Any:
+    def reset(self, **arguments):
         answer = self.env.reset(**arguments)
         self.unwrapped.np_random.integers(3)
         return answer
 
-    def step(self, action: Any) -> Any:
+    def step(self, action):
         keeps = self.unwrapped.np_random.random() < 0.5
         observation, reward, *rest = self.env.step(action if keeps else 0)
         if action == 1:
@@ -136,30 +142,24 @@ class Drawing(gym.Wrapper):
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 60, 150])
-def test_wrappers_may_draw_from_the_generator_of_the_env(n_steps: int) -> None:
+def test_wrappers_may_draw_from_the_generator_of_the_env(n_steps):
     one, other = (Drawing(lander()) for _ in range(2))
     roam(one, n_steps, seed=1)
     roam(other, 20, seed=2)
-    state = get_state(one)
-    assert state.unsupported == {}
-    set_state(other, sent(state))
+    transfer(one, other)
     assert assert_alike(one, other, n_steps=200) >= 1
 
 
-def test_an_attribute_that_was_changed_before_the_episode_is_restored() -> None:
+def test_a_simulation_that_was_changed_before_the_episode_is_restored_and_one_changed_during_it_is_refused():
     one, other = lander(), roam(lander(), 20, seed=2)
     one.unwrapped.gravity = -3.0
     roam(one, 40, seed=1)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     assert other.unwrapped.gravity == -3.0
     assert_alike(one, other, n_steps=150)
-
-
-def test_a_simulation_that_was_changed_during_the_episode_is_refused() -> None:
-    one, other = roam(lander(), 20, seed=1), lander()
+    roam(one, 20, seed=1)
     one.unwrapped.lander.linearVelocity = (3.0, 0.0)
     one.step(0)
-    other.reset()
     with pytest.raises(MismatchError, match=r"its episode of 21 steps came out differently"):
         set_state(other, sent(get_state(one)))
 
@@ -178,20 +178,20 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("how", FORGED)
-def test_a_forged_state_is_refused(how: str) -> None:
+@pytest.mark.parametrize("change", FORGED)
+def test_a_forged_state_is_refused(change):
     env = roam(lander(), 30, seed=1)
     with pytest.raises(MismatchError):
-        set_state(env, changed(sent(get_state(env)), **FORGED[how]))
+        set_state(env, changed(sent(get_state(env)), **FORGED[change]))
 
 
-def test_without_a_recorder_the_simulator_is_unsupported() -> None:
+def test_without_a_recorder_the_simulator_is_unsupported():
     env = lander()
     stop_recording(env)
     assert any("/world/" in path for path in get_state(roam(env, 5, seed=1)).unsupported)
 
 
-def test_a_recorder_that_starts_during_an_episode_waits_for_the_next() -> None:
+def test_a_recorder_that_starts_during_an_episode_waits_for_the_next():
     one, other = lander(), lander()
     stop_recording(one)
     one.reset(seed=1)
@@ -199,11 +199,11 @@ def test_a_recorder_that_starts_during_an_episode_waits_for_the_next() -> None:
     one.step(0)
     assert get_state(one).unsupported != {}
     roam(one, 10, seed=3)
-    set_state(other, sent(get_state(one)))
+    transfer(one, other)
     assert_alike(one, other, n_steps=50)
 
 
-def test_a_recorder_leaves_an_env_as_it_was() -> None:
+def test_a_recorder_leaves_an_env_as_it_was():
     env = lander()
     base = env.unwrapped
     assert {"reset", "step"} <= vars(base).keys()
@@ -218,28 +218,24 @@ def test_a_recorder_leaves_an_env_as_it_was() -> None:
     assert base.step is own
 
 
-def test_a_recorder_changes_nothing() -> None:
+def test_a_recorder_changes_nothing_and_other_envs_get_none():
     one, other = lander(), lander()
     stop_recording(other)
     for env in (one, other):
         roam(env, 30, seed=1)
     assert assert_alike(one, other, n_steps=200) >= 1
-
-
-def test_other_envs_get_no_recorder() -> None:
-    env = recorded(gym.make("CartPole-v1"))
-    assert not {"reset", "step"} & vars(env.unwrapped).keys()
+    assert not {"reset", "step"} & vars(recorded(gym.make("CartPole-v1")).unwrapped).keys()
 
 
 class Lottery(gym.Env):
     """A simulator in an object that cannot be looked into, which begins where the number of resets says."""
 
-    def __init__(self, price: int = 2, generator: type[np.random.BitGenerator] = np.random.PCG64) -> None:
+    def __init__(self, price=2, generator=np.random.PCG64):
         self.observation_space, self.action_space = spaces.Box(-np.inf, np.inf, (1,)), spaces.Discrete(3)
         self.price, self.n_resets, self.n_played, self.hidden = price, 0, 0, iter(())
         self.generator = generator
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None:
             self.np_random = np.random.Generator(self.generator(seed))
@@ -248,29 +244,29 @@ class Lottery(gym.Env):
         self.hidden = iter(range(self.n_resets, 10**6))
         return np.float32([self.total]), {}
 
-    def step(self, action: Any) -> Any:
+    def step(self, action):
         self.n_played = next(self.hidden)
         self.total += float(action) * self.price + float(self.np_random.normal())
         return np.float32([self.total]), float(self.n_played), self.n_played % 50 == 0, False, {}
 
 
 class LotterySimulator(ReplayedSimulator):
-    def before_reset(self, env: Lottery) -> int:
+    def before_reset(self, env):
         return env.n_resets
 
-    def to_arrays(self, before: int) -> dict[str, np.ndarray]:
+    def to_arrays(self, before):
         return {"resets": np.array([before])}
 
-    def prepare(self, env: Lottery, arrays: dict[str, np.ndarray]) -> None:
+    def prepare(self, env, arrays):
         env.n_resets = int(arrays["resets"][0])
 
-    def evidence(self, env: Lottery) -> bytes:
+    def evidence(self, env):
         return b""
 
-    def settings(self, env: Lottery) -> dict[str, Any]:
+    def settings(self, env):
         return {"price": env.price}
 
-    def steps_draw(self, env: Lottery) -> bool:
+    def steps_draw(self, env):
         return True
 
 
@@ -281,29 +277,29 @@ CODECS_WITH_LOTTERY = Codecs(
 read_state, write_state = (partial(each, codecs=CODECS_WITH_LOTTERY) for each in (get_state, set_state))
 
 
-def playing(env: Lottery) -> Lottery:
+def playing(env):
     start_recording(env, SIMULATORS)
     return env
 
 
-def test_what_a_simulator_knew_before_its_reset_and_the_arguments_of_reset_are_restored() -> None:
+def test_what_a_simulator_knew_before_its_reset_and_the_arguments_of_reset_are_restored():
     one, other = playing(Lottery()), roam(playing(Lottery()), 70, seed=2)
     roam(one, 120, seed=1)
     one.reset(options={"bonus": 1000})
     one.step(1)
-    write_state(other, sent(read_state(one)))
+    transfer(one, other, CODECS_WITH_LOTTERY)
     assert (other.n_resets, other.total) == (one.n_resets, one.total)
     assert one.total > 900
     assert assert_alike(one, other, n_steps=150) >= 2
 
 
-def test_a_setting_that_differs_is_named() -> None:
+def test_a_setting_that_differs_is_named():
     state = sent(read_state(roam(playing(Lottery(price=2)), 20, seed=1)))
     with pytest.raises(MismatchError, match=r"price was 2, but is 3$"):
         write_state(playing(Lottery(price=3)), state)
 
 
-def test_an_episode_that_is_too_long_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_episode_that_is_too_long_is_unsupported(monkeypatch):
     monkeypatch.setattr(episode_recorder, "LONGEST_EPISODE", 20)
     env = playing(Lottery())
     env.reset(seed=1)
@@ -315,31 +311,29 @@ def test_an_episode_that_is_too_long_is_unsupported(monkeypatch: pytest.MonkeyPa
     assert read_state(env).unsupported == {}
 
 
-def test_a_generator_of_another_kind_is_unsupported() -> None:
+def test_a_generator_of_another_kind_is_unsupported():
     env = roam(playing(Lottery(generator=np.random.MT19937)), 30, seed=1)
     assert read_state(env).unsupported != {}
 
 
-KINDS: dict[str, Any] = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
+KINDS = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": partial(SubprocVecEnv, start_method="fork")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_episodes_of_vectorised_envs_are_recorded_within_the_context(kind: str) -> None:
+def test_episodes_of_vectorised_envs_are_recorded_within_the_context(kind):
     pytest.importorskip("Box2D")
-    make: Callable[[], gym.Env] = lambda: Monitor(gym.make("LunarLander-v3"))  # noqa: E731
-    one, other = (VecNormalize(KINDS[kind]([make] * 2)) for _ in range(2))
+    makers = [lambda: Monitor(gym.make("LunarLander-v3"))] * 2
+    one, other = (VecNormalize(KINDS[kind](makers)) for _ in range(2))
     try:
         with episodes_recorded([one, other, one], REPLAYED):
-            for venv, n_steps in ((one, 150), (other, 5)):
-                venv.seed(n_steps)
-                venv.reset()
+            for vec_env, n_steps in ((one, 150), (other, 5)):
+                vec_env.seed(n_steps)
+                vec_env.reset()
                 for n in range(n_steps):
-                    venv.step(np.array([n % 4, 0]))
-            record = record_of(one)
-            assert record.unsupported == {}
-            assert restore(other, sent(record)) == []
+                    vec_env.step(np.array([n % 4, 0]))
+            transfer_vec(one, other)
             for n in range(120):
-                assert is_same(*(venv.step(np.array([n % 4, 2])) for venv in (one, other))), f"step {n}"
+                assert is_same(*(vec_env.step(np.array([n % 4, 2])) for vec_env in (one, other))), f"step {n}"
         assert record_of(one).unsupported != {}
     finally:
         one.close()
@@ -347,10 +341,10 @@ def test_episodes_of_vectorised_envs_are_recorded_within_the_context(kind: str) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_on_landers_that_crashes_ends_like_one_that_does_not(kind: str, tmp_path: Any) -> None:
+def test_a_run_on_landers_that_crashes_ends_like_one_that_does_not(kind, tmp_path):
     pytest.importorskip("Box2D")
 
-    def script(folder: Any, crash: Any) -> Any:
+    def script(folder, crash):
         env = VecNormalize(make_vec_env("LunarLander-v3", 2, seed=3, vec_env_cls=KINDS[kind]))
         model = TRPO("MlpPolicy", env, n_steps=64, batch_size=64, n_critic_updates=2, seed=0)
         try:
@@ -361,7 +355,4 @@ def test_a_run_on_landers_that_crashes_ends_like_one_that_does_not(kind: str, tm
         finally:
             env.close()
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces"), 200, 700, 1100)
-    assert starts == 4
-    assert pieces == whole
+    assert_resumes_exactly(script, tmp_path, 200, 700, 1100)
