@@ -1,4 +1,4 @@
-"""How policy and buffer are made for the algorithms that build on sb3-contrib's."""
+"""Base of the algorithms that use sb3-contrib's policies and buffers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sb3_trpo.trpo import TRPO
 
 
 class ContribTRPO(TRPO):
-    """TRPO with a policy and a buffer of sb3-contrib's, which take other arguments than SB3's."""
+    """TRPO with policies and buffers of sb3-contrib, which take other arguments than SB3's."""
 
     policy_base: ClassVar[type[BasePolicy]]
-    """Class that every policy must derive from."""
+    """Class from which every policy must derive."""
     buffer_classes: ClassVar[tuple[type[RolloutBuffer], type[RolloutBuffer]]]
-    """Default buffers for observations without and with keys (Dict); a buffer of the user's must derive from them."""
+    """Default buffers, for other observations than Dict and for Dict; a user's own must derive from the one that fits."""
 
     def _make_policy(self) -> ActorCriticPolicy:
         self._check_class("policy", self.policy_class, self.policy_base)

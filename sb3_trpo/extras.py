@@ -15,7 +15,7 @@ ZOO = ("RL Zoo's scripts need", "zoo")
 
 class MissingExtraError(ImportError):
     """
-    A library is missing that one of this package's extras installs.
+    Raised if a library is missing that one of this package's extras installs.
 
     :param what: feature that needs the library, with its verb, such as "Checkpoints need"
     :param module: name of the module that could not be imported
@@ -23,7 +23,7 @@ class MissingExtraError(ImportError):
     """
 
     def __init__(self, what: str, module: str, extra: str) -> None:
-        # The bare name "sb3-trpo[...]" would have pip look for the package on an index, which need not be ours.
+        # The bare name "sb3-trpo[...]" would make pip look on an index, where that name may belong to another package.
         super().__init__(
             f"{what} {module}, which the extra [{extra}] brings. In a checkout of sb3_trpo: pip install '.[{extra}]'. "
             f"From a wheel: pip install 'WHEEL[{extra}]', where WHEEL is the path of its .whl file.",
@@ -65,7 +65,7 @@ def require(what: str, extra: str, *modules: str) -> None:
 
 def require_for_learning(progress_bar: bool, tensorboard_log: str | None) -> None:
     """
-    Check before ``learn()`` does any work that it can show and log what it was asked to.
+    Check that ``learn()`` can show a progress bar and log to TensorBoard as asked, before it does any work.
 
     :param progress_bar: whether to show a progress bar
     :param tensorboard_log: folder for TensorBoard, ``None`` for no log

@@ -156,7 +156,7 @@ def parse_total_timesteps(total: Any) -> float:
     """
     try:
         if isinstance(total, Integral):
-            return int(total) if math.isfinite(total) else math.nan  # isfinite raises if a float cannot hold the integer
+            return int(total) if math.isfinite(total) else math.nan  # raises OverflowError if no float can hold the integer
         number = math.nan if np.asarray(total).dtype.kind in "SU" else float(total)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -209,7 +209,7 @@ def warn_about_batch_size(n_transitions: int, batch_size: int) -> None:
         warnings.warn(
             f"You have specified a mini-batch size of {batch_size}, which does not divide the {n_transitions} transitions of "
             f"a rollout (n_steps * n_envs): the last minibatch of each critic epoch has only {last}. Choose a divisor to "
-            "weight all transitions alike.",
+            "weight all transitions equally.",
             UserWarning,
             stacklevel=2,
         )
@@ -223,7 +223,7 @@ REPLACEMENTS = {
     "use_rms_prop": "policy_kwargs=dict(optimizer_class=...) chooses the critic's optimizer, Adam by default",
     "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=dict(eps=...)) sets it for the critic's optimizer",
 }
-"""What to use in place of the keywords of SB3's PPO and A2C that TRPO does not have."""
+"""What to use instead of the keywords of SB3's PPO and A2C that TRPO does not have."""
 RENAMED = {
     "max_kl": "target_kl",
     "timesteps_per_batch": "n_steps",
@@ -233,7 +233,7 @@ RENAMED = {
     "vf_stepsize": "learning_rate",
     "entcoeff": "ent_coef",
 }
-"""Keywords of Stable Baselines 2's TRPO, and their names here."""
+"""Keywords of Stable Baselines 2's TRPO and their present names."""
 
 
 def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, None]:
@@ -257,7 +257,7 @@ def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, Non
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    """Say what to write in place of an unknown keyword."""
+    """Suggest what to write instead of an unknown keyword."""
     if name in REPLACEMENTS:
         return f": {REPLACEMENTS[name]}."
     public = [each for each in known if not each.startswith("_")]

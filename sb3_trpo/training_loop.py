@@ -251,7 +251,7 @@ class TrainingLoop(OnPolicyAlgorithm):
         own = [evaluate_schedule(name, each, self._current_progress_remaining) for name, each in schedules.items()]
         shared = self._communicator.gather(th.tensor(own, dtype=th.float64))[0].tolist()
         values = dict(zip(schedules, shared, strict=True))
-        self._update_learning_rate(self.policy.optimizer)  # SB3's, which records this rank's rate
+        self._update_learning_rate(self.policy.optimizer)  # SB3's method, which records the rate but knows only this rank's
         update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
         return values
 
@@ -263,14 +263,14 @@ class TrainingLoop(OnPolicyAlgorithm):
             advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}", self.verbose)
 
     def _is_first_time(self, topic: str) -> bool:
-        """Return whether to tell the user about a topic: once, and on the first rank."""
+        """Return whether to inform the user about a topic: the first time only, and on the first rank only."""
         is_new = topic not in self._advised
         self._advised.add(topic)
         return is_new and self._communicator.is_first
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        check_spaces_of(env)  # before SB3's wrappers, some of which fail on unsupported spaces
+        check_spaces_of(env)  # before SB3 wraps it: some wrappers fail on unsupported spaces
         wrapped = OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
         check_spaces_of(wrapped)
         return wrapped
@@ -284,12 +284,12 @@ class TrainingLoop(OnPolicyAlgorithm):
         return super()._get_policy_from_name(policy_name)
 
     def _excluded_save_params(self) -> list[str]:
-        # They are about this process: whoever loads the model may be one of other ranks, and has not read the advice.
+        # They belong to this process: a loaded model may run on other ranks, and its user has not seen the advice.
         return [*super()._excluded_save_params(), "_advised", "distributed", "_communicator", "_plain"]
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout may overshoot the total; schedules end at 0 all the same.
+        # The last rollout may overshoot the total, but schedules must not fall below 0.
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _maybe_recommend_cpu(self, mlp_class_name: str = MlpPolicy.__name__) -> None:
-        super()._maybe_recommend_cpu(mlp_class_name)  # SB3 goes by the name of its own class
+        super()._maybe_recommend_cpu(mlp_class_name)  # SB3 compares with the name of its own class

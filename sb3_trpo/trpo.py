@@ -59,22 +59,22 @@ class TRPO(TrainingLoop):
     :param rollout_buffer_kwargs: further keywords of the rollout buffer
     :param normalize_advantage: whether to standardize the advantages over the batch
     :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule; the 0.01 of the paper (App. E)
-    :param sub_sampling_factor: k, to use only every k-th transition for the policy, also when the KL is bounded
+    :param sub_sampling_factor: k: the policy step uses only every k-th transition, for the bound on the KL too
     :param stats_window_size: number of episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for no log
     :param policy_kwargs: further keywords of the policy
     :param verbose: 0 for no output, 1 for training information, 2 for debug messages
     :param seed: seed of all random generators
     :param device: device of the networks
-    :param _init_setup_model: whether to make the networks at once
-    :param fisher_subsampling: k, to use only every k-th of those transitions in the Fisher matrix, which makes its products k
-        times as cheap. The paper uses 10 (Appendix C.1); 1 is exact
+    :param _init_setup_model: whether the constructor builds the networks
+    :param fisher_subsampling: k: the Fisher matrix uses only every k-th of those transitions, which makes its products k times
+        cheaper. The paper uses 10 (Appendix C.1); 1 is exact
     :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib has 1e-5, absolute
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` for none, as in sb3-contrib, which saves 0
-    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` to choose by observation size
-    :param distributed: whether to share the run with the other processes of a launcher such as ``torchrun``. ``None`` does so
-        if there are any (``WORLD_SIZE > 1``, or a process group)
+    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` chooses by observation size
+    :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does if
+        there are any (``WORLD_SIZE > 1``, or a process group)
     :raises TypeError: if a keyword is unknown; the message names the right one
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is not supported, or a single transition is to be normalized, as in SB3
@@ -182,7 +182,7 @@ class TRPO(TrainingLoop):
 
     def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
         """Take one trust-region step."""
-        self.policy.set_training_mode(False)
+        self.policy.set_training_mode(False)  # with dropout the old policy would not be one distribution
         settings, parameters = PolicyStepSettings.of(self, **now), list(split.policy.values())
         with timed(self.logger, "time/policy_step_seconds"):
             step, entropy, log_prob_error = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
@@ -203,7 +203,7 @@ class TRPO(TrainingLoop):
         record(self.logger, critic_diagnostics(fit))
 
     def _finish_update(self, batch: RolloutBatch) -> None:
-        """Let batch norm and the like see the rollout, and record what belongs to the update as a whole."""
+        """Update running statistics such as batch norm's, and record what concerns the update as a whole."""
         update_statistics(self.policy, batch, self.chunk_size, self._communicator)
         self._n_updates += 1
         context = self._n_rejected_steps, self._communicator, self.distribution_kinds
@@ -228,7 +228,7 @@ class TRPO(TrainingLoop):
         :param callback: a callback or a list of callbacks
         :param log_interval: updates between two dumps of the log
         :param tb_log_name: name of the run in TensorBoard
-        :param reset_num_timesteps: whether to count timesteps from 0 rather than go on counting
+        :param reset_num_timesteps: whether to count timesteps from 0 rather than continue counting
         :param progress_bar: whether to show a progress bar
         :return: the model itself
         :raises ValueError: if ``total_timesteps`` is not a number, or a setting is not allowed

@@ -1,4 +1,4 @@
-"""Environments of random observations: for measuring updates, whatever is learned."""
+"""Environments with random observations, for measuring updates when it does not matter what is learned."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from benchmarks.learning.plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
 from benchmarks.learning.store import is_finished, locked, replace, stored, to_write, unplanned, write
 
 MINUTE = 60.0
-"""Seconds between notes of the time that a run has taken."""
+"""Seconds between two updates of the wall time of a run on disk."""
 MEASURING = Lock()
 """Held by an evaluation: all share this process and its standard output."""
 TRAININGS: set[subprocess.Popen[bytes]] = set()

@@ -1,4 +1,4 @@
-"""Masks for callers that pass none: SB3's evaluation, and the loops of SB3 and sb3-contrib that collect rollouts."""
+"""Masks for callers that pass none: SB3's evaluation, and the collection loops of SB3 and sb3-contrib."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ with needs(*CONTRIB):
 
 class BufferWithMasks(Protocol):
     """
-    What a rollout buffer with action masks has.
+    What a rollout buffer with action masks must have.
 
-    :param pos: index of the step that is filled next
+    :param pos: index of the step to be filled next
     :param action_space: the action space
     :param action_masks: shape ``(n_steps, n_envs, n_options)`` while the buffer is filled
     """
@@ -35,10 +35,10 @@ class BufferWithMasks(Protocol):
 
 class SelfMaskingModel:
     """
-    A masked model that asks the environments for masks when ``predict`` is called without them.
+    A maskable model that asks the environments for masks when ``predict`` is called without them.
 
     :param model: the model; all other attributes are read from it
-    :param env: the environments that it acts in
+    :param env: the environments in which it acts
     """
 
     def __init__(self, model: BaseAlgorithm, env: VecEnv) -> None:
@@ -49,20 +49,20 @@ class SelfMaskingModel:
         return getattr(self._model, name)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Choose among the actions that are allowed now, by the model's own method."""
+        """Choose among the actions that the environments allow now, by the model's own method."""
         predict: Callable[..., Any] = self._model.predict
         return predict(*args, **{"action_masks": get_action_masks(self._env), **kwargs})
 
 
 class CollectingPolicy:
     """
-    The policy for a collection loop that knows no masks: each call asks for them, applies them and stores them.
+    The policy for a collection loop that knows no masks: each call asks for masks, applies them and stores them.
 
-    Only the loop is given this object. Callbacks call the policy itself, and get unmasked actions as they ask for them.
+    Only the loop gets this object. Callbacks call the policy itself, which masks nothing unless they pass masks.
 
-    :param algorithm: the algorithm that owns the policy, which must accept ``action_masks``
+    :param algorithm: the algorithm that owns the policy; the policy must accept ``action_masks``
     :param env: the training environments
-    :param buffer: the buffer being filled
+    :param buffer: the rollout buffer to fill
     :param callback: finds the masks in its ``locals``
     """
 
@@ -82,18 +82,19 @@ class CollectingPolicy:
         self._callback.update_locals({"action_masks": masks})
         return self._algorithm.policy(*args, action_masks=masks)
 
-    forward = __call__  # by which older versions of sb3-contrib call the policy
+    forward = __call__  # older versions of sb3-contrib call this
 
 
 class AlgorithmWithPolicy:
     """
-    An algorithm with another policy: what a collection loop is given as ``self``.
+    A stand-in for an algorithm, with another policy. A collection loop gets it as ``self``.
 
     :param algorithm: the algorithm; all attributes but ``policy`` are read from it and written to it
     :param policy: the other policy
     """
 
     def __init__(self, algorithm: OnPolicyAlgorithm, policy: CollectingPolicy) -> None:
+        # An assignment would go to the algorithm.
         vars(self).update(_algorithm=algorithm, policy=policy)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""sb3-contrib's masked distributions: choices in which some options are forbidden."""
+"""sb3-contrib's maskable distributions: choices in which some options are forbidden."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MaskedCategorical(Categorical):
     """
     Independent choices, one or several; bits are choices between two options.
 
-    The logit of a masked option is so low that its probability is exactly 0. It adds nothing to KL, metric and entropy.
+    The logit of a masked option is so low that its probability is exactly 0. So it adds nothing to KL, metric or entropy.
     """
 
     distributions = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution)
@@ -37,7 +37,7 @@ class MaskedCategorical(Categorical):
         return tuple(choice.logits for choice in distribution.distributions)
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Describe sb3-contrib's three distributions, but not their subclasses."""
+        """Describe sb3-contrib's three distributions, but not subclasses, which may compute something else."""
         action_dist: Distribution = policy.action_dist
         if type(action_dist) is MaskableCategoricalDistribution:
             return CategoricalHead(action_dist, (action_dist.action_dim,))

@@ -1,5 +1,5 @@
 """
-Action masks: where they come from, and what they must look like.
+Action masks: reading them from the environments, and checking them.
 
 A masked action has probability exactly 0, because the exponential of its logit is 0. It therefore adds nothing to the KL
 divergence, to the entropy or to the Fisher metric, and the derivative of its logit does not matter.
@@ -27,8 +27,8 @@ def options_of(space: spaces.Space[Any]) -> list[int]:
     """
     Count the options of each choice in an action.
 
-    :param space: Discrete, MultiDiscrete or MultiBinary; a bit is a choice of two options
-    :return: number of options, choice by choice; their sum is the length of a mask
+    :param space: a Discrete, MultiDiscrete or MultiBinary space; a bit is a choice between two options
+    :return: number of options of each choice; their sum is the length of a mask
     """
     if isinstance(space, spaces.Discrete):
         return [int(space.n)]
@@ -42,7 +42,7 @@ def require_masks(env: VecEnv) -> None:
     """
     Raise if environments have no action masks.
 
-    :param env: vectorised environments
+    :param env: vectorized environments
     :raises ValueError: if they have no method ``action_masks()``
     """
     if not is_masking_supported(env):
@@ -60,7 +60,7 @@ def masks_from(env: VecEnv, space: spaces.Space[Any], step: int) -> np.ndarray:
     :param space: their action space
     :param step: index of the step in the rollout, for the message
     :return: booleans of shape ``(n_envs, n_options)``
-    :raises ValueError: if a mask has the wrong size or allows nothing; names the environment and the step
+    :raises ValueError: if a mask has the wrong size, holds anything but flags, or allows nothing; names environment and step
     """
     return checked_masks(env.env_method(EXPECTED_METHOD_NAME), space, f"at step {step} of the rollout")
 
@@ -69,9 +69,9 @@ def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
     """
     Check masks and convert them to booleans.
 
-    :param rows: one mask per environment, of 0 and 1 or booleans, flat or one sequence per choice
+    :param rows: one mask per environment, of booleans or of 0 and 1, flat or as one sequence per choice
     :param space: the action space
-    :param when: when the masks were given, for the message
+    :param when: where the masks come from, for the message
     :return: booleans of shape ``(n_envs, n_options)``
     :raises ValueError: if a mask has the wrong size, holds anything but flags, or allows nothing
     """
@@ -98,7 +98,7 @@ def checked_masks(rows: Any, space: spaces.Space[Any], when: str) -> np.ndarray:
 
 
 def _flattened(row: Any) -> np.ndarray:
-    """Make one flat array of a mask, which may be a sequence of one mask per choice."""
+    """Flatten a mask, which may be a sequence of one mask per choice."""
     try:
         return np.asarray(row).reshape(-1)
     except ValueError:  # the masks of the choices have different lengths

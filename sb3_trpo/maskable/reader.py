@@ -1,4 +1,4 @@
-"""What a masked policy acts on, and how it is read from sb3-contrib's maskable rollout buffers."""
+"""Inputs of a maskable policy, and the reader of sb3-contrib's maskable rollout buffers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ with needs(*CONTRIB):
 @dataclass(frozen=True, eq=False)
 class MaskedInputs:
     """
-    Inputs of a policy together with the actions that were allowed.
+    Inputs of a policy, and the actions that were allowed.
 
-    :param unmasked: the inputs without masks: observations, with or without memory
+    :param unmasked: the inputs without masks: observations, with or without LSTM states
     :param action_masks: one flag per option of each choice, shape ``(n, n_options)``; 0 forbids the option
     """
 

@@ -1,10 +1,5 @@
 """
-TRPO with masked actions; needs the extra ``[contrib]``.
-
-    from sb3_trpo.maskable import MaskableTRPO
-    model = MaskableTRPO("MlpPolicy", env)      # env has a method action_masks(), or is wrapped in ActionMasker
-    model.learn(1e6)                            # with MaskableEvalCallback
-    model.predict(obs, action_masks=get_action_masks(env))
+TRPO with action masks.
 
 Surrogate, KL divergence, Fisher metric and entropy are those of the masked distribution, with the masks that were in force
 when the policy acted.
@@ -38,9 +33,7 @@ from sb3_trpo.rollouts.reader import RolloutReader
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.buffers import MaskableDictRolloutBuffer, MaskableRolloutBuffer
-    from sb3_contrib.common.maskable.policies import (
-        MaskableActorCriticPolicy,
-    )
+    from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 
 
 class MaskedActingPolicy(ActingPolicy):
@@ -60,7 +53,7 @@ class MaskableTRPO(ContribTRPO):
 
     Takes the keywords of :class:`~sb3_trpo.TRPO`, for Discrete, MultiDiscrete and MultiBinary actions.
 
-    :raises ValueError: while collecting, if an environment has no masks or a mask allows nothing
+    :raises ValueError: during collection, if an environment has no masks or a mask is not valid
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -89,9 +82,9 @@ class MaskableTRPO(ContribTRPO):
         :param env: the training environments
         :param callback: called at each step; finds ``action_masks`` in its ``locals``
         :param rollout_buffer: the buffer to fill
-        :param n_rollout_steps: steps per environment
-        :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if there are no masks, or if one has the wrong size or allows nothing
+        :param n_rollout_steps: number of steps per environment
+        :return: ``True`` if the rollout is complete, ``False`` if the callback ended it
+        :raises ValueError: if an environment has no masks, or if a mask has the wrong size or allows nothing
         """
         require_masks(env)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -108,13 +101,14 @@ class MaskableTRPO(ContribTRPO):
         Choose actions.
 
         :param observation: one observation, or one per environment
-        :param state: state that a recurrent policy returned from the last call
-        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
+        :param state: state of a recurrent policy that the last call returned
+        :param episode_start: whether an episode starts with the observation, shape ``(n_envs,)``
         :param deterministic: whether to take the most likely action instead of sampling
         :param action_masks: allowed actions, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows all
         :return: the actions, and the state of a recurrent policy
         :raises ValueError: if a mask has the wrong size or allows nothing
         """
+        plain = self._plain.encode(observation)
         if action_masks is None:
             warnings.warn(
                 "predict() was given no action_masks, so the policy may choose forbidden actions. Pass get_action_masks(env); "
@@ -123,7 +117,7 @@ class MaskableTRPO(ContribTRPO):
                 stacklevel=2,
             )
         else:
-            tensors, _ = self.policy.obs_to_tensor(self._plain.encode(observation))
+            tensors, _ = self.policy.obs_to_tensor(plain)
             n_observations = len(ObservationInputs(tensors))
             rows: Any = [action_masks] if n_observations == 1 and np.ndim(action_masks[0]) == 0 else action_masks
             if len(rows) != n_observations:
@@ -131,11 +125,12 @@ class MaskableTRPO(ContribTRPO):
                     f"action_masks has {len(rows)} rows, but must have one for each of {n_observations} observations."
                 )
             action_masks = checked_masks(rows, self.action_space, "given to predict()")
-        plain = self._plain.encode(observation)
         actions, state = self.policy.predict(plain, state, episode_start, deterministic, action_masks=action_masks)  # type: ignore[call-arg]  # SB3's policies have no masks
         return self._plain.decode(actions), state
 
     def _general_loop(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        # The loop of the base class knows no masks. It is called on a stand-in for this algorithm, so that the policy that it
+        # finds there masks its actions, while callbacks still see the algorithm and policy themselves.
         loop: Any = super()._general_loop
         algorithm = AlgorithmWithPolicy(self, CollectingPolicy(self, env, cast("BufferWithMasks", rollout_buffer), callback))
         return bool(loop.__func__(algorithm, env, ReplacedLocals(callback, self=self), rollout_buffer, n_rollout_steps))

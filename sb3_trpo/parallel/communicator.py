@@ -1,9 +1,9 @@
 """
-What ranks exchange: sums, means, and what each of them holds.
+Exchanges between ranks: sums, means, and objects of each rank.
 
 A rank is one of the processes that train one policy together. :class:`Communicator` is that of a process on its own, and every
 exchange is the identity. :class:`~sb3_trpo.parallel.distributed.DistributedCommunicator` exchanges through
-``torch.distributed``. Every rank gets the same bits, so ranks that decide by a result all decide alike.
+``torch.distributed``. Every rank gets the same bits, so a decision that depends on a result is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Communicator:
         """
         Add up over the ranks.
 
-        :param values: this rank's terms, of the same shape on every rank, on any device
+        :param values: terms of this rank, of the same shape on every rank, on any device
         :return: the sums, on the same device
         """
         return values
 
     def mean(self, total: th.Tensor, weight: float) -> th.Tensor:
         """
-        Average over the states of all ranks: numerator and denominator are summed apart, for ranks may have uneven parts.
+        Average over the states of all ranks. Numerator and denominator are summed separately, as ranks may have uneven parts.
 
         :param total: sums over this rank's states, shape ``(n,)``
         :param weight: the number of these states, or the sum of their weights
@@ -50,8 +50,8 @@ class Communicator:
         """
         Collect a tensor from each rank.
 
-        :param values: this rank's, of the same shape and type on every rank
-        :return: all of them in the order of the ranks, shape ``(size, ...)``
+        :param values: tensor of this rank, of the same shape and type on every rank
+        :return: the tensors of all ranks, stacked in the order of the ranks, shape ``(size, ...)``
         """
         return values[None]
 
@@ -59,8 +59,8 @@ class Communicator:
         """
         Collect a small object from each rank.
 
-        :param value: this rank's; plain data, because it is pickled
-        :return: all of them in the order of the ranks
+        :param value: object of this rank; plain data, because it is pickled
+        :return: the objects of all ranks, in the order of the ranks
         """
         return [value]
 
@@ -68,7 +68,7 @@ class Communicator:
         """
         Overwrite tensors with the first rank's, in place.
 
-        :param tensors: of the same shapes and types on every rank
+        :param tensors: tensors of the same shapes and types on every rank
         """
 
     def broadcast_object(self, value: T) -> T:
@@ -76,13 +76,13 @@ class Communicator:
         Give every rank the first rank's object.
 
         :param value: plain data, because it is pickled; only the first rank's matters
-        :return: the first rank's
+        :return: the first rank's object
         """
         return value
 
     def leave(self, error: BaseException) -> None:
         """
-        Leave the other ranks for good, so that they stop waiting for this one, and let them know why.
+        Leave the other ranks for good, so that they stop waiting for this one, and report why.
 
         :param error: what ends this rank
         """

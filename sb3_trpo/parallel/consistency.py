@@ -1,4 +1,4 @@
-"""Whether all ranks have the same settings and the same policy."""
+"""Checks that all ranks have the same settings and the same policy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def require_same(values: Mapping[str, object], what: str, communicator: Communic
     """
     Check that all ranks have the same values.
 
-    :param values: by name; plain data, because they are pickled
-    :param what: a word for them in the error
+    :param values: values of this rank by name; plain data, because they are pickled
+    :param what: what the error calls them
     :param communicator: of this rank
-    :raises RanksPartedError: if a rank has others than the first, with names and values
+    :raises RanksPartedError: if a rank differs from the first; the message gives names and values
     """
     first, *others = communicator.gather_objects(values)
     differing = {
@@ -48,11 +48,11 @@ def require_same_parameters(module: nn.Module, communicator: Communicator) -> No
     """
     Check that all ranks hold the same parameters and buffers, bit for bit.
 
-    Checksums are exchanged first, as one short tensor; only if they differ are names looked for.
+    Checksums are exchanged first, as one short tensor; names are compared only if these differ.
 
-    :param module: this rank's
+    :param module: module of this rank
     :param communicator: of this rank
-    :raises RanksPartedError: if they differ, with their names
+    :raises RanksPartedError: if they differ; the message names them
     """
     state = module.state_dict()
     sums = communicator.gather(checksums(state.values()))
@@ -64,7 +64,7 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
     """
     List the shapes of parameters and buffers.
 
-    :param module: for example a policy
+    :param module: a policy, for example
     :return: shapes by name
     """
     return {name: [*tensor.shape] for name, tensor in module.state_dict().items()}
@@ -72,17 +72,19 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
 
 def checksums(tensors: Iterable[th.Tensor]) -> th.Tensor:
     """
-    Compute a checksum of each tensor's bits and their places.
+    Compute a checksum of each tensor that depends on every bit and its place.
 
-    :param tensors: of any types and shapes, on one device
-    :return: int64, one for each tensor, on their device
+    :param tensors: tensors of any types and shapes, on one device
+    :return: checksums, int64, shape ``(n_tensors,)``, on the same device
     """
     return th.stack([_checksum(tensor.detach()) for tensor in tensors])
 
 
 def _checksum(tensor: th.Tensor) -> th.Tensor:
-    """Add up a tensor's entries as integers, mixed and weighted by their places, modulo 2^64."""
+    """Add up a tensor's entries as mixed integers, weighted by their places, modulo 2^64."""
     real = th.view_as_real(tensor) if tensor.is_complex() else tensor
     bits = real.contiguous().flatten().view(INTEGERS[real.element_size()]).long().mul(MIXER)
     factors = th.arange(len(bits), device=bits.device).mul(2).add(1)  # odd factors lose no bit
+    # The multiplication spreads low bits upwards and the shift high bits downwards. Otherwise round numbers, with their many
+    # zero bits, could change places unnoticed.
     return bits.bitwise_xor(bits >> 32).mul(factors).sum()

@@ -51,7 +51,7 @@ class DistributedCommunicator(Communicator):
     Several processes, by torch's collectives.
 
     :param device: of the policy. Tensors are moved there to be exchanged, because NCCL takes none from the CPU
-    :param group: the process group, ``None`` if it is the script's, which is never left
+    :param group: the process group; ``None`` if the script has made it, since it is then never left
     """
 
     def __init__(self, device: th.device, group: ProcessGroup | None) -> None:
@@ -74,7 +74,7 @@ class DistributedCommunicator(Communicator):
         return sums[:-1] / sums[-1]
 
     def gather(self, values: th.Tensor) -> th.Tensor:
-        """Gather once."""
+        """Use one all-gather."""
         sent = values.detach().to(self._device).contiguous()
         stacked = sent.new_empty(self.size, *sent.shape)
         with self._exchange():
@@ -82,14 +82,14 @@ class DistributedCommunicator(Communicator):
         return stacked.to(values.device)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Pickle, and take two all-gathers: of lengths and of contents."""
+        """Pickle, and use two all-gathers: for lengths and contents."""
         values = [value] * self.size
         with self._exchange():
             dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, tensors: Sequence[th.Tensor]) -> None:
-        """Take one broadcast for each tensor."""
+        """Use one broadcast for each tensor."""
         with self._exchange():
             for tensor in tensors:
                 received = tensor.detach().contiguous()
@@ -97,7 +97,7 @@ class DistributedCommunicator(Communicator):
                 tensor.detach().copy_(received)
 
     def broadcast_object(self, value: T) -> T:
-        """Pickle, and take two broadcasts: of the length and of the contents."""
+        """Pickle, and use two broadcasts: for the length and the contents."""
         values = [value]
         with self._exchange():
             dist.broadcast_object_list(values, src=0)
@@ -117,7 +117,7 @@ class DistributedCommunicator(Communicator):
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:
-        """Explain it if a rank does not answer."""
+        """Turn an error of torch's into one that explains which rank has failed, and why."""
         if self._group is not None:
             self._group.require_not_left()
         try:
@@ -157,7 +157,7 @@ class GlooCommunicator(DistributedCommunicator):
             dist.recv(stacked, 0)
 
     def _receive_all(self, parts: th.Tensor, own: th.Tensor) -> None:
-        """Receive from all other ranks at a time, each into its own row."""
+        """Receive from all other ranks at the same time, each into its own row."""
         parts[0] = own
         _wait_for(dist.irecv(parts[rank], rank) for rank in range(1, self.size))
 
@@ -168,5 +168,5 @@ class GlooCommunicator(DistributedCommunicator):
 def _wait_for(works: Iterable[Work | None]) -> None:
     """Start everything before waiting for any of it."""
     for work in [*works]:
-        assert work is not None, "a process that is no member of the default group has no communicator"
+        assert work is not None, "a process outside the default group has no communicator"
         work.wait()

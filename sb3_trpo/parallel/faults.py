@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # torch may be built without it
     from torch._C._distributed_c10d import Store
 
 KEY = "sb3_trpo/fault_of_rank_{}"
-"""Where a rank's report is in the store."""
+"""Key of a rank's report in the store."""
 LONGEST_REPORT = 2000
-"""Characters; the rest of an error's text is cut off."""
+"""Characters of an error's text that a report keeps."""
 
 
 class RanksPartedError(RuntimeError):
@@ -30,7 +30,7 @@ class RanksPartedError(RuntimeError):
 
 class FaultReports:
     """
-    Why ranks ended, in their own words.
+    Reports of why ranks have ended, in the store of the process group.
 
     :param store: of the process group, which outlives its connections
     :param rank: of this process
@@ -72,7 +72,7 @@ def lost_contact(error: RuntimeError, communicator: Communicator, reports: dict[
 
     :param error: torch's, which knows only that a connection has ended or that time is up
     :param communicator: of the rank that noticed
-    :param reports: of the ranks that said why they ended, by rank
+    :param reports: reports of the ranks that have ended, by rank
     :return: what to raise
     """
     reported = "".join(f"\n  rank {rank} ended with {text}" for rank, text in reports.items())
@@ -100,11 +100,11 @@ def leaving_on_error(communicator: Communicator) -> Iterator[None]:
 
 def check_on_all_ranks(check: Callable[[], None], communicator: Communicator) -> None:
     """
-    Run a check that fails on every rank if it fails on one, so that no rank goes on and waits for one that has stopped.
+    Run a check that fails on every rank if it fails on one, so that no rank continues and waits for one that has stopped.
 
     :param check: raises a ``ValueError`` if something is wrong on this rank
     :param communicator: of this rank
-    :raises ValueError: with the texts of the ranks on which it failed
+    :raises ValueError: if it fails on any rank, with the messages of all ranks on which it does
     """
     if communicator.size == 1:
         check()

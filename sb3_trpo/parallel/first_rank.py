@@ -1,4 +1,4 @@
-"""What only the first rank does: to evaluate, to draw a progress bar, to write files that ranks would otherwise share."""
+"""What only the first rank does: evaluate, show a progress bar, and write files that ranks would otherwise share."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
 FIRST_RANK_ONLY = (EvalCallback, CheckpointCallback, ProgressBarCallback)
-"""Callbacks that evaluate, write or draw. An attribute ``first_rank_only`` of a callback takes precedence."""
+"""Callbacks that evaluate, write or show progress. A callback's attribute ``first_rank_only`` takes precedence."""
 
 
 def callbacks_of_other_ranks(callbacks: Iterable[BaseCallback]) -> list[BaseCallback]:
     """
-    Leave out callbacks that are for the first rank only, also where other callbacks hold them.
+    Leave out callbacks that are for the first rank only, also inside other callbacks.
 
-    :param callbacks: of the whole run
+    :param callbacks: the callbacks of the run
     :return: those for every rank
     """
     return [*filter(None, map(_for_other_ranks, callbacks))]
 
 
 def _for_other_ranks(callback: BaseCallback) -> BaseCallback | None:
-    """Give what is left of a callback and of those it holds, if anything is."""
+    """Return a callback without the parts that are for the first rank only, ``None`` if nothing is left."""
     if getattr(callback, "first_rank_only", isinstance(callback, FIRST_RANK_ONLY)):
         return None
     if isinstance(callback, CallbackList):
@@ -49,7 +49,7 @@ def _for_other_ranks(callback: BaseCallback) -> BaseCallback | None:
     if isinstance(callback, EventCallback) and callback.callback is not None:
         held = _for_other_ranks(callback.callback)
         if held is not callback.callback:
-            callback = copy.copy(callback)  # the user's own stays as it is
+            callback = copy.copy(callback)  # the user's object stays unchanged
             callback.callback = held
         return callback if held is not None else None
     return callback
@@ -80,7 +80,7 @@ def leave_monitor_files_to_first_rank(vec_env: VecEnv, communicator: Communicato
 
 
 class LogsEpisodes(Protocol):
-    """``Monitor`` and ``VecMonitor``: without a writer they only pass episodes on."""
+    """``Monitor`` and ``VecMonitor``: without a writer they still report episodes in ``infos``, but write no file."""
 
     results_writer: ResultsWriter | None
 

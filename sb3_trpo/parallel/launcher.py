@@ -21,19 +21,20 @@ if TYPE_CHECKING:  # torch may be built without it
     from torch._C._distributed_c10d import Store
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher sets; torch's ``env://`` reads them."""
+"""Environment variables that a launcher sets and torch's ``env://`` reads."""
 REMINDER, TIMEOUT = 15.0, 1800.0
-"""Seconds until missing ranks are named, and until the others give up, which is torch's timeout for gloo."""
+"""Seconds until the first rank names those that are missing, and until it gives up; the latter is torch's timeout for gloo."""
 POLL_INTERVAL = 0.01
-"""Seconds between two looks for ranks that are still missing."""
+"""Seconds between two checks for missing ranks."""
 
 
 class ProcessGroup:
     """
-    The process group that this package forms, for all models of this process: torch's default one.
+    The process group that this package forms for all models of this process: torch's default one.
 
-    :ivar faults: why ranks ended. It stays after :meth:`leave`: on the first rank it may hold the store, and others read on
-    :ivar is_open: whether it has been formed and not left
+    :ivar faults: reports of ranks that have ended. Kept after :meth:`leave`: the first rank may hold the store, which others
+        still read
+    :ivar is_open: whether the group has been formed and not left
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class ProcessGroup:
 
     def form(self) -> None:
         """
-        Form it with the other processes of the launcher.
+        Form the group with the other processes of the launcher.
 
         :raises ValueError: if there is no launcher
         :raises RuntimeError: if this process has left it before, or a rank is missing
@@ -68,16 +69,16 @@ class ProcessGroup:
 
     def require_not_left(self) -> None:
         """
-        Check that this process has not left the others: they have ended, or will not take it back.
+        Check that this process has not left the others, for it cannot rejoin them.
 
         :raises RuntimeError: if it has
         """
         if self.faults is not None and not self.is_open:
-            raise RuntimeError("This process left the other ranks after an error; start the script again to go on together.")
+            raise RuntimeError("This process left the other ranks after an error; start the script again to continue.")
 
     def leave(self, error: BaseException | None = None) -> None:
         """
-        Leave it, if that has not been done. Ranks that wait for this one notice that their connections end.
+        Leave the group, unless that has been done. Ranks that wait for this one notice that their connections end.
 
         :param error: what ends this rank, for the report; ``None`` at the regular end
         """
@@ -97,13 +98,13 @@ def meet(store: Store, rank: int, size: int) -> str:
     Agree on a name for this attempt to form a group, so that nothing is left in the store of an earlier attempt.
 
     torchrun keeps its store when it restarts the ranks, and the addresses in it are those of processes that have died. So each
-    rank says hello with a word that nobody has used before. The first rank answers every word it sees, until all have come.
+    rank writes a greeting with a random word. The first rank answers every greeting that it finds until all ranks have joined.
 
-    :param store: all ranks can reach it
+    :param store: table of keys and values that all ranks can reach
     :param rank: of this process
     :param size: number of ranks
     :return: the name, the same on all ranks
-    :raises RuntimeError: on the first rank, if others have not come in time
+    :raises RuntimeError: on the first rank, if others have not joined in time
     """
     word = uuid.uuid4().hex
     if rank > 0:
@@ -116,19 +117,19 @@ def meet(store: Store, rank: int, size: int) -> str:
         _welcome(store, word, missing)
         waited = time.monotonic() - start
         if missing and waited > (TIMEOUT if has_reminded else REMINDER):
-            who = f"of {size} ranks {', '.join(map(str, sorted(missing)))} have not come to share the run"
+            who = f"of {size} ranks {', '.join(map(str, sorted(missing)))} have not joined the run"
             if has_reminded:
                 raise RuntimeError(f"In {TIMEOUT:.0f} seconds {who}. See what they print.")
-            print(f"sb3_trpo waits: {who}. For a model of one rank alone, set distributed=False.", flush=True)
+            print(f"sb3_trpo is waiting: {who}. To train a model on one rank alone, set distributed=False.", flush=True)
             has_reminded = True
         time.sleep(POLL_INTERVAL)
     return word
 
 
 def _welcome(store: Store, word: str, missing: set[int]) -> None:
-    """Answer the ranks that have said hello, and cross off those that have got the answer."""
+    """Answer the ranks that have written a greeting, and remove those that have received the answer from ``missing``."""
     for rank in [*missing]:
-        if store.check([f"hello/{rank}"]):  # it may be a dead process's, which a live one will overwrite
+        if store.check([f"hello/{rank}"]):  # perhaps from a process that has died; a live one will overwrite it
             store.set(f"welcome/{store.get(f'hello/{rank}').decode()}", word)
         if store.check([f"{word}/{rank}"]):
             missing.remove(rank)

@@ -30,17 +30,17 @@ from sb3_trpo.parallel.running_statistics import Moments, StatisticsSync
 from sb3_trpo.settings import CONSTANT_RULES, RULES, evaluate_schedule
 
 OTHER_SETTINGS = ("normalize_advantage",)
-"""Settings that have no rule and must be the same on all ranks all the same."""
+"""Settings without a rule that must also be the same on all ranks."""
 T = TypeVar("T")
 
 
 class NoSync:
-    """What a rank that is alone does: nothing."""
+    """Hooks of a rank that is alone. They do nothing."""
 
     @contextmanager
     def session(self, checkpoint: BaseCallback) -> Iterator[None]:
         """
-        Accompany a call of ``learn()``.
+        Enclose a call of ``learn()``.
 
         :param checkpoint: the callback that acts between iterations, of the same type on every rank
         :raises RanksPartedError: if settings differ between ranks
@@ -51,29 +51,29 @@ class NoSync:
         """
         Choose the callbacks of this rank.
 
-        :param root: what ``learn()`` was given
-        :return: what this rank calls
+        :param root: the argument ``callback`` of ``learn()``
+        :return: the callbacks that this rank calls
         """
         return root
 
     def after_reset(self, total_timesteps: int) -> None:
         """
-        Start from the same state; the environments have been reset.
+        Make the ranks start from the same state, after the environments have been reset.
 
-        :param total_timesteps: of all ranks together, at which the run ends
+        :param total_timesteps: timesteps of all ranks together at which the run ends
         :raises RanksPartedError: if it differs between ranks
         """
 
     def after_resume(self) -> None:
-        """Adopt what a checkpoint may have restored."""
+        """Adopt what a checkpoint has restored, if there was one."""
 
     def after_rollout(self, is_complete: bool, root: BaseCallback) -> bool:
         """
         Combine what the ranks have collected.
 
-        :param is_complete: whether this rank's rollout is, rather than ended by a callback
-        :param root: all callbacks of this rank
-        :return: whether the rollouts of all ranks are
+        :param is_complete: whether this rank's rollout is complete, rather than ended by a callback
+        :param root: root of this rank's callbacks
+        :return: whether the rollouts of all ranks are complete
         """
         return is_complete
 
@@ -87,15 +87,15 @@ class NoSync:
 
 class RolloutReport(NamedTuple):
     """
-    What a rank lets the others know about its rollout.
+    What a rank reports to the others about its rollout.
 
-    :param n_timesteps: of its environments together
-    :param is_complete: whether the rollout was not ended by a callback
+    :param n_timesteps: timesteps of its environments together
+    :param is_complete: whether the rollout is complete, rather than ended by a callback
     :param episodes: new entries of ``ep_info_buffer``
     :param successes: new entries of ``ep_success_buffer``
     :param observed: moments of observations and returns, for each of the running statistics
-    :param digest: of the rollout's contents; empty except for the first one of a run
-    :param settings: numbers by name; the first rank's count
+    :param digest: hash of actions and rewards in the first rollout of a run, else empty
+    :param settings: constant settings by name; all ranks adopt the first one's
     """
 
     n_timesteps: int
@@ -109,10 +109,10 @@ class RolloutReport(NamedTuple):
 
 class RolloutSync(NoSync, BaseCallback):
     """
-    What one of several ranks does.
+    Hooks of one of several ranks.
 
-    As a callback, called before the user's, it lets ``num_timesteps`` count the timesteps of all ranks: within a rollout it
-    assumes that the others are equally far in theirs.
+    It is also a callback, called before the user's, that makes ``num_timesteps`` count the timesteps of all ranks: within a
+    rollout it assumes that the others have come equally far.
 
     :param model: of this rank
     :param communicator: of this rank
@@ -153,7 +153,7 @@ class RolloutSync(NoSync, BaseCallback):
         }
 
     def _constant_settings(self) -> dict[str, object]:
-        """Collect the settings that are no schedules."""
+        """Collect the settings that are not schedules."""
         values = {name: getattr(self.model, name) for name in (*RULES, *CONSTANT_RULES, *OTHER_SETTINGS)}
         return {name: value for name, value in values.items() if not callable(value)}
 
@@ -167,7 +167,7 @@ class RolloutSync(NoSync, BaseCallback):
         optimizer.load_state_dict(self._communicator.broadcast_object({**own, "state": state}))
 
     def callbacks(self, root: MaybeCallback) -> MaybeCallback:
-        """Put this one first, and on other ranks leave out what is for the first rank only."""
+        """Put this callback first; on other ranks, leave out those for the first rank only."""
         given = root if isinstance(root, list) else [] if root is None else [root]
         members = [each if isinstance(each, BaseCallback) else ConvertCallback(each) for each in given]
         return [self, *(members if self._communicator.is_first else callbacks_of_other_ranks(members))]
@@ -180,7 +180,7 @@ class RolloutSync(NoSync, BaseCallback):
         self._statistics.merge(self._communicator.gather_objects(self._statistics.observed()))
 
     def after_resume(self) -> None:
-        """Start from the restored running statistics, which every checkpoint of the run holds alike."""
+        """Start from the restored running statistics, which are the same in the checkpoints of all ranks."""
         self._statistics.mark_agreed()
 
     def _on_rollout_start(self) -> None:
@@ -227,7 +227,7 @@ class RolloutSync(NoSync, BaseCallback):
         return hashlib.sha256(buffer.actions.tobytes() + buffer.rewards.tobytes()).hexdigest()
 
     def _warn_of_equal_rollouts(self, digests: list[str]) -> None:
-        """Warn if ranks waste their time; environments with constant rewards and actions look like that, too."""
+        """Warn if ranks collect the same data. Environments with constant rewards and actions may do so for good reason."""
         n_different = len(set(digests))
         if self._communicator.is_first and all(digests) and n_different < len(digests):
             warnings.warn(
@@ -253,7 +253,7 @@ def interleave(lists: Iterable[list[T]]) -> list[T]:
     Merge lists as if each had been filled at a steady rate over the same time.
 
     :param lists: one for each rank, of any lengths
-    :return: all items; the last ones are the last ones of all ranks, in proportion to their numbers
+    :return: all items; its end holds the last items of all ranks, in proportion to their numbers
     """
     dated = [((index + 1) / len(items), rank, item) for rank, items in enumerate(lists) for index, item in enumerate(items)]
     return [item for *_, item in sorted(dated, key=itemgetter(0, 1))]
@@ -263,7 +263,7 @@ def make_rollout_sync(model: OnPolicyAlgorithm, communicator: Communicator) -> N
     """
     Choose what a rank does around its rollouts.
 
-    :param model: about to learn
+    :param model: a model that is about to learn
     :param communicator: of this rank
     :return: the hooks
     """

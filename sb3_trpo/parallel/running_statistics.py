@@ -66,7 +66,7 @@ class StatisticsSync:
         """
         Add what all ranks have observed to what they had agreed on.
 
-        :param observed: for each rank, what it has observed
+        :param observed: moments of what each rank has observed, for each of the statistics; ``None`` for nothing
         """
         for index, (statistics, before) in enumerate(zip(statistics_of(self._vec_env), self._agreed, strict=True)):
             merge(statistics, before, [of_rank[index] for of_rank in observed])
@@ -94,7 +94,7 @@ def moments_of(statistics: RunningMeanStd) -> Moments:
     Read running statistics.
 
     :param statistics: SB3's; it replaces its arrays and never writes into them
-    :return: what they are now
+    :return: their present values
     """
     return Moments(statistics.mean, statistics.var, statistics.count)
 
@@ -103,14 +103,14 @@ def added(before: Moments, after: Moments) -> Moments | None:
     """
     Find the moments of what was observed between two times: the formula of :func:`merge`, solved for one of its parts.
 
-    :param before: of all observations until the earlier time
-    :param after: of all observations until the later time
-    :return: of those in between, ``None`` if there were none
+    :param before: moments of all observations until the earlier time
+    :param after: moments of all observations until the later time
+    :return: moments of those in between, ``None`` if there are none
     """
     n = after.n - before.n
     if n <= 0:
         return None
-    with np.errstate(under="ignore"):  # the square of a small difference
+    with np.errstate(under="ignore"):  # the square of a small difference may vanish
         mean = (after.mean * after.n - before.mean * before.n) / n
         squares = after.var * after.n - before.var * before.n - np.square(mean - before.mean) * (before.n * n / after.n)
         return Moments(mean, np.maximum(squares / n, 0.0), n)  # rounding may leave it below 0
@@ -120,7 +120,7 @@ def merge(statistics: RunningMeanStd, before: Moments, parts: Iterable[Moments |
     """
     Set running statistics to those of several sets of observations together.
 
-    :param statistics: what to set; left as they are, bit for bit, if nothing was observed
+    :param statistics: statistics to overwrite; they stay bit for bit if nothing was observed
     :param before: moments of the observations that all sets have in common
     :param parts: moments of what each has observed since, ``None`` for nothing
     """

@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 def seed_of_rank(seed: int | None, communicator: Communicator) -> int | None:
     """
-    Derive a rank's seed. The first rank keeps the one given, so a run of one rank is what it is without a launcher.
+    Derive a rank's seed. The first rank keeps the run's, so that a single rank gives the same run as without a launcher.
 
-    :param seed: of the run
+    :param seed: seed of the run
     :param communicator: of this rank
     :return: the seed; ``None`` if the run has none
     """
@@ -44,11 +44,11 @@ def steps_of_rank(n_steps: int, communicator: Communicator) -> int:
 
 class MinibatchShard(NamedTuple):
     """
-    A rank's part of the minibatches of a pass over the rollout.
+    A rank's part of the minibatches of an epoch.
 
     :param batch_size: transitions of this rank in each minibatch
-    :param n_minibatches: number of minibatches that this rank's transitions make
-    :param n_steps: number of minibatches on the rank with the most, and so of optimizer steps on all
+    :param n_minibatches: number of minibatches that this rank's transitions fill
+    :param n_steps: number of minibatches on the rank with the most, and thus of optimizer steps on every rank
     """
 
     batch_size: int
@@ -63,7 +63,7 @@ def shard_minibatches(batch_size: int, n_transitions: int, communicator: Communi
     :param batch_size: transitions per minibatch, of all ranks together
     :param n_transitions: transitions of this rank
     :param communicator: of this rank
-    :return: this rank's part; ``None`` if it is alone, and has all
+    :return: this rank's part; ``None`` if it is alone and has everything
     """
     if communicator.size == 1:
         return None
@@ -77,10 +77,10 @@ def weighted_minibatches(minibatches: Iterable[T], shard: MinibatchShard | None)
     """
     Go through minibatches in step with the other ranks, which may have more: each must take part in every reduction.
 
-    :param minibatches: this rank's
-    :param shard: how many they should be; ``None`` if this rank is alone
+    :param minibatches: minibatches of this rank
+    :param shard: how many there should be; ``None`` if this rank is alone
     :return: each minibatch with the weight 1, and then, while other ranks still have some, the last one with the weight 0
-    :raises ValueError: if there are more or fewer than the shard says
+    :raises ValueError: if there are more or fewer than ``shard.n_minibatches``
     """
     n_given = 0
     for n_given, minibatch in enumerate(minibatches, start=1):
@@ -92,7 +92,7 @@ def weighted_minibatches(minibatches: Iterable[T], shard: MinibatchShard | None)
     if n_given != shard.n_minibatches:
         raise ValueError(
             f"The rollout buffer's get({shard.batch_size}) gives {n_given} minibatches or more, but its size makes "
-            f"{shard.n_minibatches}; ranks must know how many there are. Have it give all transitions, each once."
+            f"{shard.n_minibatches}; ranks must know how many there are. It must give each transition exactly once."
         )
     for _ in range(shard.n_steps - shard.n_minibatches):
         yield minibatch, 0.0
@@ -104,8 +104,8 @@ def mean_gradients(
     """
     Average gradients over the states of all ranks, in one reduction.
 
-    :param gradients: of a sum over this rank's states, one for each parameter; ``None`` where it has none
-    :param parameters: what they are gradients of, at least one
+    :param gradients: gradients of a sum over this rank's states, one for each parameter; ``None`` for a parameter without one
+    :param parameters: the parameters, at least one
     :param n: number of this rank's states
     :param communicator: of this rank
     :return: the averages, the same on all ranks; ``None`` where no rank has a gradient, so that an optimizer skips it
@@ -114,7 +114,7 @@ def mean_gradients(
         return [None if gradient is None else gradient / n for gradient in gradients]
     pairs = [*zip(gradients, parameters, strict=True)]
     parts = [(th.zeros_like(parameter) if gradient is None else gradient).flatten() for gradient, parameter in pairs]
-    is_there = parts[0].new_tensor([gradient is not None for gradient in gradients])  # ranks may use other parameters
+    is_there = parts[0].new_tensor([gradient is not None for gradient in gradients])  # ranks may use different parameters
     averages = communicator.mean(th.cat([*parts, is_there]), n)
     *means, counts = th.split(averages, [*map(len, parts), len(parts)])
     zipped = zip(means, parameters, (counts > 0.0).tolist(), strict=True)

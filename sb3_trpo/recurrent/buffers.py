@@ -1,4 +1,4 @@
-"""Rollout buffers for policies with memory and action masks, which sb3-contrib does not have together."""
+"""Rollout buffers with both LSTM states and action masks, which sb3-contrib does not have."""
 
 from __future__ import annotations
 

@@ -9,7 +9,11 @@ from sb3_trpo.maskable.masks import require_masks
 
 
 class MaskableRecurrentEvalCallback(EvalCallback):
-    """SB3's ``EvalCallback`` with masks. sb3-contrib's has masks too, but does not carry the LSTM state from step to step."""
+    """
+    SB3's ``EvalCallback`` with masks.
+
+    sb3-contrib's ``MaskableEvalCallback`` has masks too, but does not carry the LSTM state from step to step.
+    """
 
     def _init_callback(self) -> None:
         require_masks(self.eval_env)

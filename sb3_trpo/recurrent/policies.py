@@ -24,13 +24,13 @@ with needs(*CONTRIB):
 
 class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):
     """
-    A recurrent policy that remembers from the start of training, and that ``policy.save`` saves completely.
+    A recurrent policy whose LSTMs start with open forget gates, and which ``policy.save`` saves completely.
 
     Policy and critic share a features extractor only if they share the LSTM.
 
-    :param forget_bias: added to the biases of the LSTMs' forget gates. Without it the gates start half closed: a thousandth of
-        what went in ten steps ago is left, and hardly any gradient gets that far. 1 is the value of Jozefowicz et al. 2015
-        ("An Empirical Exploration of Recurrent Network Architectures", section 2); sb3-contrib adds nothing
+    :param forget_bias: added to the biases of the LSTMs' forget gates. Without it the gates start half closed: of an input ten
+        steps ago a thousandth is left, and hardly any gradient gets that far. 1 is the value of Jozefowicz et al. 2015 ("An
+        Empirical Exploration of Recurrent Network Architectures", section 2); sb3-contrib adds nothing
     :raises ValueError: if ``lstm_kwargs`` makes an LSTM that cannot act step by step
     """
 
@@ -45,6 +45,7 @@ class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):
         self.forget_bias = forget_bias
         for lstm in filter(None, (self.lstm_actor, self.lstm_critic)):
             for layer in range(lstm.num_layers if lstm.bias else 0):
+                # torch stacks the gates as input, forget, cell, output. The chunks are views, so the bias itself changes.
                 _, forget, _, _ = getattr(lstm, f"bias_ih_l{layer}").detach().chunk(4)
                 forget += forget_bias
 
@@ -81,7 +82,7 @@ class MaskableRecurrentActorCriticPolicy(_LstmPolicy):
 
     def forward(self, *args: Any, action_masks: MaybeMasks = None, **kwargs: Any) -> Any:
         """
-        Act like the recurrent policy, on allowed actions only.
+        Act like the recurrent policy, by allowed actions only.
 
         :param args: arguments of the recurrent policy
         :param action_masks: allowed actions, shape ``(n_envs, n_options)``; ``None`` allows all
@@ -117,6 +118,7 @@ class MaskableRecurrentActorCriticPolicy(_LstmPolicy):
 
     @contextmanager
     def _restricted_to(self, action_masks: MaybeMasks) -> Iterator[None]:
+        # The methods of the base class take no masks, so they reach _get_action_dist_from_latent() through an attribute.
         try:
             self._action_masks = action_masks
             yield

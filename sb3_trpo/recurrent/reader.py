@@ -1,4 +1,4 @@
-"""What a policy with memory acts on, and how it is read from sb3-contrib's recurrent rollout buffers."""
+"""Inputs of a recurrent policy, and the reader of sb3-contrib's recurrent rollout buffers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ with needs(*CONTRIB):
 @dataclass(frozen=True, eq=False)
 class SegmentInputs:
     """
-    Inputs of a policy with memory over several segments, in the form that sb3-contrib's policies take.
+    Inputs of a recurrent policy over several segments, in the form that sb3-contrib's policies take.
 
-    :param observations: segment after segment, each of the same length, shape ``(n_segments * length, ...)``
+    :param observations: segment after segment, all padded to the same length, shape ``(n_segments * length, ...)``
     :param lstm_states: states before the first step of each segment, shape ``(n_layers, n_segments, n_hidden)``
-    :param episode_starts: 0 for each observation: inside a segment no episode starts, and the initial states are zeros where
-        one starts with the segment
+    :param episode_starts: zeros, shape ``(n_segments * length,)``: no episode starts inside a segment, and where one starts
+        with the segment, the initial states are zero already
     """
 
     observations: PyTorchObs
@@ -68,7 +68,7 @@ class SegmentInputs:
 
 
 class SegmentReader(RolloutReader):
-    """Reads a rollout by segments; ``every`` counts segments instead of transitions."""
+    """Reads a rollout segment by segment; ``every`` counts segments instead of transitions."""
 
     _buffer: RecurrentRolloutBuffer | RecurrentDictRolloutBuffer
 
@@ -78,13 +78,13 @@ class SegmentReader(RolloutReader):
         return SegmentInputs(observations, fresh_states(policy, 1), th.zeros(1, device=policy.device))
 
     def chunks(self, every: int, size: int) -> Chunks:
-        """Cut segments longer than ``size``, choose every k-th one, and group them by length."""
+        """Cut segments longer than ``size``, choose every k-th segment, and group the chosen ones by length."""
         segments = every_kth(self._segments(size), every)
         groups = grouped_by_length(segments, size)
         return Chunks([partial(self.read, group) for group in groups], self.advantages[rows_of(segments)])
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
-        """Shuffle the segments, and start a new minibatch with each segment that ends beyond a multiple of its size."""
+        """Shuffle the segments, and start a new minibatch whenever a segment ends beyond the next multiple of its size."""
         segments = self._segments(batch_size)
         order = np.random.permutation(len(segments))
         ends = np.cumsum([segments[index].length for index in order])
@@ -102,8 +102,8 @@ class SegmentReader(RolloutReader):
         """
         Read segments, padded to the same length.
 
-        :param segments: the segments
-        :return: their transitions, segment after segment
+        :param segments: the segments, at least one
+        :return: their transitions, segment after segment, shape ``(n_segments * longest,)``
         """
         buffer = self._buffer
         rows, starts, weights, n_padding = padded_rows(segments)
@@ -124,15 +124,16 @@ class SegmentReader(RolloutReader):
         """
         Read what the policy acted on.
 
-        :param rows: indices of rows, segment after segment
-        :param starts: first row of each segment
+        :param rows: indices of rows, segment after segment, shape ``(n_segments * longest,)``
+        :param starts: first row of each segment, shape ``(n_segments,)``
         :return: the inputs, on the buffer's device
         """
         buffer = self._buffer
+        # Where an episode starts, the buffer holds the state in which the one before ended.
         continues = 1.0 - buffer.episode_starts[starts].reshape(1, -1, 1)
 
         def state(kept: np.ndarray) -> th.Tensor:
-            """Give initial states the LSTM's layout, contiguous because cuDNN takes no other, zero where episodes start."""
+            """Arrange initial states as the LSTM expects them, zero where episodes start; cuDNN needs contiguous ones."""
             return th.as_tensor(np.ascontiguousarray(kept[starts].swapaxes(0, 1) * continues), device=buffer.device)
 
         states = RNNStates(
@@ -156,9 +157,9 @@ def fresh_states(policy: RecurrentActorCriticPolicy, n_envs: int) -> RNNStates:
     """
     Make the LSTM states with which episodes start.
 
-    :param policy: the policy, whose LSTMs all have the same shape
+    :param policy: the policy; all its LSTMs have states of the same shape
     :param n_envs: number of environments
-    :return: zeros of shape ``(n_layers, n_envs, n_hidden)``, each tensor a separate one
+    :return: four tensors of zeros, shape ``(n_layers, n_envs, n_hidden)``, which share no memory
     """
     n_layers, _, n_hidden = policy.lstm_hidden_state_shape
     like = next(policy.parameters())

@@ -1,12 +1,12 @@
 """
-How a rollout is cut into segments, which policies with memory are run over, and how segments are grouped.
+Segments: the parts into which a rollout is cut for a recurrent policy, and their grouping.
 
 A segment is the part of one episode of one environment that lies in the rollout. Its initial LSTM state is the one that the
-acting policy had there, or zeros where the episode starts. From there on the state is recomputed by whatever policy is being
+acting policy had there, or zeros where the episode starts. From there on, the state is recomputed by the policy that is being
 evaluated, so that gradients reach back through the whole segment.
 
-An LSTM runs over the segments of a group in parallel, padded to the same length. Padding has weight 0: every mean is
-``sum(w x) / sum(w)``, so that neither the grouping nor the padding changes a result beyond rounding.
+An LSTM runs over the segments of a group in parallel, padded to the same length. Padding has weight 0, and every mean is
+``sum(w x) / sum(w)``, so neither the grouping nor the padding changes a result beyond rounding.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 
 class Segment(NamedTuple):
     """
-    Where a segment lies among the rows of a rollout, which go through it environment after environment.
+    The position of a segment among a rollout's rows, which are ordered environment after environment.
 
-    :param start: its first row
+    :param start: index of its first row
     :param length: number of rows
     """
 
@@ -35,7 +35,7 @@ class PaddedRows(NamedTuple):
     The rows of several segments, padded to the same length, segment after segment.
 
     :param rows: indices of rows, shape ``(n_segments * longest,)``; padding repeats a segment's last row
-    :param starts: first row of each segment, shape ``(n_segments,)``
+    :param starts: index of each segment's first row, shape ``(n_segments,)``
     :param weights: 1 for a row and 0 for padding, shape ``(n_segments * longest,)``
     :param n_padding: number of zeros in ``weights``
     """
@@ -52,11 +52,11 @@ def segments_of(episode_starts: np.ndarray, n_steps: int, longest: int) -> list[
 
     :param episode_starts: nonzero where an episode starts, shape ``(n_envs * n_steps,)``, environment after environment
     :param n_steps: steps per environment
-    :param longest: rows per segment at most; a longer segment is cut again, and no gradient crosses the cut
+    :param longest: maximum number of rows per segment; a longer one is cut again, and no gradient crosses the cut
     :return: the segments, in order; together they cover the rollout
     """
     is_start = episode_starts > 0
-    is_start[::n_steps] = True
+    is_start[::n_steps] = True  # an environment's first row, whose episode may have started in an earlier rollout
     starts = np.flatnonzero(is_start)
     return [
         Segment(int(start), int(min(longest, end - start)))
@@ -69,13 +69,14 @@ def every_kth(segments: Sequence[Segment], k: int) -> list[Segment]:
     """
     Choose every k-th segment, counted from the shortest to the longest.
 
-    Segments of all lengths are chosen alike, so that they hold about a k-th of the transitions. Counted in the rollout's order
-    they might not: episodes that alternate between short and long would leave the short ones only.
+    This chooses from all lengths alike, so that the chosen segments hold about a k-th of the transitions. Counted in the
+    rollout's order they might not: if short and long episodes alternated, k = 2 would choose only the short ones.
 
     :param segments: the segments
     :param k: 1 chooses all
-    :return: the chosen ones, shortest first
+    :return: the chosen segments, shortest first
     """
+    # Sorting is stable: segments of one length stay in the rollout's order, and the choice is the same on every run.
     return sorted(segments, key=attrgetter("length"))[::k]
 
 
@@ -84,12 +85,12 @@ def grouped_by_length(segments: Sequence[Segment], size: int) -> list[list[Segme
     Group segments of similar lengths, so that at most half of a group is padding.
 
     :param segments: the segments
-    :param size: rows per group at most, padding included; a longer segment makes a group of its own
+    :param size: maximum number of rows per group, padding included; a longer segment forms a group alone
     :return: the groups, longest segments first
     """
     groups: list[list[Segment]] = []
     for segment in sorted(segments, key=lambda segment: -segment.length):
-        longest = groups[-1][0].length if groups else 0
+        longest = groups[-1][0].length if groups else 0  # its first segment, since they come from long to short
         if groups and 2 * segment.length >= longest and (len(groups[-1]) + 1) * longest <= size:
             groups[-1].append(segment)
         else:
@@ -111,9 +112,10 @@ def padded_rows(segments: Sequence[Segment]) -> PaddedRows:
     """
     List the rows of segments, padded to the length of the longest.
 
-    :param segments: the segments
+    :param segments: the segments, at least one
     :return: the rows and their weights
     """
+    # Padding needs valid rows, for they are read and go through the network; weights of 0 remove them from all sums.
     starts, lengths = np.array(segments).T
     steps = np.arange(lengths.max())
     rows = (starts[:, None] + np.minimum(steps, lengths[:, None] - 1)).reshape(-1)

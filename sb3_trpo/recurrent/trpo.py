@@ -1,10 +1,5 @@
 """
-TRPO for policies with memory, alone and with action masks; needs the extra ``[contrib]``.
-
-    from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
-    model = RecurrentTRPO("MlpLstmPolicy", "PendulumNoVel-v1")
-    model.learn(1e6)
-    action, state = model.predict(obs, state=state, episode_start=episode_start)
+TRPO for recurrent policies, without and with action masks.
 
 Gradients and Fisher products go through the LSTM over whole segments: episodes, or the parts of them that lie in the rollout.
 """
@@ -42,12 +37,12 @@ with needs(*CONTRIB):
 
 class RecurrentTRPO(ContribTRPO):
     """
-    Trust Region Policy Optimization of a policy with memory.
+    Trust Region Policy Optimization of a recurrent policy.
 
-    Takes the keywords of :class:`~sb3_trpo.TRPO`. Some mean something else: ``sub_sampling_factor`` and ``fisher_subsampling``
-    use every k-th segment (an episode, or the part of one that lies in the rollout) instead of every k-th transition.
-    ``chunk_size`` also bounds the length of a segment: a longer one is cut, and gradients do not cross the cut. For the critic
-    ``batch_size`` bounds it.
+    Takes the keywords of :class:`~sb3_trpo.TRPO`. Some of them work differently. ``sub_sampling_factor`` and
+    ``fisher_subsampling`` use every k-th segment (an episode, or the part of one that lies in the rollout) instead of every
+    k-th transition. ``chunk_size`` also limits the length of a segment: a longer one is cut, and gradients do not cross the
+    cut. For the critic, ``batch_size`` sets this limit.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -75,9 +70,9 @@ class RecurrentTRPO(ContribTRPO):
 
 class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
     """
-    Trust Region Policy Optimization of a policy with memory, over the actions that the environment's masks allow.
+    Trust Region Policy Optimization of a recurrent policy, over the actions that the environment's masks allow.
 
-    The notes on :class:`~sb3_trpo.maskable.MaskableTRPO` and :class:`RecurrentTRPO` both apply.
+    The notes on :class:`~sb3_trpo.maskable.MaskableTRPO` and on :class:`RecurrentTRPO` both apply.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -101,11 +96,11 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Choose actions like :class:`~sb3_trpo.maskable.MaskableTRPO`; warn if the LSTM state is lost during an episode.
+        Choose actions like :class:`~sb3_trpo.maskable.MaskableTRPO`; warn if the LSTM state is missing during an episode.
 
         :param observation: one observation, or one per environment
         :param state: state that the last call returned; ``None`` at first
-        :param episode_start: which episodes start with the observation, shape ``(n_envs,)``
+        :param episode_start: whether an episode starts with the observation, shape ``(n_envs,)``
         :param deterministic: whether to take the most likely action instead of sampling
         :param action_masks: allowed actions, shape ``(n_options,)`` or ``(n_envs, n_options)``; ``None`` allows all
         :return: the actions and the new state

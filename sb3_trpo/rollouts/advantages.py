@@ -17,11 +17,11 @@ ROUNDINGS = 16
 
 class PooledMoments(NamedTuple):
     """
-    Moments of numbers that several ranks hold.
+    Moments of values that are spread over several ranks.
 
-    :param n: how many there are
+    :param n: number of values
     :param mean: their mean
-    :param squares: the sum of their squared distances from the mean
+    :param squares: sum of their squared distances from the mean
     """
 
     n: float
@@ -33,16 +33,16 @@ def standardisation(advantages: np.ndarray, returns: np.ndarray, communicator: C
     """
     Find the shift and scale that give advantages mean 0 and standard deviation 1 over all ranks.
 
-    A spread within the rounding error of the values that the advantages were computed from is noise, which must not be blown
-    up to a full step: its scale is 0.
+    If the spread is within the rounding error of the values that the advantages were computed from, it is noise and must not
+    be scaled up to a full step. The scale is 0 then.
 
     :param advantages: advantages that this rank's update uses, shape ``(n,)``
-    :param returns: all of this rank's returns, which show how large the values are
-    :param communicator: connects the ranks, each of which has other advantages
-    :return: shift b and scale c of ``(A - b) * c``
+    :param returns: all of this rank's returns, shape ``(n_transitions,)``; they show how large the values are
+    :param communicator: connects the ranks
+    :return: shift b and scale c of ``(A - b) * c``, the same on every rank
     """
     n, mean, squares = pooled_moments(advantages, communicator)
-    spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0
+    spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0  # n - 1 as in torch's std(), which SB3 uses
     largest = float(communicator.gather(th.tensor(np.abs(returns).max())).max())
     rounding = ROUNDINGS * np.finfo(np.float32).eps * largest
     return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)  # 1e-8 as in SB3
@@ -50,12 +50,13 @@ def standardisation(advantages: np.ndarray, returns: np.ndarray, communicator: C
 
 def pooled_moments(values: np.ndarray, communicator: Communicator) -> PooledMoments:
     """
-    Compute the moments of numbers that several ranks hold.
+    Compute the moments of values that are spread over several ranks.
 
-    :param values: this rank's numbers, shape ``(n,)``
+    :param values: this rank's values, shape ``(n,)``
     :param communicator: connects the ranks
-    :return: moments of the numbers of all ranks together
+    :return: moments of the values of all ranks together
     """
+    # Each rank sends squared distances from its own mean. Sums of squares would cancel where the mean is far from 0.
     values = values.astype(np.float64)
     own = len(values), values.sum(), np.square(values - values.mean()).sum()
     n, total, squares = communicator.gather(th.tensor(own, dtype=th.float64)).numpy().T
@@ -65,16 +66,17 @@ def pooled_moments(values: np.ndarray, communicator: Communicator) -> PooledMome
 
 def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_dones: np.ndarray) -> None:
     """
-    Fill in advantages and lambda-returns like the buffer's own method (GAE, arXiv:1506.02438, eq. 16).
+    Fill in advantages and lambda-returns, as the buffer's own method does (GAE, arXiv:1506.02438, eq. 16).
 
-    The recurrence ``A_t = delta_t + c_t A_{t+1}`` is solved for all t at once, by doubling: after k rounds A_t holds ``2^k``
-    terms, and c_t the product of as many factors. SB3's loop over the steps takes several times as long.
+    The recurrence ``A_t = delta_t + c_t A_{t+1}`` is solved for all t at once, by doubling: after k rounds A_t is the sum of
+    ``2^k`` terms, and c_t the product of as many factors. SB3's loop over the steps takes several times as long.
 
-    :param buffer: holds rewards, values and episode starts of all steps
+    :param buffer: holds rewards, values and episode starts of all steps, shape ``(n_steps, n_envs)``
     :param last_values: values of the observations after the last step, shape ``(n_envs,)``
     :param last_dones: whether an episode ended with the last step, shape ``(n_envs,)``
     """
     # Products of many factors may underflow to 0, as they should. Whatever is not finite is reported by require_finite().
+    # The sums are in float64: their order differs from SB3's, which should not show in the float32 results.
     with np.errstate(all="ignore"):
         alive = 1.0 - np.concatenate((buffer.episode_starts[1:], last_dones[None]), dtype=np.float64)
         next_values = np.concatenate((buffer.values[1:], last_values[None]))
@@ -82,6 +84,8 @@ def compute_advantages(buffer: RolloutBuffer, last_values: np.ndarray, last_done
         decay = buffer.gamma * buffer.gae_lambda * alive
         n_terms = 1
         while n_terms < len(advantages):
+            # The last n_terms rows are complete. The others add the sum that follows theirs; NumPy computes the right side
+            # before it writes, and the decay changes only afterwards, so every row reads the results of the last round.
             advantages[:-n_terms] += decay[:-n_terms] * advantages[n_terms:]
             decay[:-n_terms] *= decay[n_terms:]
             n_terms *= 2

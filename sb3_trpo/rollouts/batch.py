@@ -1,4 +1,4 @@
-"""What one update learns from: every part of it asks this batch, and none reads an SB3 buffer."""
+"""The transitions that an update learns from. All its parts read them here, and none reads an SB3 buffer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RolloutBatch:
     """
     The transitions of one rollout, or of several.
 
-    Neither a chunk nor a minibatch holds transitions of two rollouts. Nothing is copied until it is read.
+    No chunk or minibatch mixes transitions of two rollouts. Nothing is copied until it is read.
 
-    :param buffers: full rollout buffers, the newest last, at least one
-    :param reader: how buffers of this kind are read
+    :param buffers: full rollout buffers, at least one, the newest last
+    :param reader: the class that reads buffers of this kind
     """
 
     def __init__(self, buffers: Sequence[RolloutBuffer], reader: type[RolloutReader]) -> None:
@@ -46,8 +46,8 @@ class RolloutBatch:
         """
         Split every k-th transition into chunks.
 
-        :param every: k
-        :param size: transitions per chunk at most, padding included
+        :param every: k; 1 takes every transition
+        :param size: maximum number of transitions per chunk, padding included
         :return: the chunks, with the advantages as they were estimated
         """
         return Chunks.joined([reader.chunks(every, size) for reader in self._readers])
@@ -63,12 +63,12 @@ class RolloutBatch:
 
     def feature_epoch(self, features: Features, is_costly: bool, batch_size: int) -> FeatureEpoch | None:
         """
-        Prepare passes like those of :meth:`minibatches`, with a function of the observations in their place.
+        Prepare epochs like those of :meth:`minibatches`, with features in place of the observations.
 
-        :param features: maps n observations to a tensor of shape ``(n, ...)``; the same during all passes
+        :param features: maps n observations to a tensor of shape ``(n, ...)``; must not change between epochs
         :param is_costly: whether to compute all features once, rather than those of each minibatch when it is needed
         :param batch_size: transitions per minibatch
-        :return: makes a pass when called; ``None`` if the critic's value depends on more than an observation
+        :return: starts an epoch when called; ``None`` if the critic's value depends on more than an observation
         """
         epochs = [reader.feature_epoch(features, is_costly, batch_size) for reader in self._readers]
         prepared = [epoch for epoch in epochs if epoch is not None]
@@ -78,7 +78,7 @@ class RolloutBatch:
         """
         Read inputs that are spread evenly over the newest rollout.
 
-        :param n: number of states at most
+        :param n: maximum number of states
         :return: the inputs, without padding
         """
         return self._readers[-1].spread_inputs(n)

@@ -1,9 +1,9 @@
 """
-Arithmetic that may underflow or overflow on purpose, whatever ``np.seterr`` says.
+Arithmetic that may underflow or overflow, whatever the user has set with ``np.seterr``.
 
-``np.seterr(all="raise")``, which SB3's guide on NaN recommends, is meant to catch mistakes. Here it would catch harmless
-cases. A product of many discount factors that underflows is 0, as it should be. A number that is too large for the policy is
-reported by :func:`~sb3_trpo.rollouts.validation.require_finite`, with the environment and the step that it came from.
+SB3's guide on NaN recommends ``np.seterr(all="raise")`` to catch mistakes. Here it would raise in harmless cases. A product
+of many discount factors that underflows is 0, as it should be. A number that is too large for the policy is reported by
+:func:`~sb3_trpo.rollouts.validation.require_finite`, with the environment and the step that it came from.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 T = TypeVar("T")
 Casting = Literal["same_kind", "unsafe"]
 HARMLESS = (FloatingPointError, RuntimeWarning)
-"""What NumPy raises on underflow or overflow if the user asked for errors, of NumPy or of :mod:`warnings`."""
+"""What NumPy raises on underflow or overflow if the user turned them, or all warnings, into errors."""
 
 
 def quietly(compute: Callable[[], T]) -> T:
     """
-    Compute, without complaints about underflow or overflow.
+    Compute something without complaints about underflow or overflow.
 
     :param compute: the computation
     :return: its result
@@ -32,11 +32,11 @@ def quietly(compute: Callable[[], T]) -> T:
 
 def quietly_if_needed(compute: Callable[[], T]) -> T:
     """
-    Compute, and compute again by :func:`quietly` if NumPy complains.
+    Compute something, and if NumPy complains repeat it by :func:`quietly`.
 
-    Entering ``np.errstate`` takes longer than the arithmetic of one step, and hardly anyone needs it.
+    Entering ``np.errstate`` at each step would take longer than the arithmetic itself, and hardly anyone needs it.
 
-    :param compute: the computation, which must not change what it reads
+    :param compute: the computation, which must not change what it reads: it may run twice
     :return: its result
     """
     try:
@@ -47,7 +47,7 @@ def quietly_if_needed(compute: Callable[[], T]) -> T:
 
 def copy_quietly(target: np.ndarray, source: np.ndarray, casting: Casting = "unsafe") -> None:
     """
-    Copy numbers, without complaints about underflow or overflow.
+    Copy numbers without complaints about underflow or overflow.
 
     :param target: array to write to
     :param source: array of the same shape

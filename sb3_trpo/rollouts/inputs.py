@@ -1,8 +1,8 @@
 """
-What a policy acts on in some states, and how it is asked there.
+What a policy acts on in n states, and its distribution and values there.
 
-A plain policy acts on observations alone. Action masks (``maskable/``) and memory (``recurrent/``) add to them. Code that
-handles transitions sees :class:`PolicyInputs` and needs to know neither.
+A plain policy acts on observations alone. Action masks (``maskable/``) and LSTM states (``recurrent/``) add to them. Code
+that handles transitions sees only :class:`PolicyInputs` and works with all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PolicyInputs(Protocol):
 
     @property
     def observations(self) -> PyTorchObs:
-        """The observations alone, a tensor or a dict of tensors of shape ``(n, ...)``."""
+        """The observations alone, a tensor of shape ``(n, ...)`` or a dict of them."""
         ...
 
     def __len__(self) -> int:
@@ -32,8 +32,8 @@ class PolicyInputs(Protocol):
         """
         Compute the policy's action distribution.
 
-        :param policy: the policy to ask
-        :return: one row per state, with the graph of its computation
+        :param policy: the policy that acts on these inputs
+        :return: the distribution, one row per state, attached to autograd's graph
         """
         ...
 
@@ -42,7 +42,7 @@ class PolicyInputs(Protocol):
         Compute the critic's values.
 
         :param policy: the policy that holds the critic
-        :return: shape ``(n, 1)``, with the graph of their computation
+        :return: the values, shape ``(n, 1)``, attached to autograd's graph
         """
         ...
 
@@ -61,7 +61,7 @@ class ObservationInputs:
     """
     The inputs of a plain policy.
 
-    :param observations: a tensor or a dict of tensors of shape ``(n, ...)``
+    :param observations: a tensor of shape ``(n, ...)`` or a dict of them
     """
 
     observations: PyTorchObs
@@ -72,11 +72,11 @@ class ObservationInputs:
         return len(next(iter(parts.values())) if isinstance(parts, dict) else parts)
 
     def distribution(self, policy: ActorCriticPolicy) -> Distribution:
-        """Ask the policy by SB3's own method."""
+        """Compute the distribution by SB3's own method."""
         return policy.get_distribution(self.observations)
 
     def values(self, policy: ActorCriticPolicy) -> th.Tensor:
-        """Ask the critic by SB3's own method."""
+        """Compute the values by SB3's own method."""
         return policy.predict_values(self.observations)
 
     def restrict(self, distribution: Distribution) -> Distribution:

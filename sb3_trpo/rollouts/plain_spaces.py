@@ -1,9 +1,9 @@
 """
-Observation and action spaces: which are supported, and how to convert those that SB3's policies and buffers do not take.
+Observation and action spaces: which are supported, and conversion of those that SB3's policies and buffers cannot handle.
 
 Options may start at any number (``Discrete(3, start=5)``), choices and bits may form a table (``MultiDiscrete([[2, 3],
-[4, 5]])``), and a Box may hold a single number without an axis. The *plain* form of such a space has options from 0 and one
-axis. Policies and buffers use the plain space; environments and callers of ``predict`` see the original.
+[4, 5]])``), and a Box may hold a single number without an axis. The *plain* form of a space counts options from 0 and has
+one axis. Policies and buffers use the plain form; environments and callers of ``predict`` see the original.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from gymnasium import spaces
 
 Observation = np.ndarray | dict[str, np.ndarray]
-"""One array for each environment, or a dict of them."""
+"""Observations of all environments, an array of shape ``(n_envs, ...)`` or a dict of them."""
 SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class PlainSpaces:
     """
-    The plain spaces of an environment, with the conversions.
+    The plain spaces of an environment, and the conversions from and to its own.
 
     :param observation_space: original space of the environment
     :param action_space: original space of the environment
@@ -77,7 +77,9 @@ def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 def dict_of(parts: dict[str, spaces.Space[Any]]) -> spaces.Dict:
     """
-    Make a Dict space that keeps the order of its parts: policies concatenate them in it, and Gymnasium sorts a plain dict.
+    Make a Dict space that keeps the order of its parts.
+
+    Policies concatenate the parts in this order, and Gymnasium would sort those of an ordinary dict.
 
     :param parts: spaces by key
     :return: the space
@@ -99,6 +101,7 @@ def to_plain(space: spaces.Space[Any], values: Any) -> Any:
     if target is space:
         return values
     leading = array.shape[: array.ndim - len(_shape(space))]
+    # Subtracting the int64 start would widen smaller types.
     return np.asarray(array - _start(space), dtype=array.dtype).reshape((*leading, *_shape(target)))
 
 
@@ -111,6 +114,7 @@ def from_plain(space: spaces.Space[Any], values: np.ndarray) -> np.ndarray:
     :return: in the original space
     """
     leading = values.shape[: values.ndim - len(_shape(plain(space)))]
+    # The plain form of a MultiDiscrete is int64, whatever the type of the original.
     dtype = space.dtype if isinstance(space, spaces.MultiDiscrete) else values.dtype
     return np.asarray(values.reshape((*leading, *_shape(space))) + _start(space), dtype=dtype)
 

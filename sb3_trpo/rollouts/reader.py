@@ -1,4 +1,4 @@
-"""How an SB3 rollout buffer is read: one reader per variant of the algorithm, which hands it over."""
+"""Reading SB3's rollout buffers for the update. Each algorithm names the reader that fits its buffers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from sb3_trpo.rollouts.transitions import PASS_LIMITS, Chunks, Transitions, defa
 Minibatch = Sequence[Transitions]
 """What one optimizer step of the critic uses, in one or more parts: segments of different lengths are separate parts."""
 FeatureEpoch = Callable[[], Iterable[tuple[th.Tensor, th.Tensor]]]
-"""Makes one pass over a rollout: pairs of features, shape ``(n, ...)``, and returns, shape ``(n, 1)``."""
+"""Starts an epoch when called; yields the features, ``(n, ...)``, and returns, ``(n, 1)``, of each minibatch."""
 
 
 class RolloutReader(ABC):
     """
     Reads one full rollout buffer.
 
-    Buffers are filled by (step, env). A reader has the buffer flatten both into one dimension first, environment after
+    Buffers are filled by (step, env). A reader first has the buffer flatten both into one dimension, environment after
     environment; a *row* is an index into that dimension.
 
     :param buffer: the full buffer
@@ -47,9 +47,9 @@ class RolloutReader(ABC):
     @classmethod
     def any_inputs(cls, policy: ActorCriticPolicy) -> PolicyInputs:
         """
-        Make inputs that the policy may meet, where there is no rollout to read them from.
+        Make up inputs when there is no rollout to read them from.
 
-        :param policy: the policy
+        :param policy: the policy that is to act on them
         :return: the inputs of one state, the same at each call
         """
         space = copy.deepcopy(policy.observation_space)  # so that the policy's space keeps its generator
@@ -59,7 +59,7 @@ class RolloutReader(ABC):
 
     @staticmethod
     def _starting_inputs(policy: ActorCriticPolicy, observations: PyTorchObs) -> PolicyInputs:
-        """Complete observations with which episodes start to inputs."""
+        """Make inputs of observations at which episodes start."""
         return ObservationInputs(observations)
 
     @property
@@ -87,8 +87,8 @@ class RolloutReader(ABC):
         """
         Split every k-th transition into chunks.
 
-        :param every: k
-        :param size: transitions per chunk at most, padding included
+        :param every: k; 1 takes every transition
+        :param size: maximum number of transitions per chunk, padding included
         :return: the chunks, with the advantages as they were estimated
         """
 
@@ -106,18 +106,18 @@ class RolloutReader(ABC):
         """
         Read inputs that are spread evenly over the rollout.
 
-        :param n: number of states at most
+        :param n: maximum number of states
         :return: the inputs, without padding
         """
 
     def feature_epoch(self, features: Features, is_costly: bool, batch_size: int) -> FeatureEpoch | None:
         """
-        Prepare passes like those of :meth:`minibatches`, with a function of the observations in their place.
+        Prepare epochs like those of :meth:`minibatches`, with features in place of the observations.
 
-        :param features: maps n observations to a tensor of shape ``(n, ...)``; the same during all passes
+        :param features: maps n observations to a tensor of shape ``(n, ...)``; must not change between epochs
         :param is_costly: whether to compute all features once, rather than those of each minibatch when it is needed
         :param batch_size: transitions per minibatch
-        :return: makes a pass when called; ``None`` if the critic's value depends on more than an observation
+        :return: starts an epoch when called; ``None`` if the critic's value depends on more than an observation
         """
         return None
 
@@ -135,7 +135,7 @@ class TransitionReader(RolloutReader):
         return Chunks([partial(self._read, part) for part in parts], self.advantages[rows])
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
-        """Let the buffer choose the minibatches."""
+        """Yield the buffer's own minibatches."""
         for samples in self._buffer.get(batch_size):
             yield [self._transitions(samples)]
 
@@ -163,8 +163,8 @@ class TransitionReader(RolloutReader):
         """
         Read the buffer's arrays directly where that gives the same minibatches, in the same order, at less cost.
 
-        Features are also computed once where they take no more memory than the observations that they are made of. Else a
-        minibatch's are computed when it comes up.
+        Features are computed once if they are costly or take no more memory than the observations that they are made of.
+        Otherwise those of a minibatch are computed when its turn comes.
         """
         buffer = self._buffer
         if type(buffer) not in self.direct_buffers or is_patched(buffer):
@@ -177,6 +177,7 @@ class TransitionReader(RolloutReader):
 
     def _all_features(self, features: Features, size: int) -> th.Tensor:
         """Compute the features of the whole rollout, some at a time, into one tensor."""
+        # Concatenating blocks would hold them twice.
         blocks = map(features, self._observation_blocks(size))
         first = next(blocks)
         made = first.new_empty(self.n_transitions, *first.shape[1:])
@@ -197,13 +198,13 @@ class TransitionReader(RolloutReader):
         """
         Pass once over the rollout in random order, which is drawn as SB3's ``get()`` draws it.
 
-        Rows are gathered for several minibatches at a time, for many small gathers take longer than a large one.
+        Rows are gathered for several minibatches at a time, because many small gathers take longer than a large one.
 
-        :param rows: what the features are made of, one row per transition
-        :param features: maps rows to features
+        :param rows: what the features are made of, shape ``(n_transitions, ...)``
+        :param features: maps n rows to features of shape ``(n, ...)``
         :param batch_size: transitions per minibatch
-        :param n_ahead: transitions gathered at a time, about
-        :return: features, and returns of shape ``(n, 1)``
+        :param n_ahead: approximate number of transitions to gather at a time
+        :return: each minibatch's features and returns, the returns of shape ``(n, 1)``
         """
         size, device = int(batch_size), self._buffer.device
         returns = th.from_numpy(self._buffer.returns.reshape(-1, 1)).to(device)
@@ -216,10 +217,10 @@ class TransitionReader(RolloutReader):
 
 def as_log_prob_takes(actions: th.Tensor, action_space: spaces.Space[np.ndarray]) -> th.Tensor:
     """
-    Give actions the form that a distribution's ``log_prob`` takes.
+    Convert actions to the form that a distribution's ``log_prob`` takes.
 
-    :param actions: as a buffer holds them, shape ``(n, n_dimensions)``
-    :param action_space: space that they are from
-    :return: indices of options, shape ``(n,)``, if the space is Discrete; else the same actions
+    :param actions: actions as a buffer holds them, shape ``(n, n_dimensions)``
+    :param action_space: the action space
+    :return: indices of options, shape ``(n,)``, if the space is Discrete; otherwise the same actions
     """
     return actions.long().flatten() if isinstance(action_space, spaces.Discrete) else actions

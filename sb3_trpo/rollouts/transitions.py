@@ -20,10 +20,10 @@ U = TypeVar("U")
 
 class ChunkLimits(NamedTuple):
     """
-    How large a chunk may be.
+    Upper limits on the size of a chunk.
 
     :param entries: numbers in all its observations together
-    :param transitions: transitions in it: hidden layers need memory too, however small the observations are
+    :param transitions: number of transitions: hidden layers need memory too, however small the observations are
     """
 
     entries: int
@@ -31,11 +31,11 @@ class ChunkLimits(NamedTuple):
 
 
 GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
-"""For autograd, which rebuilds the graphs for each product when there are several: 594 of Atari's stacks of 84x84x4."""
+"""For autograd, which rebuilds all graphs for each product if there are several: 594 Atari observations of 84x84x4."""
 PASS_LIMITS = ChunkLimits(2**20, 2**13)
-"""For a pass without derivatives over the rollout, and for minibatches gathered ahead."""
+"""For evaluating a rollout without derivatives, and for minibatches gathered ahead."""
 CACHE_LIMITS = ChunkLimits(2**20, 2**11)
-"""For layer stacks on a CPU, which are fastest while a chunk's activations fit into the cache: 37 of Atari's stacks."""
+"""For layer stacks on a CPU, which are fastest while a chunk's activations fit into the cache: 37 Atari observations."""
 
 
 def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: ChunkLimits) -> int:
@@ -43,7 +43,7 @@ def default_chunk_size(observation_space: spaces.Space[np.ndarray], limits: Chun
     Choose how many transitions to process at a time.
 
     :param observation_space: decides how many numbers a transition holds: images make small chunks, vectors large ones
-    :param limits: how large a chunk may be
+    :param limits: upper limits on the size of a chunk
     :return: number of transitions, at least 1
     """
     return int(np.clip(limits.entries // max(1, get_flattened_obs_dim(observation_space)), 1, limits.transitions))
@@ -59,7 +59,7 @@ class Transitions(NamedTuple):
     :param advantages: as the surrogate weighs them, shape ``(n,)``
     :param returns: lambda-returns that the critic is regressed on, shape ``(n,)``
     :param weights: 1 for a transition and 0 for padding, shape ``(n,)``; ``None`` if there is no padding
-    :param n_padding: number of zeros in ``weights``, kept here so that nobody has to wait for the device to count them
+    :param n_padding: number of zeros in ``weights``; counting them on the device would make the CPU wait for it
     """
 
     inputs: PolicyInputs
@@ -79,7 +79,7 @@ class Transitions(NamedTuple):
         """
         Sum over the transitions that are not padding.
 
-        :param terms: one term per transition, shape ``(n,)``
+        :param terms: one term x per transition, shape ``(n,)``
         :return: ``sum(w x)``, a scalar
         """
         return terms.sum() if self.weights is None else self.weights.dot(terms)
@@ -87,7 +87,7 @@ class Transitions(NamedTuple):
 
 class LazySequence(Sequence[T]):
     """
-    A sequence whose items are made each time they are asked for, so that only one is in memory at a time.
+    A sequence that makes an item each time it is asked for, so that only one is in memory at a time.
 
     A single item is made once and kept: it would be needed again anyway, and there is no other to make room for.
 
@@ -109,7 +109,7 @@ class LazySequence(Sequence[T]):
     def __getitem__(self, index: slice) -> Sequence[T]: ...
 
     def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        """Make an item, or give a lazy sequence of some."""
+        """Make an item, or return a lazy sequence of some."""
         if isinstance(index, slice):
             return LazySequence(self._makers[index])
         if len(self._makers) != 1:
@@ -134,9 +134,9 @@ def _applied(function: Callable[[T], U], make: Callable[[], T]) -> U:
 
 class Chunks(LazySequence[Transitions]):
     """
-    The transitions that a part of the update uses, copied out of the rollout some at a time.
+    The transitions that a part of the update uses, read from the rollout a chunk at a time.
 
-    :param readers: functions that read a chunk each
+    :param readers: functions that read one chunk each
     :param advantages: advantages of all transitions in the chunks, without padding, shape ``(n,)``
     """
 
@@ -147,10 +147,10 @@ class Chunks(LazySequence[Transitions]):
     @classmethod
     def joined(cls, parts: Sequence[Chunks]) -> Chunks:
         """
-        Append chunks to chunks.
+        Join the chunks of several rollouts.
 
-        :param parts: chunks of different rollouts, in order
-        :return: all of them
+        :param parts: each rollout's chunks
+        :return: all chunks, in the same order
         """
         advantages = np.concatenate([part.advantages for part in parts])
         return cls([read for part in parts for read in part._makers], advantages)

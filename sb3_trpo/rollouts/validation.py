@@ -1,4 +1,4 @@
-"""Checks before an update: all numbers of a rollout must be finite, and observations must fit their space."""
+"""Checks before an update: a rollout must hold finite numbers only, and observations must fit their space."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def require_finite(buffer: RolloutBuffer, last_observation: Observation | None =
     """
     Raise if a rollout holds numbers that would spoil the update.
 
-    :param buffer: a full rollout buffer, whether it has flattened (step, env) yet or not
-    :param last_observation: observation after the last step, whose value enters the returns; ``None`` if not known
+    :param buffer: a full rollout buffer, flattened over (step, env) or not
+    :param last_observation: observations after the last step; their values enter the returns. ``None`` if not known
     :raises ValueError: if observations, rewards, values, returns or advantages are not finite; names the first place
     """
+    # Observations first: one that is not finite spoils values and returns too, and is the cause to report.
     _require_finite(buffer, _named(buffer.observations))
     fault = None if last_observation is None else non_finite_observation(last_observation, buffer.buffer_size)
     if fault is not None:
@@ -40,10 +41,10 @@ def _require_finite(buffer: RolloutBuffer, quantities: dict[str, np.ndarray]) ->
 
 def cut_off_at(info: dict[str, Any]) -> Any:
     """
-    Find the last observation of an episode that a time limit cut off; its value enters the returns.
+    Return the last observation of an episode that a time limit cut off; its value enters the returns.
 
     :param info: info dict of an environment at the end of an episode
-    :return: the observation, ``None`` if the episode ended by itself
+    :return: the observation; ``None`` if the episode ended by itself
     """
     return info.get("terminal_observation") if info.get("TimeLimit.truncated", False) else None
 

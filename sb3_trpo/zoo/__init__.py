@@ -56,5 +56,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
-    except MissingExtraError as error:  # of whichever extra: [zoo] brings them all
+    except MissingExtraError as error:  # of any extra, since [zoo] brings them all
         raise MissingExtraError(ZOO[0], error.name or "a library", ZOO[1]) from error

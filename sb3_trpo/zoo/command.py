@@ -1,4 +1,4 @@
-"""The command line of ``python -m sb3_trpo.zoo``: which script to run, and running it."""
+"""The command line of ``python -m sb3_trpo.zoo``: choose a script and run it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SCRIPTS = {
     "all_plots": "plot the evaluations of several algorithms and environments, and tabulate them",
     "plot_from_file": "plot what all_plots has saved",
     "push_to_hub": "upload a trained agent to the Hugging Face hub",
-    "load_from_hub": "download one from there; unpickling it can run any code",
+    "load_from_hub": "download an agent from there; unpickling it can run any code",
 }
 """What each script does; all but ``report`` are RL Zoo's."""
 PLOTS = ("plot_train", "all_plots", "plot_from_file")
 """RL Zoo's scripts that are functions of ``rl_zoo3.plots``; the others are modules."""
 PLAYING = ("enjoy", "record_video", "push_to_hub")
-"""Scripts that load a model to act with it."""
+"""Scripts that load a model and let it act."""
 LIBRARIES = {"enjoy": "rl_zoo3.load_from_hub", "record_video": "moviepy", "record_training": "moviepy"}
-"""What a script imports late, after it has begun."""
+"""Libraries that a script imports only after it has started to work."""
 
 
 def main() -> None:
@@ -86,4 +86,4 @@ def run(script: str) -> None:
             plots = importlib.import_module("rl_zoo3.plots")
         getattr(plots, script)()
     else:
-        runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")  # whose imports then find what has been replaced
+        runpy.run_module(f"rl_zoo3.{script}", run_name="__main__")  # its imports find the replacements

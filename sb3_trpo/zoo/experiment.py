@@ -29,7 +29,7 @@ with needs(*ZOO):
 SCHEDULES = ("target_kl", "ent_coef")
 """Settings that may be given as ``lin_<initial value>``, besides RL Zoo's own."""
 NOTE = "rl_zoo.json"
-"""File beside checkpoints with the log folder and the seed that they belong to."""
+"""File beside checkpoints with the log folder and the seed of their run."""
 
 
 class ExperimentManager(RlZooManager):
@@ -44,7 +44,7 @@ class ExperimentManager(RlZooManager):
             self._share_run()
 
     def _share_run(self) -> None:
-        """Use the first rank's folder and seed, for RL Zoo takes the first free folder and a random seed."""
+        """Use the first rank's folder and seed: on each rank RL Zoo chooses the first free folder and a random seed."""
         if self.optimize_hyperparameters:
             raise ValueError(
                 "Ranks share one run, and a search makes many: start it without a launcher, in as many processes as you like "
@@ -59,7 +59,7 @@ class ExperimentManager(RlZooManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
-        Create this rank's environments. They are numbered through all ranks, so that Monitor files and seeds differ.
+        Create this rank's environments. They are numbered across all ranks, so that Monitor files and seeds differ.
 
         :param n_envs: number of environments of this rank
         :param eval_env: whether they are for evaluation
@@ -71,7 +71,7 @@ class ExperimentManager(RlZooManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
-        Train, without the callbacks that are for the first rank only on the others.
+        Train. Ranks other than the first leave out the callbacks that are for the first one only.
 
         :param model: the model to train
         """
@@ -111,7 +111,7 @@ class ExperimentManager(RlZooManager):
         for checkpoint in checkpoints:
             if "{seed}" in str(checkpoint.folder) and not is_seed_given():
                 raise ValueError(
-                    f"folder is {checkpoint.folder}, which needs a seed, or each start would get another: give --seed"
+                    f"folder is {checkpoint.folder}, but without a seed each start would have another folder: give --seed"
                 )
             self._continue_run(checkpoint.folder_of(self.env_name.gym_id, self.seed))
         return processed
@@ -122,7 +122,7 @@ class ExperimentManager(RlZooManager):
         self.specified_callbacks = [each for each in specified if ResumableCheckpoint.__name__ not in str(each)]
 
     def _continue_run(self, folder: Path) -> None:
-        """Use the log folder and the seed of the run whose checkpoints a folder holds; RL Zoo would choose new ones."""
+        """Use the log folder and the seed of the run that has left checkpoints in a folder; RL Zoo would choose new ones."""
         name, seed = self._communicator.broadcast_object(self._run_in(folder) if self._communicator.is_first else ("", 0))
         if seed != self.seed:
             self.seed = self.args.seed = seed
@@ -131,9 +131,9 @@ class ExperimentManager(RlZooManager):
         self.save_path, self.params_path = str(run), str(run / self.env_name)
 
     def _run_in(self, folder: Path) -> tuple[str, int]:
-        """Read name and seed of the run that a folder of checkpoints belongs to, or write this run's there."""
+        """Read the name and seed of the run that a folder of checkpoints belongs to, or write down this run's."""
         note, name, seed = folder / NOTE, Path(self.save_path).name, self.seed
-        with sole_owner(folder):  # before a log is opened that another process may be writing
+        with sole_owner(folder):  # first, since another process may be writing to the log of that run
             if note.is_file() and any(map(checkpoints_in, folders_of_first_ranks(folder).values())):
                 noted = json.loads(note.read_text())
                 if re.fullmatch(rf"{re.escape(self.env_name)}_\d+", noted["run"]):  # a path could lead out of the log folder
@@ -153,8 +153,8 @@ def envs_of_rank(
     :param make: the class of the vectorized environment
     :param rank: number of the rank
     :param n_ranks: number of ranks
-    :param env_fns: functions that create an environment each, as many for each rank
-    :param kwargs: keywords of the class
+    :param env_fns: functions that create one environment each, equally many for each rank
+    :param kwargs: further keywords of the class
     :return: the environments
     """
     n_envs = len(env_fns) // n_ranks
@@ -163,9 +163,9 @@ def envs_of_rank(
 
 def is_seed_given() -> bool:
     """
-    Look for a seed on the command line; by now RL Zoo has replaced a missing one by a random number.
+    Check whether the command line has a seed: by now RL Zoo has replaced a missing one by a random number.
 
-    :return: whether there is one; RL Zoo takes a negative seed for none
+    :return: whether there is one; for RL Zoo a negative seed is none
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--seed", type=int, default=-1)

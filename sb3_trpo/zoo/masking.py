@@ -19,15 +19,15 @@ with needs(*CONTRIB):
     from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 
 TEST_ENV: ContextVar[VecEnv | None] = ContextVar("TEST_ENV", default=None)
-"""The environments that a script created last to try a model in; each thread has its own."""
+"""The environments that a script has created last to let a model act in; each thread has its own."""
 
 
 class MaskableTRPO(maskable.MaskableTRPO):
     """
     MaskableTRPO for scripts that only load a model and call ``predict()``.
 
-    It loads what :class:`sb3_trpo.maskable.MaskableTRPO` has saved. It shares its name too, which RL Zoo writes into the model
-    cards that it uploads.
+    It loads what :class:`sb3_trpo.maskable.MaskableTRPO` has saved, and has the same name, because RL Zoo writes that into the
+    model cards that it uploads.
     """
 
     def predict(
@@ -41,12 +41,12 @@ class MaskableTRPO(maskable.MaskableTRPO):
         """
         Choose actions, under the masks of the test environments if none are given.
 
-        :param observation: one, or one per environment
-        :param state: of a recurrent policy
-        :param episode_start: whether an episode begins, shape ``(n_envs,)``
-        :param deterministic: whether to take the most likely action instead of sampling
-        :param action_masks: allowed actions, shape ``(n_options,)`` or ``(n_envs, n_options)``
-        :return: the actions, and the state of a recurrent policy
+        :param observation: a single observation, or one per environment
+        :param state: state of a policy with memory, as the last call returned it
+        :param episode_start: whether the observation starts an episode, shape ``(n_envs,)``
+        :param deterministic: whether to take the most likely action rather than to sample one
+        :param action_masks: flags of the allowed options, shape ``(n_options,)`` or ``(n_envs, n_options)``
+        :return: actions, and the new state of a policy with memory
         """
         env = TEST_ENV.get()
         if action_masks is None and env is not None and is_masking_supported(env):
@@ -64,13 +64,13 @@ PLAYERS: dict[str, type[MaskableTRPO]] = {"trpo_mask": MaskableTRPO, "trpo_mask_
 
 def evaluate(model: BaseAlgorithm, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
     """
-    Evaluate a model; one of a masked algorithm acts under the environments' masks.
+    Evaluate a model, under the environments' masks if its algorithm uses them.
 
     :param model: the model
     :param env: the environments to evaluate it in
     :param args: further arguments of SB3's ``evaluate_policy``
-    :param kwargs: its keywords
-    :return: its result
+    :param kwargs: keywords of ``evaluate_policy``
+    :return: the result of ``evaluate_policy``
     """
     policy: Any = SelfMaskingModel(model, env) if isinstance(model, maskable.MaskableTRPO) else model
     return evaluate_policy(policy, env, *args, **kwargs)

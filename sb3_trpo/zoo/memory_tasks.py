@@ -17,11 +17,11 @@ from gymnasium import spaces
 
 class TMaze(gym.Env[np.ndarray, Any]):
     """
-    A corridor that ends in a junction; only a sign at its beginning shows which arm holds the treasure.
+    A corridor that ends in a junction. Only a sign at its beginning shows which arm holds the treasure.
 
     The observation is (up, down, corridor, junction): the sign, then the kind of place. A policy without memory turns the
-    right way half of the time. The right arm gives 4, the wrong one -0.1, and so does every step that does not move towards
-    the junction, as in the paper.
+    right way half of the time. As in the paper, the right arm gives a reward of 4, and the wrong arm gives -0.1, as does every
+    step that does not move towards the junction.
 
     :param length: number of places before the junction
     :param is_deadly: whether walking into a wall ends the episode instead of doing nothing; ``action_masks()`` forbids it
@@ -55,7 +55,7 @@ class TMaze(gym.Env[np.ndarray, Any]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Walk one place, or turn into an arm."""
-        # At every step, for any may end the episode: SB3's EvalCallback cannot save episodes of which some have none.
+        # At every step, since any may end the episode: SB3's EvalCallback fails if only some episodes report success.
         no_success = {"is_success": False}
         if not self.action_masks()[action]:
             return self._observation(), self.PENALTY, self._is_deadly, False, no_success
@@ -66,7 +66,7 @@ class TMaze(gym.Env[np.ndarray, Any]):
         return self._observation(), 0.0 if action == self.FORTH else self.PENALTY, False, False, no_success
 
     def action_masks(self) -> np.ndarray:
-        """Give which of the four directions are open, shape ``(4,)``."""
+        """Return which of the four directions are open, shape ``(4,)``."""
         at_junction = self._place == self._length
         return np.array([at_junction, at_junction, not at_junction, self._place > 0])
 

@@ -41,11 +41,11 @@ def install(playing: bool = False) -> ExitStack:
         with install():
             rl_zoo3.train.train()
 
-    RL Zoo's scripts look names up when they are imported: import them within the block.
+    RL Zoo's scripts look names up on import, so import them inside the block.
 
     :param playing: whether masked models, which must have been trained before, ask the environment for masks where a script
         passes none; needed by ``enjoy``, ``record_video`` and ``push_to_hub``, and wrong for training
-    :return: undoes it when closed
+    :return: a context manager that undoes everything
     """
     samplers = {algo: sample_lstm_params if "lstm" in algo else sample_trpo_params for algo in ALGORITHMS}
     converters = dict.fromkeys(ALGORITHMS, hyperparams_opt.HYPERPARAMS_CONVERTER["trpo"])
@@ -59,11 +59,11 @@ def install(playing: bool = False) -> ExitStack:
         stack.enter_context(replaced(exp_manager, "ExperimentManager", ExperimentManager))
         # EvalCallback, and the one of RL Zoo's search that extends it, evaluate by this name, which knows no masks.
         stack.enter_context(replaced(callbacks, "evaluate_policy", evaluate))
-        # Scripts create the environments that they play in by this name: the only place that tells which, and how they are
-        # rendered. Some import it from the package, some from its module.
+        # Scripts create the environments that they play in by this name. Only here do we learn which ones these are and how
+        # they are rendered. Some scripts import it from the package, some from its module.
         stack.enter_context(replaced(rl_zoo3, "create_test_env", create_test_env))
         stack.enter_context(replaced(utils, "create_test_env", create_test_env))
-        # record_training starts record_video in processes of their own, which would be RL Zoo's without our algorithms.
+        # record_training starts record_video in new processes, where RL Zoo would not know our algorithms.
         stack.enter_context(replaced(subprocess, "call", call_ours))
         return stack.pop_all()
 
@@ -74,8 +74,8 @@ def replaced(owner: ModuleType, name: str, value: Any) -> Iterator[None]:
     Replace an attribute of a module, and put it back at the end.
 
     :param owner: the module
-    :param name: of the attribute
-    :param value: that it has meanwhile
+    :param name: name of the attribute
+    :param value: value of the attribute inside the block
     """
     before = getattr(owner, name)
     setattr(owner, name, value)
@@ -91,7 +91,7 @@ def updated(registry: dict[str, Any], entries: Mapping[str, Any]) -> Iterator[No
     Add entries to a registry, or replace them, and restore it at the end.
 
     :param registry: a dictionary
-    :param entries: what it holds meanwhile, besides its own
+    :param entries: entries to have inside the block
     """
     before = dict(registry)
     registry.update(entries)
@@ -104,11 +104,11 @@ def updated(registry: dict[str, Any], entries: Mapping[str, Any]) -> Iterator[No
 
 def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
     """
-    Create environments by RL Zoo's ``create_test_env``, if they can be rendered as they are asked to be.
+    Create environments with RL Zoo's ``create_test_env``, after making sure that they can be rendered as requested.
 
     :param env_id: the environment's ID
     :param kwargs: further arguments of RL Zoo's function
-    :return: the environments, which masked models then ask for masks
+    :return: the environments, which masked models will ask for masks
     """
     mode = (kwargs.get("env_kwargs") or {}).get("render_mode", "human")
     prepare_rendering(env_id, mode if kwargs.get("should_render", True) else None)
@@ -123,7 +123,7 @@ def call_ours(command: Sequence[str], *args: Any, **kwargs: Any) -> int:
 
     :param command: the program and its arguments
     :param args: further arguments of ``subprocess.call``
-    :param kwargs: its keywords
+    :param kwargs: keywords of ``subprocess.call``
     :return: the exit status
     """
     if not isinstance(command, str) and list(command[:3]) == RECORD_VIDEO:

@@ -21,10 +21,10 @@ WINDOW = 20
 
 def learning_curve(run_folder: str | Path, title: str) -> Path:
     """
-    Plot returns against steps: training episodes from Monitor's files, and evaluations from ``evaluations.npz`` if there.
+    Plot returns against steps: training episodes from Monitor's files, and evaluations from ``evaluations.npz`` if it exists.
 
-    :param run_folder: where RL Zoo, or ``Monitor`` and ``EvalCallback``, have written
-    :param title: of the picture
+    :param run_folder: folder to which RL Zoo, or ``Monitor`` and ``EvalCallback``, have written
+    :param title: title of the picture
     :return: the PNG file, ``learning_curve.png`` in the folder
     :raises LoadMonitorResultsError: if the folder has no Monitor files
     """

@@ -16,9 +16,9 @@ env = gym.make(sys.argv[1], render_mode="rgb_array")
 env.reset()
 assert env.render() is not None
 """
-HINT = "Without a display MuJoCo's environments are drawn if MUJOCO_GL is egl or osmesa and that library is installed."
+HINT = "Without a display MuJoCo's environments can be rendered if MUJOCO_GL is egl or osmesa and that library is installed."
 PATIENCE = 60.0
-"""Seconds that a trial may take: importing and starting an environment can be slow."""
+"""Seconds that a trial may take. Importing and starting an environment can be slow."""
 
 
 def has_display() -> bool:
@@ -36,7 +36,7 @@ def prepare_rendering(env_id: str, render_mode: str | None) -> None:
     Make rendering work without a display, or exit with advice.
 
     :param env_id: ID of the environment that is about to be created
-    :param render_mode: of the environment; ``"human"`` opens a window, ``None`` renders nothing
+    :param render_mode: its render mode; ``"human"`` opens a window, ``None`` renders nothing
     """
     if has_display() or render_mode is None:
         return
@@ -47,13 +47,13 @@ def prepare_rendering(env_id: str, render_mode: str | None) -> None:
         )
     settings = rendering_settings(env_id)
     if settings is None:
-        print(f"A trial to draw {env_id} failed. {HINT}", file=sys.stderr)
+        print(f"A test could not render {env_id}. {HINT}", file=sys.stderr)
     os.environ.update(settings or {})
 
 
 def rendering_settings(env_id: str) -> dict[str, str] | None:
     """
-    Find out how an environment can be rendered, by trying it in another process: some backends abort theirs.
+    Find out how an environment can be rendered by trying it in another process, because some backends abort theirs.
 
     :param env_id: the environment's ID
     :return: environment variables to set, ``None`` if nothing works

@@ -31,7 +31,7 @@ def final_returns(
     :param model_file: zip file in the run's folder, beside its settings
     :param env: the environment's name
     :param episodes: number of episodes
-    :param seed: of the environment
+    :param seed: seed of the environment
     :return: the return of each episode
     """
     hyperparams, stats_path = get_saved_hyperparams(str(Path(model_file).parent / env), test_mode=True)
@@ -53,7 +53,7 @@ def report(arguments: Sequence[str] | None = None) -> None:
     """
     Evaluate the final model of a run, plot its learning curve, and print where everything is.
 
-    :param arguments: of the command line; ``None`` for this process's
+    :param arguments: arguments of the command line; ``None`` for this process's
     """
     parser = argparse.ArgumentParser("sb3_trpo.zoo report", description="Evaluate and plot a finished run.")
     parser.add_argument("--algo", choices=list(ALGORITHMS), default="trpo")

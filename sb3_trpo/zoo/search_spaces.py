@@ -15,8 +15,8 @@ def sample_trpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additio
     """
     Sample hyperparameters of TRPO.
 
-    The ranges are those that the tuned configurations come from. ``target_kl`` is that of the joint action, up to the 0.24
-    that RL Zoo's HalfCheetah settings amount to.
+    The tuned configurations come from these ranges. ``target_kl`` bounds the KL of the joint action; RL Zoo's HalfCheetah
+    settings amount to 0.24.
 
     :param trial: Optuna's trial
     :param n_actions: dimensions of a Box action space, else 0; unused, as are the next two

@@ -25,7 +25,7 @@ def small_model(env: gym.Env | None = None) -> TRPO:
 
 
 class Notes(BaseCallback):
-    """Notes what a callback sees."""
+    """Records what a callback sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,25 +62,15 @@ def test_a_callback_is_called_in_sb3s_order_and_sees_full_buffers():
 def test_a_callback_sees_sb3s_locals():
     notes = Notes()
     small_model(RandomEnv(action_space=BOX_ACTION)).learn(64, callback=notes)
-    always = {
-        "self",
-        "env",
-        "callback",
-        "rollout_buffer",
-        "n_rollout_steps",
-        "infos",
-        "rewards",
-        "dones",
-        "new_obs",
-        "actions",
-    }
+    always = {"self", "env", "callback", "rollout_buffer", "n_rollout_steps"}
+    always |= {"infos", "rewards", "dones", "new_obs", "actions"}
     assert always | {"clipped_actions", "obs_tensor", "n_steps", "values", "log_probs"} <= notes.at_step
     assert always | {"values"} <= notes.at_end
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("n_calls", [1, 10, 64])
-def test_training_stops_at_once_when_a_callback_says_so(n_envs, n_calls):
+def test_training_stops_at_once_when_a_callback_returns_false(n_envs, n_calls):
     model, untrained = (small_model(make_vec_env(RandomEnv, n_envs=n_envs)) for _ in range(2))
     calls = iter(range(1, 1000))
     model.learn(1000, callback=lambda *_: next(calls) < n_calls)
@@ -102,14 +92,8 @@ def test_a_plain_function_is_a_callback():
 
 
 def test_evaluation_keeps_the_best_model(tmp_path):
-    evaluation = EvalCallback(
-        Monitor(RandomEnv()),
-        eval_freq=64,
-        n_eval_episodes=2,
-        best_model_save_path=str(tmp_path),
-        log_path=str(tmp_path),
-        verbose=0,
-    )
+    settings = {"best_model_save_path": str(tmp_path), "log_path": str(tmp_path), "verbose": 0}
+    evaluation = EvalCallback(Monitor(RandomEnv()), eval_freq=64, n_eval_episodes=2, **settings)
     model = small_model().learn(192, callback=evaluation)
     results = np.load(tmp_path / "evaluations.npz")
     assert results["timesteps"].tolist() == [64, 128, 192]

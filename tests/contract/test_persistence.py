@@ -1,11 +1,8 @@
 """Contract: saving and loading, ours and sb3-contrib's; parameters in and out."""
 
-import io
-
 import numpy as np
 import pytest
 import sb3_contrib
-import torch as th
 from gymnasium import spaces
 from helpers.contract_tools import ROUNDING, moved_since, one_update, parameters, same_parameters
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv, dict_env, image_env
@@ -84,46 +81,14 @@ def rollout(model) -> list[np.ndarray]:
 
 
 def test_settings_survive_saving(tmp_path):
-    settings = {
-        "gamma": 0.9,
-        "gae_lambda": 0.8,
-        "cg_max_steps": 7,
-        "cg_damping": 0.2,
-        "cg_residual_tol": 1e-3,
-        "line_search_shrinking_factor": 0.7,
-        "line_search_max_iter": 5,
-        "n_critic_updates": 3,
-        "normalize_advantage": False,
-        "target_kl": 0.02,
-        "sub_sampling_factor": 2,
-        "fisher_subsampling": 3,
-        "ent_coef": 0.01,
-        "max_grad_norm": 0.5,
-        "chunk_size": 16,
-        "learning_rate": 2e-3,
-    }
+    settings = {"gamma": 0.9, "gae_lambda": 0.8, "cg_max_steps": 7, "cg_damping": 0.2, "cg_residual_tol": 1e-3,
+                "line_search_shrinking_factor": 0.7, "line_search_max_iter": 5, "n_critic_updates": 3,
+                "normalize_advantage": False, "target_kl": 0.02, "sub_sampling_factor": 2, "fisher_subsampling": 3,
+                "ent_coef": 0.01, "max_grad_norm": 0.5, "chunk_size": 16, "learning_rate": 2e-3}  # fmt: skip
     TRPO("MlpPolicy", RandomEnv(), **SMALL | settings).save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", env=RandomEnv())
     assert {name: getattr(loaded, name) for name in settings} == settings
     assert one_update(loaded).outcome == "accepted"
-
-
-def test_the_optimizer_survives_saving(tmp_path):
-    model = TRPO("MlpPolicy", RandomEnv(), **SMALL).learn(64)
-    model.save(tmp_path / "model")
-    (saved, loaded) = (m.policy.optimizer.state_dict() for m in (model, TRPO.load(tmp_path / "model")))
-    assert saved["state"]
-    assert saved["state"].keys() == loaded["state"].keys()
-    for index, state in saved["state"].items():
-        assert all(th.equal(value, loaded["state"][index][name]) for name, value in state.items())
-
-
-def test_saving_to_a_stream_works():
-    model = TRPO("MlpPolicy", RandomEnv(), **SMALL)
-    stream = io.BytesIO()
-    model.save(stream)
-    stream.seek(0)
-    assert same_parameters(TRPO.load(stream).policy, model.policy)
 
 
 def test_schedules_survive_saving(tmp_path):
@@ -155,12 +120,6 @@ def test_keywords_and_custom_objects_override_what_was_saved(tmp_path):
     assert (log["train/target_kl"], log["train/learning_rate"]) == (0.05, 0.5)
 
 
-def test_settings_are_checked_on_loading_too(tmp_path):
-    TRPO("MlpPolicy", RandomEnv(), **SMALL).save(tmp_path / "model")
-    with pytest.raises(ValueError, match="cg_max_steps"):
-        TRPO.load(tmp_path / "model", cg_max_steps=0)
-
-
 def test_a_model_loads_onto_another_number_of_environments(tmp_path):
     TRPO("MlpPolicy", make_vec_env(RandomEnv, n_envs=3), **SMALL).learn(1).save(tmp_path / "model")
     loaded = TRPO.load(tmp_path / "model", env=RandomEnv())
@@ -168,27 +127,15 @@ def test_a_model_loads_onto_another_number_of_environments(tmp_path):
     assert one_update(loaded).outcome == "accepted"
 
 
-def test_loading_refuses_other_spaces(tmp_path):
-    TRPO("MlpPolicy", RandomEnv(), **SMALL).save(tmp_path / "model")
-    with pytest.raises(ValueError, match="Action spaces do not match"):
-        TRPO.load(tmp_path / "model", env=RandomEnv(action_space=BOX_ACTION))
-
-
-def test_parameters_go_out_and_in():
-    model, other = TRPO("MlpPolicy", RandomEnv(), **SMALL), TRPO("MlpPolicy", RandomEnv(), **SMALL | {"seed": 1})
+@pytest.mark.parametrize("from_file", [False, True])
+def test_parameters_are_set_and_checked(from_file, tmp_path):
+    model, other = (TRPO("MlpPolicy", RandomEnv(), **SMALL | {"seed": seed}) for seed in (0, 1))
     assert set(model.get_parameters()) == {"policy", "policy.optimizer"}
     assert not same_parameters(model.policy, other.policy)
-    other.set_parameters(model.learn(64).get_parameters())
+    model.learn(64).save(tmp_path / "model")
+    other.set_parameters(tmp_path / "model" if from_file else model.get_parameters())
     assert same_parameters(model.policy, other.policy)
     assert one_update(other).outcome == "accepted"
-
-
-def test_parameters_are_set_from_a_file_and_checked(tmp_path):
-    model = TRPO("MlpPolicy", RandomEnv(), **SMALL).learn(64)
-    model.save(tmp_path / "model")
-    other = TRPO("MlpPolicy", RandomEnv(), **SMALL | {"seed": 1})
-    other.set_parameters(tmp_path / "model")
-    assert same_parameters(model.policy, other.policy)
     with pytest.raises(ValueError, match="do not match"):
         other.set_parameters({"policy": model.policy.state_dict()}, exact_match=True)
 
@@ -197,7 +144,7 @@ def test_parameters_are_set_from_a_file_and_checked(tmp_path):
 @pytest.mark.parametrize(
     ("cls", "space"), [(MlpPolicy, VECTOR), (CnnPolicy, IMAGE), (MultiInputPolicy, DICT)], ids=["Mlp", "Cnn", "MultiInput"]
 )
-def test_a_policy_saved_alone_keeps_its_sharing_and_its_actions(cls, space, share, tmp_path):
+def test_a_policy_saved_alone_still_shares_its_extractor_or_not_and_acts_alike(cls, space, share, tmp_path):
     policy_kwargs = {"share_features_extractor": share, "net_arch": [8]}
     policy = TRPO(cls, RandomEnv(space), policy_kwargs=policy_kwargs, **SMALL).policy
     policy.save(tmp_path / "policy.pt")

@@ -30,7 +30,7 @@ SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0}
 
 
 class Extractor(BaseFeaturesExtractor):
-    """A custom features extractor with some further layer."""
+    """A custom features extractor with one further layer."""
 
     def __init__(self, observation_space: spaces.Box, layer: type[nn.Module] = nn.Identity):
         super().__init__(observation_space, features_dim=16)
@@ -43,7 +43,7 @@ class Extractor(BaseFeaturesExtractor):
 
 
 class Direction(nn.Module):
-    """Scales to length 1, which zeros have not."""
+    """Scales to length 1, which fails at zero."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return x / x.norm(dim=-1, keepdim=True)
@@ -69,7 +69,7 @@ class Towers(nn.Module):
 
 
 class TiedActor(Towers):
-    """The actor's layers have one bias."""
+    """The actor's layers share a bias."""
 
     def __init__(self, features_dim: int):
         super().__init__(features_dim)
@@ -77,7 +77,7 @@ class TiedActor(Towers):
 
 
 class TiedTowers(Towers):
-    """Actor and critic have one second layer."""
+    """Actor and critic share their second layer."""
 
     def __init__(self, features_dim: int):
         super().__init__(features_dim)
@@ -101,7 +101,7 @@ class SpareLayer(Towers):
 
 
 class TrunkAndTowers(Towers):
-    """Actor and critic stand on one trunk."""
+    """Actor and critic share a trunk."""
 
     def __init__(self, features_dim: int, layer: type[nn.Module] = nn.Identity):
         super().__init__(16)
@@ -115,7 +115,7 @@ class TrunkAndTowers(Towers):
 
 
 class DetachedActor(Towers):
-    """Only the critic has a gradient in the features that both see."""
+    """Only the critic backpropagates into the features."""
 
     def forward_actor(self, features: th.Tensor) -> th.Tensor:
         return super().forward_actor(features.detach())
@@ -133,7 +133,7 @@ class CustomPolicy(ActorCriticPolicy):
 
 
 class FixedActor(CustomPolicy):
-    """Nothing of the actor can be trained."""
+    """The actor is frozen."""
 
     def _build(self, lr_schedule) -> None:
         super()._build(lr_schedule)
@@ -147,6 +147,11 @@ def custom(towers: type[Towers], **options):
 
 def mlp(env: RandomEnv | None = None, **policy_kwargs):
     return partial(TRPO, "MlpPolicy", env or RandomEnv(), policy_kwargs=policy_kwargs, **SMALL)
+
+
+def with_layer(layer: type[nn.Module], **policy_kwargs):
+    """Put a further layer into a custom extractor."""
+    return mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": layer}, **policy_kwargs)
 
 
 def shared_or_not(alias: str, env: RandomEnv, share: bool):
@@ -165,10 +170,10 @@ CASES = {
     "ReLU": mlp(activation_fn=nn.ReLU),
     "ELU": mlp(activation_fn=nn.ELU),
     "SiLU": mlp(activation_fn=nn.SiLU),
-    "custom extractor": mlp(features_extractor_class=Extractor),
-    "custom extractor, shared": mlp(features_extractor_class=Extractor, share_features_extractor=True),
-    "dropout": mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.Dropout}),
-    "not finite at zero": mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": Direction}),
+    "custom extractor": with_layer(nn.Identity),
+    "custom extractor, shared": with_layer(nn.Identity, share_features_extractor=True),
+    "dropout": with_layer(nn.Dropout),
+    "not finite at zero": with_layer(Direction),
     "weight decay": mlp(optimizer_class=th.optim.AdamW, optimizer_kwargs={"weight_decay": 0.1}),
     "momentum": mlp(optimizer_class=th.optim.SGD, optimizer_kwargs={"momentum": 0.9, "weight_decay": 0.1}),
     "CNN, separate": shared_or_not("CnnPolicy", image_env(), False),
@@ -194,58 +199,24 @@ def test_the_step_moves_what_shapes_the_actions_and_the_critic_the_rest(make):
     assert critic_fit(model).moved == valuing - acting
 
 
-def test_a_whole_update_moves_everything():
-    model = mlp()()
-    assert one_update(model).moved == set(dict(model.policy.named_parameters()))
+@pytest.mark.parametrize(("cls", "make_env"), [(MlpPolicy, RandomEnv), (CnnPolicy, image_env), (MultiInputPolicy, dict_env)])
+def test_our_policies_separate_the_extractors_by_default(cls, make_env):
+    for kwargs, is_shared in (({}, False), ({"policy_kwargs": {"share_features_extractor": True}}, True)):
+        policy = TRPO(cls.__name__, make_env(), **kwargs, **SMALL).policy
+        assert type(policy) is cls
+        assert (policy.pi_features_extractor is policy.vf_features_extractor) == is_shared
 
 
-@pytest.mark.parametrize(
-    ("alias", "cls", "make_env"),
-    [
-        ("MlpPolicy", MlpPolicy, RandomEnv),
-        ("CnnPolicy", CnnPolicy, image_env),
-        ("MultiInputPolicy", MultiInputPolicy, dict_env),
-    ],
-)
-def test_aliases_separate_the_extractors_unless_told_to_share(alias, cls, make_env):
-    policy = TRPO(alias, make_env(), **SMALL).policy
-    assert type(policy) is cls
-    assert policy.pi_features_extractor is not policy.vf_features_extractor
-    policy = TRPO(alias, make_env(), policy_kwargs={"share_features_extractor": True}, **SMALL).policy
-    assert policy.pi_features_extractor is policy.vf_features_extractor
-
-
-def test_policies_of_sb3_share_the_extractor_as_they_do_in_sb3():
+def test_sb3s_policies_share_the_extractor_as_in_sb3():
     policy = TRPO(ActorCriticCnnPolicy, image_env(), **SMALL).policy
     assert policy.pi_features_extractor is policy.vf_features_extractor
 
 
-def test_the_critic_trains_its_own_cnn_and_leaves_a_shared_one_alone():
-    fit = critic_fit(CASES["CNN, separate"]())
-    assert {name.split(".")[0] for name in fit.moved} == {"vf_features_extractor", "value_net"}
-    assert {name.split(".")[1] for name in fit.moved if name.startswith("vf_")} == {"cnn", "linear"}
-    assert critic_fit(CASES["CNN, shared"]()).moved == {"value_net.weight", "value_net.bias"}
+FREEZABLE = ("mlp_extractor.policy_net.0", "mlp_extractor.value_net", "action_net", "value_net", "log_std",
+             "mlp_extractor.policy_net")  # fmt: skip
 
 
-def test_actor_layers_named_value_are_moved_by_the_step_alone():
-    model = custom(Towers)()
-    named = {name for name in parameters(model.policy) if "value_of_actions" in name}
-    assert len(named) == 4
-    assert named <= policy_step(model).moved
-    assert not named & critic_fit(model).moved
-
-
-@pytest.mark.parametrize(
-    "frozen",
-    [
-        "mlp_extractor.policy_net.0",
-        "mlp_extractor.value_net",
-        "action_net",
-        "value_net",
-        "log_std",
-        "mlp_extractor.policy_net",
-    ],
-)
+@pytest.mark.parametrize("frozen", FREEZABLE)
 def test_frozen_parameters_stay_and_all_others_train(frozen):
     model = mlp(RandomEnv(action_space=BOX_ACTION))()
     names = set(parameters(model.policy))
@@ -280,7 +251,7 @@ def test_tied_parameters_stay_tied(towers):
 
 
 def test_the_policy_step_is_deterministic_under_dropout():
-    model = mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.Dropout})()
+    model = CASES["dropout"]()
     old = parameters(model.policy)
     update = policy_step(model)
     assert 0.0 < update.kl <= 0.01 + ROUNDING
@@ -294,28 +265,24 @@ def test_the_policy_step_is_deterministic_under_dropout():
 
 @pytest.mark.parametrize("with_buffer", [False, True])
 def test_the_critic_drops_out_in_every_minibatch(with_buffer):
-    model = mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.Dropout})()
+    model = CASES["dropout"]()
     extractor, training = model.policy.vf_features_extractor, []
     if with_buffer:
         extractor.register_buffer("constant", th.ones(1))
     extractor.layers[0].register_forward_hook(lambda layer, *_: training.append(layer.training))
     one_update(model)
-    assert training.count(True) >= 4  # two passes of two
+    assert training.count(True) >= 4  # two epochs of two minibatches
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.BatchNorm1d}),
-        mlp(
-            features_extractor_class=Extractor,
-            features_extractor_kwargs={"layer": nn.BatchNorm1d},
-            share_features_extractor=True,
-        ),
-        custom(partial(TrunkAndTowers, layer=nn.BatchNorm1d)),
-    ],
-    ids=["separate extractors", "shared extractor", "common trunk"],
-)
+WITH_BATCH_NORM = {
+    "separate extractors": with_layer(nn.BatchNorm1d),
+    "shared extractor": with_layer(nn.BatchNorm1d, share_features_extractor=True),
+    "common trunk": custom(partial(TrunkAndTowers, layer=nn.BatchNorm1d)),
+    "chunks of one": partial(with_layer(nn.BatchNorm1d), chunk_size=1),
+}
+
+
+@pytest.mark.parametrize("make", WITH_BATCH_NORM.values(), ids=WITH_BATCH_NORM)
 def test_batch_norm_statistics_follow_the_data_once_per_update(make):
     model = make()
     norms = [module for module in model.policy.modules() if isinstance(module, nn.BatchNorm1d)]
@@ -325,11 +292,6 @@ def test_batch_norm_statistics_follow_the_data_once_per_update(make):
         assert one_update(model).outcome == "accepted"
         assert [int(norm.num_batches_tracked) for norm in norms] == [n_updates] * len(norms)
         assert not any(th.equal(norm.running_mean, mean) for norm, mean in zip(norms, means, strict=True))
-
-
-def test_batch_norm_works_with_chunks_of_one():
-    make = mlp(features_extractor_class=Extractor, features_extractor_kwargs={"layer": nn.BatchNorm1d})
-    assert one_update(make(chunk_size=1)).outcome == "accepted"
 
 
 def test_other_statistics_of_shared_layers_follow_once_per_update_too():
@@ -345,7 +307,7 @@ def test_other_statistics_of_shared_layers_follow_once_per_update_too():
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_nothing_moves_what_the_actor_sees_through_a_detach(share):
+def test_parameters_behind_a_detach_stay_and_the_user_is_warned(share):
     policy_kwargs = {"towers": DetachedActor, "features_extractor_class": Extractor, "share_features_extractor": share}
     with pytest.warns(UserWarning, match=r"detach") as caught:
         model = TRPO(CustomPolicy, RandomEnv(), policy_kwargs=policy_kwargs, **SMALL)
@@ -357,21 +319,23 @@ def test_nothing_moves_what_the_actor_sees_through_a_detach(share):
 
 
 @pytest.mark.parametrize("name", ["default", "gSDE", "CNN, shared", "not finite at zero", "unused layer", "common trunk"])
-def test_nothing_is_said_of_a_detach_where_there_is_none(name):
+def test_there_is_no_warning_without_a_detach(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CASES[name]()
 
 
 def test_a_policy_without_trainable_distribution_parameters_is_refused_at_construction():
-    with pytest.raises(ValueError, match=r"FixedActor.*requires_grad"):
+    with pytest.raises(ValueError, match=r"No trainable parameter .* distribution of FixedActor.*requires_grad"):
         TRPO(FixedActor, RandomEnv(), **SMALL)
 
 
-def test_a_policy_frozen_later_is_refused_at_the_update_and_left_alone():
+@pytest.mark.parametrize("parts", [("",), ("mlp_extractor.policy_net", "action_net")], ids=["all of it", "its actor"])
+def test_a_policy_frozen_later_is_refused_at_the_update_and_left_alone(parts):
     model = mlp()()
-    model.policy.requires_grad_(False)
+    for name, parameter in model.policy.named_parameters():
+        parameter.requires_grad_(not name.startswith(parts))
     old = parameters(model.policy)
-    with pytest.raises(ValueError, match="MlpPolicy"):
+    with pytest.raises(ValueError, match=r"No trainable parameter .*MlpPolicy"):
         model.learn(64)
     assert not moved_since(old, model.policy)

@@ -79,7 +79,7 @@ def test_policies_are_learnt_saved_and_loaded_with_their_memory(name, tmp_path):
 
 
 def trajectory(model, **options):
-    """Predict through an episode and a half, with the memory handed on; give actions and memories."""
+    """Predict through an episode and a half, carrying the memory along; return actions and memories."""
     space = model.observation_space
     space.seed(0)
     state, seen, starts = None, [], np.ones(1, bool)
@@ -92,7 +92,7 @@ def trajectory(model, **options):
 
 @pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
 @pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
-def test_memory_is_handed_on_and_forgotten_at_an_episodes_start(algorithm):
+def test_memory_is_carried_along_and_reset_at_an_episodes_start(algorithm):
     model = small_model(algorithm, policy_kwargs={"n_lstm_layers": 2})
     observation = np.full((2, 3), 0.5, np.float32)
     _, first = model.predict(observation)
@@ -135,9 +135,9 @@ class OtherBuffer(RecurrentRolloutBuffer):
 
 REFUSED = {
     "SB3's policy": (RecurrentTRPO, {"policy": ActorCriticPolicy}, "ActorCriticPolicy.*RecurrentActorCriticPolicy"),
-    "one without masks": (MaskableRecurrentTRPO, {"policy": MlpLstmPolicy}, "MlpLstmPolicy.*MaskableRecurrent"),
-    "one without memory": (MaskableRecurrentTRPO, {"policy": MaskableActorCriticPolicy}, "MaskableActor.*Recurrent"),
-    "another's name": (RecurrentTRPO, {"policy": "MlpPolicy"}, "MlpPolicy"),
+    "a policy without masks": (MaskableRecurrentTRPO, {"policy": MlpLstmPolicy}, "MlpLstmPolicy.*MaskableRecurrent"),
+    "a policy without memory": (MaskableRecurrentTRPO, {"policy": MaskableActorCriticPolicy}, "MaskableActor.*Recurrent"),
+    "an unknown alias": (RecurrentTRPO, {"policy": "MlpPolicy"}, "MlpPolicy"),
     "SB3's buffer": (RecurrentTRPO, {"rollout_buffer_class": RolloutBuffer}, "class is RolloutBuffer.*Recurrent"),
     "a buffer without masks": (MaskableRecurrentTRPO, {"rollout_buffer_class": OtherBuffer}, "OtherBuffer.*MaskableRecurrent"),
 }  # fmt: skip
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_by_name(algorithm, options, message):
         small_model(algorithm, **options)
 
 
-def test_a_buffer_of_ones_own_is_used():
+def test_a_custom_buffer_is_used():
     model = small_model(rollout_buffer_class=OtherBuffer, rollout_buffer_kwargs={"gae_lambda": 0.5}).learn(24)
     assert type(model.rollout_buffer) is OtherBuffer
     assert model.rollout_buffer.gae_lambda == 0.5
@@ -204,7 +204,7 @@ def test_time_limits_are_bootstrapped():
 
 
 class Poisoned(RestlessEnv):
-    """Goes wrong at its fifth step."""
+    """Gives NaN at its fifth step."""
 
     def __init__(self, where):
         super().__init__()
@@ -284,7 +284,7 @@ def test_masks_that_allow_nothing_or_do_not_fit_are_refused_by_place():
 
 
 @pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
-def test_predictions_obey_masks_and_hand_memory_on():
+def test_predictions_obey_masks_and_carry_memory_along():
     model = small_model(MaskableRecurrentTRPO)
     observations, masks = np.zeros((300, 3), np.float32), np.tile([True, False, True], (300, 1))
     actions, state = model.predict(observations, action_masks=masks)

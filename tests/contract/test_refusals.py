@@ -47,7 +47,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_observation_spaces_that_no_policy_sees_are_refused_with_those_that_one_does(name):
+def test_unsupported_observation_spaces_are_refused_and_the_supported_ones_named(name):
     space, text = REFUSED[name]
     with pytest.raises(ValueError, match=text) as refusal:
         TRPO("MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy", Untouched(space), **SMALL)
@@ -73,13 +73,9 @@ def test_a_new_model_needs_an_environment_and_a_loaded_one_does_not(tmp_path):
     assert TRPO.load(tmp_path / "model").predict(np.zeros(3, np.float32))[0] in range(3)
 
 
-def policy_instance() -> ActorCriticPolicy:
-    """Make a policy as imitation's behavioural cloning has one."""
-    return ActorCriticPolicy(VECTOR, BOX_ACTION, lambda _: 1e-3, net_arch=[8])
-
-
-def test_a_policy_instance_is_refused_with_how_to_begin_with_its_weights():
-    policy, env = policy_instance(), RandomEnv(VECTOR, BOX_ACTION)
+def test_a_policy_instance_is_refused_and_the_error_shows_how_to_start_from_its_weights():
+    policy = ActorCriticPolicy(VECTOR, BOX_ACTION, lambda _: 1e-3, net_arch=[8])  # as imitation's behavioural cloning has one
+    env = RandomEnv(VECTOR, BOX_ACTION)
     with pytest.raises(TypeError, match=r"policy is an instance of ActorCriticPolicy.*load_state_dict"):
         TRPO(policy, Untouched(), **SMALL)
     model = TRPO(ActorCriticPolicy, env, policy_kwargs={"net_arch": [8]}, **SMALL)
@@ -99,7 +95,7 @@ def test_anything_else_is_no_policy(policy):
     ["128", b"128", None, math.nan, np.nan, [128], {}, 1j, 10**400, np.array("7"), th.tensor([1.0, 2.0]), float],
     ids=repr,
 )
-def test_totals_that_are_no_numbers_are_refused_before_anything_is_done(total):
+def test_totals_that_are_not_numbers_are_refused_before_anything_is_done(total):
     model = TRPO("MlpPolicy", Untouched(), **SMALL)
     with pytest.raises(ValueError, match=r"^total_timesteps is .*, but must be a number of environment steps"):
         model.learn(total)
@@ -111,15 +107,16 @@ def test_what_is_no_environment_is_refused_by_sb3(env):
         TRPO("MlpPolicy", env, **SMALL)
 
 
-@pytest.mark.parametrize(("policy", "space", "fitting"), [("MultiInputPolicy", VECTOR, "MlpPolicy or CnnPolicy")])
-def test_a_policy_for_other_observations_is_refused(policy, space, fitting):
-    with pytest.raises(ValueError, match=f"policy is {policy!r}, but for Box observations it must be {fitting}"):
-        TRPO(policy, Untouched(space), **SMALL)
+UNFIT_POLICIES = {
+    "MultiInputPolicy": "policy is 'MultiInputPolicy', but for Box observations it must be MlpPolicy or CnnPolicy",
+    DQNPolicy: "policy is DQNPolicy, but must be ActorCriticPolicy or a subclass",
+}
 
 
-def test_a_policy_without_actor_and_critic_is_refused():
-    with pytest.raises(ValueError, match="policy is DQNPolicy, but must be ActorCriticPolicy or a subclass"):
-        TRPO(DQNPolicy, Untouched(), **SMALL)
+@pytest.mark.parametrize("policy", UNFIT_POLICIES)
+def test_a_policy_that_does_not_fit_is_refused(policy):
+    with pytest.raises(ValueError, match=UNFIT_POLICIES[policy]):
+        TRPO(policy, Untouched(), **SMALL)
 
 
 def test_weights_that_observations_do_not_fit_are_named():
@@ -157,7 +154,7 @@ def test_a_run_without_end_goes_on_until_a_callback_ends_it():
 
     model = TRPO("MlpPolicy", RandomEnv(), **SMALL, learning_rate=lambda progress: 1e-3 * progress)
     model.learn(math.inf, callback=CallbackList([Noting(), StopTrainingOnMaxEpisodes(20)]))
-    assert 128 < model.num_timesteps < 200  # 20 episodes of seven steps each, which a rollout may overshoot by none
+    assert 128 < model.num_timesteps < 200  # 20 episodes of seven steps
     assert set(seen) == {1.0}
     assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
     before = model.num_timesteps
@@ -191,14 +188,14 @@ class General(MlpPolicy):
 
 @pytest.mark.parametrize("dtype", [th.float64, th.float16, th.bfloat16], ids=str)
 @pytest.mark.parametrize(("policy", "space"), [("MlpPolicy", VECTOR), ("CnnPolicy", IMAGE), ("MultiInputPolicy", DICT)])
-def test_a_default_type_that_observations_have_not_is_refused(policy, space, dtype):
+def test_a_default_type_other_than_that_of_observations_is_refused(policy, space, dtype):
     with default_dtype(dtype), pytest.raises(ValueError, match=f"default type is {dtype}, but must be torch.float32"):
         TRPO(policy, Untouched(space), **SMALL)
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", General], ids=["fast", "general"])
 @pytest.mark.parametrize("settings", [{}, {"use_sde": True}], ids=str)
-def test_the_default_type_may_change_when_the_model_is_there(settings, policy):
+def test_the_default_type_may_change_once_the_model_is_made(settings, policy):
     def learned(dtype: th.dtype) -> dict[str, bytes]:
         model = TRPO(policy, RandomEnv(VECTOR, BOX_ACTION), **SMALL, **settings)
         with default_dtype(dtype):
@@ -213,12 +210,11 @@ def test_a_policy_that_chooses_its_type_keeps_it():
             super().__init__(*args, **kwargs)
             self.double()
 
-    assert TRPO(Double, RandomEnv(), **SMALL).policy.log_std_init == 0.0
     assert next(TRPO(Double, RandomEnv(), **SMALL).policy.parameters()).dtype is th.float64
 
 
 class Huge(RandomEnv):
-    """Shows numbers that are finite in float64 and infinite in float32."""
+    """Observes numbers that are finite in float64 and infinite in float32."""
 
     def __init__(self, entries: tuple[int, ...], when: int = 0) -> None:
         super().__init__(spaces.Box(-np.inf, np.inf, (2, 3), np.float64))
@@ -256,7 +252,7 @@ def test_numbers_too_large_for_float32_are_named_with_their_place(entries, when,
 
 
 class CutOff(RandomEnv):
-    """Shows something that is not finite when a time limit cuts an episode off after six steps, and never else."""
+    """Observes something non-finite only when a time limit cuts an episode off after six steps."""
 
     def __init__(self, end: float) -> None:
         super().__init__(spaces.Box(-np.inf, np.inf, (3,), np.float64), BOX_ACTION)
@@ -271,7 +267,7 @@ class CutOff(RandomEnv):
 @pytest.mark.parametrize("policy", ["MlpPolicy", General], ids=["fast", "general"])
 @pytest.mark.parametrize("end", [math.inf, math.nan, 1e39])
 def test_the_last_observation_of_an_episode_is_named_too(end, policy):
-    """An activation that squashes would hide it: the returns build on its value."""
+    """A squashing activation would hide it, but its value enters the returns."""
     model = TRPO(policy, gym.wrappers.TimeLimit(CutOff(end), 6), **SMALL)
     with pytest.raises(ValueError, match=r"non-finite terminal_observation: .* at step 5 of the rollout, in entry \[1\]"):
         model.learn(32)

@@ -66,18 +66,17 @@ def test_steps_stay_in_the_trust_region_for_every_action_space(action_space):
     assert action_space.contains(action if action.shape else int(action))
 
 
-@pytest.mark.parametrize(
-    "make_env",
-    [
-        lambda: IdentityEnv(3),
-        lambda: IdentityEnvBox(eps=0.5),
-        lambda: IdentityEnvMultiDiscrete(2),
-        lambda: IdentityEnvMultiBinary(2),
-        lambda: FakeImageEnv(3, 36, 36),
-        grid_world,
-    ],
-    ids=["Discrete", "Box", "MultiDiscrete", "MultiBinary", "image", "Dict"],
-)
+ENVS_OF_SB3 = {
+    "Discrete": lambda: IdentityEnv(3),
+    "Box": lambda: IdentityEnvBox(eps=0.5),
+    "MultiDiscrete": lambda: IdentityEnvMultiDiscrete(2),
+    "MultiBinary": lambda: IdentityEnvMultiBinary(2),
+    "image": lambda: FakeImageEnv(3, 36, 36),
+    "Dict": grid_world,
+}
+
+
+@pytest.mark.parametrize("make_env", ENVS_OF_SB3.values(), ids=ENVS_OF_SB3)
 def test_environments_of_sb3_train(make_env):
     env = make_env()
     model = TRPO(policy_for(env.observation_space), env, **SMALL)
@@ -107,23 +106,16 @@ def test_unsupported_action_spaces_raise_and_name_the_supported_ones(action_spac
     assert all(name in str(raised.value) for name in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"sub_sampling_factor": 3},
-        {"fisher_subsampling": 3},
-        {"sub_sampling_factor": 2, "fisher_subsampling": 2, "chunk_size": 5},
-        {"chunk_size": 10},
-        {"use_sde": True},
-        {"use_sde": True, "sde_sample_freq": 4, "chunk_size": 20},
-        {"normalize_advantage": False},
-        {"ent_coef": 0.01},
-        {"policy_kwargs": {"share_features_extractor": True}},
-        {"policy_kwargs": {"net_arch": {"pi": [16], "vf": [8, 8]}}},
-    ],
-    ids=str,
-)
+OPTIONS = (
+    {}, {"sub_sampling_factor": 3}, {"fisher_subsampling": 3}, {"chunk_size": 10},
+    {"sub_sampling_factor": 2, "fisher_subsampling": 2, "chunk_size": 5},
+    {"use_sde": True}, {"use_sde": True, "sde_sample_freq": 4, "chunk_size": 20},
+    {"normalize_advantage": False}, {"ent_coef": 0.01},
+    {"policy_kwargs": {"share_features_extractor": True}}, {"policy_kwargs": {"net_arch": {"pi": [16], "vf": [8, 8]}}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_dict_observations_work_with_every_option(options, n_envs):
     env = make_vec_env(partial(dict_env, BOX_ACTION if "use_sde" in options else None), n_envs=n_envs)
@@ -132,24 +124,19 @@ def test_dict_observations_work_with_every_option(options, n_envs):
     assert update.outcome == "accepted"
     assert update.critic_outcome == "fitted"
     assert update.log["train/improvement"] > 0.0
-    if "sub_sampling_factor" not in options:  # the update saw all that is measured here
+    if "sub_sampling_factor" not in options:  # else the update has seen only part of what is measured here
         assert 0.0 < update.kl <= 0.01 + ROUNDING
         assert update.log["train/kl_divergence_loss"] == pytest.approx(update.kl, abs=ROUNDING)
 
 
+GSDE = (
+    {}, {"squash_output": True}, {"full_std": False}, {"use_expln": True}, {"net_arch": []},
+    {"squash_output": True, "full_std": False, "use_expln": True, "log_std_init": -1.0},
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("sde_sample_freq", [-1, 4])
-@pytest.mark.parametrize(
-    "policy_kwargs",
-    [
-        {},
-        {"squash_output": True},
-        {"full_std": False},
-        {"use_expln": True},
-        {"squash_output": True, "full_std": False, "use_expln": True, "log_std_init": -1.0},
-        {"net_arch": []},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("policy_kwargs", GSDE, ids=str)
 def test_gsde_stays_in_the_trust_region(policy_kwargs, sde_sample_freq):
     env = RandomEnv(action_space=spaces.Box(-2.0, 1.0, (2,)))
     model = TRPO("MlpPolicy", env, use_sde=True, sde_sample_freq=sde_sample_freq, policy_kwargs=policy_kwargs, **SMALL)
@@ -161,7 +148,7 @@ def test_gsde_stays_in_the_trust_region(policy_kwargs, sde_sample_freq):
     assert env.action_space.contains(action)
 
 
-def test_gsde_draws_its_noise_as_often_as_asked(monkeypatch):
+def test_gsde_samples_its_noise_every_sde_sample_freq_steps(monkeypatch):
     draws = []
     model = TRPO("MlpPolicy", RandomEnv(action_space=ACTION_SPACES["Box(1)"]), use_sde=True, sde_sample_freq=16, **SMALL)
     monkeypatch.setattr(model.policy, "reset_noise", draws.append)

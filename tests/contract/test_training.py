@@ -2,7 +2,6 @@
 
 import inspect
 
-import numpy as np
 import pytest
 import sb3_contrib
 import torch as th
@@ -31,7 +30,7 @@ CHUNKED = ["Discrete", "Box", "gSDE", "image", "Dict"]
 
 
 def logs_of(model: TRPO, total_timesteps: float, **options) -> list[dict]:
-    """Train, and give the log of every update."""
+    """Train; return the log of every update."""
     logs, train = [], model.train
 
     def train_and_note() -> None:
@@ -78,7 +77,7 @@ def test_the_same_seed_gives_the_same_parameters(policy, make_env, options):
 
 
 @pytest.mark.filterwarnings("ignore:The policy gives the rollout's actions")  # it has moved since
-def test_the_policy_step_draws_nothing_from_torchs_generator():
+def test_the_policy_step_does_not_use_torchs_generator():
     model = TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_critic_updates": 0}).learn(64)
     state = th.get_rng_state()
     model.train()
@@ -106,19 +105,12 @@ def test_a_float_of_timesteps_is_fine():
     assert seen == {"200"}
 
 
-def test_learning_twice_begins_anew_unless_told_to_continue():
+def test_learning_twice_starts_from_zero_unless_asked_to_continue():
     model = TRPO("MlpPolicy", RandomEnv(), **SMALL)
     assert model.learn(128).num_timesteps == 128
     assert model.learn(64).num_timesteps == 64
     assert model.learn(64, reset_num_timesteps=False).num_timesteps == 128
     assert model.logger.name_to_value["train/n_updates"] == 4
-
-
-def test_one_transition_per_update_is_enough_unless_standardised():
-    model = TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_steps": 1, "batch_size": 1}, normalize_advantage=False)
-    assert one_update(model).outcome == "accepted"
-    with pytest.raises(AssertionError, match="normalize"):
-        TRPO("MlpPolicy", RandomEnv(), **SMALL | {"n_steps": 1, "batch_size": 1})
 
 
 def test_another_environment_can_be_set():
@@ -163,31 +155,6 @@ def test_a_trust_region_that_shrinks_to_nothing_leaves_the_policy_alone():
     assert update.log["train/target_kl"] == update.kl == 0.0
     assert update.moved
     assert all("value_net" in name for name in update.moved)
-
-
-@pytest.mark.parametrize("name", ["target_kl", "learning_rate", "ent_coef"])
-def test_a_schedule_that_turns_non_finite_midway_stops_with_the_policy_untouched(name):
-    def schedule(progress_remaining: float) -> float:
-        return 0.01 if progress_remaining > 0.5 else float("nan")
-
-    model = TRPO("MlpPolicy", RandomEnv(), **SMALL, **{name: schedule})
-    kept = []
-    with pytest.raises(ValueError, match=name):
-        model.learn(256, callback=lambda *_: kept.append(parameters(model.policy)) or True)
-    assert model.num_timesteps == 128
-    assert all(th.equal(parameter, kept[-1][name]) for name, parameter in model.policy.named_parameters())
-
-
-@pytest.mark.parametrize("target_kl", [0.0, -0.01, float("nan"), float("inf"), "0.01"])
-def test_a_constant_target_kl_must_be_positive_and_finite(target_kl):
-    with pytest.raises(ValueError, match="target_kl"):
-        TRPO("MlpPolicy", RandomEnv(), target_kl=target_kl, **SMALL)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_numbers_of_numpy_are_numbers(dtype):
-    model = TRPO("MlpPolicy", RandomEnv(), target_kl=dtype(0.02), ent_coef=dtype(0.01), **SMALL | {"n_steps": np.int64(64)})
-    assert one_update(model).log["train/target_kl"] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("action_space", [None, BOX_ACTION, spaces.MultiBinary(2)], ids=["Discrete", "Box", "MultiBinary"])
@@ -237,7 +204,7 @@ def test_the_critics_gradient_is_bounded_by_max_grad_norm():
     assert th.cat([(new[name] - old[name]).flatten() for name in moved]).norm() == pytest.approx(0.25, rel=1e-3)
 
 
-def test_a_bound_of_zero_on_the_critics_gradient_is_none_at_all():
+def test_a_max_grad_norm_of_zero_does_not_clip():
     policies = [TRPO("MlpPolicy", RandomEnv(), max_grad_norm=bound, **SMALL).learn(64).policy for bound in (None, 0.0)]
     assert same_parameters(*policies)
 
@@ -249,7 +216,7 @@ def test_the_critic_learns_the_returns():
     assert logs[-1]["outcomes"][1] == "fitted"
 
 
-def test_vec_normalize_trains_and_is_found_again():
+def test_training_works_with_vec_normalize():
     env = VecNormalize(make_vec_env(RandomEnv, n_envs=2))
     model = TRPO("MlpPolicy", env, **SMALL)
     assert one_update(model).outcome == "accepted"

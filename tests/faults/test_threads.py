@@ -1,9 +1,10 @@
-"""Models that learn in several threads of one process, as in a search with several jobs: none disturbs another."""
+"""Models that learn in several threads of one process, as in a search with several jobs, do not disturb each other."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ N_UPDATES = 3
 
 
 def process_state() -> tuple[Any, ...]:
-    """Read what belongs to the whole process, as far as this package might touch it."""
+    """Read the settings of the whole process that this package might touch."""
     return (
         th.distributions.Distribution._validate_args,
         th.backends.cudnn.enabled,
@@ -37,7 +38,7 @@ def process_state() -> tuple[Any, ...]:
 
 
 class PausingPolicy(sb3_trpo.policies.MlpPolicy):
-    """Goes the general way, and calls something when it is asked for its distribution with a graph."""
+    """Takes the general path; calls a function when it is asked for its distribution with a graph."""
 
     pause: Callable[[], None] = staticmethod(lambda: None)
 
@@ -48,7 +49,7 @@ class PausingPolicy(sb3_trpo.policies.MlpPolicy):
 
 
 class PausingCallback(BaseCallback):
-    """Calls something in the midst of the second rollout."""
+    """Calls a function in the middle of the second rollout."""
 
     def __init__(self, pause: Callable[[], None]) -> None:
         super().__init__()
@@ -60,8 +61,8 @@ class PausingCallback(BaseCallback):
         return True
 
 
-def make(policy: Any = "MlpPolicy", seed: int = 0) -> TRPO:
-    return TRPO(policy, RandomEnv(VECTOR, BOX_ACTION), seed=seed, **SMALL)
+def make(policy: Any = "MlpPolicy", seed: int = 0, **settings: Any) -> TRPO:
+    return TRPO(policy, RandomEnv(VECTOR, BOX_ACTION), seed=seed, **SMALL | settings)
 
 
 def learned_alone(policy: Any, seed: int) -> dict[str, bytes]:
@@ -69,7 +70,7 @@ def learned_alone(policy: Any, seed: int) -> dict[str, bytes]:
 
 
 def keeping_generators(run: Callable[[], None]) -> None:
-    """Run something that draws from the process's generators, and put them back."""
+    """Run something that uses the process's random generators, and restore them."""
     torch_state, numpy_state = th.get_rng_state(), np.random.get_state()
     run()
     th.set_rng_state(torch_state)
@@ -78,8 +79,8 @@ def keeping_generators(run: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("where", ["rollout", "policy step"])
 @pytest.mark.parametrize("other_policy", ["MlpPolicy", PausingPolicy], ids=["fast", "general"])
-def test_a_model_learns_the_same_while_another_is_in_the_midst_of_something(where, other_policy):
-    """The other model learns from beginning to end, in a thread of its own, while the first one waits."""
+def test_a_model_learns_the_same_if_another_one_learns_in_between(where, other_policy):
+    """The other model learns from beginning to end, in another thread, while the first one waits."""
     results, before = {}, process_state()
 
     def learn_other() -> None:
@@ -106,7 +107,7 @@ def test_a_model_learns_the_same_while_another_is_in_the_midst_of_something(wher
 
 
 class TakingTurns(BaseCallback):
-    """Has one rollout at a time collected, with random numbers of its own; updates overlap freely."""
+    """Lets models collect one rollout at a time, each with its own random numbers; updates overlap freely."""
 
     turn = threading.Lock()
 
@@ -126,34 +127,24 @@ class TakingTurns(BaseCallback):
         return True
 
 
-def test_models_that_learn_side_by_side_learn_what_they_learn_one_after_the_other():
-    """Without critic fits, which draw the order of minibatches from the process's generator."""
+def test_models_that_learn_at_the_same_time_learn_what_they_learn_in_turn():
+    """Without critic fits, which take the order of minibatches from the process's generator."""
     before = process_state()
     policies = ["MlpPolicy", PausingPolicy, "MlpPolicy", PausingPolicy]
 
-    def learn(index: int) -> dict[str, bytes]:
-        model = make(policies[index], seed=index)
-        model.n_critic_updates = 0
+    def models() -> list[TRPO]:
+        return [make(policy, seed=index, n_critic_updates=0) for index, policy in enumerate(policies)]
+
+    def learn(index: int, model: TRPO) -> dict[str, bytes]:
         return parameters_of(model.learn(64 * 10, callback=TakingTurns(1000 * index)))
 
-    one_by_one = [learn(index) for index in range(len(policies))]
-    models = [make(policy, seed=index) for index, policy in enumerate(policies)]  # SB3 seeds the process when it makes one
-    found: dict[int, dict[str, bytes]] = {}
-
-    def run(index: int) -> None:
-        models[index].n_critic_updates = 0
-        found[index] = parameters_of(models[index].learn(64 * 10, callback=TakingTurns(1000 * index)))
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(policies))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [found[index] for index in range(len(policies))] == one_by_one
+    in_turn = [learn(*each) for each in enumerate(models())]
+    with ThreadPoolExecutor(len(policies)) as pool:
+        assert [*pool.map(learn, range(len(policies)), models())] == in_turn
     assert process_state() == before
 
 
-def test_validation_is_off_only_where_it_is_asked_to_be():
+def test_validation_is_off_only_in_the_thread_that_asks_for_it():
     seen: dict[str, bool] = {}
 
     def validates() -> bool:
@@ -186,7 +177,7 @@ def test_validation_is_off_only_where_it_is_asked_to_be():
     assert th.distributions.Distribution._validate_args is True
 
 
-def test_what_someone_sets_meanwhile_stays():
+def test_a_setting_changed_by_others_in_the_meantime_stays():
     with unvalidated():
         th.distributions.Distribution.set_default_validate_args(False)
     assert th.distributions.Distribution._validate_args is False

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)  # NatureCNN takes nothing smaller
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
@@ -37,6 +38,26 @@ class RandomEnv(gym.Env):
         self.n_steps += 1
         reward = self.reward_scale * float(np.mean(action))
         return self.observation_space.sample(), reward, self.n_steps % 7 == 0, self.n_steps >= 10, {}
+
+
+class BareVecEnv(VecEnv):
+    """Environments that exist only as arrays; a subclass defines ``reset`` and ``step_wait``."""
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
 
 
 def image_env(action_space: spaces.Space | None = None) -> RandomEnv:

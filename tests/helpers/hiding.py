@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -36,7 +37,7 @@ sys.meta_path[:] = [Visible if finder is PathFinder else finder for finder in sy
 
 
 def required_by(name: str, extras: Iterable[str]) -> Iterator[Requirement]:
-    """Name what a distribution asks for; ours as the checkout does, for what is installed may be another version."""
+    """List what a distribution requires; ours as in the checkout, since another version may be installed."""
     if name == OWN:
         yield from map(Requirement, PROJECT["dependencies"])
         yield from (Requirement(each) for extra in extras for each in EXTRAS[extra])
@@ -48,7 +49,7 @@ def required_by(name: str, extras: Iterable[str]) -> Iterator[Requirement]:
 
 
 def brought_by(*extras: str) -> set[str]:
-    """Name the distributions that are there after an installation with some extras."""
+    """Name the distributions that an installation with some extras brings."""
     found: set[tuple[str, str]] = set()
     pending = [(OWN, extra) for extra in ("", *extras)]
     while pending:
@@ -58,17 +59,23 @@ def brought_by(*extras: str) -> set[str]:
         found.add((name, extra))
         try:
             required = [*required_by(name, [extra] if extra else [])]
-        except metadata.PackageNotFoundError:  # for another system, or not asked for here
+        except metadata.PackageNotFoundError:  # for another system, or not installed here
             continue
         pending += [(canonicalize_name(each.name), some) for each in required for some in ("", *each.extras)]
     return {name for name, _ in found}
 
 
+@cache
+def installed_modules() -> Mapping[str, list[str]]:
+    """Find the distributions of each top-level module; this reads every installed distribution's list of files."""
+    return metadata.packages_distributions()
+
+
 def hidden_without(*extras: str) -> set[str]:
-    """Name the top-level modules that are installed here and are not there with these extras alone."""
+    """Name the top-level modules that are installed here and that these extras alone would not bring."""
     kept = brought_by(*extras)
-    installed = metadata.packages_distributions().items()
-    return {module for module, owners in installed if not kept & {canonicalize_name(owner) for owner in owners}}
+    owners = installed_modules().items()
+    return {module for module, names in owners if not kept & {canonicalize_name(name) for name in names}}
 
 
 def run_without(hidden: Iterable[str], program: str, folder: Path) -> subprocess.CompletedProcess[str]:

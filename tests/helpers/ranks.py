@@ -64,7 +64,7 @@ class Process:
         self.process.start()
         sender.close()
 
-    def outcome(self, timeout: float = 60.0) -> tuple[str, Any]:
+    def outcome(self, timeout: float = 180.0) -> tuple[str, Any]:
         """Wait for the end. Returns "result" or "error" with the value or the text, or "died"."""
         try:
             if not self._receiver.poll(timeout):

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import Logger
 
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
@@ -89,3 +90,12 @@ def small_model(algorithm: Any = RecurrentTRPO, env: Any = None, policy: Any = "
     """Make a model; ``policy_kwargs`` add to those of a tiny network."""
     kwargs = TINY | settings.pop("policy_kwargs", {})
     return algorithm(policy, env or vec_env(), policy_kwargs=kwargs, **SMALL | settings)
+
+
+def collected(model: Any, n_rollouts: int = 2) -> Any:
+    """Collect, so that episodes go on from one rollout to the next."""
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    _, callback = model._setup_learn(1, None)
+    for _ in range(n_rollouts):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import gymnasium as gym
@@ -17,11 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_trpo import TRPO
+from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
 from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 
 N_STEPS = 24
 ARRAYS = ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+EACH_STEP = range(1, 10**6)
 EXACT = ("actions", "episode_starts")
 PER_STEP = ("obs_tensor", "actions", "values", "log_probs", "clipped_actions", "new_obs", "rewards", "dones", "n_steps")
 UNEVEN = spaces.Box(-0.5, np.array([0.2, 1e9], np.float32), (2,))
@@ -121,6 +122,27 @@ class Trace:
         self.n_quick += 1
 
 
+class GeneralMlp(MlpPolicy):
+    """A policy that the fast loop does not know."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+class GeneralMultiInput(MultiInputPolicy):
+    """The same for Dict observations."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+
+def policy_for(is_fast: bool, observation_space: spaces.Space = VECTOR) -> type[MlpPolicy | MultiInputPolicy]:
+    """Choose a policy that the fast loop knows, or one that SB3's loop has to collect with."""
+    if isinstance(observation_space, spaces.Dict):
+        return MultiInputPolicy if is_fast else GeneralMultiInput
+    return MlpPolicy if is_fast else GeneralMlp
+
+
 def scale_weights(model: TRPO) -> None:
     with th.no_grad():
         for parameter in model.policy.parameters():
@@ -175,9 +197,23 @@ def episodes(model: TRPO) -> tuple[list[Any], list[Any]]:
 class Intervening(BaseCallback):
     """Does something at some steps; goes on if that gives nothing."""
 
-    def __init__(self, act: Callable[[Intervening], Any], at: tuple[int, ...] = (4, 9, 10)) -> None:
+    def __init__(self, act: Callable[[Intervening], Any], at: Container[int] = (4, 9, 10)) -> None:
         super().__init__()
         self.act, self.at = act, at
 
     def _on_step(self) -> bool:
         return self.n_calls not in self.at or self.act(self) is not False
+
+
+class AtStart(BaseCallback):
+    """Does something when a rollout starts."""
+
+    def __init__(self, act: Callable[[BaseCallback], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    def _on_rollout_start(self) -> None:
+        self.act(self)
+
+    def _on_step(self) -> bool:
+        return True

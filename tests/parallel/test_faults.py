@@ -1,4 +1,4 @@
-"""Ranks that die, are slow or are started again: what happens to the others, and to the run."""
+"""Ranks that die, are slow or are restarted: what happens to the others, and to the run."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ ITERATION, DEADLINE = 128, 20.0
 
 
 class At(BaseCallback):
-    """Does something at one step."""
+    """Calls a function at one step."""
 
     def __init__(self, step: int, act: Callable[[], object]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def after(owner: Any, name: str, times: int, act: Callable[[], object]) -> None:
-    """Do something inside the n-th call of a function."""
+    """Call ``act`` inside the n-th call of a function."""
     function, calls = getattr(owner, name), [0]
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -84,6 +84,14 @@ def kill(died_at: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+DEATHS = {
+    "policy step": (PolicyObjective, "evaluate", 2),
+    "critic": (FlatAdam, "step", 3),
+    "checkpoint": (checkpoint_callback, "write", 2),
+}
+"""Function that a rank calls as it dies in a phase, and in which call."""
+
+
 def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: Any) -> dict[str, Any]:
     """Train until a rank dies; return what the others raise and hold."""
     model = make()
@@ -92,21 +100,14 @@ def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: 
     def act() -> None:
         kill(died_at)
 
-    if rank == victim:
-        if phase == "collect":
-            callbacks.append(At(40, act))
-        elif phase == "evaluation":
-            env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
-            evaluation = EvalCallback(env, eval_freq=40, n_eval_episodes=1, verbose=0)
-            after(env, "step_wait", 5, act)
-            callbacks.append(evaluation)
-        else:
-            owner, name, times = {
-                "policy step": (PolicyObjective, "evaluate", 2),
-                "critic": (FlatAdam, "step", 3),
-                "checkpoint": (checkpoint_callback, "write", 2),
-            }[phase]
-            after(owner, name, times, act)
+    if rank == victim and phase == "evaluation":
+        env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
+        callbacks.append(EvalCallback(env, eval_freq=40, n_eval_episodes=1, verbose=0))
+        after(env, "step_wait", 5, act)
+    elif rank == victim and phase == "collect":
+        callbacks.append(At(40, act))
+    elif rank == victim:
+        after(*DEATHS[phase], act)
     updates: list[dict[str, np.ndarray]] = [state_of(model)]
     for part in ("_improve_policy", "_fit_critic"):
         record_states(model, part, updates)
@@ -118,10 +119,7 @@ def run_until_killed(rank: int, phase: str, victim: int, folder: Path, died_at: 
     return {"error": text, "seconds": seconds, "is whole": is_whole}
 
 
-PHASES = ("collect", "policy step", "critic", "checkpoint", "evaluation")
-
-
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", [*DEATHS, "collect", "evaluation"])
 def test_a_killed_rank_stops_the_others_within_seconds_and_with_a_clear_message(phase, tmp_path):
     victim = 0 if phase in ("evaluation", "policy step") else 1
     n_ranks = 3 if phase == "collect" else 2
@@ -140,7 +138,7 @@ class EnvError(Exception):
     """Raised by an environment."""
 
 
-def run_until_an_env_breaks(rank: int) -> dict[str, Any]:
+def run_until_an_env_breaks(rank: int, all_raised: Any) -> dict[str, Any]:
     model = make()
 
     def act() -> None:
@@ -153,13 +151,13 @@ def run_until_an_env_breaks(rank: int) -> dict[str, Any]:
     for action in (lambda: model.learn(ITERATION), make):
         with pytest.raises(RuntimeError, match="start the script again"):
             action()
-    time.sleep(1.0 if rank == 1 else 0.0)  # the others need not wait for the process to end
+    all_raised.wait(DEADLINE)  # so the other rank has not waited for this process to end
     is_finite = all(np.isfinite(value).all() for value in state_of(model).values())
     return {"error": f"{raised.typename}: {raised.value}", "seconds": seconds, "is finite": is_finite}
 
 
 def test_an_error_on_one_rank_is_reported_by_the_others_and_ends_them_for_good():
-    first, second = in_ranks(2, run_until_an_env_breaks)
+    first, second = in_ranks(2, run_until_an_env_breaks, SERVER.Barrier(2))
     assert second["error"] == "EnvError: the simulator exploded"
     assert first["error"].startswith("RanksPartedError")
     assert "rank 1 ended with EnvError: the simulator exploded" in first["error"]
@@ -175,13 +173,13 @@ def run_slowly(rank: int, pause: float) -> dict[str, np.ndarray]:
 
 
 def test_a_slow_rank_is_waited_for_and_changes_nothing():
-    slow, quick = in_ranks(2, run_slowly, 1.0), in_ranks(2, run_slowly, 0.0)
+    slow, quick = in_ranks(2, run_slowly, 0.5), in_ranks(2, run_slowly, 0.0)
     assert same(slow[0], slow[1])
     assert same(slow[0], quick[0])
 
 
 class CrashError(Exception):
-    """Ends a run that will be started again."""
+    """Ends a run that will be restarted."""
 
 
 def crash() -> None:
@@ -288,7 +286,7 @@ def run_with_a_failing_removal(rank: int, folder: Path) -> list[str]:
     return [str(each.message) for each in caught if "removed" in str(each.message)]
 
 
-def test_a_failing_removal_on_one_rank_does_not_concern_the_others(tmp_path):
+def test_a_rank_that_cannot_remove_a_checkpoint_does_not_disturb_the_others(tmp_path):
     first, second = in_ranks(2, run_with_a_failing_removal, tmp_path)
     assert first == []
     assert len(second) == 1

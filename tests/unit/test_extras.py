@@ -1,9 +1,12 @@
-"""What happens without an extra, and that each brings what is promised, in interpreters that have nothing else."""
+"""What each extra brings, and what happens without it, in interpreters that see nothing else."""
 
 import re
+from importlib import import_module
 
 import pytest
 from helpers.hiding import EXTRAS, ROOT, brought_by, extras_in, hidden_without, run_without
+
+from sb3_trpo.extras import needs
 
 MODEL = "from sb3_trpo import TRPO; model = TRPO('MlpPolicy', 'CartPole-v1', n_steps=32, batch_size=32"
 USES = {
@@ -15,7 +18,7 @@ USES = {
     "zoo": "import runpy; sys.argv = ['zoo', 'train', '--help']; runpy.run_module('sb3_trpo.zoo', run_name='__main__')",
     "mujoco": "import gymnasium; gymnasium.make('Hopper-v5').reset()",
 }
-"""What each extra is for. Those for developers, and PyBullet's environments, are for nothing in the package."""
+"""What each extra is for. The package itself does not use those for developers and for PyBullet's environments."""
 MISSING = {
     "checkpoint": "filelock",
     "contrib": "sb3_contrib",
@@ -24,76 +27,68 @@ MISSING = {
     "tensorboard": "tensorboard",
     "zoo": "optuna",
 }
-"""One module of each, which may be missing alone."""
-
-
-def test_every_extra_is_looked_at():
-    assert USES.keys() | {"test", "bench", "all", "pybullet"} == EXTRAS.keys()
+"""A module that each extra brings."""
+VARIANTS = """
+import importlib
+for module in ("maskable", "recurrent"):
+    try:
+        importlib.import_module(f"sb3_trpo.{module}")
+    except ImportError as error:
+        print(error, file=sys.stderr)
+sys.exit(1)
+"""
 
 
 @pytest.mark.parametrize("extra", USES)
 def test_an_extra_brings_what_it_is_for(extra, tmp_path):
+    assert USES.keys() | {"test", "bench", "all", "pybullet"} == EXTRAS.keys()
     done = run_without(hidden_without(extra), USES[extra], tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("extra", MISSING)
-def test_the_package_alone_names_the_extra_and_what_works(extra, tmp_path):
+def test_without_an_extra_the_error_names_it_and_commands_that_work(extra, tmp_path):
     done = run_without(hidden_without(), f"{USES[extra]}\nprint('went on')", tmp_path)
     assert done.returncode != 0
     assert "went on" not in done.stdout
     last = done.stderr.splitlines()[-1]
     assert f"pip install '.[{extra}]'" in last
     assert f"pip install 'WHEEL[{extra}]'" in last
-    assert not [*tmp_path.iterdir()], "nothing was begun"
+    assert not [*tmp_path.iterdir()], "no work has started"
 
 
-@pytest.mark.parametrize(("extra", "module"), [(extra, MISSING[extra]) for extra in ("contrib", "plots", "zoo")])
-def test_a_single_module_that_is_missing_is_named(extra, module, tmp_path):
-    done = run_without({module}, USES[extra], tmp_path)
-    assert done.returncode != 0
-    assert re.search(rf"needs? {module}, which the extra \[{extra}\] brings", done.stderr.splitlines()[-1])
-
-
-def test_each_variant_on_sb3_contrib_names_its_extra(tmp_path):
-    program = """
-import importlib
-for module in ("maskable", "recurrent"):
-    try:
-        importlib.import_module(f"sb3_trpo.{module}")
-    except ImportError as error:
-        print(error)
-"""
-    done = run_without({"sb3_contrib"}, program, tmp_path)
-    assert done.stdout.count("which the extra [contrib] brings") == 2
-
-
-def test_a_command_ends_without_a_traceback(tmp_path):
-    done = run_without({"optuna"}, USES["zoo"], tmp_path)
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(("extra", "program", "n_errors"), [
+    ("contrib", VARIANTS, 2), ("plots", USES["plots"], 1), ("zoo", USES["zoo"], 1),
+])  # fmt: skip
+def test_a_single_missing_module_is_named(extra, program, n_errors, tmp_path):
+    done = run_without({MISSING[extra]}, program, tmp_path)
     assert done.returncode == 1
+    *_, last = done.stderr.splitlines()[-n_errors:]
+    assert re.search(rf"needs? {MISSING[extra]}, which the extra \[{extra}\] brings", last)
+    assert done.stderr.count(f"which the extra [{extra}] brings") == n_errors
+    if extra == "zoo":
+        assert "Traceback" not in done.stderr, "a command ends with a sentence"
 
 
-def test_gymnasium_says_what_mujoco_needs(tmp_path):
+def test_a_missing_module_of_this_package_is_not_taken_for_a_missing_extra():
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'sb3_trpo\.nothing'$"), needs("This needs", "zoo"):
+        import_module("sb3_trpo.nothing")
+
+
+def test_gymnasium_names_what_mujoco_needs(tmp_path):
     done = run_without(hidden_without(), "from sb3_trpo import TRPO; TRPO('MlpPolicy', 'Hopper-v5')", tmp_path)
     assert "gymnasium[mujoco]" in done.stderr.splitlines()[-1]
 
 
-def test_a_fault_of_ours_is_not_taken_for_a_missing_extra(tmp_path):
-    program = "from sb3_trpo.extras import needs\nwith needs('This needs', 'zoo'):\n    import sb3_trpo.nothing"
-    done = run_without((), program, tmp_path)
-    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'sb3_trpo.nothing'"
-
-
-def test_nothing_but_the_one_place_tells_how_to_install_and_no_index_is_asked_for_the_package():
-    telling = {}
+def test_one_module_has_the_command_to_install_and_it_asks_no_index_for_the_package():
+    commands = {}
     for path in (*ROOT.glob("sb3_trpo/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "README.md"):
-        telling[path.name] = re.findall("pip install[^\n]*", path.read_text())
-    assert {name for name, lines in telling.items() if lines} == {"extras.py", "README.md"}
-    assert not [line for lines in telling.values() for line in lines if re.search(r"sb3[-_]trpo\[", line)]
+        commands[path.name] = re.findall("pip install[^\n]*", path.read_text())
+    assert {name for name, lines in commands.items() if lines} == {"extras.py", "README.md"}
+    assert not [line for lines in commands.values() for line in lines if re.search(r"sb3[-_]trpo\[", line)]
 
 
-# README.md: an example uses what the line above it installs.
+# An example of README.md uses what the line above it installs.
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [(match.start(), match[1]) for match in re.finditer(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
@@ -133,10 +128,7 @@ def test_an_example_uses_what_is_installed_above_it(place, code, tmp_path):
 
 
 @pytest.mark.parametrize("place", COMMANDS)
-def test_a_command_of_rl_zoo_stands_below_its_installation(place):
-    assert "rl-zoo3" in brought_by(*installed_before(place))
-
-
-def test_examples_and_commands_are_found():
-    assert len(BLOCKS) >= 3
+def test_a_command_of_rl_zoo_comes_after_its_installation(place):
     assert len(COMMANDS) >= 9
+    assert len(BLOCKS) >= 3
+    assert "rl-zoo3" in brought_by(*installed_before(place))

@@ -9,12 +9,8 @@ from sb3_trpo import TRPO
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
-VARIANTS = [
-    (TRPO, "CnnPolicy", "MultiInputPolicy"),
-    (MaskableTRPO, "CnnPolicy", "MultiInputPolicy"),
-    (RecurrentTRPO, "CnnLstmPolicy", "MultiInputLstmPolicy"),
-    (MaskableRecurrentTRPO, "CnnLstmPolicy", "MultiInputLstmPolicy"),
-]
+VARIANTS = [(cls, "CnnPolicy", "MultiInputPolicy") for cls in (TRPO, MaskableTRPO)]
+VARIANTS += [(cls, "CnnLstmPolicy", "MultiInputLstmPolicy") for cls in (RecurrentTRPO, MaskableRecurrentTRPO)]
 each_variant = pytest.mark.parametrize(("cls", "on_images", "on_dicts"), VARIANTS, ids=[cls.__name__ for cls, *_ in VARIANTS])
 ADVICE = r"needs at least 36x36\. Enlarge it, .*or use your own extractor: policy_kwargs=dict\(features_extractor_class"
 
@@ -43,7 +39,7 @@ class Mean(BaseFeaturesExtractor):
 
 
 class Shallow(NatureCNN):
-    """Has NatureCNN's name among its bases, and other layers."""
+    """A subclass of NatureCNN with other layers."""
 
     def __init__(self, observation_space):
         BaseFeaturesExtractor.__init__(self, observation_space, 4)
@@ -58,7 +54,7 @@ class Shallow(NatureCNN):
     ("shape", "size"),
     [((1, 35, 36), "35x36"), ((3, 84, 35), "84x35"), ((35, 36, 3), "35x36"), ((8, 8, 1), "8x8"), ((4, 10, 20), "10x20")],
 )
-def test_an_image_too_small_for_natures_convolutions_is_refused_with_what_to_do(cls, on_images, on_dicts, shape, size):
+def test_an_image_too_small_for_nature_cnn_is_refused_with_advice(cls, on_images, on_dicts, shape, size):
     with pytest.raises(ValueError, match=rf"^The observation is an image of {size} pixels, but NatureCNN.*{ADVICE}") as error:
         build(cls, on_images, image(*shape))
     assert "MlpPolicy, MlpLstmPolicy" in str(error.value)
@@ -78,17 +74,17 @@ def test_the_smallest_image_works(cls, on_images, on_dicts):
 
 
 @each_variant
-def test_what_is_not_read_by_convolutions_may_be_small(cls, on_images, on_dicts):
+def test_observations_that_are_not_convolved_may_be_small(cls, on_images, on_dicts):
     build(cls, on_dicts, dict_of(table=spaces.Box(0.0, 1.0, (3, 4, 5), np.float32), row=image(7)))
 
 
 @each_variant
 @pytest.mark.parametrize("extractor", [Mean, Shallow])
-def test_extractors_of_the_users_own_are_left_alone(cls, on_images, on_dicts, extractor):
+def test_custom_extractors_are_not_checked(cls, on_images, on_dicts, extractor):
     build(cls, on_images, image(3, 10, 12), features_extractor_class=extractor)
 
 
-def test_images_that_are_normalised_already_are_looked_at_too():
+def test_normalised_images_are_checked_too():
     floats = spaces.Box(0.0, 1.0, (3, 20, 20), np.float32)
     with pytest.raises(ValueError, match="'camera' is an image of 20x20"):
         build(TRPO, "MultiInputPolicy", dict_of(camera=floats), normalize_images=False)
@@ -96,6 +92,6 @@ def test_images_that_are_normalised_already_are_looked_at_too():
         build(TRPO, "CnnPolicy", floats, normalize_images=False)
 
 
-def test_what_is_no_image_is_left_to_sb3():
+def test_vectors_are_left_to_sb3():
     with pytest.raises(AssertionError, match="NatureCNN"):
         build(TRPO, "CnnPolicy", spaces.Box(0.0, 1.0, (3,), np.float32))

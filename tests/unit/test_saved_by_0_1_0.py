@@ -1,9 +1,9 @@
 """
-What version 0.1.0 saved still loads.
+Files saved by version 0.1.0 still load.
 
-``tests/data/0.1.0`` holds a ``MaskableRecurrentTRPO`` on MaskedTMaze-v0 after 128 timesteps (the file that SB3 adds about the
-machine is left out), and the checkpoint of a ``TRPO`` on two normalized CartPole-v1 after 192. The expected
-numbers were computed by 0.1.0.
+``tests/data/0.1.0`` holds a ``MaskableRecurrentTRPO`` on MaskedTMaze-v0 after 128 timesteps (without the file that SB3 adds
+about the machine), and the checkpoint of a ``TRPO`` on two normalized CartPole-v1 after 192. The expected numbers are those of
+0.1.0.
 """
 
 import shutil
@@ -27,7 +27,7 @@ VALUE_AT_ZERO = 0.38152745366096497
 
 
 def cartpole() -> VecNormalize:
-    """Make them without the registry, which other tests may have told to check environments or not."""
+    """Make environments without the registry: other tests may have changed whether it wraps them in a checker."""
     return VecNormalize(make_vec_env(lambda: TimeLimit(CartPoleEnv(), 500), n_envs=2, seed=0))
 
 
@@ -35,7 +35,7 @@ def value_at_zero(model: TRPO) -> float:
     return model.policy.predict_values(th.zeros(1, 4)).item()
 
 
-def test_a_zip_loads_and_goes_on():
+def test_a_zip_loads_and_continues():
     model = MaskableRecurrentTRPO.load(SAVED / "maskable_recurrent.zip", device="cpu")
     assert type(model.policy) is MaskableMlpLstmPolicy
     assert (model.num_timesteps, model._n_updates) == (128, 2)

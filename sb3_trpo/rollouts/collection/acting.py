@@ -1,9 +1,9 @@
 """
-The policy while the fast loop collects a rollout: it computes actions at each step, and everything else afterwards.
+The policy in the fast loop: it computes actions at each step, and everything else afterwards.
 
 SB3's loop computes values and log-probabilities at each step, one row per environment. Nothing reads them before the rollout
-is complete, and one pass over all rows takes a fraction of the time of many passes over a few. So a step only records what
-the policy saw and what its actor returned.
+is complete, and computing them for all rows at once takes a fraction of the time. So a step only records what the policy saw
+and what its actor returned.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TruncatedEpisode(NamedTuple):
 
     :param step: index of its last step in the rollout
     :param env_index: index of the environment
-    :param last_observation: the observation after that step, of the plain space
+    :param last_observation: the observation after that step, in the plain space
     """
 
     step: int
@@ -52,7 +52,7 @@ class ActingPolicy:
     """
     A plain policy that acts in a rollout and completes the buffer afterwards.
 
-    It is a context manager: leaving it stops watching the weights.
+    It is a context manager: it watches the weights until it is left.
 
     :param algorithm: the algorithm, for its policy, discount factor and device
     :param networks: the policy's networks
@@ -67,14 +67,17 @@ class ActingPolicy:
         self._env = env
         self._watch = WeightWatch(algorithm.policy, [*networks.policy_tensors, *networks.critic.tensors])
         self._action_shape = (buffer.n_envs, *algorithm.policy.action_space.shape)  # type: ignore[misc]  # never a Dict
+        # What the actor returned at each step, and the parameters of its distribution that no network computes (log_std): the
+        # log-probabilities are computed from these, without evaluating the actor again. A callback may change them meanwhile.
         n_steps, n_outputs = buffer.buffer_size, len(networks.actor.layers[-1].weight)
         self._outputs = np.empty((n_steps, buffer.n_envs, n_outputs), np.float32)
         self._head_parameters = [np.empty((n_steps, *tensor.shape), np.float32) for tensor in networks.head.parameters]
+        # Then the buffer keeps the actor's input, which has been converted to float32 already.
         self._keeps_float32 = networks.takes_vectors and buffer.observations.dtype == np.float32
         self._n_complete = 0
         self._truncated: list[TruncatedEpisode] = []
         self.extra_locals: dict[str, Any] = {}
-        """Variables of the present step for callbacks, beside those of SB3's loop."""
+        """Variables of the present step for callbacks, in addition to those of SB3's loop."""
 
     def __enter__(self) -> ActingPolicy:
         """Get ready to act."""
@@ -87,15 +90,16 @@ class ActingPolicy:
 
     def _follow_weights(self) -> None:
         """
-        Act and evaluate by the present weights from now on.
+        Use the present weights from now on.
 
         Values are computed later, so they need a copy: by then a callback may have changed the weights. Actions are computed
-        at once, so on the CPU the actor can use the policy's own tensors, and sees even changes that the watch does not
-        notice.
+        at once. So on the CPU the actor can use the policy's own tensors, and follows even changes that the watch misses.
         """
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._networks.actor.tensors[0].device == CPU else self._copy
+        # Exact: the actions must have the bits that the policy's own modules would give them.
         self._actor = PreallocatedRunner(acting.actor, self._buffer.n_envs, exact=True)
+        # NumPy views of the same memory: for a few numbers, NumPy's functions are several times as fast as torch's.
         self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
         self._sampler = acting.head.sampler(self._actor.output)
         present = [tensor.detach().numpy() for tensor in acting.head.parameters]
@@ -107,7 +111,7 @@ class ActingPolicy:
         If the weights have changed, complete the steps so far by the old ones.
 
         The exception is the value that bootstraps an episode truncated at the last step. SB3 computes it after the callback,
-        and so by the new weights.
+        hence by the new weights.
         """
         if self._watch.has_changed():
             last = [episode for episode in self._truncated if episode.step == self._buffer.pos - 1]
@@ -120,8 +124,8 @@ class ActingPolicy:
         """
         Sample an action for each environment, and write what the policy saw into the buffer.
 
-        :param observations: of the plain space, one for each environment
-        :param starts: whether each is the first one of an episode, shape ``(n_envs,)``
+        :param observations: plain observations, shape ``(n_envs, ...)`` or a dict of such arrays
+        :param starts: whether each is the first observation of an episode, shape ``(n_envs,)``
         :return: the actions, not clipped, shape ``(n_envs, *action_shape)``
         :raises ValueError: if the policy returns NaN
         """
@@ -134,7 +138,7 @@ class ActingPolicy:
         else:
             self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
         self._actor.run()
-        if math.isnan(np.vdot(self._output, self._output)):  # the fastest check of a few numbers
+        if math.isnan(np.vdot(self._output, self._output)):  # one NaN makes it NaN; the fastest check of a few numbers
             raise ValueError(NAN_ADVICE)
         self.extra_locals = self._mask(self._output)
         self._sampler.draw()
@@ -148,11 +152,11 @@ class ActingPolicy:
         return self._actions
 
     def _mask(self, output: np.ndarray) -> dict[str, Any]:
-        """Forbid actions by changing the actor's output in place; return variables for callbacks. Here all is allowed."""
+        """Forbid actions by changing the actor's output in place; return variables for callbacks. Here, forbid nothing."""
         return {}
 
     def _write_observations(self, observations: Observation) -> None:
-        """Write what the policy sees before the environments step: they may overwrite their arrays."""
+        """Write what the policy sees into the buffer before the environments step: they may overwrite their arrays."""
         if self._networks.takes_vectors:
             self._buffer.observations[self._step] = self._input if self._keeps_float32 else observations
             return
@@ -161,10 +165,11 @@ class ActingPolicy:
 
     def note_truncated(self, ended: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
-        Note the last observations of episodes that a time limit cut off: their values are computed with all others.
+        Note the last observations of episodes that a time limit cut off. Their values are computed with all others.
 
-        :param ended: indices of the environments whose episode ended at the present step
-        :param infos: the step's infos, one for each environment
+        :param ended: indices of the environments where an episode ended at the present step
+        :param infos: the step's info dicts, one per environment
+        :raises ValueError: if such an observation is not finite
         """
         for env_index in ended:
             last = cut_off_at(infos[env_index])
@@ -178,8 +183,8 @@ class ActingPolicy:
         """
         Compute values by the copy of the critic.
 
-        :param observations: of the plain space, stacked along the first dimension
-        :return: shape ``(n, 1)``, on the CPU
+        :param observations: n plain observations, stacked along the first dimension
+        :return: the values, shape ``(n, 1)``, on the CPU
         """
         return self._copy.critic(self._copy.features(obs_as_tensor(observations, CPU)))
 
@@ -198,7 +203,7 @@ class ActingPolicy:
         return self._log_probs(slice(self._step, self._step + 1), actions).to(self._algorithm.device)
 
     def _present_observations(self) -> Observation:
-        """Read what the policy acted on from the buffer: the environments may have overwritten their own arrays since."""
+        """Read what the policy acted on from the buffer: by now the environments may have overwritten their own arrays."""
         original, rows = self._observations, self._buffer.observations
         if isinstance(original, dict):
             return {key: _restored(rows[key][self._step], part) for key, part in original.items()}
@@ -210,7 +215,7 @@ class ActingPolicy:
         self._complete_steps()
 
     def _complete_steps(self) -> None:
-        """Fill them in by the copy of the weights, some steps at a time to bound memory."""
+        """Complete steps by the copy of the weights, some at a time to bound memory."""
         buffer = self._buffer
         n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_complete, buffer.pos, n_steps):
@@ -229,7 +234,7 @@ class ActingPolicy:
 
     @th.no_grad()
     def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
-        """Compute log-probabilities of actions, ``(n, n_dimensions)``, from what the actor returned at some steps."""
+        """Compute log-probabilities of actions, shape ``(n, n_dimensions)``, from what the actor returned at some steps."""
         output, chosen = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
         parameters = [
             th.from_numpy(rows[steps]).repeat_interleave(self._buffer.n_envs, dim=0) for rows in self._head_parameters
@@ -241,11 +246,11 @@ class ActingPolicy:
 
 def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Pair each array of an observation with the buffer's array for it.
+    Pair each array of observations with the buffer's array for it.
 
-    :param observations: of the plain space, one for each environment
-    :param buffer: a rollout buffer for such observations
-    :return: pairs of shapes ``(n_envs, ...)`` and ``(n_steps, n_envs, ...)``
+    :param observations: plain observations, shape ``(n_envs, ...)`` or a dict of such arrays
+    :param buffer: a rollout buffer for these observations
+    :return: pairs of arrays of shapes ``(n_envs, ...)`` and ``(n_steps, n_envs, ...)``
     """
     rows: Observation = buffer.observations
     if isinstance(observations, dict) and isinstance(rows, dict):

@@ -1,4 +1,4 @@
-"""What callbacks see as ``self.locals``: the variables of SB3's loop, some of them computed only when they are read."""
+"""What callbacks find in ``self.locals``: the variables of SB3's loop, some of them computed only when they are read."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RolloutLocals(dict[str, Any]):
 
 class StartedCallback:
     """
-    A callback after its ``on_rollout_start``, which must not be called twice.
+    A callback that has already had its ``on_rollout_start``, which must not be called twice.
 
     :param callback: the callback
     """
@@ -77,10 +77,10 @@ class StartedCallback:
 
 class ReplacedLocals:
     """
-    A callback for a loop that runs on stand-ins, for the algorithm or its environments: the callback sees the real ones.
+    A callback for a loop that runs on stand-ins for the algorithm or its environments. The callback sees the real ones.
 
     :param callback: the callback
-    :param replacements: variables that the callback sees in place of the loop's, by name
+    :param replacements: variables that the callback sees instead of the loop's, by name
     """
 
     def __init__(self, callback: BaseCallback, /, **replacements: object) -> None:
@@ -99,7 +99,9 @@ def share_locals(callback: BaseCallback, shared: RolloutLocals) -> None:
     """
     Give a callback, and every callback that it calls, the same dict of variables, as SB3 does when training starts.
 
-    :param callback: the root
+    SB3's ``update_locals`` updates each callback's dict in place. An ordinary dict would compute all lazy variables then.
+
+    :param callback: the root of the tree of callbacks
     :param shared: the dict
     """
     for each in callback_tree(callback):

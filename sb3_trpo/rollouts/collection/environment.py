@@ -1,9 +1,9 @@
 """
-The environments and the buffer of a rollout, arranged so that the buffer keeps what the policy saw and did.
+Environments and buffer of a rollout, arranged so that the buffer keeps what the policy saw and did.
 
 SB3's loop, and others like it, write an observation, its reward and its episode start into the buffer only after the next
 step, and add to the rewards in place. This goes wrong if an environment returns the same array at every step, integer
-rewards, or a read-only array. So these loops are given copies.
+rewards or a read-only array. So these loops are given copies.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sb3_trpo.rollouts.validation import require_finite_end
 
 class RolloutEnv:
     """
-    Vectorised environments that take actions of the plain action space; every other attribute is theirs.
+    Vectorized environments that take plain actions; every other attribute is theirs.
 
     :param venv: the environments
-    :param plain: their plain spaces, with the way to and from their own
+    :param plain: their plain spaces, and the conversions
     """
 
     def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
@@ -38,7 +38,7 @@ class RolloutEnv:
         self.plain = plain
 
     def __getattr__(self, name: str) -> Any:
-        if name == "venv":  # not set yet, while this is being copied or unpickled
+        if name == "venv":  # not set yet while this object is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.venv, name)
 
@@ -46,7 +46,7 @@ class RolloutEnv:
         """
         Step the environments.
 
-        :param actions: of the plain space, one for each environment
+        :param actions: plain actions, shape ``(n_envs, *action_shape)``
         :return: observations, rewards, dones and infos, as the environments return them
         """
         return self.venv.step(self.plain.decode(actions))
@@ -54,7 +54,7 @@ class RolloutEnv:
 
 class CopyingEnv(RolloutEnv):
     """
-    Vectorised environments for SB3's loop: plain observations, rewards in float32, and copies of everything.
+    Vectorized environments for SB3's loop: plain observations, rewards in float32, and copies of all arrays.
 
     :param venv: the environments
     :param plain: their plain spaces
@@ -62,7 +62,8 @@ class CopyingEnv(RolloutEnv):
 
     def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
         super().__init__(venv, plain)
-        self._copies: deque[tuple[Any, Observation]] = deque(maxlen=2)  # a loop holds the last and the present observations
+        # SB3's loop holds the last and the present observations.
+        self._copies: deque[tuple[Any, Observation]] = deque(maxlen=2)
         self._n_steps = 0
         self.infos: Any = ()
         """The infos of the last step, as the environments returned them."""
@@ -74,7 +75,7 @@ class CopyingEnv(RolloutEnv):
         :param observations: as the environments returned them
         :return: plain observations, which the loop may keep
         """
-        own = map_parts(np.array, observations)
+        own = map_parts(np.array, observations)  # kept too, for callbacks and for the algorithm after the rollout
         plain = self.plain.encode(own)
         self._copies.append((plain, own))
         return plain
@@ -83,9 +84,8 @@ class CopyingEnv(RolloutEnv):
         """
         Undo :meth:`copy`.
 
-        :param plain: one of its last two results; anything else comes from the environments themselves, and is returned as it
-            is
-        :return: the observations in the environments' own space
+        :param plain: one of its last two results, or observations that a callback got from the environments themselves
+        :return: the observations in the environments' own space; the argument itself if it is no result of :meth:`copy`
         """
         return next((own for copied, own in self._copies if copied is plain), plain)
 
@@ -93,8 +93,8 @@ class CopyingEnv(RolloutEnv):
         """
         Step the environments.
 
-        :param actions: of the plain space, one for each environment
-        :return: observations of the plain space, rewards in float32, dones and infos
+        :param actions: plain actions, shape ``(n_envs, *action_shape)``
+        :return: plain observations, rewards in float32, dones and infos
         :raises ValueError: if the last observation of an episode that a time limit cut off is not finite
         """
         observations, rewards, dones, infos = super().step(actions)
@@ -110,7 +110,7 @@ class CopyingEnv(RolloutEnv):
         )
 
     def _with_plain_terminal_observation(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Encode the last observation of an episode in the plain space: SB3's loop computes its value."""
+        """Encode the last observation of an episode in the plain space, because SB3's loop computes its value."""
         last = info.get("terminal_observation")
         plain = None if last is None else self.plain.encode(last)
         return info if plain is last else {**info, "terminal_observation": plain}
@@ -118,7 +118,7 @@ class CopyingEnv(RolloutEnv):
 
 class EnvLocals(ReplacedLocals):
     """
-    A callback for a loop that steps a :class:`CopyingEnv`: the callback sees what the environments themselves returned.
+    A callback for a loop that steps a :class:`CopyingEnv`. It sees what the environments themselves returned.
 
     :param callback: the callback
     :param algorithm: the algorithm that collects
@@ -158,10 +158,10 @@ def collect_by(
     :param loop: ``collect_rollouts`` of an algorithm
     :param algorithm: the algorithm that collects; afterwards its last observations are the environments' own again
     :param env: the training environments
-    :param callback: called at each step; sees the environments themselves in its ``locals``
+    :param callback: called at each step; finds the environments themselves in its ``locals``
     :param buffer: the rollout buffer to fill
-    :param n_rollout_steps: steps per environment
-    :return: whether the rollout is complete, rather than ended by the callback
+    :param n_rollout_steps: number of steps per environment
+    :return: ``True`` if the rollout is complete, ``False`` if the callback ended it
     """
     copying = CopyingEnv(env.venv, env.plain)
     algorithm._last_obs = copying.copy(cast("Observation", algorithm._last_obs))
@@ -174,13 +174,13 @@ def collect_by(
 
 def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
     """
-    Make a buffer keep actions and observations in a type that can hold what the policy samples and sees.
+    Make a buffer keep actions and observations in types that can hold what the policy samples and sees.
 
-    SB3's buffers take the types of the spaces. In a Box of integers these are integers, although a Gaussian samples real
+    SB3's buffers use the types of the spaces. For a Box of integers that is an integer type, although a Gaussian samples real
     numbers and VecNormalize returns them.
 
-    :param buffer: the rollout buffer about to be filled; emptied if a type has to change
-    :param observations: of the plain space, one for each environment
+    :param buffer: the rollout buffer to fill next; emptied if a type has to change
+    :param observations: plain observations, shape ``(n_envs, ...)`` or a dict of such arrays
     """
     actions, seen = buffer.action_space, buffer.observation_space
     if isinstance(actions, spaces.Box) and not np.can_cast(np.float32, actions.dtype):
@@ -196,7 +196,7 @@ def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
 
 
 def _holding(space: spaces.Space[Any], observations: np.ndarray) -> spaces.Space[Any]:
-    """Return the space itself if its type keeps all that the policy sees, which is float32, else one of floats."""
+    """Return the space itself if its type holds all that the policy sees, which is float32; otherwise a space of floats."""
     if not isinstance(space, spaces.Box) or holds(space.dtype, observations.dtype):
         return space
     return _of_floats(space)
@@ -208,9 +208,9 @@ def _of_floats(space: spaces.Box) -> spaces.Box:
 
 def holds(kept: np.dtype[Any], seen: np.dtype[Any]) -> bool:
     """
-    Check whether an array keeps all of an observation that the policy sees.
+    Check whether a type can hold all of an observation that the policy sees.
 
-    :param kept: type of the array
+    :param kept: type of the buffer's array
     :param seen: type of the observation, which the policy converts to float32
     :return: whether nothing is lost
     """

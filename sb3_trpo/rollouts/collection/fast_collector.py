@@ -1,9 +1,9 @@
 """
-Collecting a rollout with a policy that is a plain stack of layers.
+The fast loop, which collects a rollout with a policy that is a plain stack of layers.
 
-The loop does what SB3's ``collect_rollouts`` does, in the same order and with the same random draws, but at each step it
-computes actions only. Values, log-probabilities and the values that bootstrap truncated episodes follow afterwards, all at
-once; see :mod:`sb3_trpo.rollouts.collection.acting`. Anything that this loop does not know is left to SB3's.
+It does what SB3's ``collect_rollouts`` does, in the same order and with the same random draws, but computes only actions at
+each step. Values, log-probabilities and the values that bootstrap truncated episodes follow afterwards, all at once; see
+:mod:`sb3_trpo.rollouts.collection.acting`. Whatever this loop does not know is left to SB3's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sb3_trpo.rollouts.collection.environment import RolloutEnv, holds
 from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
 
 LATE = ("obs_tensor", "values", "log_probs")
-"""Variables of SB3's loop that are computed only if a callback looks at them, which few do."""
+"""Variables of SB3's loop that are computed only if a callback reads them, which few do."""
 EPISODE_KEYS = repeat("episode")
-"""The key under which Monitor reports an ended episode, for ``map`` to pair with the info of each environment."""
+"""Monitor's key for an ended episode, repeated so that ``map`` can pair it with the info of each environment."""
 ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
-"""How a policy acts, by the exact type of the buffer that it fills: a subclass of a buffer may store anything."""
+"""What acts, by the exact type of the buffer to fill: a subclass of a known buffer may store something else."""
 CORE_ACTING_POLICIES: ActingPolicies = {RolloutBuffer: ActingPolicy, DictRolloutBuffer: ActingPolicy}
 
 
@@ -43,10 +43,10 @@ class FastCollector:
     """
     The loop, ready for one rollout.
 
-    :param algorithm: the algorithm: its policy acts, and its counters advance
+    :param algorithm: the algorithm; its policy acts, and its counters advance
     :param env: the training environments
     :param buffer: the rollout buffer to fill
-    :param acting_policies: how a policy acts, by buffer
+    :param acting_policies: what acts, by type of buffer
     :param kinds: known kinds of distributions
     """
 
@@ -58,10 +58,10 @@ class FastCollector:
 
     def can_collect(self, n_rollout_steps: int) -> bool:
         """
-        Check whether the loop would fill the buffer as SB3's would.
+        Check whether this loop would fill the buffer as SB3's would.
 
-        :param n_rollout_steps: steps per environment that are asked for
-        :return: whether everything is of a kind that the loop knows
+        :param n_rollout_steps: number of steps per environment to collect
+        :return: whether policy, buffer, spaces and observations are all of a known kind
         """
         return n_rollout_steps == self.buffer.buffer_size and self._networks() is not None
 
@@ -81,21 +81,21 @@ class FastCollector:
         Fill the buffer, if :meth:`can_collect` allows it.
 
         :param callback: called at each step
-        :param general_loop: SB3's loop, needed if the callback alters the policy when the rollout starts
-        :return: whether the rollout is complete, rather than ended by the callback
+        :param general_loop: SB3's loop, used if the callback changes something to an unknown kind when the rollout starts
+        :return: ``True`` if the rollout is complete, ``False`` if the callback ended it
         :raises ValueError: if the policy returns NaN
         """
         algorithm, buffer = self.algorithm, self.buffer
         algorithm.policy.set_training_mode(False)
         buffer.reset()
-        share_locals(callback, RolloutLocals(callback.locals))
+        share_locals(callback, RolloutLocals(callback.locals))  # only such a dict can hold variables that are computed late
         callback.on_rollout_start()
         networks = self._networks()  # again: the callback may have altered the policy or reset the environments
         if networks is None:
             return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size)
         with self.acting_policies[type(buffer)](algorithm, networks, buffer, self.env) as policy:
             is_complete = self._fill(callback, policy)
-            policy.complete()
+            policy.complete()  # also the steps before a callback's end: SB3's loop has completed them by then
             if is_complete:
                 last_values = policy.values_at(self.env.plain.encode(algorithm._last_obs))
                 last_dones = cast("np.ndarray", algorithm._last_episode_starts)
@@ -115,7 +115,7 @@ class FastCollector:
             clipped_actions = _clip(actions, algorithm.policy.action_space)
             stepped: Any = env.venv.step(env.plain.decode(clipped_actions))
             new_obs, rewards, dones, infos = stepped
-            algorithm.num_timesteps += buffer.n_envs
+            algorithm.num_timesteps += buffer.n_envs  # before the callback, which reads it
 
             step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions, **policy.extra_locals}
             known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
@@ -124,7 +124,7 @@ class FastCollector:
                 _forget_step(buffer)
                 return False
 
-            # Most steps end no episode. Looking for one by map() runs no Python code for each of many environments.
+            # Most steps end no episode. map() looks for one without running Python code for each of many environments.
             if dones.any() or any(map(contains, infos, EPISODE_KEYS)):
                 reports = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODE_KEYS)]))
                 algorithm._update_info_buffer([infos[env_index] for env_index in reports], dones[reports])
@@ -135,19 +135,19 @@ class FastCollector:
 
 
 def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
-    """Clip actions to a Box, which a Gaussian does not know; ``np.clip`` takes five times as long for a few numbers."""
+    """Clip actions to a Box, since a Gaussian has no bounds; ``np.clip`` takes five times as long for a few numbers."""
     return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
 
 
 def _forget_step(buffer: RolloutBuffer) -> None:
-    """Erase what the policy wrote at a step that the callback ended: SB3's loop writes nothing before the callback returns."""
+    """Erase what the policy wrote at the step where the callback ended the rollout: SB3's loop writes after the callback."""
     for rows in [*buffer.observations.values()] if isinstance(buffer.observations, dict) else [buffer.observations]:
         rows[buffer.pos] = 0
     buffer.episode_starts[buffer.pos] = 0.0
 
 
 def _write_step(buffer: RolloutBuffer, actions: np.ndarray, rewards: np.ndarray) -> None:
-    """Write actions and rewards after the callback, which may change both in place. Observations are there already."""
+    """Write actions and rewards, after the callback, which may change both in place. Observations are there already."""
     buffer.actions[buffer.pos] = actions.reshape(buffer.actions.shape[1:])
     try:
         buffer.rewards[buffer.pos] = rewards

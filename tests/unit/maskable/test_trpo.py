@@ -12,6 +12,8 @@ import torch as th
 from gymnasium import spaces
 from helpers.envs import VECTOR, RandomEnv
 from helpers.oracle import SMALL, Case, make_policy, networks_of
+from helpers.recurrent_tools import options_of
+from helpers.rollouts import ARRAYS, EACH_STEP, Intervening, assert_same_buffers
 from hypothesis import given, settings, strategies as st
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiBinary, InvalidActionEnvMultiDiscrete
 from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
@@ -52,12 +54,6 @@ each_actor = pytest.mark.parametrize("kind", ["autograd", "network"])
 each_loop = pytest.mark.parametrize("loop", ["ours", "SB3's"])
 
 
-def sizes_of(space: spaces.Space) -> list[int]:
-    if isinstance(space, spaces.MultiBinary):
-        return [2] * int(space.n)
-    return [int(n) for n in np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec)]
-
-
 def random_masks(generator: np.random.Generator, sizes: list[int], n: int, share: float = 0.5) -> np.ndarray:
     """Allow each option with probability ``share``, and one of each choice in any case."""
     masks = generator.random((n, sum(sizes))) < share
@@ -80,39 +76,26 @@ def unpack(theta: th.Tensor, n_inputs: int, n_options: int) -> list[th.Tensor]:
     return [piece.reshape(shape) for piece, shape in zip(theta.split([int(np.prod(s)) for s in shapes]), shapes, strict=True)]
 
 
-def dense_logits(theta: th.Tensor, observations: th.Tensor, n_options: int) -> th.Tensor:
-    first, first_bias, last, last_bias = unpack(theta, observations.shape[1], n_options)
-    return th.tanh(observations @ first.T + first_bias) @ last.T + last_bias
+def dense_policy(theta: th.Tensor, observations: th.Tensor, masks: th.Tensor, sizes: list[int]) -> th.Tensor:
+    """Log-probabilities of all options, shape ``(n, n_options)``; minus infinity for those that are not allowed."""
+    first, first_bias, last, last_bias = unpack(theta, observations.shape[1], sum(sizes))
+    logits = th.tanh(observations @ first.T + first_bias) @ last.T + last_bias
+    allowed = logits.masked_fill(~masks.bool(), -th.inf)
+    return th.cat([choice.log_softmax(1) for choice in allowed.split(sizes, 1)], 1)
 
 
-def dense_policy(theta: th.Tensor, observations: th.Tensor, masks: th.Tensor, sizes: list[int]) -> list[list[th.Tensor]]:
-    """Log-probabilities of the allowed options, for each state and choice."""
-    rows = zip(dense_logits(theta, observations, sum(sizes)), masks.bool(), strict=True)
-    return [
-        [part[kept] - part[kept].logsumexp(0) for part, kept in zip(row.split(sizes), mask.split(sizes), strict=True)]
-        for row, mask in rows
-    ]
+def dense_kl(old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    p, q = old[old.isfinite()], new[old.isfinite()]
+    return (p.exp() * (p - q)).sum() / len(old)
 
 
-def choices_of(policy: list[list[th.Tensor]]) -> list[th.Tensor]:
-    return [choice for state in policy for choice in state]
+def dense_entropy(policy: th.Tensor) -> th.Tensor:
+    p = policy[policy.isfinite()]
+    return -(p.exp() * p).sum() / len(policy)
 
 
-def dense_kl(old: list[list[th.Tensor]], new: list[list[th.Tensor]]) -> th.Tensor:
-    pairs = zip(choices_of(old), choices_of(new), strict=True)
-    return th.stack([(p.exp() * (p - q)).sum() for p, q in pairs]).sum() / len(old)
-
-
-def dense_entropy(policy: list[list[th.Tensor]]) -> th.Tensor:
-    return th.stack([-(p.exp() * p).sum() for p in choices_of(policy)]).sum() / len(policy)
-
-
-def dense_log_prob(policy: list[list[th.Tensor]], actions: th.Tensor, masks: th.Tensor, sizes: list[int]) -> th.Tensor:
-    total = []
-    for state, action, mask in zip(policy, actions.reshape(len(masks), -1).long(), masks.bool(), strict=True):
-        places = [int(kept[:taken].sum()) for kept, taken in zip(mask.split(sizes), action, strict=True)]
-        total.append(th.stack([choice[place] for choice, place in zip(state, places, strict=True)]).sum())
-    return th.stack(total)
+def dense_log_prob(policy: th.Tensor, actions: th.Tensor, sizes: list[int]) -> th.Tensor:
+    return policy.gather(1, th.as_tensor(np.cumsum([0, *sizes[:-1]])) + actions.reshape(len(policy), -1).long()).sum(1)
 
 
 class Problem(NamedTuple):
@@ -130,12 +113,12 @@ class Problem(NamedTuple):
     def theta(self) -> th.Tensor:
         return flatten(self.parameters).detach()
 
-    def dense(self, theta: th.Tensor) -> list[list[th.Tensor]]:
+    def dense(self, theta: th.Tensor) -> th.Tensor:
         return dense_policy(theta, self.observations, self.masks, self.sizes)
 
     def surrogate(self, theta: th.Tensor, ent_coef: float = 0.0) -> th.Tensor:
         policy = self.dense(theta)
-        ratio = (dense_log_prob(policy, self.actions, self.masks, self.sizes) - self.old_log_prob).exp()
+        ratio = (dense_log_prob(policy, self.actions, self.sizes) - self.old_log_prob).exp()
         return (ratio * self.advantages).mean() + ent_coef * dense_entropy(policy)
 
     def objective(self, kind: str, size: int = 100, ent_coef: float = 0.0) -> PolicyObjective:
@@ -163,7 +146,7 @@ class Problem(NamedTuple):
 
 
 def problem(space: spaces.Space, seed: int = 0, n: int = 7, scale: float = 1.0, masks: np.ndarray | None = None) -> Problem:
-    policy, sizes = make_policy(Case(MlpPolicy, VECTOR, space, SMALL)), sizes_of(space)
+    policy, sizes = make_policy(Case(MlpPolicy, VECTOR, space, SMALL)), options_of(space)
     named = dict(policy.named_parameters())
     parameters = [named[name] for name in ACTOR]
     generator = np.random.default_rng(seed)
@@ -178,7 +161,7 @@ def problem(space: spaces.Space, seed: int = 0, n: int = 7, scale: float = 1.0, 
     observations = th.as_tensor(generator.uniform(-1.0, 1.0, (n, 3)).astype(np.float32)).double()  # which SB3 makes float32
     flags = th.as_tensor(masks.astype(np.float32))
     theta = flatten(parameters).detach()
-    log_prob = dense_log_prob(dense_policy(theta, observations, flags, sizes), actions, flags, sizes)
+    log_prob = dense_log_prob(dense_policy(theta, observations, flags, sizes), actions, sizes)
     noise, advantages = th.as_tensor(generator.standard_normal((2, n)))
     return Problem(policy, parameters, observations, flags, sizes, actions, log_prob + 0.1 * noise, advantages)
 
@@ -189,41 +172,24 @@ def matrix(operator: Any, n: int) -> th.Tensor:
 
 @each_actor
 @each_space
-@pytest.mark.parametrize("size", [3, 100])
-def test_the_fisher_matrix_is_the_hessian_of_the_kl_over_allowed_options(space, kind, size):
+@pytest.mark.parametrize(("size", "ent_coef"), [(3, 0.0), (3, 0.3), (100, 0.3)])
+def test_an_update_uses_what_the_oracle_computes_over_allowed_options(space, kind, size, ent_coef):
     given = problem(space)
-    theta = given.theta()
+    theta, surrogate = given.theta(), partial(given.surrogate, ent_coef=ent_coef)
     old = given.dense(theta)
-    expected = hessian(lambda new: dense_kl(old, given.dense(new)), theta)
-    fisher = matrix(given.objective(kind, size).local_model().model.fisher, len(theta))
-    th.testing.assert_close(fisher, expected, **CLOSE)
-    assert fisher.any()
-
-
-@each_actor
-@each_space
-@pytest.mark.parametrize("ent_coef", [0.0, 0.3])
-def test_surrogate_gradient_and_entropy_are_those_over_allowed_options(space, kind, ent_coef):
-    given = problem(space)
-    theta = given.theta()
-    model, entropy, _ = given.objective(kind, 3, ent_coef).local_model()
-    assert model.surrogate == pytest.approx(given.surrogate(theta, ent_coef).item(), rel=1e-9)
-    assert entropy == pytest.approx(dense_entropy(given.dense(theta)).item(), rel=1e-9)
-    th.testing.assert_close(model.gradient, jacobian(partial(given.surrogate, ent_coef=ent_coef), theta), **CLOSE)
+    model, entropy, _ = given.objective(kind, size, ent_coef).local_model()
+    assert model.surrogate == pytest.approx(surrogate(theta).item(), rel=1e-9)
+    assert entropy == pytest.approx(dense_entropy(old).item(), rel=1e-9)
+    th.testing.assert_close(model.gradient, jacobian(surrogate, theta), **CLOSE)
+    fisher = matrix(model.fisher, len(theta))
+    th.testing.assert_close(fisher, hessian(lambda new: dense_kl(old, given.dense(new)), theta), **CLOSE)
     assert model.gradient.any()
-
-
-@each_actor
-@each_space
-def test_a_candidate_is_judged_by_the_kl_over_allowed_options(space, kind):
-    given = problem(space)
-    old = given.dense(given.theta())
-    model = given.objective(kind, 3, ent_coef=0.2).local_model().model
+    assert fisher.any()
     given.move()
     candidate = model.evaluate()
     assert candidate.kl == pytest.approx(dense_kl(old, given.dense(given.theta())).item(), rel=1e-9)
     assert candidate.kl > 1e-4
-    assert candidate.surrogate == pytest.approx(given.surrogate(given.theta(), 0.2).item(), rel=1e-9)
+    assert candidate.surrogate == pytest.approx(surrogate(given.theta()).item(), rel=1e-9)
 
 
 ACTION_SPACES = st.one_of(
@@ -255,17 +221,10 @@ def test_the_fisher_matrix_is_symmetric_and_positive_semidefinite(given, kind):
     assert th.linalg.eigvalsh(fisher).min() >= -1e-12 * largest
 
 
-def change_masked_option(given: Problem, option: int, by: float) -> None:
-    _, _, weight, bias = given.parameters
-    with th.no_grad():
-        weight[option] += by
-        bias[option] -= by
-
-
 @settings(max_examples=40)
 @given(ACTION_SPACES, st.integers(0, 2**16), KINDS, st.sampled_from([-1000.0, -3.0, 1.0, 20.0]), st.data())
 def test_nothing_depends_on_the_logits_of_masked_options(space, seed, kind, by, data):
-    sizes = sizes_of(space)
+    sizes = options_of(space)
     option = data.draw(st.integers(0, sum(sizes) - 1))
     masks = random_masks(np.random.default_rng(seed), sizes, 4)
     start = max(start for start in np.cumsum([0, *sizes[:-1]]) if start <= option)
@@ -275,7 +234,9 @@ def test_nothing_depends_on_the_logits_of_masked_options(space, seed, kind, by, 
     results = []
     for change in (0.0, by):
         given = problem(space, seed, n=4, masks=masks)
-        change_masked_option(given, option, change)
+        with th.no_grad():
+            for parameter, sign in zip(given.parameters[2:], (1.0, -1.0), strict=True):
+                parameter[option] += sign * change
         model, entropy, _ = given.objective(kind, ent_coef=0.2).local_model()
         vector = given.random_vector(1.0)
         numbers = [model.gradient, model.fisher @ vector, th.tensor([model.surrogate, entropy])]
@@ -313,7 +274,7 @@ def test_huge_logits_give_no_nan(space, kind, scale, is_single):
 @each_actor
 @each_space
 def test_one_option_left_gives_no_entropy_and_no_kl(space, kind):
-    sizes = sizes_of(space)
+    sizes = options_of(space)
     given = problem(space, masks=random_masks(np.random.default_rng(1), sizes, 7, share=0.0))
     assert given.masks.sum() == 7 * len(sizes)
     model, entropy, _ = given.objective(kind).local_model()
@@ -332,7 +293,7 @@ class MaskedEnv(RandomEnv):
 
     def __init__(self, action_space: spaces.Space, share: float = 0.5, faults: dict[int, Any] | None = None) -> None:
         super().__init__(VECTOR, action_space)
-        self.sizes, self.share, self.faults = sizes_of(action_space), share, faults or {}
+        self.sizes, self.share, self.faults = options_of(action_space), share, faults or {}
         self.history: list[tuple[np.ndarray, np.ndarray]] = []
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -362,11 +323,11 @@ class OtherBuffer(MaskableRolloutBuffer):
     """Not sb3-contrib's, so that SB3's loop fills it."""
 
 
-def model_of(env: Any, loop: str = "ours", kind: type[TRPO] = MaskableTRPO, **changes: Any) -> TRPO:
+def model_of(env: Any, loop: str = "ours", kind: type[TRPO] = MaskableTRPO, policy: Any = "MlpPolicy", **changes: Any) -> TRPO:
     """Build a model whose policy is far from uniform; count how often SB3's loop is used."""
     options = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 1, "seed": 0, "policy_kwargs": SMALL, "device": "cpu"}
     buffers = {} if loop == "ours" else {"rollout_buffer_class": OtherBuffer}
-    model = kind("MlpPolicy", env, **options | buffers | changes)
+    model = kind(policy, env, **options | buffers | changes)
     with th.no_grad():
         model.policy.action_net.weight.mul_(100.0)
     general_loop, model.n_general = model._general_loop, 0
@@ -395,23 +356,29 @@ def history(env: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(masks, axis=1), np.stack(actions, axis=1)
 
 
-class Meddler(BaseCallback):
-    """Keeps the masks that it finds; has the policy act besides, if it may."""
+def oracle_inputs(model: TRPO) -> tuple[th.Tensor, th.Tensor, list[int]]:
+    """Give what the policy acted on, in float64 and one row per transition, whether SB3 has joined it or not."""
+    buffer, sizes = model.rollout_buffer, options_of(model.action_space)
+    return (
+        th.as_tensor(buffer.observations.reshape(-1, 3).astype(float)),
+        th.as_tensor(buffer.action_masks.reshape(-1, sum(sizes))),
+        sizes,
+    )
 
-    def __init__(self, acts: bool = False) -> None:
-        super().__init__()
-        self.acts, self.seen = acts, []
 
-    def _on_step(self) -> bool:
-        self.seen.append(self.locals["action_masks"].copy())
-        if self.acts:
-            observations = self.locals["new_obs"]
-            with th.no_grad():
-                self.model.policy(th.as_tensor(observations))
-            self.model.predict(observations)
-            self.model.predict(observations[0])
-            self.model.policy.get_distribution(th.as_tensor(observations))
-        return True
+def theta_of(model: TRPO) -> th.Tensor:
+    named = dict(model.policy.named_parameters())
+    return th.cat([named[name].detach().double().flatten() for name in ACTOR])
+
+
+def act(callback: BaseCallback) -> None:
+    """Have the policy act in a callback, by each of its methods."""
+    model, observations = callback.model, callback.locals["new_obs"]
+    with th.no_grad():
+        model.policy(th.as_tensor(observations))
+    model.predict(observations)
+    model.predict(observations[0])
+    model.policy.get_distribution(th.as_tensor(observations))
 
 
 @pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
@@ -420,14 +387,25 @@ class Meddler(BaseCallback):
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("acts", [False, True], ids=["looks on", "acts too"])
 def test_the_buffer_holds_the_masks_and_actions_that_the_environments_saw(space, loop, n_envs, acts):
-    env, callback = several(n_envs, space), Meddler(acts)
-    buffer = collected(model_of(env, loop), callback)
+    env, seen = several(n_envs, space), []
+
+    def look(callback: BaseCallback) -> None:
+        seen.append(callback.locals["action_masks"].copy())
+        if acts:
+            act(callback)
+
+    model = model_of(env, loop)
+    buffer = collected(model, Intervening(look, EACH_STEP))
     masks, actions = history(env)
     assert np.array_equal(buffer.action_masks, masks)
     assert np.array_equal(buffer.actions, actions)
-    assert np.array_equal(callback.seen, masks)
-    assert are_allowed(masks.reshape(-1, masks.shape[2]), actions, sizes_of(space)).all()
+    assert np.array_equal(seen, masks)
+    assert are_allowed(masks.reshape(-1, masks.shape[2]), actions, options_of(space)).all()
     assert len(np.unique(masks, axis=0)) > 10
+    policy = dense_policy(theta_of(model), *oracle_inputs(model))
+    log_probs = dense_log_prob(policy, th.as_tensor(actions), options_of(space))
+    assert np.allclose(buffer.log_probs.flatten(), log_probs, atol=1e-5)
+    assert buffer.log_probs.min() < -1.0
 
 
 @pytest.mark.filterwarnings(r"ignore:predict\(\) was given no action_masks:UserWarning")  # on purpose
@@ -437,44 +415,26 @@ def test_the_update_reads_the_masks_that_the_environments_saw(space, loop):
     env = several(3, space)
     model = model_of(env, loop)
     for n_rollouts in (1, 2):
-        model.learn(96, Meddler(acts=True), reset_num_timesteps=False)
-        masks, actions = (
-            each[-32:].swapaxes(0, 1).reshape(96, -1) for each in history(env)
-        )  # one environment after the other
+        model.learn(96, Intervening(act, EACH_STEP), reset_num_timesteps=False)
+        masks, actions = (each[-32:].swapaxes(0, 1).reshape(96, -1) for each in history(env))  # env after env
         assert np.array_equal(model.rollout_buffer.action_masks, masks)
         assert np.array_equal(model.rollout_buffer.actions, actions)
         assert len(history(env)[0]) == 32 * n_rollouts
 
 
-class ActsAt(BaseCallback):
-    """Has the policy act on one observation, or on as many as there are, at some event."""
+@each_loop
+@pytest.mark.parametrize("method", ["_on_rollout_start", "_on_step", "_on_rollout_end"])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)], ids=["one", "all"])
+def test_callbacks_may_call_the_policy_at_any_time(method, rows, loop):
+    env, callback = several(3, SPACES["choices"]), Intervening(lambda _: None)
 
-    def __init__(self, event: str, rows: slice) -> None:
-        super().__init__()
-        self.event, self.rows = event, rows
-
-    def act(self, event: str) -> bool:
-        if event == self.event:
-            with th.no_grad():
-                self.model.policy(th.as_tensor(self.model._last_obs[self.rows]))
+    def act_on_some() -> bool:
+        with th.no_grad():
+            callback.model.policy(th.as_tensor(callback.model._last_obs[rows]))
         return True
 
-    def _on_rollout_start(self) -> None:
-        self.act("start")
-
-    def _on_step(self) -> bool:
-        return self.act("step")
-
-    def _on_rollout_end(self) -> None:
-        self.act("end")
-
-
-@each_loop
-@pytest.mark.parametrize("event", ["start", "step", "end"])
-@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)], ids=["one", "all"])
-def test_callbacks_may_call_the_policy_at_any_time(event, rows, loop):
-    env = several(3, SPACES["choices"])
-    buffer = collected(model_of(env, loop), ActsAt(event, rows))
+    setattr(callback, method, act_on_some)
+    buffer = collected(model_of(env, loop), callback)
     masks, actions = history(env)
     assert np.array_equal(buffer.action_masks, masks)
     assert np.array_equal(buffer.actions, actions)
@@ -485,12 +445,12 @@ def test_callbacks_may_give_the_policy_masks_of_their_own(loop):
     env, masks = several(2, SPACES["choice"]), th.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]] * 2)
     actions = []
 
-    def act(variables: dict[str, Any], _: Any) -> bool:
+    def act_masked(variables: dict[str, Any], _: Any) -> bool:
         policy, observations = variables["self"].policy, th.as_tensor(variables["new_obs"])
         actions.extend([*policy(observations, False, masks)[0], *policy(observations, action_masks=masks)[0]])
         return True
 
-    model = model_of(env, loop).learn(64, act)
+    model = model_of(env, loop).learn(64, act_masked)
     assert len(actions) == 4 * 32
     assert set(map(int, actions)) == {2}
     assert np.array_equal(model.rollout_buffer.action_masks, history(env)[0].swapaxes(0, 1).reshape(64, -1))
@@ -511,81 +471,39 @@ def test_both_loops_leave_the_same_buffer(space, n_envs):
     for loop in ("ours", "SB3's"):
         buffers.append(collected(model_of(several(n_envs, space), loop)))
         states.append(th.get_rng_state())
-    ours, theirs = buffers
     assert th.equal(*states)
-    for name in ("observations", "actions", "action_masks", "episode_starts"):
-        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-    for name in ("rewards", "values", "log_probs", "advantages", "returns"):
-        assert np.allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5), name
-    assert 2 < ours.episode_starts.sum() < ours.episode_starts.size
+    assert_same_buffers(*buffers, (*ARRAYS, "action_masks"))
+    assert 2 < buffers[0].episode_starts.sum() < buffers[0].episode_starts.size
 
 
-def oracle_inputs(model: TRPO) -> tuple[th.Tensor, th.Tensor, list[int]]:
-    """Give what the policy acted on, in float64 and one row per transition, whether SB3 has joined it or not."""
-    buffer, sizes = model.rollout_buffer, sizes_of(model.action_space)
-    return (
-        th.as_tensor(buffer.observations.reshape(-1, 3).astype(float)),
-        th.as_tensor(buffer.action_masks.reshape(-1, sum(sizes))),
-        sizes,
-    )
-
-
-def theta_of(model: TRPO) -> th.Tensor:
-    named = dict(model.policy.named_parameters())
-    return th.cat([named[name].detach().double().flatten() for name in ACTOR])
-
-
-@each_loop
-@each_space
-def test_log_probabilities_in_the_buffer_are_those_over_allowed_options(space, loop):
-    model = model_of(several(3, space), loop)
-    buffer = collected(model)
-    observations, masks, sizes = oracle_inputs(model)
-    policy = dense_policy(theta_of(model), observations, masks, sizes)
-    expected = dense_log_prob(policy, th.as_tensor(buffer.actions), masks, sizes)
-    assert np.allclose(buffer.log_probs.flatten(), expected.numpy(), atol=1e-5)
-    assert buffer.log_probs.min() < -1.0
-
-
-class TableEnv(RandomEnv):
-    """Quick: masks from a table, always the same observation; counts forbidden actions, whose logits it makes the largest."""
+class TableEnv(MaskedEnv):
+    """Quick: masks from a table, which always forbid the first option, the likeliest in the test, and allow the second."""
 
     def __init__(self, action_space: spaces.Space) -> None:
-        super().__init__(VECTOR, action_space)
-        sizes = sizes_of(action_space)
-        self.table = random_masks(np.random.default_rng(0), sizes, 997)
+        super().__init__(action_space)
+        self.table = random_masks(np.random.default_rng(0), self.sizes, 997)
         self.table[:, 0], self.table[:, 1] = False, True
-        self.starts = np.cumsum([0, *sizes[:-1]])
-        self.observation, self.step_index, self.n_offences = np.zeros(3, np.float32), 0, 0
 
-    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
-        return self.observation, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.n_offences += not self.action_masks()[self.starts + action].all()
-        self.step_index = (self.step_index + 1) % 997
-        return self.observation, 0.0, False, False, {}
-
-    def action_masks(self) -> np.ndarray:
-        return self.table[self.step_index]
+    def draw(self) -> None:
+        self.mask = self.table[len(self.history) % 997]
 
 
 @pytest.mark.parametrize(("loop", "n_draws"), [("ours", 10**5), ("SB3's", 4000)], ids=["ours", "SB3's"])
 @each_space
 def test_masked_actions_are_never_taken(space, loop, n_draws):
     env = DummyVecEnv([partial(TableEnv, space)] * 8)
-    model = model_of(env, loop, n_steps=n_draws // (8 * len(sizes_of(space))) + 1)
+    model = model_of(env, loop, n_steps=n_draws // (8 * len(options_of(space))) + 1)
     with th.no_grad():
         model.policy.action_net.bias[0] = 20.0
-    buffer = collected(model)
-    assert not any(env.get_attr("n_offences"))
-    assert are_allowed(buffer.action_masks.reshape(-1, sum(sizes_of(space))), buffer.actions, sizes_of(space)).all()
-    assert len(np.unique(buffer.actions)) == max(sizes_of(space)) - (len(sizes_of(space)) == 1)
+    collected(model)
+    masks, actions = history(env)
+    assert are_allowed(masks.reshape(-1, masks.shape[2]), actions, options_of(space)).all()
+    assert len(np.unique(actions)) == max(options_of(space)) - (len(options_of(space)) == 1)
 
 
 @each_space
 def test_masked_actions_have_probability_0(space):
-    masks = random_masks(np.random.default_rng(0), sizes_of(space), 64)
+    masks = random_masks(np.random.default_rng(0), options_of(space), 64)
     policy = model_of(several(1, space)).policy
     with th.no_grad():
         distribution = policy.get_distribution(th.rand(64, 3), action_masks=masks)
@@ -603,18 +521,15 @@ def test_any_policy_is_masked():
         def extract_features(self, *arguments: Any, **kwargs: Any) -> Any:
             return super().extract_features(*arguments, **kwargs)
 
-    env, plain = several(2, SPACES["choice"]), several(2, SPACES["choice"])
-    models = [model_of(plain), model_of(env, policy_kwargs=SMALL)]
-    models[1] = MaskableTRPO(
-        Own, env, n_steps=32, batch_size=32, n_critic_updates=1, seed=0, policy_kwargs=SMALL, device="cpu"
-    )
+    envs = several(2, SPACES["choice"]), several(2, SPACES["choice"])
+    models = [model_of(env, policy=policy) for env, policy in zip(envs, (MlpPolicy, Own), strict=True)]
     models[1].policy.load_state_dict(models[0].policy.state_dict())
     for model in models:
         model.set_random_seed(5)
         model.learn(192)
     th.testing.assert_close(theta_of(models[1]), theta_of(models[0]), rtol=1e-3, atol=1e-4)
-    assert np.array_equal(history(env)[0], history(plain)[0])
-    assert np.array_equal(history(env)[1], history(plain)[1])
+    for one, other in zip(*map(history, envs), strict=True):
+        assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", ["choice", "choices"])
@@ -638,6 +553,10 @@ def kl_since(model: TRPO, old: th.Tensor, every: int = 1) -> float:
     return dense_kl(*policies).item()
 
 
+def entropy_of(model: TRPO, theta: th.Tensor) -> float:
+    return dense_entropy(dense_policy(theta, *oracle_inputs(model))).item()
+
+
 @each_loop
 @each_space
 @pytest.mark.parametrize("changes", [{}, {"target_kl": 0.1, "ent_coef": 0.1}], ids=["", "wide"])
@@ -648,19 +567,11 @@ def test_every_step_stays_within_the_trust_region_over_allowed_options(space, lo
         old = theta_of(model)
         model.learn(2 * model.n_steps, reset_num_timesteps=False)
         log, kl = model.logger.name_to_value, kl_since(model, old)
+        assert log["train/entropy"] == pytest.approx(entropy_of(model, old), abs=1e-5)
         n_accepted += model.policy_outcome.value == "accepted"
         assert kl <= model.target_kl + ROUNDING
         assert kl == pytest.approx(log["train/kl_divergence_loss"] * (model.policy_outcome.value == "accepted"), abs=ROUNDING)
     assert n_accepted > 1
-
-
-@each_space
-def test_the_logged_entropy_is_that_over_allowed_options(space):
-    model = model_of(several(2, space))
-    old = theta_of(model)
-    model.learn(64)
-    entropy = dense_entropy(dense_policy(old, *oracle_inputs(model))).item()
-    assert model.logger.name_to_value["train/entropy"] == pytest.approx(entropy, abs=1e-5)
 
 
 @each_loop
@@ -702,11 +613,9 @@ def test_every_second_state_may_make_the_fisher_matrix(space):
 
 
 def emptied(space: spaces.Space, choice: int | None) -> np.ndarray:
-    sizes = sizes_of(space)
-    mask = np.ones(sum(sizes), dtype=bool)
-    start = sum(sizes[:choice]) if choice is not None else 0
-    mask[start : None if choice is None else start + sizes[choice]] = False
-    return mask
+    """Give a mask that allows no option of one choice, or of any."""
+    rows = [np.full(size, choice not in (None, index)) for index, size in enumerate(options_of(space))]
+    return np.concatenate(rows)
 
 
 def env_with_fault(fault: Any, step: int, space: spaces.Space) -> DummyVecEnv:
@@ -718,7 +627,7 @@ def env_with_fault(fault: Any, step: int, space: spaces.Space) -> DummyVecEnv:
 def assert_refused(model: TRPO, match: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
     with pytest.raises(ValueError, match=match):
-        model.learn(96)
+        model.learn(96, reset_num_timesteps=False)
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, before[name])
     assert not model.policy._forward_pre_hooks
@@ -737,10 +646,7 @@ def test_a_later_rollout_is_refused_alike(loop):
     space = SPACES["choices"]
     model = model_of(env_with_fault(emptied(space, 1), 32 + 7, space), loop)
     model.learn(96)
-    before = [parameter.clone() for parameter in model.policy.parameters()]
-    with pytest.raises(ValueError, match="environment 1 at step 7 of the rollout"):
-        model.learn(96, reset_num_timesteps=False)
-    assert all(map(th.equal, before, model.policy.parameters()))
+    assert_refused(model, "environment 1 at step 7 of the rollout")
     assert model._n_updates == 1
 
 
@@ -748,9 +654,9 @@ def test_a_later_rollout_is_refused_alike(loop):
 @each_space
 @pytest.mark.parametrize("change", [-1, 1, None], ids=["short", "long", "scalar"])
 def test_a_mask_of_the_wrong_size_is_refused(space, loop, change):
-    fault = np.ones(()) if change is None else np.ones(sum(sizes_of(space)) + change)
+    fault = np.ones(()) if change is None else np.ones(sum(options_of(space)) + change)
     model = model_of(env_with_fault(fault, 4, space), loop)
-    assert_refused(model, rf"environment 1 at step 4 of the rollout has .* entries.*needs {sum(sizes_of(space))} flags")
+    assert_refused(model, rf"environment 1 at step 4 of the rollout has .* entries.*needs {sum(options_of(space))} flags")
 
 
 @each_loop
@@ -773,7 +679,7 @@ def test_classes_that_know_no_masks_are_refused(changes):
 
 @each_space
 def test_predict_refuses_masks_that_allow_nothing_or_have_the_wrong_size(space):
-    model, n_options = model_of(several(2, space)), sum(sizes_of(space))
+    model, n_options = model_of(several(2, space)), sum(options_of(space))
     one = np.zeros(3, np.float32)
     for masks in (np.zeros(n_options), emptied(space, 0)):
         with pytest.raises(ValueError, match=r"environment 0 .*allows no option of choice 0"):
@@ -808,6 +714,6 @@ def test_predicting_without_masks_warns():
         model.predict(0)
 
 
-def test_an_unknown_policy_is_told_with_those_that_are_known():
+def test_an_unknown_policy_is_refused_with_the_names_of_the_known_ones():
     with pytest.raises(ValueError, match=r"'MlpLstmPolicy', but MaskableTRPO knows MlpPolicy, CnnPolicy, MultiInputPolicy"):
         MaskableTRPO("MlpLstmPolicy", InvalidActionEnvDiscrete(dim=3, n_invalid_actions=1))

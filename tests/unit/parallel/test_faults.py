@@ -1,8 +1,7 @@
-import time
-
 import pytest
 import torch as th
 import torch.distributed as dist
+from helpers.forked import SERVER
 from helpers.ranks import RankFailedError, in_ranks, in_threads
 
 from sb3_trpo.parallel.communicator import ALONE, Communicator
@@ -22,19 +21,10 @@ def test_every_rank_reads_what_others_have_reported():
     first, second = (FaultReports(store, rank, 2) for rank in range(2))
     assert first.read() == {}
     second.write(KeyError("oh"))
+    first.write(RanksPartedError("rank 1 has ended"))  # no report: it ends only because the other did
     assert first.read() == second.read() == {1: "KeyError: 'oh'"}
-
-
-def test_a_rank_that_ends_because_another_did_has_nothing_to_report():
-    reports = FaultReports(dist.HashStore(), 0, 1)
-    reports.write(RanksPartedError("rank 1 has ended"))
-    assert reports.read() == {}
-
-
-def test_a_report_has_a_limited_length():
-    reports = FaultReports(dist.HashStore(), 0, 1)
-    reports.write(ValueError("x" * 10 * LONGEST_REPORT))
-    assert len(reports.read()[0]) == LONGEST_REPORT
+    first.write(ValueError("x" * 10 * LONGEST_REPORT))
+    assert len(second.read()[0]) == LONGEST_REPORT
 
 
 class BrokenStore:
@@ -65,18 +55,14 @@ class Left(Communicator):
         self.error = error
 
 
-def test_a_rank_leaves_the_others_on_any_error():
+def test_a_rank_leaves_the_others_on_any_error_and_only_then():
     communicator, error = Left(), KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt), leaving_on_error(communicator):
-        raise error
-    assert communicator.error is error
-
-
-def test_a_rank_that_ends_well_does_not_leave():
-    communicator = Left()
     with leaving_on_error(communicator):
         pass
     assert communicator.error is None
+    with pytest.raises(KeyboardInterrupt), leaving_on_error(communicator):
+        raise error
+    assert communicator.error is error
 
 
 def test_a_rank_that_is_alone_raises_its_error_as_it_is():
@@ -110,25 +96,22 @@ def test_a_check_that_fails_on_some_ranks_fails_on_all(faulty, message):
     assert in_threads(3, check) == [message] * 3
 
 
-def raise_on_one_rank(rank, culprit):
+def raise_on_one_rank(rank, culprit, all_raised):
     communicator = connect(None, th.device("cpu"))
     communicator.sum(th.tensor(0))
     try:
         with leaving_on_error(communicator):
             if rank == culprit:
-                time.sleep(0.3)
                 raise KeyError("the env broke")
             communicator.sum(th.tensor(1))
     finally:
-        time.sleep(1.0 if culprit == rank == 0 else 0.0)  # this process holds the store; under torchrun the launcher does
+        all_raised.wait(20)  # the first rank holds the store of the reports; under torchrun the launcher does
 
 
 @pytest.mark.parametrize(("size", "culprit"), [(3, 1), (2, 0)])
 def test_ranks_that_wait_for_one_that_raises_learn_why(size, culprit):
-    start = time.monotonic()
     with pytest.raises(RankFailedError) as failed:
-        in_ranks(size, raise_on_one_rank, culprit)
-    assert time.monotonic() - start < 20
+        in_ranks(size, raise_on_one_rank, culprit, SERVER.Barrier(size))
     texts = failed.value.texts
     assert texts[culprit].startswith("KeyError: 'the env broke'")
     waiting = [text for rank, text in enumerate(texts) if rank != culprit]

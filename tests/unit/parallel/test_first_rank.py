@@ -1,4 +1,3 @@
-import os
 import warnings
 
 import pytest
@@ -78,31 +77,24 @@ def monitored(path=None):
     return DummyVecEnv([lambda: Monitor(RandomEnv(VECTOR), path and str(path))])
 
 
-def test_monitors_are_found_by_their_files(tmp_path):
+def test_monitors_are_found_by_the_absolute_paths_of_their_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     bare = DummyVecEnv([lambda: RandomEnv(VECTOR)])
-    inside, around = monitored(tmp_path / "inside"), VecMonitor(bare, str(tmp_path / "around"))
+    inside, around = monitored("inside"), VecMonitor(bare, str(tmp_path / "around"))
     assert monitors_by_file(VecFrameStack(inside, 2)) == {str(tmp_path / "inside.monitor.csv"): inside.envs[0]}
     assert monitors_by_file(around) == {str(tmp_path / "around.monitor.csv"): around}
     assert monitors_by_file(monitored()) == monitors_by_file(bare) == {}
 
 
-def test_a_relative_path_is_the_same_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert [*monitors_by_file(monitored("run"))] == [os.path.join(os.getcwd(), "run.monitor.csv")]
-
-
 def test_only_the_first_rank_goes_on_writing_to_a_shared_file(tmp_path):
     shared, own = monitored(tmp_path / "0"), monitored(tmp_path / "1")
     envs = [shared, monitored(tmp_path / "0"), own]
+    writer = envs[1].envs[0].results_writer
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         in_threads(3, lambda communicator: leave_monitor_files_to_first_rank(envs[communicator.rank], communicator))
+        leave_monitor_files_to_first_rank(own, ALONE)
     assert [env.envs[0].results_writer is not None for env in envs] == [True, False, True]
+    assert writer.file_handler.closed
     (warning,) = caught
     assert f"Monitor writes to {tmp_path / '0.monitor.csv'} on several ranks" in str(warning.message)
-
-
-def test_a_rank_that_is_alone_keeps_its_files(tmp_path):
-    env = monitored(tmp_path / "0")
-    leave_monitor_files_to_first_rank(env, ALONE)
-    assert env.envs[0].results_writer is not None

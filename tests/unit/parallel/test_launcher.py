@@ -69,10 +69,10 @@ def test_restarted_ranks_meet_in_a_store_that_still_knows_the_dead():
 def test_missing_ranks_are_named_before_the_first_rank_gives_up(monkeypatch, capsys):
     monkeypatch.setattr(launcher, "REMINDER", 0.0)
     monkeypatch.setattr(launcher, "TIMEOUT", 0.1)
-    with pytest.raises(RuntimeError, match=r"In 0 seconds of 3 ranks 1, 2 have not come to share the run\."):
+    with pytest.raises(RuntimeError, match=r"In 0 seconds of 3 ranks 1, 2 have not joined the run\."):
         meet(dist.HashStore(), 0, 3)
     printed = capsys.readouterr().out
-    assert printed.count("sb3_trpo waits: of 3 ranks 1, 2 have not come to share the run.") == 1
+    assert printed.count("sb3_trpo is waiting: of 3 ranks 1, 2 have not joined the run.") == 1
     assert "distributed=False" in printed
 
 

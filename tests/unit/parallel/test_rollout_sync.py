@@ -1,5 +1,6 @@
 import hashlib
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,11 +8,7 @@ import torch as th
 from gymnasium.envs.classic_control import PendulumEnv
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
 from helpers.ranks import in_ranks, in_threads
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    ConvertCallback,
-    EvalCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -31,11 +28,38 @@ class Own(BaseCallback):
         return True
 
 
-class Stop(BaseCallback):
+class Stop(Own):
     """Ends the run early."""
 
     def _on_step(self) -> bool:
         return self.n_calls < 5
+
+
+class AtRolloutEnd(Own):
+    """Calls a function with the model after each rollout."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def _on_rollout_end(self) -> None:
+        self.act(self.model)
+
+
+class SometimesSuccessful(RandomEnv):
+    """Reports success at the end of episodes with a positive last reward."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, {**info, "is_success": reward > 0.0}
+
+
+def pendulum_model(**settings):
+    return TRPO("MlpPolicy", PendulumEnv(), **{"n_steps": 8, "batch_size": 8, "device": "cpu"} | settings)
+
+
+def texts_of(caught, part):
+    return [str(each.message) for each in caught if part in str(each.message)]
 
 
 def test_a_rank_that_is_alone_synchronizes_nothing():
@@ -52,8 +76,7 @@ def test_a_rank_that_is_alone_synchronizes_nothing():
 
 def test_one_of_several_ranks_calls_its_own_callback_before_the_users():
     several = type("Several", (type(ALONE),), {"size": 2})()
-    model = TRPO("MlpPolicy", PendulumEnv(), n_steps=8, batch_size=8, device="cpu")
-    sync, own = make_rollout_sync(model, several), Own()
+    sync, own = make_rollout_sync(pendulum_model(), several), Own()
     assert isinstance(sync, RolloutSync)
     assert sync.callbacks(own) == sync.callbacks([own]) == [sync, own]
     assert sync.callbacks(None) == [sync]
@@ -61,7 +84,7 @@ def test_one_of_several_ranks_calls_its_own_callback_before_the_users():
 
 
 def test_ranks_with_different_checkpoint_callbacks_are_stopped():
-    models = [TRPO("MlpPolicy", PendulumEnv(), n_steps=8, batch_size=8, device="cpu") for _ in range(2)]
+    models = [pendulum_model() for _ in range(2)]
 
     def enter(communicator):
         sync = make_rollout_sync(models[communicator.rank], communicator)
@@ -94,11 +117,11 @@ def digest(model):
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
-class Recorder(BaseCallback):
+class Recorder(Own):
     """
     Records what a user's callback sees.
 
-    ``timesteps`` at each step and ``ends`` after each rollout; ``merged``, which all ranks should hold alike, before each
+    ``timesteps`` at each step and ``ends`` after each rollout; ``merged``, which should be the same on all ranks, before each
     rollout and at the end; ``own``, what this rank alone has observed, after each rollout.
     """
 
@@ -106,10 +129,15 @@ class Recorder(BaseCallback):
         super().__init__()
         self.timesteps, self.ends, self.merged, self.own = [], [], [], []
 
+    def _windows(self):
+        return {
+            "episodes": [float(each["r"]) for each in self.model.ep_info_buffer],
+            "successes": [*self.model.ep_success_buffer],
+        }
+
     def _on_rollout_start(self) -> None:
-        episodes = [float(each["r"]) for each in self.model.ep_info_buffer]
-        state = {"timesteps": self.model.num_timesteps, "episodes": episodes}
-        self.merged.append(state | {"statistics": statistics_in(self.training_env)})
+        state = {"timesteps": self.model.num_timesteps, "statistics": statistics_in(self.training_env)}
+        self.merged.append(state | self._windows())
 
     def _on_step(self) -> bool:
         self.timesteps.append(self.num_timesteps)
@@ -117,31 +145,23 @@ class Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self.ends.append(self.model.num_timesteps)
-        n_known = len(self.merged[-1]["episodes"])
-        new_episodes = [float(each["r"]) for each in [*self.model.ep_info_buffer][n_known:]]
-        self.own.append({"statistics": statistics_in(self.training_env), "episodes": new_episodes})
+        new = {name: values[len(self.merged[-1][name]) :] for name, values in self._windows().items()}
+        self.own.append(new | {"statistics": statistics_in(self.training_env)})
 
     def _on_training_end(self) -> None:
         self._on_rollout_start()
 
 
-def seed_generators(seed):
-    th.manual_seed(seed)
-    np.random.seed(seed)
-
-
-def small_env():
-    return RandomEnv(VECTOR, BOX_ACTION)
-
-
 def learn_three_times(rank, folder):
     """Train with callbacks, continue, and continue again until one rank's callback ends the run."""
-    seed_generators(rank)
-    env = VecNormalize(make_vec_env(small_env, n_envs=1 + rank, seed=rank))
+    th.manual_seed(rank)
+    np.random.seed(rank)
+    make_env = partial(SometimesSuccessful, VECTOR, BOX_ACTION)
+    env = VecNormalize(make_vec_env(make_env, n_envs=1 + rank, seed=rank))
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, batch_size=24, n_critic_updates=2, device="cpu")
     digests = [digest(model)]
     model.set_logger(configure(f"{folder}/log{rank}", ["csv"]))
-    evaluation = EvalCallback(VecNormalize(make_vec_env(small_env)), eval_freq=20, n_eval_episodes=1, verbose=0)
+    evaluation = EvalCallback(VecNormalize(make_vec_env(make_env)), eval_freq=20, n_eval_episodes=1, verbose=0)
     recorder, further = Recorder(), Recorder()
     model.learn(N_ROLLOUTS * N_OF_ROLLOUT, [recorder, evaluation])
     n_outputs = len(model.logger.output_formats)
@@ -183,22 +203,17 @@ def test_callbacks_see_the_timesteps_of_all_ranks_grow(ranks):
         assert [state["timesteps"] for state in each["merged"]] == [0, *ends]
 
 
-def test_all_ranks_have_the_same_episodes_after_each_rollout(ranks):
+@pytest.mark.parametrize("window", ["episodes", "successes"])
+def test_all_ranks_have_the_same_episodes_and_successes_after_each_rollout(ranks, window):
     first, second = ranks
     known = []
     for index in range(N_ROLLOUTS):
-        new = [each["own"][index]["episodes"] for each in ranks]
+        new = [each["own"][index][window] for each in ranks]
         assert all(new)
         known += interleave(new)
-        assert first["merged"][index + 1]["episodes"] == second["merged"][index + 1]["episodes"] == known[-100:]
+        assert first["merged"][index + 1][window] == second["merged"][index + 1][window] == known[-100:]
+    assert len({*known}) > 1
     assert {each["window"] for each in ranks} == {100}
-
-
-def as_statistics(numbers):
-    mean, var, n = map(np.asarray, numbers)
-    statistics = RunningMeanStd(shape=mean.shape)
-    statistics.mean, statistics.var, statistics.count = mean, var, n
-    return statistics
 
 
 def test_all_ranks_have_the_merged_statistics_after_each_rollout(ranks):
@@ -208,18 +223,14 @@ def test_all_ranks_have_the_merged_statistics_after_each_rollout(ranks):
     for index in range(N_ROLLOUTS):
         for place, (before, after) in enumerate(zip(first[index], first[index + 1], strict=True)):
             own = [Moments(*map(np.asarray, each["own"][index]["statistics"][place])) for each in ranks]
-            expected, past = as_statistics(before), moments_of(as_statistics(before))
+            past, expected = Moments(*map(np.asarray, before)), RunningMeanStd(shape=np.shape(before[0]))
             merge(expected, past, [added(past, each) for each in own])
             np.testing.assert_array_equal(expected.mean, after[0])
             np.testing.assert_array_equal(expected.var, after[1])
             assert expected.count == after[2] == pytest.approx(before[2] + N_OF_ROLLOUT)
-
-
-def test_the_first_observations_of_all_ranks_are_in_the_statistics(ranks):
-    for each in ranks:
-        (*_, n_observations), (*_, n_returns) = each["merged"][0]["statistics"]
-        assert n_observations == pytest.approx(3, abs=1e-3)  # SB3 starts from 1e-4
-        assert n_returns == pytest.approx(0, abs=1e-3)
+    (*_, n_observations), (*_, n_returns) = first[0]
+    assert n_observations == pytest.approx(3, abs=1e-3)  # the first of each environment; SB3 starts counting from 1e-4
+    assert n_returns == pytest.approx(0, abs=1e-3)
 
 
 def test_all_ranks_have_the_same_parameters_although_generators_differ(ranks):
@@ -249,17 +260,13 @@ def test_a_callback_of_one_rank_ends_the_run_of_all(ranks):
     assert [each["stopped"] for each in ranks] == [(n_timesteps, N_ROLLOUTS + 1)] * 2
 
 
-class Spoil(BaseCallback):
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        with th.no_grad():
-            self.model.policy.value_net.bias += 1e-3
+def spoil(model):
+    with th.no_grad():
+        model.policy.value_net.bias += 1e-3
 
 
-def learn_from_equal_rollouts(rank):
-    seed_generators(0)
+def learn_from_equal_rollouts_until_parameters_differ(rank):
+    th.manual_seed(0)
     env = make_vec_env(PendulumEnv, seed=0)
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, batch_size=32, n_critic_updates=1, device="cpu")
     with warnings.catch_warnings(record=True) as caught:
@@ -267,80 +274,61 @@ def learn_from_equal_rollouts(rank):
         model.learn(N_STEPS)
     n_timesteps = model.num_timesteps
     with pytest.raises(RanksPartedError) as raised:
-        model.learn(N_STEPS, Spoil() if rank else None)
-    warned = [str(each.message) for each in caught if "different rollouts" in str(each.message)]
-    return {"warnings": warned, "timesteps": n_timesteps, "error": str(raised.value)}
+        model.learn(N_STEPS, AtRolloutEnd(spoil) if rank else None)
+    return texts_of(caught, "different rollouts"), n_timesteps, str(raised.value)
 
 
-@pytest.fixture(scope="module")
-def ranks_that_are_alike():
-    return in_ranks(2, learn_from_equal_rollouts)
-
-
-def test_the_first_rank_warns_if_ranks_collect_the_same_rollout(ranks_that_are_alike):
-    first, second = ranks_that_are_alike
-    [text] = first["warnings"]
+def test_equal_rollouts_give_a_warning_and_different_parameters_an_error():
+    (warned, *first), (silent, *second) = in_ranks(2, learn_from_equal_rollouts_until_parameters_differ)
+    [text] = warned
     assert text.startswith("2 ranks have collected 1 different rollouts")
     assert "seed" in text
-    assert second["warnings"] == []
-    assert first["timesteps"] == second["timesteps"] == N_STEPS
+    assert silent == []
+    for n_timesteps, error in (first, second):
+        assert n_timesteps == N_STEPS
+        assert error.startswith("Ranks 1 of 2 differ from rank 0 in parameters: rank 1 in ")
+        assert "value_net.bias" in error
 
 
-def test_ranks_whose_parameters_differ_are_stopped(ranks_that_are_alike):
-    for each in ranks_that_are_alike:
-        assert each["error"].startswith("Ranks 1 of 2 differ from rank 0 in parameters: rank 1 in ")
-        assert "value_net.bias" in each["error"]
-
-
-def learn_with_different_settings(rank):
+def differ_in_environments_and_settings(rank):
+    with pytest.raises(RanksPartedError, match=r"rank 1 in .*mlp_extractor"):
+        TRPO("MlpPolicy", "CartPole-v1" if rank else "Pendulum-v1", device="cpu")
     env = make_vec_env("Pendulum-v1")
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, target_kl=0.01 * (1 + rank), seed=0, device="cpu")
-    drawn = float(th.rand(1)), float(env.reset()[0, 0])
+    numbers = float(th.rand(1)), float(env.reset()[0, 0])
     with pytest.raises(RanksPartedError) as raised:
         model.learn(N_STEPS)
-    return {"error": str(raised.value), "collected": model._last_obs is not None, "drawn": drawn}
+    return numbers, str(raised.value), model._last_obs is not None
 
 
-@pytest.fixture(scope="module")
-def ranks_that_differ():
-    return in_ranks(2, learn_with_different_settings)
+def test_ranks_with_other_environments_or_settings_are_stopped_and_one_seed_gives_each_its_own_numbers():
+    first, second = in_ranks(2, differ_in_environments_and_settings)
+    for _, error, has_collected in (first, second):
+        assert error.startswith("Ranks 1 of 2 differ from rank 0 in settings: rank 1 in target_kl (0.02, not 0.01).")
+        assert not has_collected
+    assert all(one != other for one, other in zip(first[0], second[0], strict=True))
 
 
-def test_settings_that_differ_are_named_before_anything_is_collected(ranks_that_differ):
-    for each in ranks_that_differ:
-        assert each["error"].startswith("Ranks 1 of 2 differ from rank 0 in settings: rank 1 in target_kl (0.02, not 0.01).")
-        assert not each["collected"]
-
-
-def test_each_rank_draws_its_own_numbers_from_one_seed(ranks_that_differ):
-    first, second = (each["drawn"] for each in ranks_that_differ)
-    assert all(one != other for one, other in zip(first, second, strict=True))
-
-
-class Lower(BaseCallback):
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        if self.model._n_updates == 1:
-            self.model.target_kl, self.model.n_critic_updates = 0.002, 1
-            self.model.lr_schedule = lambda _: 1e-4
+def lower(model):
+    if model._n_updates == 1:
+        model.target_kl, model.n_critic_updates = 0.002, 1
+        model.lr_schedule = lambda _: 1e-4
 
 
 def learn_with_a_first_rank_that_changes_settings(rank, folder):
-    lower = Lower()
-    lower.first_rank_only = True
+    callback = AtRolloutEnd(lower)
+    callback.first_rank_only = True
     env = make_vec_env("Pendulum-v1", 2, monitor_dir=str(folder))
     model = TRPO("MlpPolicy", env, n_steps=64, n_critic_updates=3, seed=0, device="cpu")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model.learn(4 * 128, callback=lower)
+        model.learn(4 * 128, callback=callback)
     state = {name: tensor.numpy().tobytes() for name, tensor in model.policy.state_dict().items()}
     rates = [group["lr"] for group in model.policy.optimizer.param_groups]
     return {
         "shared": (model.target_kl, model.n_critic_updates, rates, state),
         "writes": [monitor.results_writer is not None for monitor in model.env.envs],
-        "warnings": [str(each.message) for each in caught if "Monitor writes" in str(each.message)],
+        "warnings": texts_of(caught, "Monitor writes"),
     }
 
 
@@ -352,13 +340,3 @@ def test_changed_settings_and_monitor_files_are_the_first_ranks(tmp_path):
     assert second["writes"] == [False, False]
     assert "0.monitor.csv on several ranks" in first["warnings"][0]
     assert second["warnings"] == []
-
-
-def make_different_models(rank):
-    with pytest.raises(RanksPartedError, match=r"rank 1 in .*mlp_extractor"):
-        TRPO("MlpPolicy", "CartPole-v1" if rank else "Pendulum-v1", device="cpu")
-    return True
-
-
-def test_ranks_with_different_environments_are_refused_when_the_model_is_made():
-    assert in_ranks(2, make_different_models) == [True, True]

@@ -11,12 +11,11 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers import recurrent_oracle as oracle
-from helpers.recurrent_tools import ACTIONS, ALGORITHMS, CHOICES, CRITICS, small_model, vec_env
+from helpers.recurrent_tools import ACTIONS, ALGORITHMS, CHOICES, CRITICS, collected, small_model, vec_env
+from helpers.rollouts import AtStart
 from helpers.runs import outcome, run_until_done
 from hypothesis import given, settings, strategies as st
 from sb3_contrib import RecurrentPPO
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
@@ -29,14 +28,6 @@ POLICY_SIDE = ("lstm_actor", "mlp_extractor.policy_net", "action_net", "log_std"
 
 def is_of_policy(name):
     return name.startswith(POLICY_SIDE)
-
-
-def collected(model, n_rollouts=2):
-    model.set_logger(Logger(folder=None, output_formats=[]))
-    _, callback = model._setup_learn(1, None)
-    for _ in range(n_rollouts):
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
-    return model
 
 
 def changed(before, after):
@@ -112,16 +103,21 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
     assert outcomes["accepted"] >= 15
 
 
-@pytest.mark.parametrize("critic", CRITICS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_the_critic_moves_itself_and_no_memory_of_the_policys(algorithm, critic):
-    model = collected(small_model(ALGORITHMS[algorithm], policy_kwargs=CRITICS[critic], n_critic_updates=3))
+def moved_by_the_critic(model):
+    """Update without advantages; name the parameters that changed."""
     before = parameters(model)
     model.rollout_buffer.advantages[:] = 0.0
     model.train()
     assert model.policy_outcome.value == "zero gradient"
-    moved = changed(before, parameters(model))
-    assert moved == {name for name in before if not is_of_policy(name)}
+    return changed(before, parameters(model))
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_critic_moves_itself_and_no_memory_of_the_policys(algorithm, critic):
+    model = collected(small_model(ALGORITHMS[algorithm], policy_kwargs=CRITICS[critic], n_critic_updates=3))
+    moved = moved_by_the_critic(model)
+    assert moved == {name for name in parameters(model) if not is_of_policy(name)}
     assert any(name.startswith("lstm_critic") for name in moved) == (critic == "own LSTM")
 
 
@@ -140,19 +136,17 @@ class InjectedError(Exception):
 
 def train_with(model, name, fault_at, fault):
     """Train with a fault at one call of a function; give the number of calls."""
-    owner, calls = model.policy.optimizer if name == "step" else model.policy, 0
+    owner = model.policy.optimizer if name == "step" else model.policy
     function = getattr(owner, name)
 
-    def wrapper(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls - 1 == fault_at:
+    def call(*args, **kwargs):
+        if called.call_count - 1 == fault_at:
             raise fault
         return function(*args, **kwargs)
 
-    with mock.patch.object(owner, name, wrapper):
+    with mock.patch.object(owner, name, side_effect=call) as called:
         model.train()
-    return calls
+    return called.call_count
 
 
 @pytest.mark.parametrize("fault", [InjectedError, KeyboardInterrupt])
@@ -202,23 +196,11 @@ def test_masks_that_allow_all_change_nothing(name):
     plain = collected(small_model(RecurrentTRPO, vec_env(action_space=space)))
     if name != "MultiBinary":  # which has two logits per bit where it is masked
         plain.set_parameters(masked.get_parameters())
-        for attribute in (
-            "observations",
-            "actions",
-            "log_probs",
-            "values",
-            "advantages",
-            "returns",
-            "episode_starts",
-            "rewards",
-        ):
-            getattr(plain.rollout_buffer, attribute)[:] = getattr(masked.rollout_buffer, attribute)
-        for who in ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf"):
-            getattr(plain.rollout_buffer, who)[:] = getattr(masked.rollout_buffer, who)
-        np.random.seed(0)
-        plain.train()
-        np.random.seed(0)
-        masked.train()
+        arrays = {key: each for key, each in vars(masked.rollout_buffer).items() if isinstance(each, np.ndarray)}
+        vars(plain.rollout_buffer).update(copy.deepcopy(arrays))
+        for model in (plain, masked):
+            np.random.seed(0)
+            model.train()
         for key in ("kl_divergence_loss", "policy_objective", "gradient_norm", "entropy", "value_loss", "improvement"):
             values = [model.logger.name_to_value[f"train/{key}"] for model in (plain, masked)]
             assert values[0] == pytest.approx(values[1], rel=1e-4), key
@@ -227,20 +209,16 @@ def test_masks_that_allow_all_change_nothing(name):
     assert masked.rollout_buffer.action_masks.all()
 
 
-class Calls(BaseCallback):
-    """Calls the policy at every step, as some callbacks do."""
-
-    def _on_step(self):
-        policy, states = self.model.policy, self.model._last_lstm_states
-        with th.no_grad():
-            policy(self.locals["obs_tensor"], states, th.zeros(self.model.n_envs))
-        return True
-
-
 def test_masks_are_asked_for_once_per_step_whatever_callbacks_do():
     model = small_model(MaskableRecurrentTRPO)
+
+    def act(variables, _):
+        with th.no_grad():
+            model.policy(variables["obs_tensor"], model._last_lstm_states, th.zeros(2))
+        return True
+
     with mock.patch.object(model.env, "env_method", wraps=model.env.env_method) as asked:
-        model.learn(24, callback=Calls())
+        model.learn(24, callback=act)
     assert asked.call_count == 12
     in_force = np.stack(model.env.get_attr("in_force"), 1)
     buffer = model.rollout_buffer
@@ -262,34 +240,27 @@ def test_rollouts_are_those_of_sb3_contrib(critic):
             assert np.array_equal(value, getattr(ours.rollout_buffer, name)), name
 
 
-class Forget(BaseCallback):
-    """Loses the memory when a rollout starts, once."""
-
-    def _on_rollout_start(self):
-        if self.n_calls == 0:
-            for part in (*self.model._last_lstm_states.pi, *self.model._last_lstm_states.vf):
-                assert part.any()
-                part.zero_()
-
-    def _on_step(self):
-        return True
+def forget(callback):
+    """Lose the memory when the first rollout starts."""
+    if callback.n_calls == 0:
+        for part in (*callback.model._last_lstm_states.pi, *callback.model._last_lstm_states.vf):
+            assert part.any()
+            part.zero_()
 
 
 def test_a_run_goes_on_with_its_memory_and_would_end_elsewhere_without(tmp_path):
     def script(folder, forgets, crash):
-        env = vec_env(3, p_end=0.02)
-        model = small_model(env=env, policy_kwargs={"n_lstm_layers": 2})
-        resumable = ResumableCheckpoint(folder, every=1, verbose=0)
+        model = small_model(env=vec_env(3, p_end=0.02), policy_kwargs={"n_lstm_layers": 2})
+        resumable = ResumableCheckpoint(tmp_path / folder, every=1, verbose=0)
         is_second = not crash.pending
-        model.learn(36 * 4, callback=[resumable, crash, *([Forget()] if forgets and is_second else [])])
+        model.learn(36 * 4, callback=[resumable, crash, *([AtStart(forget)] if forgets and is_second else [])])
         return outcome(model, None)
 
-    whole, _ = run_until_done(partial(script, tmp_path / "whole", False), 10**6)
-    pieces, starts = run_until_done(partial(script, tmp_path / "pieces", False), 36 * 2 + 20)
-    assert starts == 2
+    whole, _ = run_until_done(partial(script, "whole", False), 10**6)
+    pieces, n_starts = run_until_done(partial(script, "pieces", False), 36 * 2 + 20)
+    forgetful, n_forgetful_starts = run_until_done(partial(script, "forgetful", True), 36 * 2 + 20)
+    assert n_starts == n_forgetful_starts == 2
     assert pieces == whole
-    forgetful, starts = run_until_done(partial(script, tmp_path / "forgetful", True), 36 * 2 + 20)
-    assert starts == 2
     assert {key for key in whole if key.startswith("policy")} <= {key for key in whole if forgetful[key] != whole[key]}
 
 
@@ -299,16 +270,6 @@ def test_checkpoints_hold_no_rollout(tmp_path):
     arrays = newest_intact(tmp_path).arrays
     assert [path for path in arrays if path.startswith("policy")]
     assert not [path for path in arrays if path.startswith("buffer")]
-
-
-OF_ANY_TYPE = ACTIONS | {"Box of float64": spaces.Box(-1.0, 1.0, (2,), np.float64)}
-
-
-@pytest.mark.parametrize("space", OF_ANY_TYPE.values(), ids=OF_ANY_TYPE)
-def test_actions_of_any_type_are_learnt_from(space):
-    model = collected(small_model(env=vec_env(action_space=space)))
-    model.train()
-    assert model.policy_outcome.value == "accepted"
 
 
 EDGES = {
@@ -321,11 +282,14 @@ EDGES = {
     "chunks of one": ({}, {"chunk_size": 1}),
     "segments left out": ({"n_envs": 3}, {"sub_sampling_factor": 2, "fisher_subsampling": 2}),
 }
+OF_ANY_TYPE = ACTIONS | {"Box of float64": spaces.Box(-1.0, 1.0, (2,), np.float64)}
+SETTINGS = [(MaskableRecurrentTRPO, *edge) for edge in EDGES.values()]
+SETTINGS += [(RecurrentTRPO, {"action_space": space}, {}) for space in OF_ANY_TYPE.values()]
 
 
-@pytest.mark.parametrize(("of_env", "of_model"), EDGES.values(), ids=EDGES)
-def test_edge_cases_are_learnt_from(of_env, of_model):
-    model = collected(small_model(MaskableRecurrentTRPO, vec_env(**of_env), **of_model))
+@pytest.mark.parametrize(("algorithm", "of_env", "of_model"), SETTINGS, ids=[*EDGES, *OF_ANY_TYPE])
+def test_all_parameters_learn_under_every_action_space_and_in_edge_cases(algorithm, of_env, of_model):
+    model = collected(small_model(algorithm, vec_env(**of_env), **of_model))
     before = parameters(model)
     model.train()
     assert model.policy_outcome.value == "accepted"
@@ -354,10 +318,6 @@ def test_batch_norm_in_an_extractor_follows_the_rollout_without_padding():
 
 def test_the_critic_leaves_a_shared_extractor_alone():
     kwargs = {"features_extractor_class": Normalising, "share_features_extractor": True}
-    model = collected(small_model(policy_kwargs=kwargs))
-    before = parameters(model)
-    model.rollout_buffer.advantages[:] = 0.0
-    model.train()
-    moved = changed(before, parameters(model))
+    moved = moved_by_the_critic(collected(small_model(policy_kwargs=kwargs)))
     assert moved
     assert not [name for name in moved if is_of_policy(name) or "features_extractor" in name]

@@ -11,6 +11,7 @@ from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo import MlpPolicy
+from sb3_trpo.rollouts.plain_spaces import map_parts
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
 from sb3_trpo.rollouts.transitions import ChunkLimits
 
@@ -35,36 +36,24 @@ def test_chunks_together_are_every_kth_transition_environment_after_environment(
     buffer = filled(observation_space, action_space)
 
     def joined(array):
-        return th.as_tensor(np.concatenate([array[:, env] for env in range(N_ENVS)])[::every])
+        return np.concatenate([array[:, env] for env in range(N_ENVS)])[::every]
 
-    observations = buffer.observations
-    if isinstance(observations, dict):
-        observations = {key: joined(part) for key, part in observations.items()}
-    else:
-        observations = {"all": joined(observations)}
+    observations = map_parts(joined, buffer.observations)
     actions, log_probs, advantages = (joined(array) for array in (buffer.actions, buffer.log_probs, buffer.advantages))
+    is_choice, n = isinstance(action_space, spaces.Discrete), len(actions)
+    assert n == -(-N_STEPS * N_ENVS // every)
     if read_before:
         next(buffer.get())
 
     read = list(TransitionReader(buffer).chunks(every, chunk_size))
-    n = len(actions)
-    assert n == -(-N_STEPS * N_ENVS // every)
     assert [len(chunk.actions) for chunk in read] == [chunk_size] * (n // chunk_size) + [n % chunk_size] * (n % chunk_size > 0)
-    for key, part in observations.items():
-        seen = [chunk.inputs.observations for chunk in read]
-        seen = [part[key] if isinstance(part, dict) else part for part in seen]
-        assert th.equal(th.cat(seen), part)
-    assert th.equal(
-        th.cat([chunk.actions for chunk in read]), actions[:, 0] if action_space == spaces.Discrete(3) else actions
-    )
-    assert th.equal(th.cat([chunk.old_log_prob for chunk in read]), log_probs)
-    assert th.equal(th.cat([chunk.advantages for chunk in read]), advantages)
-
-
-def test_discrete_actions_are_indices():
-    (chunk,) = TransitionReader(filled()).chunks(1, 100)
-    assert chunk.actions.dtype == th.long
-    assert chunk.actions.shape == (N_STEPS * N_ENVS,)
+    for key, part in observations.items() if isinstance(observations, dict) else [(None, observations)]:
+        seen = [chunk.inputs.observations if key is None else chunk.inputs.observations[key] for chunk in read]
+        assert np.array_equal(th.cat(seen), part)
+    assert all((chunk.actions.dtype == th.long) == is_choice for chunk in read)
+    assert np.array_equal(th.cat([chunk.actions for chunk in read]), actions[:, 0] if is_choice else actions)
+    assert np.array_equal(th.cat([chunk.old_log_prob for chunk in read]), log_probs)
+    assert np.array_equal(th.cat([chunk.advantages for chunk in read]), advantages)
 
 
 def test_a_buffer_is_flattened_once_and_by_one_draw():

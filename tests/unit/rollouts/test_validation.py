@@ -1,6 +1,8 @@
 """What the update is given is checked: bad numbers are found, named and placed, and nothing has been changed."""
 
 import io
+import re
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from helpers.buffers import N_ENVS, N_STEPS, filled
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
+from helpers.rollouts import ACTIONS, policy_for
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
@@ -21,8 +24,8 @@ NAN, INF = float("nan"), float("inf")
 class Faulty(gym.Env):
     """Runs without end and gives one bad number, in the observation that the policy sees at step ``when`` or in its reward."""
 
-    def __init__(self, when, what, bad, observation_space=VECTOR, action_space=None):
-        self.observation_space, self.action_space = observation_space, action_space or spaces.Discrete(3)
+    def __init__(self, when, what, bad, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
         self.when, self.what, self.bad, self.now = when, what, bad, 0
 
     def reset(self, *, seed=None, options=None):
@@ -42,11 +45,11 @@ class Faulty(gym.Env):
         return observation
 
 
-def model_with_fault(env, step, what, bad, **spaces_of_env) -> TRPO:
+def model_with_fault(env, step, what, bad, space=VECTOR, action_space=BOX_ACTION) -> TRPO:
     """Have environment ``env`` of three give the bad number at step ``step`` since the beginning."""
-    envs = DummyVecEnv([lambda i=i: Faulty(step if i == env else None, what, bad, **spaces_of_env) for i in range(N_ENVS)])
-    kind = "MultiInputPolicy" if isinstance(envs.observation_space, spaces.Dict) else "MlpPolicy"
-    return TRPO(kind, envs, n_steps=N_STEPS, batch_size=N_STEPS * N_ENVS, seed=0, device="cpu")
+    steps = [step if index == env else None for index in range(N_ENVS)]
+    envs = DummyVecEnv([partial(Faulty, when, what, bad, space, action_space) for when in steps])
+    return TRPO(policy_for(True, space), envs, n_steps=N_STEPS, batch_size=N_STEPS * N_ENVS, seed=0, device="cpu")
 
 
 def parameters(model: TRPO) -> list[th.Tensor]:
@@ -71,24 +74,21 @@ def learn_refused(model: TRPO, total_timesteps: int) -> str:
     return str(refusal.value)
 
 
-CONTINUOUS = {"action_space": BOX_ACTION}
-
-
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize(("env", "step"), [(0, 0), (1, 3), (2, 5)])
 @pytest.mark.parametrize("what", ["observations", "rewards"])
-@pytest.mark.parametrize("action", [{}, CONTINUOUS], ids=["discrete", "continuous"])
-def test_a_bad_number_from_an_environment_is_named_and_placed(what, env, step, bad, action):
-    message = learn_refused(model_with_fault(env, step, what, bad, **action), N_STEPS * N_ENVS)
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), BOX_ACTION], ids=["discrete", "continuous"])
+def test_a_bad_number_from_an_environment_is_named_and_placed(what, env, step, bad, action_space):
+    message = learn_refused(model_with_fault(env, step, what, bad, action_space=action_space), N_STEPS * N_ENVS)
     assert f"non-finite {what}: {bad} in environment {env} at step {step} of the rollout" in message
 
 
-@pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize(("env", "step"), [(0, 0), (2, 4)])
-def test_a_bad_number_under_a_key_is_named_by_the_key(env, step, bad):
-    model = model_with_fault(env, step, "observations", bad, observation_space=PAIR)
+@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
+@pytest.mark.parametrize(("space", "name"), [(VECTOR, "observations"), (PAIR, "observations['near']")], ids=["vector", "dict"])
+def test_a_bad_observation_is_named_whatever_the_spaces(space, name, action_space):
+    model = model_with_fault(2, 4, "observations", NAN, space, action_space)
     message = learn_refused(model, N_STEPS * N_ENVS)
-    assert f"non-finite observations['near']: {bad} in environment {env} at step {step} of the rollout" in message
+    assert f"non-finite {name}: nan in environment 2 at step 4 of the rollout" in message
 
 
 @pytest.mark.parametrize(("what", "step"), [("observations", 1), ("observations", 5), ("rewards", 0), ("rewards", 5)])
@@ -100,11 +100,10 @@ def test_the_step_counts_from_the_rollout_and_earlier_updates_stand(what, step):
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize("action", [{}, CONTINUOUS], ids=["discrete", "continuous"])
-def test_a_bad_observation_after_the_last_step_is_called_an_observation(bad, action):
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), BOX_ACTION], ids=["discrete", "continuous"])
+def test_a_bad_observation_after_the_last_step_is_called_an_observation(bad, action_space):
     """The returns are bootstrapped from its value, which spoils all of them: none of those is the cause."""
-    model = model_with_fault(1, N_STEPS, "observations", bad, **action)
-    message = learn_refused(model, 2 * N_STEPS * N_ENVS)
+    message = learn_refused(model_with_fault(1, N_STEPS, "observations", bad, action_space=action_space), 2 * N_STEPS * N_ENVS)
     assert f"non-finite observations: {bad} in environment 1" in message
 
 
@@ -120,26 +119,17 @@ def test_an_error_that_is_not_about_observations_passes_unchanged():
 
 
 @pytest.mark.parametrize("read_before", [False, True], ids=["fresh", "read"])
-@pytest.mark.parametrize("name", ["observations", "rewards", "values", "returns", "advantages"])
+@pytest.mark.parametrize("name", ["observations", "observations['near']", "rewards", "values", "returns", "advantages"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_every_quantity_is_checked_and_placed_before_and_after_the_buffer_was_read(name, bad, read_before):
-    buffer = filled()
+    is_dict = name.endswith("]")
+    buffer = filled(PAIR if is_dict else VECTOR)
     require_finite(buffer)
-    getattr(buffer, name)[4, 2] = bad
+    array = buffer.observations["near"] if is_dict else getattr(buffer, name)
+    array[4, 2] = bad
     if read_before:
         next(buffer.get())
-    with pytest.raises(ValueError, match=rf"non-finite {name}: {bad} in environment 2 at step 4 of the rollout"):
-        require_finite(buffer)
-
-
-@pytest.mark.parametrize("read_before", [False, True], ids=["fresh", "read"])
-def test_dict_observations_are_checked_by_key(read_before):
-    buffer = filled(PAIR)
-    require_finite(buffer)
-    buffer.observations["near"][1, 2, 0] = NAN
-    if read_before:
-        next(buffer.get())
-    with pytest.raises(ValueError, match=r"non-finite observations\['near'\]: nan in environment 2 at step 1 "):
+    with pytest.raises(ValueError, match=rf"non-finite {re.escape(name)}: {bad} in environment 2 at step 4 of the rollout"):
         require_finite(buffer)
 
 

@@ -1,4 +1,4 @@
-"""The settings files: complete, and no different from RL Zoo's without a reason."""
+"""The settings files are complete and differ from RL Zoo's only with a reason."""
 
 import re
 from pathlib import Path
@@ -44,11 +44,11 @@ def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, mon
 
 
 @pytest.mark.parametrize("env", sorted(RL_ZOO.keys() - MUJOCO - TUNED))
-def test_settings_of_tasks_not_tuned_are_rl_zoos_except_for_the_radius(env):
+def test_tasks_that_we_have_not_tuned_have_rl_zoos_settings_except_for_target_kl(env):
     own_default = {} if env == "default" else {"n_critic_updates": 10}
     ours, theirs = dict(OURS[env]), own_default | RL_ZOO[env]
-    radius = ours.pop("target_kl", CONTRIB_TARGET_KL) / theirs.pop("target_kl", CONTRIB_TARGET_KL)
-    assert radius == pytest.approx(round(radius)), "an integer number of action dimensions"
+    ratio = ours.pop("target_kl", CONTRIB_TARGET_KL) / theirs.pop("target_kl", CONTRIB_TARGET_KL)
+    assert ratio == pytest.approx(round(ratio)), "the number of action dimensions"
     for settings in (ours, theirs):
         if "policy_kwargs" in settings:
             settings["policy_kwargs"] = settings["policy_kwargs"].replace(" ", "")
@@ -57,6 +57,7 @@ def test_settings_of_tasks_not_tuned_are_rl_zoos_except_for_the_radius(env):
 
 @pytest.mark.parametrize("env", [*MUJOCO_V5, *sorted(MUJOCO & set(RL_ZOO))])
 def test_mujoco_tasks_share_their_settings_except_for_those_that_are_explained(env):
+    assert len(MUJOCO_V5) == 11
     shared, own = OURS["HalfCheetah-v5"], OURS[env]
     exceptions = {name for name in own if own[name] != shared.get(name)}
     text = block_of(env)
@@ -66,13 +67,9 @@ def test_mujoco_tasks_share_their_settings_except_for_those_that_are_explained(e
 
 
 def block_of(env: str) -> str:
-    """Return the lines of a task, and of the one that it shares settings with, up to those that all of MuJoCo share."""
+    """Return the lines of a task and of the task that it inherits from, except for those that all MuJoCo tasks share."""
     own = re.search(rf"^{env}:.*\n((?:  .*\n)+)", TEXT, re.MULTILINE)[1]
     shared = re.search(r"<<: \*(\w+)", own)
     if not shared or shared[1] == "mujoco":
         return own
     return own + block_of(re.search(rf"^(\S+): &{shared[1]}$", TEXT, re.MULTILINE)[1])
-
-
-def test_all_mujoco_tasks_are_there():
-    assert len(MUJOCO_V5) == 11

@@ -29,10 +29,12 @@ def env():
     env.close()
 
 
-def test_a_player_asks_the_test_environments_for_masks(saved, env):
+def test_a_player_asks_the_test_environments_for_masks_that_it_is_not_given(saved, env):
     model, player, file = saved
     playing = player.load(file)
-    assert type(playing).__name__ == type(model).__name__, "which model cards show"
+    assert type(playing).__name__ == type(model).__name__, "model cards show the name"
+    with pytest.warns(UserWarning, match="was given no action_masks"):
+        playing.predict(env.reset())
     token = TEST_ENV.set(env)
     try:
         obs, state, starts = env.reset(), None, np.ones(2, bool)
@@ -43,26 +45,10 @@ def test_a_player_asks_the_test_environments_for_masks(saved, env):
             assert masks[range(2), actions].all()
             np.testing.assert_array_equal(actions, expected)
             obs, _, starts, _ = env.step(actions)
+        only = np.tile(np.arange(20) == 7, (2, 1))
+        assert playing.predict(obs, state, starts, action_masks=only)[0].tolist() == [7, 7], "masks that are given come first"
     finally:
         TEST_ENV.reset(token)
-
-
-def test_a_player_prefers_masks_that_it_is_given(saved, env):
-    _, player, file = saved
-    only = np.zeros((2, 20), bool)
-    only[:, 7] = True
-    token = TEST_ENV.set(env)
-    try:
-        actions, _ = player.load(file).predict(env.reset(), action_masks=only)
-    finally:
-        TEST_ENV.reset(token)
-    assert actions.tolist() == [7, 7]
-
-
-def test_a_player_without_environments_warns_like_the_model(saved, env):
-    _, player, file = saved
-    with pytest.warns(UserWarning, match="was given no action_masks"):
-        player.load(file).predict(env.reset())
 
 
 def test_what_a_player_saves_loads_as_the_model(saved, tmp_path):
@@ -72,15 +58,12 @@ def test_what_a_player_saves_loads_as_the_model(saved, tmp_path):
     assert all((again.policy.state_dict()[name] == value).all() for name, value in model.policy.state_dict().items())
 
 
-def test_masked_models_are_evaluated_under_masks(saved, env):
+def test_only_masked_models_are_evaluated_under_masks(saved, env):
     model, _, _ = saved
     masked, predict = [], model.predict
     model.predict = lambda *args, **kwargs: masked.append(kwargs["action_masks"]) or predict(*args, **kwargs)
     returns, _ = evaluate(model, env, n_eval_episodes=2, return_episode_rewards=True)
     assert len(returns) == 2
     assert masked
-
-
-def test_other_models_are_evaluated_without_masks():
-    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
-    assert evaluate(model, model.get_env(), n_eval_episodes=1)[0] > 0.0
+    plain = TRPO("MlpPolicy", "CartPole-v1", n_steps=32, batch_size=32)
+    assert evaluate(plain, plain.get_env(), n_eval_episodes=1)[0] > 0.0

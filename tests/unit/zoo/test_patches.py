@@ -15,28 +15,24 @@ from sb3_trpo.zoo.experiment import ExperimentManager
 from sb3_trpo.zoo.masking import PLAYERS, TEST_ENV
 from sb3_trpo.zoo.patches import install, replaced
 
-OWNERS = (rl_zoo3, rl_zoo3.utils, exp_manager, hyperparams_opt, callbacks, subprocess, TRPO, MaskableTRPO)
+MODULES = (rl_zoo3, rl_zoo3.utils, exp_manager, hyperparams_opt, callbacks, subprocess)
+CLASSES = (TRPO, MaskableTRPO, *ALGORITHMS.values(), exp_manager.ExperimentManager, callbacks.EvalCallback)
 REGISTRIES = (ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER)
 
 
 def everything():
-    """What a script could find replaced: names of modules and classes, and registries' entries."""
-    return [dict(vars(owner)) for owner in OWNERS], [dict(registry) for registry in REGISTRIES]
+    """Copy what a script could find replaced: names in modules, and entries of registries."""
+    return [dict(vars(module)) for module in MODULES], [dict(registry) for registry in REGISTRIES]
 
 
 @pytest.mark.parametrize("playing", [False, True])
-def test_everything_is_undone_at_the_end(playing):
-    before = everything()
-    with install(playing):
-        assert everything() != before
+def test_everything_is_undone_at_the_end_and_no_class_is_changed(playing):
+    before, classes = everything(), [dict(vars(each)) for each in CLASSES]
+    installed = install(playing)
+    assert everything() != before
+    assert [dict(vars(each)) for each in CLASSES] == classes
+    installed.close()
     assert everything() == before
-
-
-def test_no_class_is_changed():
-    classes = (TRPO, *ALGORITHMS.values(), exp_manager.ExperimentManager, callbacks.EvalCallback)
-    before = [dict(vars(each)) for each in classes]
-    with install(playing=True):
-        assert [dict(vars(each)) for each in classes] == before
 
 
 def test_our_algorithms_replace_trpo_and_join_the_others():
@@ -48,15 +44,7 @@ def test_our_algorithms_replace_trpo_and_join_the_others():
         assert {**before, **ALGORITHMS, **PLAYERS} == ALGOS
 
 
-def test_a_plain_call_stays_until_it_is_closed():
-    before = everything()
-    installed = install()
-    assert ALGOS["trpo"] is TRPO
-    installed.close()
-    assert everything() == before
-
-
-def test_a_script_that_creates_test_environments_makes_them_those_to_ask_for_masks():
+def test_models_ask_the_test_environments_of_a_script_for_masks():
     with install(playing=True):
         env = rl_zoo3.create_test_env("CartPole-v1", should_render=False, hyperparams={})
         assert TEST_ENV.get() is env
@@ -69,7 +57,7 @@ def test_a_script_that_creates_test_environments_makes_them_those_to_ask_for_mas
     assert TEST_ENV.get() is None
 
 
-def test_only_rl_zoos_record_video_is_exchanged(monkeypatch):
+def test_only_rl_zoos_record_video_is_replaced(monkeypatch):
     commands = []
     monkeypatch.setattr("sb3_trpo.zoo.patches.run_process", lambda command, **_: commands.append(command) or 0)
     with install():

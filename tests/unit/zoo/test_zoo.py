@@ -1,4 +1,4 @@
-"""The package itself: its public names, and the command that it is."""
+"""The package itself: its public names and its command."""
 
 import subprocess
 import sys
@@ -15,9 +15,6 @@ def test_public_names_come_from_their_modules():
     for name in sb3_trpo.zoo.__all__:
         found = getattr(sb3_trpo.zoo, name)
         assert any(found is getattr(home, name, None) for home in homes), name
-
-
-def test_an_unknown_name_is_refused():
     with pytest.raises(ImportError, match="cannot import name 'screens'"):
         from sb3_trpo.zoo import screens  # noqa: F401
 

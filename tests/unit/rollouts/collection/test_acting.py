@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -16,6 +17,7 @@ from helpers.rollouts import (
     ACTIONS,
     N_STEPS,
     PAIR,
+    AtStart,
     Intervening,
     Trace,
     assert_close,
@@ -27,7 +29,6 @@ from helpers.rollouts import (
     scale_weights,
     several,
 )
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 from torch.optim import optimizer
@@ -44,17 +45,14 @@ def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monk
     assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
 
 
-def step_optimizer(model: TRPO) -> None:
+def step_optimizer(model: TRPO, **settings: Any) -> None:
+    if settings:
+        model.policy.optimizer = th.optim.Adam(model.policy.parameters(), **settings)
     for parameter in model.policy.parameters():
         parameter.grad = th.ones_like(parameter)
     model.policy.optimizer.param_groups[0]["lr"] = 0.1
     model.policy.optimizer.step()
     model.policy.optimizer.zero_grad()
-
-
-def step_fused_optimizer(model: TRPO) -> None:
-    model.policy.optimizer = th.optim.Adam(model.policy.parameters(), fused=True)
-    step_optimizer(model)
 
 
 def write_through_data(model: TRPO) -> None:
@@ -68,14 +66,12 @@ def move_polyak(model: TRPO) -> None:
     polyak_update(other.parameters(), model.policy.parameters(), 0.5)
 
 
+def scaled_state(policy: nn.Module) -> dict[str, th.Tensor]:
+    return {name: 1.5 * value for name, value in policy.state_dict().items()}
+
+
 def scale_state(policy: nn.Module) -> None:
-    policy.load_state_dict({name: 1.5 * value for name, value in policy.state_dict().items()})
-
-
-def set_parameters(model: TRPO) -> None:
-    saved = model.get_parameters()
-    saved["policy"] = {name: 1.5 * value for name, value in saved["policy"].items()}
-    model.set_parameters(saved)
+    policy.load_state_dict(scaled_state(policy))
 
 
 def vector_to_parameters(model: TRPO) -> None:
@@ -83,15 +79,15 @@ def vector_to_parameters(model: TRPO) -> None:
     nn.utils.vector_to_parameters(vector, model.policy.parameters())
 
 
-def replace_data(model: TRPO) -> None:
-    for parameter in model.policy.parameters():
-        parameter.data = parameter.data * 1.5
+def replace_data(*modules: nn.Module) -> None:
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = parameter.data * 1.5
 
 
 def replace_data_of_critic_twice(model: TRPO) -> None:
-    for parameter in [*model.policy.mlp_extractor.value_net.parameters(), *model.policy.value_net.parameters()]:
-        for _ in range(2):
-            parameter.data = parameter.data * 1.5
+    for _ in range(2):
+        replace_data(model.policy.mlp_extractor.value_net, model.policy.value_net)
 
 
 def replace_parameters(model: TRPO) -> None:
@@ -108,15 +104,15 @@ def replace_modules(model: TRPO) -> None:
 
 CHANGES: dict[str, Callable[[TRPO], None]] = {
     "load_state_dict": lambda model: scale_state(model.policy),
-    "set_parameters": set_parameters,
+    "set_parameters": lambda model: model.set_parameters(model.get_parameters() | {"policy": scaled_state(model.policy)}),
     "optimizer step": step_optimizer,
-    "fused optimizer step": step_fused_optimizer,
+    "fused optimizer step": partial(step_optimizer, fused=True),
     "vector_to_parameters": vector_to_parameters,
     "load_from_vector": lambda model: model.policy.load_from_vector(1.5 * model.policy.parameters_to_vector()),
     "in place": scale_weights,
     "log_std alone": lambda model: model.policy.log_std.detach().add_(0.5),
     "last bias of the critic": lambda model: model.policy.value_net.bias.detach().add_(0.5),
-    "data replaced": replace_data,
+    "data replaced": lambda model: replace_data(model.policy),
     "data of the critic replaced twice": replace_data_of_critic_twice,
     "data overwritten": write_through_data,
     "SB3's polyak_update": move_polyak,
@@ -166,19 +162,9 @@ def test_weights_changed_during_a_rollout_count_under_every_action_space(action_
     assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
 
 
-def test_weights_changed_at_a_time_limit_count_for_its_bootstrap():
-    assert_same(*after_change(CHANGES["load_state_dict"], tuple(range(1, N_STEPS)), BOX_ACTION))
-
-
-def test_weights_changed_at_the_last_step_count_for_the_last_values():
-    assert_same(*after_change(CHANGES["load_state_dict"], (N_STEPS,), BOX_ACTION))
-
-
-def test_time_limits_before_a_change_of_the_weights_are_bootstrapped_once():
-    def make() -> TRPO:
-        return model_of(gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6))
-
-    assert_same(*both(make, lambda: Intervening(lambda callback: scale_state(callback.model.policy), (3, 14))))
+@pytest.mark.parametrize("at", [tuple(range(1, N_STEPS)), (N_STEPS,), (3, 14)], ids=["each step", "last step", "between ends"])
+def test_each_time_limit_is_bootstrapped_once_by_the_weights_after_its_step(at):
+    assert_same(*after_change(CHANGES["load_state_dict"], at, BOX_ACTION))
 
 
 def test_values_read_after_a_change_of_the_weights_are_those_of_the_step():
@@ -193,14 +179,8 @@ def test_values_read_after_a_change_of_the_weights_are_those_of_the_step():
 
 
 def test_weights_changed_at_the_start_of_a_rollout_count():
-    class AtStart(BaseCallback):
-        def _on_rollout_start(self) -> None:
-            scale_state(self.model.policy)
-
-        def _on_step(self) -> bool:
-            return True
-
-    assert_same(*both(lambda: model_of(several(2)), AtStart, n_rollouts=2))
+    change = AtStart, lambda callback: scale_state(callback.model.policy)
+    assert_same(*both(lambda: model_of(several(2)), partial(*change), n_rollouts=2))
 
 
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
@@ -217,24 +197,19 @@ def test_weights_that_are_nan_are_refused(action_space):
 
 @pytest.mark.parametrize("end", ["complete", "stopped", "error"])
 def test_no_hook_is_left_on_the_optimizer(end):
-    class Ending(BaseCallback):
-        def _on_step(self) -> bool:
-            if end == "error":
-                raise RuntimeError
-            return end == "complete"
+    def act(_: Intervening) -> bool:
+        if end == "error":
+            raise RuntimeError
+        return end == "complete"
 
-    models = []
+    model = model_of(several(2))
     with suppress(RuntimeError):
-        Trace(lambda: models.append(model_of(several(2))) or models[0], by_sb3=False, callback=Ending())
-    assert not models[0].policy.optimizer._optimizer_step_post_hooks
+        Trace(lambda: model, by_sb3=False, callback=Intervening(act))
+    assert not model.policy.optimizer._optimizer_step_post_hooks
     assert not optimizer._global_optimizer_post_hooks
 
 
 def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused():
-    class Spoiling(BaseCallback):
-        def _on_step(self) -> bool:
-            self.model.policy.log_std.data.fill_(np.nan)
-            return True
-
+    spoiling = Intervening(lambda callback: callback.model.policy.log_std.data.fill_(np.nan))
     with pytest.raises(ValueError, match="gave NaN"):
-        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=Spoiling())
+        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=spoiling)

@@ -1,71 +1,32 @@
 """A rollout keeps what the policy saw and did, however the environments reuse their arrays, in both loops."""
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from helpers.envs import BOX_ACTION, VECTOR, BareVecEnv, RandomEnv
+from helpers.rollouts import policy_for
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_trpo import TRPO
-from sb3_trpo.policies import MlpPolicy, MultiInputPolicy
+from sb3_trpo.rollouts.plain_spaces import map_parts
 
 SMALL = {"n_steps": 32, "batch_size": 64, "n_critic_updates": 1, "seed": 0, "device": "cpu"}
 LOOPS = pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "general"])
 
 
-class General(MlpPolicy):
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs)
-
-
-class GeneralMultiInput(MultiInputPolicy):
-    def forward(self, *args, **kwargs):
-        return super().forward(*args, **kwargs)
-
-
-def policy_for(is_fast: bool, is_dict: bool = False):
-    return ("MultiInputPolicy" if is_dict else "MlpPolicy") if is_fast else (GeneralMultiInput if is_dict else General)
-
-
-class Batch(VecEnv):
-    """Two environments at once, without SB3 wrappers."""
-
-    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = BOX_ACTION) -> None:
-        self.render_mode = None
-        super().__init__(2, observation_space, action_space)
-        self.random = np.random.default_rng(0)
-        self.n_steps = 0
-
-    def step_async(self, actions):
-        self.actions = actions
-
-    def close(self):
-        pass
-
-    def get_attr(self, attr_name, indices=None):
-        return [None, None]
-
-    def set_attr(self, attr_name, value, indices=None):
-        pass
-
-    def env_method(self, method_name, *args, indices=None, **kwargs):
-        return [None, None]
-
-    def env_is_wrapped(self, wrapper_class, indices=None):
-        return [False, False]
-
-
-class Reusing(Batch):
+class Reusing(BareVecEnv):
     """Returns the same arrays at every step, as shared memory does, and notes what they held."""
 
-    def __init__(self, observation_space: spaces.Space = VECTOR) -> None:
-        super().__init__(observation_space)
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(2, observation_space, BOX_ACTION)
+        self.random = np.random.default_rng(0)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {"": observation_space}
         self.arrays = {key: np.zeros((2, *part.shape), part.dtype) for key, part in parts.items()}
         self.rewards, self.dones = np.zeros(2, np.float32), np.zeros(2, bool)
@@ -74,7 +35,7 @@ class Reusing(Batch):
     def observe(self):
         for array in self.arrays.values():
             array[:] = self.random.uniform(-1.0, 1.0, array.shape)
-        self.shown.append({key: array.copy() for key, array in self.arrays.items()})
+        self.shown.append(copy.deepcopy(self.arrays))
         return self.arrays.get("", self.arrays)
 
     def reset(self):
@@ -88,9 +49,9 @@ class Reusing(Batch):
         return self.observe(), self.rewards, self.dones, [{}, {}]
 
 
-def untrained(policy, env, callback: BaseCallback | None = None, **settings) -> TRPO:
+def untrained(is_fast: bool, env, callback=None, **settings) -> TRPO:
     """Collect one rollout without an update."""
-    model = TRPO(policy, env, **SMALL | settings)
+    model = TRPO(policy_for(is_fast, env.observation_space), env, **SMALL | settings)
     model.train = lambda: None
     return model.learn(model.n_steps * model.n_envs, callback=callback)
 
@@ -98,37 +59,27 @@ def untrained(policy, env, callback: BaseCallback | None = None, **settings) -> 
 @LOOPS
 @pytest.mark.parametrize("space", [VECTOR, spaces.Dict(far=BOX_ACTION, near=VECTOR)], ids=["vector", "dict"])
 def test_an_environment_may_return_the_same_arrays_at_every_step(space, is_fast):
-    env = Reusing(space)
-    buffer = untrained(policy_for(is_fast, isinstance(space, spaces.Dict)), env).rollout_buffer
-    kept = buffer.observations if isinstance(buffer.observations, dict) else {"": buffer.observations}
+    env, seen = Reusing(space), []
+
+    def look(variables, _):
+        seen.append(map_parts(lambda part: part.numpy().copy(), variables["obs_tensor"]))
+        return True
+
+    buffer = untrained(is_fast, env, look).rollout_buffer
     for step in range(32):
-        for key, rows in kept.items():
-            np.testing.assert_array_equal(rows[step], env.shown[step][key])
-        np.testing.assert_array_equal(buffer.rewards[step], env.given[step])
-        np.testing.assert_array_equal(buffer.episode_starts[step], env.ended[step])
+        shown = env.shown[step].get("", env.shown[step])
+        np.testing.assert_equal(map_parts(lambda rows, step=step: rows[step], buffer.observations), shown)
+        np.testing.assert_equal(seen[step], shown)
+    np.testing.assert_array_equal(buffer.rewards, env.given)
+    np.testing.assert_array_equal(buffer.episode_starts, env.ended[:32])
 
 
-@LOOPS
-def test_callbacks_see_the_observation_that_the_policy_acted_on(is_fast):
-    class Looking(BaseCallback):
-        seen: tuple = ()
-
-        def _on_step(self) -> bool:
-            self.seen = (*self.seen, self.locals["obs_tensor"].numpy().copy())
-            return True
-
-    env, looking = Reusing(), Looking()
-    untrained(policy_for(is_fast), env, looking)
-    for seen, shown in zip(looking.seen, env.shown, strict=False):
-        np.testing.assert_array_equal(seen, shown[""])
-
-
-class CutOff(Batch):
+class CutOff(BareVecEnv):
     """Gives a reward of 1 at each step, in any form; episodes are cut off by a time limit after two steps."""
 
     def __init__(self, form) -> None:
-        super().__init__()
-        self.form = form
+        super().__init__(2, VECTOR, BOX_ACTION)
+        self.form, self.n_steps = form, 0
 
     def reset(self):
         return np.zeros((2, 3), np.float32)
@@ -159,9 +110,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_returns_do_not_depend_on_the_form_of_the_rewards(form, is_fast):
     """With a value of 0.6 everywhere, gamma 0.5 and lambda 1: by hand, from the last of four steps backwards."""
-    model = TRPO(
-        policy_for(is_fast), CutOff(FORMS[form]), **SMALL | {"n_steps": 4, "batch_size": 8}, gamma=0.5, gae_lambda=1.0
-    )
+    settings = SMALL | {"n_steps": 4, "batch_size": 8}
+    model = TRPO(policy_for(is_fast), CutOff(FORMS[form]), gamma=0.5, gae_lambda=1.0, **settings)
     nn.init.zeros_(model.policy.value_net.weight)
     nn.init.constant_(model.policy.value_net.bias, 0.6)
     model.train = lambda: None
@@ -172,11 +122,8 @@ def test_returns_do_not_depend_on_the_form_of_the_rewards(form, is_fast):
     np.testing.assert_allclose(model.rollout_buffer.returns[:, 1], [before, at_limit, before, at_limit], rtol=1e-6)
 
 
-class Numbers(RandomEnv):
-    """Shows integers."""
-
-    def __init__(self) -> None:
-        super().__init__(spaces.Box(0, 20, (3,), np.int64), spaces.Discrete(3))
+NUMBERS = spaces.Box(0, 20, (3,), np.int64)
+UNDER_A_KEY = spaces.Dict(count=NUMBERS, vector=VECTOR)
 
 
 def log_prob_error(model: TRPO) -> float:
@@ -191,55 +138,40 @@ def log_prob_error(model: TRPO) -> float:
 @LOOPS
 @pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.float16, np.float64])
 def test_actions_keep_the_probabilities_that_they_were_sampled_with(dtype, is_fast):
-    model = untrained(policy_for(is_fast), RandomEnv(VECTOR, spaces.Box(0, 9, (2,), dtype)))
-    assert log_prob_error(model) < 1e-5
+    assert log_prob_error(untrained(is_fast, RandomEnv(VECTOR, spaces.Box(0, 9, (2,), dtype)))) < 1e-5
 
 
 @LOOPS
-def test_normalised_integers_are_kept_as_the_policy_saw_them(is_fast):
-    model = untrained(policy_for(is_fast), VecNormalize(DummyVecEnv([Numbers, Numbers])))
-    assert len(np.unique(model.rollout_buffer.observations)) > 100
-    assert log_prob_error(model) < 1e-5
-
-
-@LOOPS
-def test_normalised_integers_under_a_key_are_kept_as_the_policy_saw_them(is_fast):
-    space = spaces.Dict(count=spaces.Box(0, 20, (3,), np.int64), vector=VECTOR)
-    env = VecNormalize(DummyVecEnv([lambda: RandomEnv(space)]), norm_obs_keys=["count"])
-    model = untrained(policy_for(is_fast, is_dict=True), env)
-    assert model.rollout_buffer.observations["count"].dtype == np.float32
+@pytest.mark.parametrize(("space", "keys"), [(NUMBERS, None), (UNDER_A_KEY, ["count"])], ids=["vector", "dict"])
+def test_normalised_integers_are_kept_as_the_policy_saw_them(space, keys, is_fast):
+    model = untrained(is_fast, VecNormalize(DummyVecEnv([lambda: RandomEnv(space)] * 2), norm_obs_keys=keys))
+    observations = model.rollout_buffer.observations
+    kept = observations["count"] if keys else observations
+    assert kept.dtype == np.float32
+    assert len(np.unique(kept)) > 100
     assert log_prob_error(model) < 1e-5
 
 
 def test_integers_that_nobody_normalises_are_kept_as_integers():
-    model = untrained("MlpPolicy", Numbers())
-    assert model.rollout_buffer.observations.dtype == np.int64
+    assert untrained(True, RandomEnv(NUMBERS)).rollout_buffer.observations.dtype == np.int64
 
 
 class Resetting(BaseCallback):
-    """Resets the environments where a rollout starts or ends."""
+    """Resets the environments in one of its methods, and ends training at step 70."""
 
     def __init__(self, when: str) -> None:
         super().__init__()
-        self.when = when
+        setattr(self, when, self._reset)
 
     def _reset(self) -> None:
         self.model._last_obs = self.training_env.reset()
-
-    def _on_rollout_start(self) -> None:
-        if self.when == "start":
-            self._reset()
-
-    def _on_rollout_end(self) -> None:
-        if self.when == "end":
-            self._reset()
 
     def _on_step(self) -> bool:
         return self.n_calls < 70
 
 
 @LOOPS
-@pytest.mark.parametrize("when", ["start", "end"])
+@pytest.mark.parametrize("when", ["_on_rollout_start", "_on_rollout_end"])
 @pytest.mark.parametrize("space", [VECTOR, spaces.Discrete(4, start=5)], ids=["vector", "option"])
 def test_a_callback_may_reset_the_environments(space, when, is_fast):
     model = TRPO(policy_for(is_fast), RandomEnv(space, BOX_ACTION), **SMALL | {"batch_size": 32})
@@ -248,34 +180,29 @@ def test_a_callback_may_reset_the_environments(space, when, is_fast):
 
 @LOOPS
 def test_callbacks_see_what_the_environments_returned(is_fast):
-    class Looking(BaseCallback):
-        seen: tuple = ()
+    seen, ends = [], []
 
-        def _on_step(self) -> bool:
-            infos = self.locals["infos"]
-            self.seen += (int(self.locals["new_obs"][0]), infos[0].get("terminal_observation", 5))
-            assert infos[0] is self.training_env.buf_infos[0] or isinstance(infos[0], dict)
-            return True
+    def look(variables, _):
+        seen.extend(variables["new_obs"])
+        ends.extend(info["terminal_observation"] for info in variables["infos"] if "terminal_observation" in info)
+        return True
 
-    looking = Looking()
-    model = untrained(policy_for(is_fast), RandomEnv(spaces.Discrete(4, start=5)), looking)
-    assert min(looking.seen) >= 5
-    assert min(model._last_obs) >= 5
+    model = untrained(is_fast, RandomEnv(spaces.Discrete(4, start=5)), look)
+    assert len(ends) > 2
+    assert min(*seen, *ends, *model._last_obs) >= 5
 
 
 class Target(RandomEnv):
-    """Pays for integer actions that are near 3."""
-
-    def __init__(self) -> None:
-        super().__init__(VECTOR, spaces.Box(-10, 10, (1,), np.int64))
+    """Pays for actions that are near 3."""
 
     def step(self, action):
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, -abs(float(action[0]) - 3.0), terminated, truncated, info
+        observation, _, *rest = super().step(action)
+        return observation, -abs(float(action[0]) - 3.0), *rest
 
 
 def test_the_best_integer_action_is_learned():
-    model = TRPO("MlpPolicy", Target(), n_steps=512, batch_size=128, gamma=0.0, target_kl=0.05, seed=0, device="cpu")
+    env = Target(VECTOR, spaces.Box(-10, 10, (1,), np.int64))
+    model = TRPO("MlpPolicy", env, n_steps=512, batch_size=128, gamma=0.0, target_kl=0.05, seed=0, device="cpu")
     model.learn(512 * 30)
     action, _ = model.predict(np.zeros(3, np.float32), deterministic=True)
     assert action[0] == pytest.approx(3.0, abs=0.25)
@@ -317,33 +244,19 @@ def test_an_ordinary_rollout_is_not_reported(is_fast, use_sde):
         TRPO(policy_for(is_fast), RandomEnv(VECTOR, BOX_ACTION), use_sde=use_sde, **SMALL | {"batch_size": 32}).learn(96)
 
 
-class Large(RandomEnv):
-    """Shows unscaled numbers, such as prices."""
-
-    def __init__(self, size: float) -> None:
-        super().__init__(spaces.Box(-np.inf, np.inf, (16,)), spaces.Box(-1.0, 1.0, (5,)))
-        self.size, self.random = size, np.random.default_rng(0)
-
-    def step(self, action):
-        _, reward, terminated, truncated, info = super().step(action)
-        return self.observe(), reward, terminated, truncated, info
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=0)
-        return self.observe(), {}
-
-    def observe(self):
-        return (self.size * self.random.uniform(-1.0, 1.0, 16)).astype(np.float32)
-
-
 @LOOPS
 @pytest.mark.parametrize("activation_fn", [nn.SiLU, nn.ReLU, nn.Tanh])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e10, 1e15, 1e20])
 def test_the_policy_that_acts_stays_within_its_trust_region_or_does_not_change(size, activation_fn, is_fast):
-    """The joint KL by torch's own formula, from the policy's modules; with a standard deviation of 0.05."""
+    """
+    Observations may be unscaled numbers, such as prices; the standard deviation is 0.05.
+
+    The joint KL is computed by torch's own formula, from the policy's modules.
+    """
+    env = RandomEnv(spaces.Box(-size, size, (16,)), spaces.Box(-1.0, 1.0, (5,)))
     kwargs = {"activation_fn": activation_fn, "log_std_init": -3.0}
     settings = {"n_steps": 256, "batch_size": 256, "n_critic_updates": 0}
-    model = TRPO(policy_for(is_fast), Large(size), policy_kwargs=kwargs, **SMALL | settings)
+    model = TRPO(policy_for(is_fast), env, policy_kwargs=kwargs, **SMALL | settings)
     train = model.train
 
     def distribution():

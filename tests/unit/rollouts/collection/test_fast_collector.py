@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, RandomEnv
+from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, BareVecEnv
 from helpers.rollouts import (
     ACTIONS,
+    EACH_STEP,
     N_STEPS,
     OBSERVATIONS,
     PER_STEP,
-    Episodes,
+    AtStart,
     Intervening,
     Trace,
     assert_close,
@@ -30,8 +33,7 @@ from helpers.rollouts import (
 )
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
 from sb3_trpo import TRPO
@@ -39,63 +41,67 @@ from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 
 
-@pytest.mark.parametrize("n_envs", [1, 2, 5])
-@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
-def test_the_buffer_is_sb3s_for_every_action_space(action_space, n_envs):
-    ours, theirs = both(lambda: model_of(several(n_envs, action_space=action_space)), n_rollouts=2)
+def model_on(
+    n_envs: int = 2,
+    observation_space: spaces.Space = VECTOR,
+    action_space: spaces.Space = BOX_ACTION,
+    wrap: Callable[[VecEnv], VecEnv] = lambda env: env,
+    **settings: Any,
+) -> TRPO:
+    return model_of(wrap(several(n_envs, observation_space, action_space)), **settings)
+
+
+def without_biases() -> TRPO:
+    model = model_on()
+    for module in model.policy.modules():
+        if isinstance(module, nn.Linear):
+            module.bias = None
+    return model
+
+
+ACTIVATIONS = (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)
+NETWORKS = [
+    *({"net_arch": [8], "activation_fn": kind} for kind in ACTIVATIONS),
+    {"net_arch": []},
+    {"net_arch": {"pi": [7], "vf": [5, 64, 3]}},
+    {"net_arch": [64, 64], "share_features_extractor": True, "log_std_init": 1.0},
+]
+MODELS = {"no biases": without_biases}
+MODELS |= {f"{n} of {name}": partial(model_on, n, VECTOR, space) for n, (name, space) in product((1, 2, 5), ACTIONS.items())}
+MODELS |= {f"{n} with {kwargs}": partial(model_on, n, policy_kwargs=kwargs) for n, kwargs in product((1, 3), NETWORKS)}
+for kind, actions in {"box": BOX_ACTION, "choice": spaces.Discrete(4)}.items():
+    MODELS |= {f"{kind} on {name}": partial(model_on, 2, space, actions) for name, space in OBSERVATIONS.items()}
+    for space in (VECTOR, spaces.Dict(far=BOX_ACTION, near=VECTOR)):
+        MODELS[f"{kind} on normalised {space}"] = partial(model_on, 2, space, actions, VecNormalize)
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_the_buffer_is_sb3s(make):
+    ours, theirs = both(make, n_rollouts=2)
     assert_same(ours, theirs)
-    assert len(episodes(ours.model)[1]) >= 2 * n_envs
+    assert len(episodes(ours.model)[1]) >= 2 * ours.model.n_envs
 
 
-@pytest.mark.parametrize("action_space", [BOX_ACTION, spaces.Discrete(4)], ids=["box", "choice"])
-@pytest.mark.parametrize("observation_space", OBSERVATIONS.values(), ids=OBSERVATIONS)
-def test_the_buffer_is_sb3s_for_every_observation_space(observation_space, action_space):
-    assert_same(*both(lambda: model_of(several(2, observation_space, action_space)), n_rollouts=2))
+def pendulum(**settings: Any) -> TRPO:
+    """Build a model on episodes of six steps."""
+    return model_of(gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6), **settings)
 
 
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        *({"activation_fn": kind} for kind in (nn.Identity, nn.Tanh, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.SiLU, nn.GELU)),
-        {"net_arch": []},
-        {"net_arch": {"pi": [7], "vf": [5, 64, 3]}},
-        {"net_arch": [64, 64], "share_features_extractor": True, "log_std_init": 1.0},
-    ],
-    ids=str,
-)
-def test_the_buffer_is_sb3s_for_every_network(kwargs, n_envs):
-    assert_same(*both(lambda: model_of(several(n_envs, action_space=BOX_ACTION), policy_kwargs={"net_arch": [8]} | kwargs)))
-
-
-def test_the_buffer_is_sb3s_without_biases():
-    def make() -> TRPO:
-        model = model_of(several(2, action_space=BOX_ACTION))
-        for module in model.policy.modules():
-            if isinstance(module, nn.Linear):
-                module.bias = None
-        return model
-
-    assert_same(*both(make))
-
-
+@pytest.mark.parametrize("later", [None, 0.3])
 @pytest.mark.parametrize("coefficients", [(1.0, 1.0), (0.9, 0.0), (0.5, 0.7)], ids=str)
-def test_time_limits_are_bootstrapped_by_the_discount_of_the_model(coefficients):
+def test_time_limits_are_bootstrapped_by_the_discount_of_the_model(coefficients, later):
+    """Also where it has changed since the buffer was made, which has another one then."""
     gamma, gae_lambda = coefficients
 
     def make() -> TRPO:
-        env = gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6)
-        return model_of(env, gamma=gamma, gae_lambda=gae_lambda)
+        model = pendulum(gamma=gamma, gae_lambda=gae_lambda)
+        model.gamma = later or gamma
+        return model
 
     ours, theirs = both(make, n_rollouts=2)
     assert_same(ours, theirs)
     assert len(episodes(ours.model)[0]) == 2 * N_STEPS // 6
-
-
-@pytest.mark.parametrize("action_space", [BOX_ACTION, spaces.Discrete(4)], ids=["box", "choice"])
-@pytest.mark.parametrize("observation_space", [VECTOR, spaces.Dict(far=BOX_ACTION, near=VECTOR)], ids=["vector", "vectors"])
-def test_the_buffer_is_sb3s_behind_a_normaliser(observation_space, action_space):
-    assert_same(*both(lambda: model_of(VecNormalize(several(2, observation_space, action_space))), n_rollouts=3))
+    assert ours.model.rollout_buffer.gamma == gamma
 
 
 class OtherBuffer(RolloutBuffer):
@@ -107,7 +113,7 @@ class OtherBuffer(RolloutBuffer):
     [
         lambda: model_of(several(2, DICT)),
         lambda: model_of(several(2, IMAGE), policy="CnnPolicy", n_steps=4),
-        lambda: model_of(several(2, action_space=BOX_ACTION), use_sde=True, sde_sample_freq=4),
+        lambda: model_on(use_sde=True, sde_sample_freq=4),
         lambda: model_of(several(2), rollout_buffer_class=OtherBuffer),
         lambda: model_of(several(2), policy_kwargs={"activation_fn": nn.Softplus}),
     ],
@@ -148,88 +154,54 @@ def test_actions_are_stored_as_they_were_sampled(dtype):
 class Reader(BaseCallback):
     """Copies what it finds in ``locals`` at each step and at the ends of rollouts."""
 
-    def __init__(self, look: Callable[[dict[str, Any], str], Any] = lambda variables, name: variables[name]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.look, self.steps, self.ends = look, [], []
+        self.seen: list[dict[str, Any]] = []
 
-    def seen(self) -> dict[str, Any]:
-        return {name: copy.deepcopy(self.look(self.locals, name)) for name in PER_STEP}
+    def read(self, *names: str) -> None:
+        self.seen.append({name: copy.deepcopy(self.locals[name]) for name in names})
 
     def _on_step(self) -> bool:
-        self.steps.append(self.seen())
+        self.read(*PER_STEP)
         return True
 
     def _on_rollout_end(self) -> None:
-        self.ends.append(copy.deepcopy({name: self.locals[name] for name in ("values", "log_probs", "obs_tensor", "n_steps")}))
+        self.read("values", "log_probs", "obs_tensor", "n_steps")
 
 
 class Composite(BaseCallback):
     """A user's own list of callbacks."""
 
-    def __init__(self, child: BaseCallback, keep: Callable[[list[BaseCallback]], Any]) -> None:
+    def __init__(self, *children: BaseCallback) -> None:
         super().__init__()
-        self.parts, self.kept = [child], keep([child])
+        self.children, self.by_name = children, dict(enumerate(children))
 
     def _init_callback(self) -> None:
-        self.model_of_parts = [part.init_callback(self.model) for part in self.children()]
-
-    def children(self) -> list[BaseCallback]:
-        return list(self.kept.values() if isinstance(self.kept, dict) else self.kept)
+        for child in self.children:
+            child.init_callback(self.model)
 
     def update_child_locals(self, locals_: dict[str, Any]) -> None:
-        for child in self.children():
+        for child in self.children:
             child.update_locals(locals_)
 
     def _on_step(self) -> bool:
-        return all(child.on_step() for child in self.children())
+        return all(child.on_step() for child in self.children)
 
 
-class Hidden(Composite):
-    """Keeps its children in a container alone."""
-
-    def __init__(self, child: BaseCallback, keep: Callable[[list[BaseCallback]], Any]) -> None:
-        super().__init__(child, keep)
-        del self.parts
-
-
-NESTED: dict[str, Callable[[BaseCallback], BaseCallback]] = {
-    "alone": lambda reader: reader,
+NESTED = {
     "in a list": lambda reader: CallbackList([Reader(), reader]),
     "in a list in a list": lambda reader: CallbackList([CallbackList([reader])]),
-    "every few steps": lambda reader: EveryNTimesteps(5, reader),
     "every few steps in a list": lambda reader: CallbackList([EveryNTimesteps(5, reader)]),
-    "in a composite's list": lambda reader: Hidden(reader, list),
-    "in a composite's tuple": lambda reader: Hidden(reader, tuple),
-    "in a composite's dict": lambda reader: Hidden(reader, lambda parts: dict(enumerate(parts))),
-    "in a composite twice": lambda reader: Composite(reader, list),
-}
-LOOKS: dict[str, Callable[[dict[str, Any], str], Any]] = {
-    "item": lambda variables, name: variables[name],
-    "get": lambda variables, name: variables.get(name),
-    "items": lambda variables, name: dict(variables.items())[name],
-    "values": lambda variables, name: dict(zip(variables, variables.values(), strict=True))[name],
-    "copy": lambda variables, name: variables.copy()[name],
-    "dict": lambda variables, name: dict(variables)[name],
-    "unpacked": lambda variables, name: {**variables}[name],
+    "in a composite": Composite,
 }
 
 
-def assert_read_alike(
-    action_space: spaces.Space,
-    nest: Callable[[BaseCallback], BaseCallback] = NESTED["alone"],
-    look: Callable[[dict[str, Any], str], Any] = LOOKS["item"],
-) -> None:
-    readers: list[Reader] = []
-
-    def callback() -> BaseCallback:
-        readers.append(Reader(look))
-        return nest(readers[-1])
-
-    assert_same(*both(lambda: model_of(several(2, action_space=action_space)), callback, n_rollouts=2))
-    ours, theirs = readers
-    assert len(ours.steps) == len(theirs.steps) > 2
-    assert len(ours.ends) == len(theirs.ends)
-    for one, other in zip([*ours.steps, *ours.ends], [*theirs.steps, *theirs.ends], strict=True):
+def assert_read_alike(action_space: spaces.Space, nest: Callable[[Reader], BaseCallback] = lambda reader: reader) -> None:
+    ours, theirs = readers = Reader(), Reader()
+    left = iter(readers)
+    assert_same(*both(lambda: model_of(several(2, action_space=action_space)), lambda: nest(next(left)), n_rollouts=2))
+    assert len(ours.seen) > 2
+    for one, other in zip(ours.seen, theirs.seen, strict=True):
         assert_close(one, other)
 
 
@@ -243,44 +215,27 @@ def test_a_callback_reads_them_wherever_it_is(nest):
     assert_read_alike(BOX_ACTION, nest)
 
 
-@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
-def test_a_callback_may_read_them_in_any_way(look):
-    assert_read_alike(BOX_ACTION, look=look)
-
-
 def test_the_names_in_locals_are_sb3s():
-    class Names(BaseCallback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.found = []
+    found: list[Any] = []
 
-        def _on_step(self) -> bool:
-            self.found.append(sorted(set(self.locals) - {"idx", "done", "terminal_obs", "terminal_value", "__class__"}))
-            self.found += [name in self.locals for name in ("values", "log_probs", "obs_tensor", "nothing")]
-            self.found += [self.locals.get("nothing"), self.locals.get("nothing", 1)]
-            return True
+    def note(callback: Intervening) -> None:
+        names = set(callback.locals) - {"idx", "done", "terminal_obs", "terminal_value", "__class__"}
+        found.append([sorted(names), *(name in callback.locals for name in ("values", "log_probs", "obs_tensor", "nothing"))])
+        found.append([callback.locals.get("nothing"), callback.locals.get("nothing", 1)])
 
-    callbacks = [Names(), Names()]
-    remaining = iter(callbacks)
-    both(lambda: model_of(several(2)), lambda: next(remaining), n_rollouts=2)
-    ours, theirs = callbacks
-    assert ours.found == theirs.found
+    both(lambda: model_of(several(2)), lambda: Intervening(note, EACH_STEP), n_rollouts=2)
+    assert found[: len(found) // 2] == found[len(found) // 2 :] != []
 
 
-@pytest.mark.parametrize("n_rollouts", [1, 2])
-def test_locals_at_the_start_of_a_rollout_can_be_read(n_rollouts):
-    class AtStart(BaseCallback):
-        def _on_rollout_start(self) -> None:
-            found.append(copy.deepcopy(self.locals.get("values")))
-
-        def _on_step(self) -> bool:
-            return True
-
+def test_locals_at_the_start_of_a_rollout_can_be_read():
     found: list[th.Tensor | None] = []
-    both(lambda: model_of(several(2)), AtStart, n_rollouts)
-    assert found[0] is found[n_rollouts] is None
-    if n_rollouts == 2:
-        assert_close(found[1], found[3])
+
+    def note(callback: BaseCallback) -> None:
+        found.append(copy.deepcopy(callback.locals.get("values")))
+
+    both(lambda: model_of(several(2)), lambda: AtStart(note), n_rollouts=2)
+    assert found[0] is found[2] is None
+    assert_close(found[1], found[3])
 
 
 @wrong("share_locals puts a new dict in the place of the one that SB3 only ever updates")
@@ -318,7 +273,7 @@ def test_a_callback_changes_the_stored_actions_alone():
     def overwrite(callback: Intervening) -> None:
         callback.locals["actions"][:] = 0.25
 
-    assert_same(*both(lambda: model_of(several(3, action_space=BOX_ACTION)), lambda: Intervening(overwrite)))
+    assert_same(*both(lambda: model_on(3), lambda: Intervening(overwrite)))
 
 
 @wrong("values, log_probs and bootstrapped rewards are written into the buffer only when the rollout ends")
@@ -333,27 +288,12 @@ def test_a_callback_finds_the_buffer_filled_so_far():
     assert_close(*found)
 
 
-class Faulty(RandomEnv):
-    """The observation after two steps is not a number."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.n_steps += 1
-        observation = self.observation_space.sample()
-        return np.full_like(observation, np.nan) if self.n_steps == 2 else observation, 0.0, False, False, {}
-
-
-@pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
-def test_an_observation_that_is_nan_is_reported_with_its_place(action_space):
-    with pytest.raises(ValueError, match="non-finite observations: nan in environment 0 at step 2 of the rollout"):
-        Trace(lambda: model_of(Faulty(action_space=action_space)), by_sb3=False)
-
-
-class Batched(VecEnv):
+class Batched(BareVecEnv):
     """A thousand environments in a few arrays; the k-th one's episodes take k % 50 + 1 steps, every third is cut off."""
 
-    def __init__(self, cut_off: bool = True) -> None:
-        super().__init__(1000, VECTOR, BOX_ACTION)
-        self.lengths, self.cut_off = np.arange(1000) % 50 + 1, cut_off
+    def __init__(self, observation_space: spaces.Space = VECTOR) -> None:
+        super().__init__(1000, observation_space, BOX_ACTION)
+        self.lengths = np.arange(1000) % 50 + 1
 
     def reset(self) -> np.ndarray:
         self.generator, self.ages = np.random.default_rng(0), np.zeros(1000, int)
@@ -361,9 +301,6 @@ class Batched(VecEnv):
 
     def observe(self) -> np.ndarray:
         return self.generator.normal(size=(1000, 3)).astype(np.float32)
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self.actions = actions
 
     def step_wait(self) -> tuple[Any, Any, Any, Any]:
         self.ages += 1
@@ -373,17 +310,6 @@ class Batched(VecEnv):
             infos[index] |= {"episode": {"r": float(index), "l": self.ages[index]}, "is_success": index % 2 == 0}
         self.ages[dones] = 0
         return self.observe(), self.actions.mean(1), dones, infos
-
-    def close(self) -> None: ...
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None] * 1000
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
-    def env_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
-        return []
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * 1000
 
 
 def batched_model(n_steps: int = 11) -> TRPO:
@@ -410,35 +336,19 @@ def test_only_environments_whose_episode_ended_are_searched_for_its_statistics(m
 
 
 def test_an_episode_that_is_reported_before_the_end_is_counted():
-    class Endless(gym.Wrapper):
+    class Endless(VecEnvWrapper):
         """Continues with the next episode by itself, as in meta-learning."""
 
-        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-            observation, reward, over, cut_off, info = self.env.step(action)
-            if over or cut_off:
-                observation, _ = self.env.reset()
-            return observation, reward, False, False, info
+        def reset(self) -> Any:
+            return self.venv.reset()
 
-    def make() -> TRPO:
-        env = Episodes()
-        env.observation_space.seed(0)
-        return model_of(DummyVecEnv([lambda: Endless(Monitor(env))]))
+        def step_wait(self) -> Any:
+            observations, rewards, dones, infos = self.venv.step_wait()
+            return observations, rewards, np.zeros_like(dones), infos
 
-    ours, theirs = both(make)
+    ours, theirs = both(lambda: model_of(Endless(several(2))))
     assert len(theirs.model.ep_info_buffer) > 0
     assert_same(ours, theirs)
-
-
-def model_with(gamma: float | None = None, **kwargs: Any) -> TRPO:
-    model = model_of(gym.wrappers.TimeLimit(gym.make("Pendulum-v1").unwrapped, 6), **kwargs)
-    model.gamma = gamma or model.gamma
-    return model
-
-
-def test_time_limits_are_bootstrapped_by_the_models_own_discount():
-    ours, theirs = both(lambda: model_with(gamma=0.5))
-    assert_same(ours, theirs)
-    assert ours.model.rollout_buffer.gamma != 0.5
 
 
 def test_a_last_observation_may_be_overwritten_by_the_environment():
@@ -456,40 +366,30 @@ def test_a_last_observation_may_be_overwritten_by_the_environment():
     assert_same(*both(lambda: model_of(Reusing())))
 
 
-@pytest.mark.parametrize("n_rollouts", [1, 2])
-def test_what_a_callback_changes_when_a_rollout_starts_counts_from_its_first_step(n_rollouts):
-    class Changing(BaseCallback):
-        def _on_rollout_start(self) -> None:
-            self.model.policy.log_std = th.nn.Parameter(th.full((2,), -2.0))
+def test_what_a_callback_changes_when_a_rollout_starts_counts_from_its_first_step():
+    def change(callback: BaseCallback) -> None:
+        callback.model.policy.log_std = th.nn.Parameter(th.full((2,), -2.0))
 
-        def _on_step(self) -> bool:
-            return True
-
-    ours, theirs = both(lambda: model_of(several(2, action_space=BOX_ACTION)), Changing, n_rollouts)
-    assert_same(ours, theirs)
+    assert_same(*both(model_on, lambda: AtStart(change), n_rollouts=2))
 
 
 def test_a_hook_set_when_a_rollout_starts_is_called_and_the_start_is_announced_once():
-    class Hooking(BaseCallback):
-        starts, ends, calls = 0, 0, 0
+    starts: list[BaseCallback] = []
+    calls: list[None] = []
 
-        def count(self, *_: Any) -> None:
-            self.calls += 1
+    def add_hook(callback: BaseCallback) -> None:
+        starts.append(callback)
+        callback.model.policy.action_net.register_forward_hook(lambda *_: calls.append(None))
 
-        def _on_rollout_start(self) -> None:
-            self.starts += 1
-            self.model.policy.action_net.register_forward_hook(self.count)
+    ends: list[None] = []
 
-        def _on_step(self) -> bool:
-            return True
+    def watched() -> BaseCallback:
+        callback = AtStart(add_hook)
+        callback._on_rollout_end = lambda: ends.append(None)
+        return callback
 
-        def _on_rollout_end(self) -> None:
-            self.ends += 1
-
-    hooking = [Hooking(), Hooking()]
-    left = iter(hooking)
-    assert_same(*both(lambda: model_of(several(2)), lambda: next(left)))
-    assert [(each.starts, each.ends, each.calls) for each in hooking] == [(1, 1, N_STEPS)] * 2
+    assert_same(*both(lambda: model_of(several(2)), watched))
+    assert (len(set(starts)), len(starts), len(ends), len(calls)) == (2, 2, 2, 2 * N_STEPS)
 
 
 @pytest.mark.parametrize("name", ["add", "compute_returns_and_advantage"])
@@ -502,26 +402,17 @@ def test_a_patched_buffer_is_filled_by_sb3(name):
 
 
 def test_observations_are_kept_as_the_policy_saw_them():
-    class Batch(Batched):
-        def __init__(self) -> None:
-            super().__init__()
-            self.observation_space = spaces.Box(-1.0, 1.0, self.observation_space.shape, np.float16)
-
-    ours, theirs = both(lambda: model_of(Batch()))
+    ours, theirs = both(lambda: model_of(Batched(spaces.Box(-1.0, 1.0, (3,), np.float16))))
     assert_same(ours, theirs)
     assert ours.buffers[0].observations.dtype == np.float32
 
 
 def test_the_policy_is_in_evaluation_mode_while_it_collects():
-    class Looking(BaseCallback):
-        def _on_step(self) -> bool:
-            modes.add(self.model.policy.training)
-            return True
-
     modes: set[bool] = set()
     model = model_of(several(2))
     model.policy.set_training_mode(True)
-    Trace(lambda: model, by_sb3=False, callback=Looking())
+    look = Intervening(lambda callback: modes.add(callback.model.policy.training), EACH_STEP)
+    Trace(lambda: model, by_sb3=False, callback=look)
     assert modes == {False}
 
 
