@@ -47,7 +47,7 @@ class TRPO(TrainingLoop):
     :param batch_size: transitions in a minibatch of the critic, of all ranks together
     :param gamma: discount factor
     :param cg_max_steps: largest number of Fisher-vector products per update. The paper uses 10 (Appendix C)
-    :param cg_damping: lambda, added to the eigenvalues of the Fisher matrix; sb3-contrib's value
+    :param cg_damping: lambda, added to the diagonal of the Fisher matrix, which may be singular; as in sb3-contrib
     :param line_search_shrinking_factor: ratio of successive step sizes that the line search tries, in (0, 1)
     :param line_search_max_iter: largest number of step sizes that the line search tries
     :param n_critic_updates: epochs of the critic per update. sb3-contrib uses 10; 20 was better on five of seven tasks and
@@ -71,8 +71,8 @@ class TRPO(TrainingLoop):
         cheaper. The paper uses 10 (Appendix C.1); 1 is exact
     :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib has 1e-5, absolute
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
-    :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` for none, as in sb3-contrib, which saves 0
-    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` chooses by observation size
+    :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` or 0 for no bound, as in sb3-contrib
+    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` chooses (``rollouts/transitions.py``)
     :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does if
         there are any (``WORLD_SIZE > 1``, or a process group)
     :raises TypeError: if a keyword is unknown; the message names the right one

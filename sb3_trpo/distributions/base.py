@@ -60,7 +60,7 @@ class DistributionKind(ABC):
         Read z from a distribution.
 
         :param distribution: one of :attr:`distributions`
-        :return: tensors of shape ``(n_states, ...)``, with their graph
+        :return: tensors of shape ``(n_states, ...)``, with the autograd graph that leads to the policy's parameters
         """
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Head(ABC):
         """
         Build the same head on other tensors.
 
-        :param parameters: like :attr:`parameters`, or with a leading dimension ``n_states`` added to each
+        :param parameters: like :attr:`parameters`; the fast loop adds a leading dimension ``n_states``
         :return: the head
         """
         return self
@@ -133,7 +133,7 @@ class Head(ABC):
         Differentiate z with respect to output and psi.
 
         :param output: the output at which to differentiate, shape ``(n_states, n_outputs)``
-        :return: the products with the derivative. They may ignore a shift of z that the Fisher metric maps to 0
+        :return: the products with the derivative. A part of dz that the Fisher metric maps to 0 may be left out
         """
 
     @abstractmethod

@@ -27,7 +27,7 @@ class Bernoulli(DistributionKind):
         return (distribution.distribution.logits,)
 
     def kl(self, old: Outputs, new: Outputs) -> th.Tensor:
-        """Sum ``p (log p_old - log p_new) + (1 - p) (log(1 - p_old) - log(1 - p_new))`` with ``p = p_old``."""
+        """Sum ``p_old (log p_old - log p_new) + (1 - p_old) (log(1 - p_old) - log(1 - p_new))`` over the bits."""
         (old_logits,), (new_logits,) = old, new
         one = relative_entropy(logsigmoid(old_logits), logsigmoid(new_logits))
         zero = relative_entropy(logsigmoid(-old_logits), logsigmoid(-new_logits))

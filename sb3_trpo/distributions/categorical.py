@@ -85,7 +85,8 @@ class CategoricalHead(Head):
         """
         Split the logits by choice.
 
-        Their normalisation is left out: it subtracts the same number from all logits of a choice, which the metric maps to 0.
+        The derivative leaves out their normalisation. It subtracts the same number from all logits of a choice, which the
+        metric maps to 0.
         """
 
         def jvp(d_output: th.Tensor, d_parameters: Sequence[th.Tensor]) -> Outputs:

@@ -24,6 +24,7 @@ class MaskedCategorical(Categorical):
     Independent choices, one or several; bits are choices between two options.
 
     The logit of a masked option is so low that its probability is exactly 0. So it adds nothing to KL, metric or entropy.
+    ``reader.MaskedInputs`` applies the rollout's masks, for the gradient, the KL and the Fisher products alike.
     """
 
     distributions = (MaskableCategoricalDistribution, MaskableMultiCategoricalDistribution)

@@ -2,7 +2,7 @@
 Action masks: reading them from the environments, and checking them.
 
 A masked action has probability exactly 0, because the exponential of its logit is 0. It therefore adds nothing to the KL
-divergence, to the entropy or to the Fisher metric, and the derivative of its logit does not matter.
+divergence, to the entropy or to the Fisher metric, all of which weigh the derivative of its logit by that probability.
 """
 
 from __future__ import annotations

@@ -108,16 +108,16 @@ def gauss_newton_product(curvature: Curvature, v: th.Tensor) -> th.Tensor:
     return curvature.linearisation.vjp(curvature.metric(curvature.linearisation.jvp(v)))
 
 
-def gauss_newton_diagonal(curvature: Curvature, e: th.Tensor) -> th.Tensor:
+def gauss_newton_diagonal(curvature: Curvature, like: th.Tensor) -> th.Tensor:
     """
     Compute the diagonal of ``J^T M J``, ``(J e_i)^T M (J e_i)`` for each i, summed over the samples of one chunk.
 
     :param curvature: the chunk's linearisation and metric
-    :param e: zeros, shape ``(n_parameters,)``; each e_i is written into it in turn
+    :param like: a vector of parameters, for its shape ``(n_parameters,)``, type and device
     :return: shape ``(n_parameters,)``
     """
-    diagonal = th.zeros_like(e)
-    for i in range(len(e)):
+    diagonal, e = th.zeros_like(like), th.zeros_like(like)
+    for i in range(len(like)):
         e[i] = 1.0
         column = curvature.linearisation.jvp(e)
         for part, image in zip(column, curvature.metric(column), strict=True):
@@ -152,7 +152,7 @@ class GaussNewtonOperator(LinearOperator):
 
         :return: shape ``(n,)``
         """
-        return self._mean_over_chunks(lambda curvature: gauss_newton_diagonal(curvature, th.zeros_like(self._theta)))
+        return self._mean_over_chunks(lambda curvature: gauss_newton_diagonal(curvature, self._theta))
 
     def _mean_over_chunks(self, of_chunk: Callable[[Curvature], th.Tensor]) -> th.Tensor:
         def weighted_sum(curvature: Curvature) -> tuple[th.Tensor, float]:

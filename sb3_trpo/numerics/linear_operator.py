@@ -2,7 +2,7 @@
 Linear operators, and approximate solutions of ``A x = b``.
 
 A solver is any callable that maps an operator and a right-hand side to a :class:`Solution`. It may ask the operator for more
-than products: a diagonal for a Jacobi preconditioner, for example.
+than products: a diagonal for a Jacobi preconditioner, for example, which may cost many products.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ ROUNDING_SHARE = 0.01
 
 
 class Outcome(Enum):
-    """How a trust-region step ended."""
+    """How a trust-region step ended. Names and values call the first constraint the KL: they appear in logs."""
 
     ACCEPTED = "accepted"
     EMPTY_REGION = "empty trust region"

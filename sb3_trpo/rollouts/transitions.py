@@ -31,7 +31,7 @@ class ChunkLimits(NamedTuple):
 
 
 GRAPH_LIMITS = ChunkLimits(2**24, 2**15)
-"""For autograd, which rebuilds all graphs for each product if there are several: 594 Atari observations of 84x84x4."""
+"""For autograd, which rebuilds the graphs for every product if there are several chunks: 594 Atari observations of 84x84x4."""
 PASS_LIMITS = ChunkLimits(2**20, 2**13)
 """For evaluating a rollout without derivatives, and for minibatches gathered ahead."""
 CACHE_LIMITS = ChunkLimits(2**20, 2**11)

@@ -3,7 +3,7 @@ Constraints on a policy step.
 
 A constraint bounds the mean over the rollout of one number per state, its terms. The first constraint, on the mean
 KL(old || new), defines the trust region. To add another one, write a function like :func:`kl_terms` and pass a
-:class:`PolicyConstraint` after the first.
+:class:`PolicyConstraint` after the first in ``policy_step.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What an update logs, under which key."""
+"""
+What an update logs, under which key.
+
+To add a key, return it from one of the functions below, and explain it in the table of log keys in ``README.md``; a test
+compares the two.
+"""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class PolicyObjective:
         gradient = th.zeros_like(theta)
         sums, weight = gradient.new_zeros(3), 0.0
         snapshots: list[Outputs] = []
-        of_fisher = self.chunks if self.fisher_chunks is None else self.fisher_chunks
-        curvatures = CurvatureStore(self.actor, of_fisher, self.are_few)
+        fisher_chunks = self.chunks if self.fisher_chunks is None else self.fisher_chunks
+        curvatures = CurvatureStore(self.actor, fisher_chunks, self.are_few)
         for chunk in self.chunks:
             z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
             snapshots.append(z)
@@ -85,8 +85,8 @@ class PolicyObjective:
             fisher=GaussNewtonOperator(theta, curvatures, self.mean),
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),
-            # Rounding that is independent of the step adds to its KL about the mean square of what it changes
-            # log-probabilities by.
+            # For small changes of log-probabilities, KL is half their mean square. If rounding and the step are independent,
+            # rounding therefore adds about this much to the KL of the step.
             rounding=squared_error if is_rounding else 0.0,
         )
         return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)

@@ -92,7 +92,7 @@ def log_rows(path: Path) -> list[dict[str, str]]:
 
 
 def run_until_done(script: Callable[[CrashAt], Any], *crashes: int) -> tuple[Any, int]:
-    """Run a script, which makes everything anew, again after each crash; returns its result and the number of starts."""
+    """Run a script, which makes everything again, again after each crash; returns its result and the number of starts."""
     crash, starts = CrashAt(*crashes), 0
     while True:
         starts += 1

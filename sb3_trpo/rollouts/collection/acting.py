@@ -110,8 +110,8 @@ class ActingPolicy:
         """
         If the weights have changed, complete the steps so far by the old ones.
 
-        The exception is the value that bootstraps an episode truncated at the last step. SB3 computes it after the callback,
-        hence by the new weights.
+        An episode truncated at the last step is left for later: SB3 computes its bootstrapped value after the callback, hence
+        by the new weights.
         """
         if self._watch.has_changed():
             last = [episode for episode in self._truncated if episode.step == self._buffer.pos - 1]
