@@ -72,7 +72,7 @@ class TRPO(TrainingLoop):
     :param cg_residual_tol: relative residual at which conjugate gradient stops; sb3-contrib has 1e-5, absolute
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` or 0 for no bound, as in sb3-contrib
-    :param chunk_size: transitions to differentiate at a time, which bounds memory; ``None`` chooses (``rollouts/transitions.py``)
+    :param chunk_size: transitions differentiated at a time, to bound memory; ``None`` chooses (``rollouts/transitions.py``)
     :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does if
         there are any (``WORLD_SIZE > 1``, or a process group)
     :raises TypeError: if a keyword is unknown; the message names the right one
