@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch as th
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -28,7 +27,7 @@ VALUE_AT_ZERO = 0.38152745366096497
 
 def cartpole() -> VecNormalize:
     """Make environments without the registry: other tests may have changed whether it wraps them in a checker."""
-    return VecNormalize(make_vec_env(lambda: TimeLimit(CartPoleEnv(), 500), n_envs=2, seed=0))
+    return VecNormalize(make_vec_env(CartPoleEnv, n_envs=2, seed=0))
 
 
 def value_at_zero(model: TRPO) -> float:
