@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -123,6 +124,8 @@ class DistributedCommunicator(Communicator):
         try:
             yield
         except RuntimeError as error:
+            # Pending messages in its frames would keep the connections open, on which other ranks may be waiting for this one.
+            traceback.clear_frames(error.__traceback__)
             faults = self._group.faults if self._group is not None else None
             raise lost_contact(error, self, faults.read() if faults is not None else {}) from error
 

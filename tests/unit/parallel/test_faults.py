@@ -107,7 +107,7 @@ def raise_on_one_rank(rank, culprit):
                 raise KeyError("the env broke")
             communicator.sum(th.tensor(1))
     finally:
-        time.sleep(1.0 if culprit == rank == 0 else 0.0)  # this process holds the store; under torchrun the launcher does
+        time.sleep(1.0 if rank == 0 else 0.0)  # this process holds the store; under torchrun the launcher does
 
 
 @pytest.mark.parametrize(("size", "culprit"), [(3, 1), (2, 0)])
@@ -115,7 +115,7 @@ def test_ranks_that_wait_for_one_that_raises_learn_why(size, culprit):
     start = time.monotonic()
     with pytest.raises(RankFailedError) as failed:
         in_ranks(size, raise_on_one_rank, culprit)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60  # and not the half hour after which torch gives up
     texts = failed.value.texts
     assert texts[culprit].startswith("KeyError: 'the env broke'")
     waiting = [text for rank, text in enumerate(texts) if rank != culprit]
