@@ -53,7 +53,7 @@ def test_a_checkpoint_loads_as_a_model():
     assert env.obs_rms.count == pytest.approx(N_TIMESTEPS + 2, abs=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:The run goes on from:UserWarning")  # with other versions of libraries
+@pytest.mark.filterwarnings("ignore:The run continues from:UserWarning")  # with other versions of libraries
 def test_a_run_continues_from_a_checkpoint(tmp_path, capsys):
     shutil.copytree(SAVED / "run", tmp_path / "run")
     settings = {"n_steps": 32, "batch_size": 16, "seed": 0, "policy_kwargs": {"net_arch": [4]}, "device": "cpu"}
