@@ -69,7 +69,7 @@ def containers(parts):
         | st.builds(deque, st.lists(parts, max_size=4), st.none() | st.integers(4, 9))
         | st.sets(in_sets, max_size=4)
         | st.frozensets(in_sets, max_size=4)
-        | st.dictionaries(hashables | st.frozensets(hashables, max_size=2), parts, max_size=4)
+        | st.dictionaries(hashables | st.frozensets(in_sets, max_size=2), parts, max_size=4)
     )
 
 
