@@ -8,13 +8,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checkpoint.codecs.codec import Codecs, Decoder, Encoded, Encoder
 from sb3_trpo.checkpoint.codecs.environments import EnvState, decode_env, encode_env
-from sb3_trpo.checkpoint.codecs.registry import CODECS
+from sb3_trpo.checkpoint.codecs.registry import CODECS, REPLAYED
+from sb3_trpo.checkpoint.codecs.simulators.episode_recorder import start_recording
 
 CLOCKS = frozenset(("t",))
 """Seconds that monitors report."""
@@ -134,3 +137,15 @@ def changed(state: EnvState, **parts: Any) -> EnvState:
         if name not in node:
             state.arrays[node[name.removeprefix("array_")]] = value
     return state
+
+
+def recorded(env: gym.Env) -> gym.Env:
+    """Record the episodes of an environment, to replay them."""
+    start_recording(env, REPLAYED)
+    return env
+
+
+def lander(**arguments: Any) -> gym.Env:
+    """Make a LunarLander whose episodes are recorded."""
+    pytest.importorskip("Box2D")
+    return recorded(Monitor(gym.make("LunarLander-v3", **arguments)))
