@@ -70,6 +70,14 @@ def test_full_step_is_the_constrained_optimum(seed, target_kl):
     assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(target_kl, rel=1e-9)
 
 
+@pytest.mark.parametrize("cg_max_steps", [1, 2, 3])
+def test_the_step_of_an_unfinished_solve_ends_on_the_boundary_too(cg_max_steps):
+    problem = random_quadratic(1)
+    step = problem.step(cg_max_steps=cg_max_steps)
+    assert step.solution.termination is Termination.ITERATION_LIMIT
+    assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(0.01, rel=1e-9)
+
+
 def test_step_exactly_on_the_boundary_is_accepted_whole():
     problem = Quadratic(4.0 * th.eye(3, dtype=th.float64), vector(0, 8, 0))
     step = problem.step(target_kl=8.0)

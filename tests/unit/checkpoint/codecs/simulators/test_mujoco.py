@@ -63,6 +63,16 @@ def test_a_task_continues_from_its_state_during_contacts(task):
     assert_alike(one, other, n_steps=250)
 
 
+def test_a_task_in_wrappers_continues_from_its_state():
+    def wrapped():
+        env = gym.wrappers.NormalizeObservation(gym.wrappers.ClipAction(make("Ant-v5", max_episode_steps=50)))
+        return Monitor(gym.wrappers.NormalizeReward(env))
+
+    one, other = roam(wrapped(), 70, seed=1), roam(wrapped(), 20, seed=2)
+    transfer(one, other)
+    assert assert_alike(one, other, n_steps=150) > 1
+
+
 def test_without_the_derived_quantities_ants_next_reward_would_differ():
     one, exact, naive = (roam(gym.make("Ant-v5"), 30, seed=seed) for seed in (1, 2, 3))
     transfer(one, exact)
