@@ -6,6 +6,7 @@ import copy
 from functools import partial
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -149,16 +150,30 @@ def test_both_loops_leave_the_same_buffer(space, n_envs):
     assert 2 < buffers[0].episode_starts.sum() < buffers[0].episode_starts.size
 
 
-class TableEnv(MaskedEnv):
-    """Quick: masks from a table, which always forbid the first option, the likeliest in the test, and allow the second."""
+class TableEnv(gym.Env):
+    """Quick: observations and masks from tables; the first option, the likeliest in the test, is always forbidden."""
 
     def __init__(self, action_space: spaces.Space) -> None:
-        super().__init__(action_space)
-        self.table = random_masks(np.random.default_rng(0), self.sizes, 997)
-        self.table[:, 0], self.table[:, 1] = False, True
+        self.observation_space, self.action_space = VECTOR, action_space
+        generator = np.random.default_rng(0)
+        self.observations = generator.uniform(-1.0, 1.0, (997, 3)).astype(np.float32)
+        self.masks = random_masks(generator, options_of(action_space), 997)
+        self.masks[:, 0], self.masks[:, 1] = False, True
+        self.history: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def draw(self) -> None:
-        self.mask = self.table[len(self.history) % 997]
+    @property
+    def row(self) -> int:
+        return len(self.history) % 997
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return self.observations[self.row], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.history.append((self.masks[self.row], np.ravel(action)))
+        return self.observations[self.row], 0.0, False, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return self.masks[self.row]
 
 
 @pytest.mark.parametrize(("loop", "n_draws"), [("ours", 10**5), ("SB3's", 4000)], ids=["ours", "SB3's"])
