@@ -42,7 +42,8 @@ write, callback.write = callback.write, write_aloud
 
 
 def make_env(task: str, **settings: bool) -> VecEnv:
-    workers = {"vec_env_cls": SubprocVecEnv} if task.endswith(" in workers") else {}
+    forked = {"vec_env_cls": SubprocVecEnv, "vec_env_kwargs": {"start_method": "fork"}}
+    workers = forked if task.endswith(" in workers") else {}
     return VecNormalize(make_vec_env(task.removesuffix(" in workers"), 2, seed=3, **workers), **settings)
 
 
