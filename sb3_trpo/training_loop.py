@@ -1,7 +1,7 @@
 """
 SB3's on-policy algorithm, with what surrounds an update: spaces, ranks, the loop around rollouts, checkpoints and callbacks.
 
-:class:`TrainingLoop` knows nothing of trust regions: a subclass defines ``train()``.
+The update itself, ``train()``, is left to the subclass :class:`~sb3_trpo.trpo.TRPO`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class TrainingLoop(OnPolicyAlgorithm):
                 progress_bar and self._communicator.is_first,
             )
             sync.after_reset(total_timesteps)
-            self._n_iterations = iteration = 0
+            self._n_iterations = iteration = 0  # SB3's learn() has a local of this name, which callbacks may read
             lifecycle.before_training_start(callback)
             callback.on_training_start(locals(), globals())
             lifecycle.after_training_start(callback)
@@ -200,29 +200,29 @@ class TrainingLoop(OnPolicyAlgorithm):
         """Make the policy, on plain spaces."""
         check_policy_class(self.policy_class, ActorCriticPolicy)
         policy: ActorCriticPolicy = self.policy_class(
-            self._plain.observation_space, self._plain.action_space, self.lr_schedule, **self._policy_settings()
+            self._plain.observation_space,
+            self._plain.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **self.policy_kwargs,
         )  # type: ignore[assignment]  # it has been checked
         return policy
-
-    def _policy_settings(self) -> dict[str, Any]:
-        """Return the keywords of the policy."""
-        return {"use_sde": self.use_sde, **self.policy_kwargs}
 
     def _make_buffer(self, n_steps: int) -> RolloutBuffer:
         """Make the rollout buffer, on plain spaces."""
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer  # SB3 stores its choice, too
-        return self._buffer_of(self.rollout_buffer_class, n_steps)
-
-    def _buffer_of(self, kind: type[RolloutBuffer], n_steps: int) -> RolloutBuffer:
-        own: dict[str, Any] = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
-        keywords = own | self._buffer_settings(n_steps) | self.rollout_buffer_kwargs
-        return kind(n_steps, self._plain.observation_space, self._plain.action_space, **keywords)
-
-    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
-        """Return keywords that the rollout buffer of a variant takes beyond SB3's; the policy is there."""
-        return {}
+        return self.rollout_buffer_class(
+            n_steps,
+            self._plain.observation_space,
+            self._plain.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
 
     def _setup_new_model(self) -> None:
         """Set the model up, with the first rank's weights on all ranks."""
