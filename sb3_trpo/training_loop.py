@@ -31,7 +31,7 @@ from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
-from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, widen_types
 from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
@@ -145,7 +145,7 @@ class TrainingLoop(OnPolicyAlgorithm):
         inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                keep_as_seen(rollout_buffer, self._plain.encode(self._last_obs))
+                widen_types(rollout_buffer, self._plain.encode(self._last_obs))
                 collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
                 if collector.can_collect(n_rollout_steps):
                     return collector.collect(callback, general)
