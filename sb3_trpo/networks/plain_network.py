@@ -45,11 +45,11 @@ class Networks(NamedTuple):
     """
     A policy as plain functions on its own tensors.
 
-    :param features: from observations to the input of both stacks
+    :param features: maps observations to the input of both stacks
     :param takes_vectors: whether the features are the numbers of the observation, unchanged
-    :param actor: from features to the input of the head
-    :param head: from the actor's output to the action distribution
-    :param critic: from features to the value, shape ``(n, 1)``
+    :param actor: maps features to the input of the head
+    :param head: maps the actor's output to the action distribution
+    :param critic: maps features to the value, shape ``(n, 1)``
     """
 
     features: Features
