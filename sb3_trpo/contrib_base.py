@@ -26,11 +26,26 @@ class ContribTRPO(TRPO):
         )
         return policy  # type: ignore[no-any-return]  # sb3-contrib's maskable policy is no subclass of SB3's, but has its methods
 
+    def _policy_settings(self) -> dict[str, Any]:
+        """Return the keywords of the policy."""
+        return {"use_sde": self.use_sde, **self.policy_kwargs}
+
     def _make_buffer(self, n_steps: int) -> RolloutBuffer:
         default = self.buffer_classes[isinstance(self.observation_space, spaces.Dict)]
         kind = self.rollout_buffer_class or default
         self._check_class("rollout_buffer_class", kind, default)
-        return self._buffer_of(kind, n_steps)
+        settings: dict[str, Any] = {"gamma": self.gamma, "gae_lambda": self.gae_lambda, "n_envs": self.n_envs}
+        return kind(
+            n_steps,
+            self._plain.observation_space,
+            self._plain.action_space,
+            device=self.device,
+            **settings | self._buffer_settings(n_steps) | self.rollout_buffer_kwargs,
+        )
+
+    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
+        """Return the keywords that the buffer takes beyond SB3's; called when the policy has been made."""
+        return {}
 
     def _check_class(self, name: str, given: type, allowed: type) -> None:
         if not issubclass(given, allowed):

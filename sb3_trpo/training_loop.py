@@ -1,7 +1,7 @@
 """
 SB3's on-policy algorithm, with what surrounds an update: spaces, ranks, the loop around rollouts, checkpoints and callbacks.
 
-:class:`TrainingLoop` knows nothing of trust regions: a subclass defines ``train()``.
+The update itself, ``train()``, is left to the subclass :class:`~sb3_trpo.trpo.TRPO`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
-from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, keep_as_seen
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, widen_types
 from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
@@ -104,7 +104,7 @@ class TrainingLoop(OnPolicyAlgorithm):
                 progress_bar and self._communicator.is_first,
             )
             sync.after_reset(total_timesteps)
-            self._n_iterations = iteration = 0
+            self._n_iterations = iteration = 0  # SB3's learn() has a local of this name, which callbacks may read
             lifecycle.before_training_start(callback)
             callback.on_training_start(locals(), globals())
             lifecycle.after_training_start(callback)
@@ -145,7 +145,7 @@ class TrainingLoop(OnPolicyAlgorithm):
         inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
         try:
             with timed(self.logger, "time/collect_seconds"):
-                keep_as_seen(rollout_buffer, self._plain.encode(self._last_obs))
+                widen_types(rollout_buffer, self._plain.encode(self._last_obs))
                 collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
                 if collector.can_collect(n_rollout_steps):
                     return collector.collect(callback, general)
@@ -200,29 +200,29 @@ class TrainingLoop(OnPolicyAlgorithm):
         """Make the policy, on plain spaces."""
         check_policy_class(self.policy_class, ActorCriticPolicy)
         policy: ActorCriticPolicy = self.policy_class(
-            self._plain.observation_space, self._plain.action_space, self.lr_schedule, **self._policy_settings()
+            self._plain.observation_space,
+            self._plain.action_space,
+            self.lr_schedule,
+            use_sde=self.use_sde,
+            **self.policy_kwargs,
         )  # type: ignore[assignment]  # it has been checked
         return policy
-
-    def _policy_settings(self) -> dict[str, Any]:
-        """Return the keywords of the policy."""
-        return {"use_sde": self.use_sde, **self.policy_kwargs}
 
     def _make_buffer(self, n_steps: int) -> RolloutBuffer:
         """Make the rollout buffer, on plain spaces."""
         if self.rollout_buffer_class is None:
             is_dict = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = DictRolloutBuffer if is_dict else RolloutBuffer  # SB3 stores its choice, too
-        return self._buffer_of(self.rollout_buffer_class, n_steps)
-
-    def _buffer_of(self, kind: type[RolloutBuffer], n_steps: int) -> RolloutBuffer:
-        own: dict[str, Any] = {name: getattr(self, name) for name in ("device", "gamma", "gae_lambda", "n_envs")}
-        keywords = own | self._buffer_settings(n_steps) | self.rollout_buffer_kwargs
-        return kind(n_steps, self._plain.observation_space, self._plain.action_space, **keywords)
-
-    def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
-        """Return keywords that the rollout buffer of a variant takes beyond SB3's; the policy is there."""
-        return {}
+        return self.rollout_buffer_class(
+            n_steps,
+            self._plain.observation_space,
+            self._plain.action_space,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
 
     def _setup_new_model(self) -> None:
         """Set the model up, with the first rank's weights on all ranks."""

@@ -58,7 +58,7 @@ class TRPO(TrainingLoop):
     :param rollout_buffer_class: class of the rollout buffer, ``None`` for SB3's
     :param rollout_buffer_kwargs: further keywords of the rollout buffer
     :param normalize_advantage: whether to standardize the advantages over the batch
-    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule; the 0.01 of the paper (App. E)
+    :param target_kl: largest mean KL(old || new) of the joint action, in nats, or a schedule; 0.01 as in the paper (App. E)
     :param sub_sampling_factor: k: the policy step uses only every k-th transition, for the bound on the KL too
     :param stats_window_size: number of episodes over which rollout statistics are averaged
     :param tensorboard_log: folder of TensorBoard logs, ``None`` for no log
@@ -73,8 +73,8 @@ class TRPO(TrainingLoop):
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` or 0 for no bound, as in sb3-contrib
     :param chunk_size: transitions differentiated at a time, to bound memory; ``None`` chooses (``rollouts/transitions.py``)
-    :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does if
-        there are any (``WORLD_SIZE > 1``, or a process group)
+    :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does so
+        if there are any (``WORLD_SIZE > 1``, or a process group)
     :raises TypeError: if a keyword is unknown; the message names the right one
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is not supported, or a single transition is to be normalized, as in SB3
@@ -173,10 +173,10 @@ class TRPO(TrainingLoop):
         :raises ValueError: if the rollout or a schedule is not finite, before anything has changed; on all ranks if on one
         """
         check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
-        batch = RolloutBatch([self.rollout_buffer], self.rollout_reader)
+        now, batch = self._evaluate_schedules(), RolloutBatch([self.rollout_buffer], self.rollout_reader)
         networks = read_networks(self.policy, self.distribution_kinds)
         split = split_of(self.policy, networks, batch, self.chunk_size, self._communicator, self.distribution_kinds)
-        self._improve_policy(batch, networks, split, self._evaluate_schedules())
+        self._improve_policy(batch, networks, split, now)
         self._fit_critic(batch, networks, split)
         self._finish_update(batch)
 
@@ -195,9 +195,9 @@ class TRPO(TrainingLoop):
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
         """Regress the values on the returns, in parameters that the policy does not depend on."""
-        parameters, epochs = list(split.critic.values()), (self.n_critic_updates, self.batch_size, self.max_grad_norm)
+        parameters, settings = list(split.critic.values()), (self.n_critic_updates, self.batch_size, self.max_grad_norm)
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            fit = fit_values(self.policy, networks, parameters, batch, *epochs, self._communicator)
+            fit = fit_values(self.policy, networks, parameters, batch, *settings, self._communicator)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
         record(self.logger, critic_diagnostics(fit))

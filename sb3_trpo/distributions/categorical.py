@@ -59,7 +59,7 @@ def relative_entropy(old_log: th.Tensor, new_log: th.Tensor) -> th.Tensor:
 
     :param old_log: log-probabilities of the old policy
     :param new_log: log-probabilities of the new policy, of the same shape
-    :return: likewise, in nats
+    :return: the terms, of the same shape, in nats
     """
     old, difference = old_log.exp(), new_log - old_log
     return th.where(old > 0.0, old * (difference.expm1() - difference), new_log.exp())

@@ -122,13 +122,13 @@ class GaussianSampler:
 
     def _compute_std(self) -> None:
         """Compute the exponential with torch: NumPy's may differ in the last bit."""
-        self._log_std_of_std = self._log_std_array.copy()
+        self._last_log_std = self._log_std_array.copy()
         self._std = self._log_std.exp().numpy()
 
     def draw(self) -> None:
         """Draw standard normal noise."""
         # A callback may have written to log_std.data, which no version counter shows: compare the numbers themselves.
-        if not (self._log_std_array == self._log_std_of_std).all():
+        if not (self._log_std_array == self._last_log_std).all():
             self._compute_std()
             if np.isnan(self._std).any():
                 raise ValueError(NAN_ADVICE)

@@ -40,7 +40,7 @@ class MaskedActingPolicy(ActingPolicy):
     """The policy in the fast rollout loop, with masked actions."""
 
     def _mask(self, output: np.ndarray) -> dict[str, Any]:
-        buffer: Any = self._buffer
+        buffer = cast("BufferWithMasks", self._buffer)
         masks = masks_from(self._env.venv, buffer.action_space, buffer.pos)
         buffer.action_masks[buffer.pos] = masks
         output[~masks] = IMPOSSIBLE

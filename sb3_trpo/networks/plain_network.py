@@ -45,11 +45,11 @@ class Networks(NamedTuple):
     """
     A policy as plain functions on its own tensors.
 
-    :param features: from observations to the input of both stacks
+    :param features: maps observations to the input of both stacks
     :param takes_vectors: whether the features are the numbers of the observation, unchanged
-    :param actor: from features to the input of the head
-    :param head: from the actor's output to the action distribution
-    :param critic: from features to the value, shape ``(n, 1)``
+    :param actor: maps features to the input of the head
+    :param head: maps the actor's output to the action distribution
+    :param critic: maps features to the value, shape ``(n, 1)``
     """
 
     features: Features
@@ -93,16 +93,16 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     :return: the networks on the policy's own tensors, or ``None``
     """
     kind = find_kind(policy.action_dist, kinds)
-    head = None if kind is None else kind.head(policy)
-    if kind is None or head is None or not _computes_as_known(policy, kind):
+    if kind is None or not _computes_as_known(policy, kind):
         return None
     if any(map(_is_altered, policy.modules())) or is_patched(policy.action_dist):
         return None
+    head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
     takes_vectors = _takes_vectors(policy)
     features = _as_floats if takes_vectors else _read_features(policy)
     actor = _read_stack([*_trunk(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net])
     critic = _read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
-    if actor is None or critic is None:
+    if head is None or actor is None or critic is None:
         return None
     networks = Networks(features, takes_vectors, actor, head, critic)
     return networks if _are_uniform([*networks.policy_tensors, *critic.tensors]) else None

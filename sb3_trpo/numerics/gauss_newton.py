@@ -130,15 +130,15 @@ class GaussNewtonOperator(LinearOperator):
     """
     ``F = mean(J^T M J)`` over all chunks of samples.
 
-    :param theta: the parameters, shape ``(n_parameters,)``
+    :param like: a vector of parameters, for its shape ``(n_parameters,)``, type and device
     :param curvatures: called for each product; yields the curvature of every chunk. It may keep them all, with their graphs,
         or build one after another, so that one chunk bounds the memory
     :param mean: divides the sum over samples by their weight
     """
 
-    def __init__(self, theta: th.Tensor, curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> None:
-        super().__init__(len(theta))
-        self._theta = theta
+    def __init__(self, like: th.Tensor, curvatures: Callable[[], Iterable[Curvature]], mean: Mean) -> None:
+        super().__init__(len(like))
+        self._like = like
         self._curvatures = curvatures
         self._mean = mean
 
@@ -152,13 +152,13 @@ class GaussNewtonOperator(LinearOperator):
 
         :return: shape ``(n,)``
         """
-        return self._mean_over_chunks(lambda curvature: gauss_newton_diagonal(curvature, self._theta))
+        return self._mean_over_chunks(lambda curvature: gauss_newton_diagonal(curvature, self._like))
 
     def _mean_over_chunks(self, of_chunk: Callable[[Curvature], th.Tensor]) -> th.Tensor:
         def weighted_sum(curvature: Curvature) -> tuple[th.Tensor, float]:
             return of_chunk(curvature), curvature.weight
 
-        total, total_weight = th.zeros_like(self._theta), 0.0
+        total, total_weight = th.zeros_like(self._like), 0.0
         # map() releases each curvature before the next one is built; a loop variable would hold on to it.
         for part, weight in map(weighted_sum, self._curvatures()):
             total += part

@@ -21,7 +21,7 @@ from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, Maska
 from sb3_trpo.recurrent.segments import Segment, every_kth, grouped_by_length, padded_rows, rows_of, segments_of
 from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.plain_spaces import map_parts
-from sb3_trpo.rollouts.reader import Minibatch, RolloutReader, as_log_prob_takes
+from sb3_trpo.rollouts.reader import Minibatch, RolloutReader, actions_for_log_prob
 from sb3_trpo.rollouts.transitions import Chunks, Transitions
 
 with needs(*CONTRIB):
@@ -109,7 +109,7 @@ class SegmentReader(RolloutReader):
         rows, starts, weights, n_padding = padded_rows(segments)
         return Transitions(
             inputs=self._inputs(rows, starts),
-            actions=as_log_prob_takes(buffer.to_torch(buffer.actions[rows].astype(np.float32)), buffer.action_space),
+            actions=actions_for_log_prob(buffer.to_torch(buffer.actions[rows].astype(np.float32)), buffer.action_space),
             old_log_prob=buffer.to_torch(buffer.log_probs[rows].flatten()),
             advantages=buffer.to_torch(buffer.advantages[rows].flatten()),
             returns=buffer.to_torch(buffer.returns[rows].flatten()),

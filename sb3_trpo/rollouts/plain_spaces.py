@@ -57,7 +57,7 @@ def plain(space: spaces.Space[Any]) -> spaces.Space[Any]:
     """
     Return the plain form of a space.
 
-    :param space: of observations or actions
+    :param space: observation or action space
     :return: the plain form, or the space itself if it is plain already
     """
     if isinstance(space, spaces.Dict):

@@ -150,7 +150,7 @@ class TransitionReader(RolloutReader):
     def _transitions(self, samples: RolloutBufferSamples) -> Transitions:
         return Transitions(
             self._inputs(samples),
-            as_log_prob_takes(samples.actions, self._buffer.action_space),
+            actions_for_log_prob(samples.actions, self._buffer.action_space),
             samples.old_log_prob,
             samples.advantages,
             samples.returns,
@@ -215,7 +215,7 @@ class TransitionReader(RolloutReader):
                 yield features(part), part_of_returns
 
 
-def as_log_prob_takes(actions: th.Tensor, action_space: spaces.Space[np.ndarray]) -> th.Tensor:
+def actions_for_log_prob(actions: th.Tensor, action_space: spaces.Space[np.ndarray]) -> th.Tensor:
     """
     Convert actions to the form that a distribution's ``log_prob`` takes.
 

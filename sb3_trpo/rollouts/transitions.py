@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import NamedTuple, TypeVar, overload
@@ -12,6 +12,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 
+from sb3_trpo.rollouts.floating_point import quietly
 from sb3_trpo.rollouts.inputs import PolicyInputs
 
 T = TypeVar("T")
@@ -118,6 +119,10 @@ class LazySequence(Sequence[T]):
             self._single.append(self._makers[index]())
         return self._single[index]
 
+    def __iter__(self) -> Iterator[T]:
+        """Make the items in order. The inherited method would end at an ``IndexError`` that a maker raises."""
+        return (self[index] for index in range(len(self)))
+
     def map(self, function: Callable[[T], U]) -> LazySequence[U]:
         """
         Apply a function to each item when it is made.
@@ -172,4 +177,5 @@ class Chunks(LazySequence[Transitions]):
         def rescale(part: Transitions) -> Transitions:
             return part._replace(advantages=(part.advantages - shift) * scale)
 
-        return Chunks([partial(_applied, rescale, read) for read in self._makers], (self.advantages - shift) * scale)
+        rescaled = quietly(lambda: (self.advantages - shift) * scale)
+        return Chunks([partial(_applied, rescale, read) for read in self._makers], rescaled)

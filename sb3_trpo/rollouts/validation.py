@@ -39,9 +39,9 @@ def _require_finite(buffer: RolloutBuffer, quantities: dict[str, np.ndarray]) ->
             raise _non_finite_error(name, array[place], env, step, place[1 if is_flat else 2 :])
 
 
-def cut_off_at(info: dict[str, Any]) -> Any:
+def truncated_observation(info: dict[str, Any]) -> Any:
     """
-    Return the last observation of an episode that a time limit cut off; its value enters the returns.
+    Return the last observation of an episode that a time limit truncated; its value enters the returns.
 
     :param info: info dict of an environment at the end of an episode
     :return: the observation; ``None`` if the episode ended by itself
@@ -58,7 +58,7 @@ def require_finite_end(info: dict[str, Any], env: int, step: int) -> None:
     :param step: index of the step in the rollout
     :raises ValueError: if a time limit cut the episode off at an observation that is not finite
     """
-    last = cut_off_at(info)
+    last = truncated_observation(info)
     for name, part in ({} if last is None else _named(last)).items():
         array = np.asarray(part)
         place = _first_non_finite(array)

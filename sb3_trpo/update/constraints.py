@@ -42,7 +42,7 @@ def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, c
 
     :param kind: the kind of both distributions
     :param old: z of the old policy
-    :param distribution: of the new policy
+    :param distribution: the new policy's distribution
     :param chunk: the transitions, of which the divergence needs no actions or rewards
     :return: shape ``(n,)``, in nats
     """

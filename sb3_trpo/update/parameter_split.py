@@ -29,7 +29,7 @@ from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.transitions import GRAPH_LIMITS, default_chunk_size
 from sb3_trpo.update.modes import evaluation_mode
 
-Look = Callable[[PolicyInputs], Outputs]
+ParametersAt = Callable[[PolicyInputs], Outputs]
 """Computes z, the parameters of the policy's distribution, at some states."""
 
 
@@ -127,11 +127,11 @@ def split_parameters(
     :return: the three groups
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    look = partial(_distribution_parameters, policy, kinds)
+    z_at = partial(_distribution_parameters, policy, kinds)
     with evaluation_mode(policy), unvalidated():
-        reached = _reached_by_gradient(look, states, trainable)
+        reached = _reached_by_gradient(z_at, states, trainable)
         others = {name: parameter for name, parameter in trainable.items() if name not in reached}
-        detached = _seen_by_value(look, states, others)
+        detached = _seen_by_value(z_at, states, others)
     return ParameterSplit(
         policy={name: parameter for name, parameter in trainable.items() if name in reached},
         critic={name: parameter for name, parameter in others.items() if name not in detached},
@@ -162,11 +162,11 @@ def _distribution_parameters(policy: ActorCriticPolicy, kinds: Sequence[Distribu
     return kind_of(distribution, kinds).parameters(distribution)
 
 
-def _reached_by_gradient(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
+def _reached_by_gradient(z_at: ParametersAt, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
     """Find the parameters in the graph of the distribution; a gradient of 0 counts, for it may be another one elsewhere."""
     reached: set[str] = set()
     for inputs in states:
-        outputs = [z.sum() for z in look(inputs) if z.requires_grad]
+        outputs = [z.sum() for z in z_at(inputs) if z.requires_grad]
         if outputs:
             gradients = th.autograd.grad(outputs, list(parameters.values()), allow_unused=True)
             reached |= {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
@@ -174,24 +174,24 @@ def _reached_by_gradient(look: Look, states: Sequence[PolicyInputs], parameters:
 
 
 @th.no_grad()
-def _seen_by_value(look: Look, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
+def _seen_by_value(z_at: ParametersAt, states: Sequence[PolicyInputs], parameters: dict[str, nn.Parameter]) -> set[str]:
     """Find the parameters that the distribution depends on by value: first all at once, because usually there are none."""
     seen: set[str] = set()
     for inputs in states:
         left = {name: parameter for name, parameter in parameters.items() if name not in seen}
         if not left:
             break
-        if _shows(look, inputs, list(left.values())):
-            seen |= {name for name, parameter in left.items() if _shows(look, inputs, [parameter])}
+        if _shows(z_at, inputs, list(left.values())):
+            seen |= {name for name, parameter in left.items() if _shows(z_at, inputs, [parameter])}
     return seen
 
 
-def _shows(look: Look, inputs: PolicyInputs, parameters: Sequence[nn.Parameter]) -> bool:
-    """Compute the distribution with NaN in the parameters, in place so that every alias has it too, and look for NaN there."""
+def _shows(z_at: ParametersAt, inputs: PolicyInputs, parameters: Sequence[nn.Parameter]) -> bool:
+    """Fill the parameters with NaN, in place so that every alias has it too, and check for NaN in the distribution."""
     old = [parameter.clone() for parameter in parameters]
     try:
         assign(parameters, [th.full_like(parameter, th.nan) for parameter in parameters])
-        suspicious = [z.isnan() for z in look(inputs)]
+        suspicious = [z.isnan() for z in z_at(inputs)]
         assign(parameters, old)
     except Exception:  # a policy that raises on NaN has read it, whatever the error is
         assign(parameters, old)
@@ -201,5 +201,5 @@ def _shows(look: Look, inputs: PolicyInputs, parameters: Sequence[nn.Parameter])
         raise
     if not any(bool(part.any()) for part in suspicious):
         return False
-    healthy = look(inputs)  # huge observations may give NaN without ours
+    healthy = z_at(inputs)  # huge observations may give NaN without ours
     return any(bool((part & z.isfinite()).any()) for part, z in zip(suspicious, healthy, strict=True))

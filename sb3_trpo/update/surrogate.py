@@ -61,7 +61,7 @@ class PolicyObjective:
         """
         Describe the problem at the current parameters, which become the old ones.
 
-        :return: the problem, and what else the same reading of the rollout shows about the policy
+        :return: the problem, with what the same pass over the rollout shows about the policy
         """
         theta = flatten(self.parameters).detach()
         gradient = th.zeros_like(theta)
@@ -86,7 +86,7 @@ class PolicyObjective:
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),
             # For small changes of log-probabilities, KL is half their mean square. If rounding and the step are independent,
-            # rounding therefore adds about this much to the KL of the step.
+            # rounding therefore adds a number of this order to the KL of the step.
             rounding=squared_error if is_rounding else 0.0,
         )
         return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)
@@ -225,7 +225,7 @@ def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:
 
 class PolicyModel(NamedTuple):
     """
-    The trust-region problem, and what else the same reading of the rollout shows about the policy.
+    The trust-region problem, with what the same pass over the rollout shows about the policy.
 
     :param model: the problem
     :param entropy: mean joint entropy of the policy, in nats

@@ -478,7 +478,7 @@ def test_the_chunk_size_changes_nothing_beyond_rounding(case, chunk_size):
     assert whole.logger.name_to_value["train/line_search_steps"] == chunked.logger.name_to_value["train/line_search_steps"]
 
 
-def test_the_fast_update_is_the_slow_one_beyond_rounding():
+def test_the_fast_update_differs_from_the_slow_one_by_rounding_only():
     n_plain = 0
 
     @settings(max_examples=40)

@@ -200,6 +200,7 @@ def test_a_schedule_that_goes_bad_midway_stops_that_update_and_the_model_survive
         model.learn(64)
     assert type(refusal.value) is ValueError
     assert model._n_updates == 1
+    assert not model.rollout_buffer.generator_ready, "the rollout has not been read"
     rates = before.pop("rates")
     assert unchanged(model, before)
     assert [group["lr"] for group in model.policy.optimizer.param_groups] == rates
@@ -223,6 +224,12 @@ def test_the_learning_rate_that_is_checked_is_the_one_that_the_optimizer_gets():
         model.learn(16)
     assert unchanged(model, before)
     assert model.policy.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("twice", [{"policy_kwargs": {"use_sde": True}}, {"rollout_buffer_kwargs": {"gamma": 0.5}}], ids=str)
+def test_a_setting_that_is_given_twice_is_refused_as_by_sb3(twice):
+    with pytest.raises(TypeError, match="multiple values for keyword argument"):
+        small(**twice)
 
 
 class WithKeyword(TRPO):

@@ -29,7 +29,7 @@ from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
-from sb3_trpo.rollouts.validation import cut_off_at, require_finite_end
+from sb3_trpo.rollouts.validation import require_finite_end, truncated_observation
 
 CPU = th.device("cpu")
 
@@ -172,7 +172,7 @@ class ActingPolicy:
         :raises ValueError: if such an observation is not finite
         """
         for env_index in ended:
-            last = cut_off_at(infos[env_index])
+            last = truncated_observation(infos[env_index])
             if last is not None:
                 require_finite_end(infos[env_index], int(env_index), self._buffer.pos)
                 copied = copy.deepcopy(last)  # the environment may overwrite it

@@ -172,7 +172,7 @@ def collect_by(
         algorithm._last_obs = copying.original(algorithm._last_obs)
 
 
-def keep_as_seen(buffer: RolloutBuffer, observations: Observation) -> None:
+def widen_types(buffer: RolloutBuffer, observations: Observation) -> None:
     """
     Make a buffer keep actions and observations in types that can hold what the policy samples and sees.
 

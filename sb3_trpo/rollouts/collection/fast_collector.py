@@ -34,7 +34,7 @@ LATE = ("obs_tensor", "values", "log_probs")
 EPISODE_KEYS = repeat("episode")
 """Monitor's key for an ended episode, repeated so that ``map`` can pair it with the info of each environment."""
 ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
-"""What acts, by the exact type of the buffer to fill: a subclass of a known buffer may store something else."""
+"""The class that acts, by the exact type of the buffer: a subclass of a known buffer may store something else."""
 CORE_ACTING_POLICIES: ActingPolicies = {RolloutBuffer: ActingPolicy, DictRolloutBuffer: ActingPolicy}
 
 
@@ -46,7 +46,7 @@ class FastCollector:
     :param algorithm: the algorithm; its policy acts, and its counters advance
     :param env: the training environments
     :param buffer: the rollout buffer to fill
-    :param acting_policies: what acts, by type of buffer
+    :param acting_policies: the class that acts, by type of buffer
     :param kinds: known kinds of distributions
     """
 

@@ -30,7 +30,7 @@ def test_a_model_is_given_the_masks_of_the_environments_unless_the_caller_has_so
     assert masking.num_timesteps == 7
 
 
-def test_a_policy_that_collects_stores_and_tells_the_masks_under_which_it_acts():
+def test_a_policy_that_collects_stores_the_masks_under_which_it_acts_and_passes_them_to_callbacks():
     env, callback = vec_env(action_space=CHOICE), Mock()
     env.reset()
     algorithm = SimpleNamespace(policy=Mock(training=False))

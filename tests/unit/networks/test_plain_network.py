@@ -163,6 +163,24 @@ def test_the_known_methods_are_all_that_a_rollout_calls():
     assert called | {"__call__", "_get_action_dist_from_latent"} <= set(KNOWN_METHODS)
 
 
+class StateDependentStd(MlpPolicy):
+    """A Gaussian policy without the attribute ``log_std``, which SB3's has."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        del self.log_std
+        self.std_net = nn.Linear(self.mlp_extractor.latent_dim_pi, 2)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.std_net(latent_pi))
+
+
+def test_a_policy_of_a_known_distribution_need_not_have_the_attributes_of_sb3s():
+    model = model_of(StateDependentStd)
+    assert not is_plain(model.policy)
+    assert model.learn(8).policy_outcome is not None
+
+
 PARTS = ("", "mlp_extractor", "mlp_extractor.policy_net", "mlp_extractor.value_net.1", "action_net", "vf_features_extractor")
 
 

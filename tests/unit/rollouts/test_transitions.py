@@ -61,6 +61,15 @@ def test_a_single_item_is_made_once():
         sequence[1]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_index_error_of_a_maker_does_not_end_the_sequence(n):
+    def fail():
+        raise IndexError("of the maker")
+
+    with pytest.raises(IndexError, match="of the maker"):
+        list(LazySequence([fail] * n))
+
+
 def test_slices_and_maps_are_lazy_too():
     makers, made = counting(4)
     sequence = LazySequence(makers)

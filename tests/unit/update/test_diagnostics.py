@@ -30,7 +30,7 @@ def test_the_improvement_ratio_is_achieved_over_expected(changes, ratio):
     assert improvement_ratio(replace(STEP, **changes)) == (None if ratio is None else pytest.approx(ratio))
 
 
-def test_a_step_without_a_line_search_says_nothing_of_it():
+def test_a_step_without_a_line_search_logs_nothing_about_it():
     values = step_diagnostics(Step(Outcome.ZERO_GRADIENT, 0.0, gradient_norm=0.0), target_kl=0.01, entropy=1.0)
     assert not {key for key in values if "cg_" in key or "line_search_steps" in key or "step_fraction" in key}
     assert values["train/is_line_search_success"] == 0.0

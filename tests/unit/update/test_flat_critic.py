@@ -204,7 +204,7 @@ def test_the_fit_is_the_general_one_whatever_has_changed_since_the_last(alter):
 
 
 class Doubled(RolloutBuffer):
-    """Gives every return twice as high, and first of all minibatches one of its own."""
+    """Doubles every return, and yields the last minibatch a second time, before all others."""
 
     def get(self, batch_size=None):
         batches = list(super().get(batch_size))
@@ -221,7 +221,7 @@ def test_a_buffer_of_another_class_is_asked_for_its_own_minibatches(kind):
     assert not same(plain.snapshot()[0], doubled.snapshot()[0])
 
 
-def test_the_critic_of_vectors_is_fitted_by_prepared_passes_and_the_one_of_images_by_a_tape(monkeypatch):
+def test_a_critic_of_vectors_has_preallocated_runners_and_one_of_images_an_allocating_one(monkeypatch):
     made = []
     for kind in (PreallocatedRunner, AllocatingRunner):
         monkeypatch.setattr(

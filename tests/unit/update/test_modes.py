@@ -177,8 +177,11 @@ def test_batch_norm_trains_even_with(settings):
     assert model.learn(2 * model.n_steps)._n_updates == 2
 
 
-def test_without_batch_norm_nothing_is_shown():
-    model = TRPO("MlpPolicy", RandomEnv(), n_steps=N_STEPS, batch_size=N_STEPS, device="cpu")
-    model.policy.evaluate_actions = None
-    model.learn(N_STEPS)
-    assert model._n_updates == 1
+@pytest.mark.parametrize("has_batch_norm", [False, True])
+def test_without_batch_norm_nothing_is_shown(has_batch_norm, monkeypatch):
+    shown = []
+    monkeypatch.setattr("sb3_trpo.update.modes.follow_statistics", lambda *_: shown.append(None))
+    settings = {"n_steps": N_STEPS, "batch_size": N_STEPS, "device": "cpu"}
+    model = make() if has_batch_norm else TRPO("MlpPolicy", RandomEnv(), **settings)
+    assert model.learn(N_STEPS)._n_updates == 1
+    assert len(shown) == has_batch_norm

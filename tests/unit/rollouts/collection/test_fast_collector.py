@@ -240,14 +240,14 @@ def test_locals_at_the_start_of_a_rollout_can_be_read():
 
 @wrong("share_locals puts a new dict in the place of the one that SB3 only ever updates")
 def test_a_dict_of_locals_kept_from_the_start_of_training_goes_on():
-    class Keeper(BaseCallback):
+    class KeepsLocals(BaseCallback):
         def _on_training_start(self) -> None:
             self.kept = self.locals
 
         def _on_step(self) -> bool:
             return "rewards" in self.kept
 
-    ours, theirs = both(lambda: model_of(several(2)), Keeper)
+    ours, theirs = both(lambda: model_of(several(2)), KeepsLocals)
     assert (ours.complete, theirs.complete) == ([True], [True])
 
 
