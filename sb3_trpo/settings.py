@@ -19,6 +19,20 @@ import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
 P = ParamSpec("P")
+SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
+"""Settings that may be functions of the progress remaining."""
+
+
+class Scheduled(NamedTuple):
+    """
+    Values that the scheduled settings of the policy step have in one update.
+
+    :param target_kl: the radius of the trust region, in nats
+    :param ent_coef: weight of the entropy in the surrogate
+    """
+
+    target_kl: float
+    ent_coef: float
 
 
 class Rule(NamedTuple):

@@ -36,15 +36,18 @@ from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, Ac
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
 from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
-from sb3_trpo.settings import check_batch, check_settings, evaluate_schedule, parse_total_timesteps, warn_about_batch_size
+from sb3_trpo.settings import (
+    SCHEDULES,
+    Scheduled,
+    check_batch,
+    check_settings,
+    evaluate_schedule,
+    parse_total_timesteps,
+    warn_about_batch_size,
+)
 from sb3_trpo.update.advice import advise, is_unwanted
 from sb3_trpo.update.critic import FitOutcome
 from sb3_trpo.update.diagnostics import timed
-
-SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
-"""Settings that may be functions of the progress remaining."""
-Scheduled = dict[str, float]
-"""Values that these settings have in one update, by keyword."""
 
 
 class TrainingLoop(OnPolicyAlgorithm):
@@ -246,21 +249,21 @@ class TrainingLoop(OnPolicyAlgorithm):
         return n_transitions
 
     def _evaluate_schedules(self) -> Scheduled:
-        """Set the learning rate; return the other scheduled settings by name. All ranks take the first one's values."""
+        """Set the learning rate, and return the other scheduled settings. All ranks take the first one's values."""
         schedules = {**{name: getattr(self, name) for name in SCHEDULES}, "learning_rate": self.lr_schedule}
         own = [evaluate_schedule(name, each, self._current_progress_remaining) for name, each in schedules.items()]
         shared = self._communicator.gather(th.tensor(own, dtype=th.float64))[0].tolist()
         values = dict(zip(schedules, shared, strict=True))
         self._update_learning_rate(self.policy.optimizer)  # SB3's method, which records the rate but knows only this rank's
         update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
-        return values
+        return Scheduled(**values)
 
-    def _count(self, outcome: Outcome | FitOutcome, name: str) -> None:
+    def _count(self, outcome: Outcome | FitOutcome, name: str, description: str) -> None:
         """Count an outcome for the log. The first time that an unwanted one occurs, advise the user what to do about it."""
         self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
         is_end = self._current_progress_remaining == 0.0 and self._n_iterations > 1
-        if is_unwanted(outcome, is_end) and self._is_first_time(outcome.value):
-            advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}", self.verbose)
+        if is_unwanted(outcome, is_end) and self._is_first_time(description):
+            advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}: {description}", self.verbose)
 
     def _is_first_time(self, topic: str) -> bool:
         """Return whether to inform the user about a topic: the first time only, and on the first rank only."""

@@ -19,8 +19,8 @@ from sb3_trpo.policies import check_policy
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.plain_spaces import check_env
 from sb3_trpo.rollouts.validation import require_finite
-from sb3_trpo.settings import explains_unknown_keywords
-from sb3_trpo.training_loop import Scheduled, TrainingLoop
+from sb3_trpo.settings import Scheduled, explains_unknown_keywords
+from sb3_trpo.training_loop import TrainingLoop
 from sb3_trpo.update.advice import warn_about_mismatch
 from sb3_trpo.update.critic import FitOutcome
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
@@ -183,14 +183,14 @@ class TRPO(TrainingLoop):
     def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
         """Take one trust-region step."""
         self.policy.set_training_mode(False)  # with dropout the old policy would not be one distribution
-        settings, parameters = PolicyStepSettings.of(self, **now), list(split.policy.values())
+        settings, parameters = PolicyStepSettings.of(self, *now), list(split.policy.values())
         with timed(self.logger, "time/policy_step_seconds"):
             step, entropy, log_prob_error = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
         if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
             warn_about_mismatch(log_prob_error)
         self.policy_outcome = step.outcome
-        self._count(step.outcome, step.outcome.name.lower())
+        self._count(step.outcome, step.outcome.name.lower(), step.description)
         record(self.logger, step_diagnostics(step, settings.target_kl, entropy))
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
@@ -199,7 +199,7 @@ class TRPO(TrainingLoop):
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
             fit = fit_values(self.policy, networks, parameters, batch, *settings, self._communicator)
         self.critic_outcome = fit.outcome
-        self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}")
+        self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}", fit.outcome.value)
         record(self.logger, critic_diagnostics(fit))
 
     def _finish_update(self, batch: RolloutBatch) -> None:

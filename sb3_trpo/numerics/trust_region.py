@@ -101,6 +101,12 @@ class Step:
     expected_improvement: float | None = None
     improvement: float | None = None
 
+    @property
+    def description(self) -> str:
+        """The outcome in words, with the name of the constraint that even the smallest step violated."""
+        violated = None if self.line_search is None else self.line_search.violated
+        return self.outcome.value if violated is None else f"{self.outcome.value} ({violated.name})"
+
 
 def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float) -> Step:
     """

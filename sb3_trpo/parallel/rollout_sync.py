@@ -94,7 +94,7 @@ class RolloutReport(NamedTuple):
     :param episodes: new entries of ``ep_info_buffer``
     :param successes: new entries of ``ep_success_buffer``
     :param observed: moments of observations and returns, for each of the running statistics
-    :param digest: hash of actions and rewards in the first rollout of a run, else empty
+    :param digest: hash of actions and rewards in the first rollout of a run; ``None`` for later ones
     :param settings: constant settings by name; all ranks adopt the first one's
     """
 
@@ -103,7 +103,7 @@ class RolloutReport(NamedTuple):
     episodes: list[Any]
     successes: list[Any]
     observed: list[Moments | None]
-    digest: str
+    digest: str | None
     settings: dict[str, object]
 
 
@@ -218,7 +218,7 @@ class RolloutSync(NoSync, BaseCallback):
             episodes=[*episodes][len(self._episodes) :],
             successes=[*successes][len(self._successes) :],
             observed=self._statistics.observed(),
-            digest="" if self._start else self._digest(),
+            digest=None if self._start else self._digest(),
             settings=self._constant_settings(),
         )
 
@@ -226,10 +226,10 @@ class RolloutSync(NoSync, BaseCallback):
         buffer = self.model.rollout_buffer
         return hashlib.sha256(buffer.actions.tobytes() + buffer.rewards.tobytes()).hexdigest()
 
-    def _warn_of_equal_rollouts(self, digests: list[str]) -> None:
+    def _warn_of_equal_rollouts(self, digests: list[str | None]) -> None:
         """Warn if ranks collect the same data. Environments with constant rewards and actions may do so for good reason."""
         n_different = len(set(digests))
-        if self._communicator.is_first and all(digests) and n_different < len(digests):
+        if self._communicator.is_first and None not in digests and n_different < len(digests):
             warnings.warn(
                 f"{len(digests)} ranks have collected {n_different} different rollouts, where each should have its own. "
                 "Give the model a seed, from which each rank derives its own, or seed environments and generators by rank.",

@@ -43,15 +43,15 @@ def is_unwanted(outcome: Outcome | FitOutcome, is_end: bool) -> bool:
     return outcome not in (Outcome.ACCEPTED, FitOutcome.FITTED) and not (is_end and outcome is Outcome.EMPTY_REGION)
 
 
-def advise(outcome: Outcome | FitOutcome, where: str, verbose: int) -> None:
+def advise(outcome: Outcome | FitOutcome, what: str, verbose: int) -> None:
     """
     Print what to do about an outcome, or warn if nothing will ever be learned.
 
     :param outcome: how a step or a fit ended
-    :param where: algorithm and number of the update
+    :param what: algorithm, number of the update, and what happened in it
     :param verbose: the model's verbosity; at 0 only the warning is given
     """
-    advice = f"{where}: {outcome.value}. {ADVICE[outcome]}"
+    advice = f"{what}. {ADVICE[outcome]}"
     if outcome is Outcome.LOST_IN_ROUNDING:
         warnings.warn(advice, UserWarning, stacklevel=2)
     elif verbose >= 1:

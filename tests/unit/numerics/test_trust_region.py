@@ -247,6 +247,19 @@ def test_every_failure_is_named_and_leaves_the_parameters_bit_for_bit(outcome, s
     assert (step.solution is not None) == (problem.n_products > 0)
 
 
+@pytest.mark.parametrize(
+    ("last", "description"),
+    [
+        (COSTLY, "constraint never satisfied (cost)"),
+        (FAR_AND_COSTLY, "KL never satisfied (KL)"),
+        (Candidate(-1.0, (0.0, 0.0)), "no improvement"),
+        (Candidate(1.0, (0.0, 0.0)), "accepted"),
+    ],
+)
+def test_a_step_describes_its_end_and_names_the_violated_constraint(last, description):
+    assert take_step(Script(candidates=[last], constraints=[COST]).model).description == description
+
+
 def test_a_hundredth_of_the_radius_may_be_lost_in_rounding():
     assert take_step(Script(rounding=0.99e-4).model).outcome is Outcome.ACCEPTED
 
