@@ -75,8 +75,8 @@ def effort() -> str:
     ours, others = ([row for row in reported if (row["algorithm"] == "trpo") is own] for own in (True, False))
     kinds = map(spent, (stored(TUNING).values(), ours, others))
     return (
-        "Tuning, on other seeds: at least {} (early attempts that were killed have left no time), and about one core hour of "
-        "runs whose results are lost. Reported: {}. Of other algorithms: {}.".format(*kinds)
+        "Tuning, on other seeds: at least {} (without the time of early attempts that were killed), and about one core hour "
+        "of runs whose results are lost. Reported: {}. Of other algorithms: {}.".format(*kinds)
     )
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch as th
@@ -172,13 +174,9 @@ def measure_growth() -> dict[str, Any]:
     }
 
 
-def measure_shares() -> dict[str, Any]:
-    """
-    Split the wall time of ``learn()`` into its parts.
-
-    :return: shares by task
-    """
-    results = {}
+@contextmanager
+def timed_acting() -> Iterator[list[float]]:
+    """Add up the seconds that policies take to act in the fast loop, in the only item of a list."""
     act, acting = ActingPolicy.act, [0.0]
 
     def timed_act(self: ActingPolicy, *args: Any) -> np.ndarray:
@@ -186,26 +184,46 @@ def measure_shares() -> dict[str, Any]:
         acting[0] += seconds(lambda: actions.append(act(self, *args)))
         return actions[0]
 
-    ActingPolicy.act = timed_act  # type: ignore[method-assign]  # for the time of this measurement
-    for name in (*TASKS, "HalfCheetah-v5x8", "HalfCheetah-v5+norm", "batched"):
-        env = TimedVecEnv(make_env(name))
-        model = make_model(name, "ours", env)
-        size = model.n_steps * model.n_envs
-        model.learn(size)
-        env.seconds = acting[0] = 0.0
-        parts = {"collect": 0.0, "policy_step": 0.0, "critic": 0.0}
-        total = 0.0
-        for _ in range(5):
-            total += seconds(partial(model.learn, size, log_interval=None, reset_num_timesteps=False))
-            for part in parts:
-                parts[part] += model.logger.name_to_value[f"time/{part}_seconds"]
-        shares = {"env": env.seconds, "actor": acting[0]}
-        shares["buffer and callbacks"] = parts["collect"] - env.seconds - acting[0]
-        shares |= {"policy step": parts["policy_step"], "critic": parts["critic"]}
-        shares["rest"] = total - sum(shares.values())
-        results[name] = {part: value / total for part, value in shares.items()}
-        print(f"| {name} | " + " | ".join(f"{value:.0%}" for value in results[name].values()) + " |", flush=True)
-    ActingPolicy.act = act  # type: ignore[method-assign]  # put back
+    with mock.patch.object(ActingPolicy, "act", timed_act):
+        yield acting
+
+
+def measure_shares_of(name: str, acting: list[float]) -> dict[str, float]:
+    """
+    Split the wall time of ``learn()`` on one task into its parts.
+
+    :param name: the task
+    :param acting: from :func:`timed_acting`
+    :return: share of each part
+    """
+    env = TimedVecEnv(make_env(name))
+    model = make_model(name, "ours", env)
+    size = model.n_steps * model.n_envs
+    model.learn(size)
+    env.seconds = acting[0] = total = 0.0
+    parts = {"collect": 0.0, "policy_step": 0.0, "critic": 0.0}
+    for _ in range(5):
+        total += seconds(partial(model.learn, size, log_interval=None, reset_num_timesteps=False))
+        for part in parts:
+            parts[part] += model.logger.name_to_value[f"time/{part}_seconds"]
+    shares = {"env": env.seconds, "actor": acting[0]}
+    shares["buffer and callbacks"] = parts["collect"] - env.seconds - acting[0]
+    shares |= {"policy step": parts["policy_step"], "critic": parts["critic"]}
+    shares["rest"] = total - sum(shares.values())
+    return {part: value / total for part, value in shares.items()}
+
+
+def measure_shares() -> dict[str, Any]:
+    """
+    Split the wall time of ``learn()`` into its parts.
+
+    :return: shares by task
+    """
+    results = {}
+    with timed_acting() as acting:
+        for name in (*TASKS, "HalfCheetah-v5x8", "HalfCheetah-v5+norm", "batched"):
+            results[name] = measure_shares_of(name, acting)
+            print(f"| {name} | " + " | ".join(f"{value:.0%}" for value in results[name].values()) + " |", flush=True)
     return results
 
 

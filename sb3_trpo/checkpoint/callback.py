@@ -43,7 +43,7 @@ from sb3_trpo.settings import Rule, check_setting, is_integer_from
 
 RULES = {
     "every": Rule(is_integer_from(1), "an integer >= 1", "It counts timesteps; the default is 50_000."),
-    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that it gets damaged."),
+    "keep": Rule(is_integer_from(1), "an integer >= 1", "The default is 2: the newest, and one in case that gets damaged."),
 }
 
 
@@ -57,8 +57,8 @@ class ResumableCheckpoint(TrainingLifecycle):
 
     :param folder: folder for the run's checkpoints; ``{env}`` and ``{seed}`` in it stand for the environment's name and the
         model's seed
-    :param every: timesteps between two checkpoints; each is made at the end of the iteration. 50,000 timesteps take ten
-        seconds and more, a checkpoint some hundredths of one (``benchmarks/checkpoint``)
+    :param every: timesteps between two checkpoints; each is made at the end of an iteration. 50,000 timesteps take ten
+        seconds or more, a checkpoint some hundredths of a second (``benchmarks/checkpoint``)
     :param keep: number of newest checkpoints that stay
     :param on_signal: whether, on SIGTERM, SIGINT and SIGUSR1, the run finishes its rollout and update, saves and leaves
         ``learn()``; ``stopped_by`` then names the signal. A second SIGINT interrupts at once
@@ -137,18 +137,18 @@ class ResumableCheckpoint(TrainingLifecycle):
         """
         return Path(str(self.folder).replace("{env}", env_name.replace("/", "-")).replace("{seed}", str(seed)))
 
-    def _refuse_another_run(self, found: Checkpoint) -> None:
-        texts = schedule_differences(found.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values only
-        texts += differences(found.state["identity"], self._identity)
+    def _refuse_another_run(self, checkpoint: Checkpoint) -> None:
+        texts = schedule_differences(checkpoint.state.get("schedules", {}), self._schedules)  # 0.1.0 kept five values only
+        texts += differences(checkpoint.state["identity"], self._identity)
         differing = {text.partition(":")[0]: text for text in texts}.values()  # each aspect once
         if differing:
             raise ValueError(
-                f"The checkpoint {found.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
-                "Give this run its own folder, or make it as it was."
+                f"The checkpoint {checkpoint.path} is of another run:\n  " + "\n  ".join(differing) + "\n"
+                "Give this run its own folder, or undo these changes."
             )
-        changed = differences(found.versions, versions())
+        changed = differences(checkpoint.versions, versions())
         if changed:
-            self._warn(f"The run continues from {found.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed))
+            self._warn(f"The run continues from {checkpoint.path}, but perhaps not bit for bit:\n  " + "\n  ".join(changed))
 
     def before_training_start(self, root: BaseCallback) -> None:
         """

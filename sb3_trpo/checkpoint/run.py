@@ -185,11 +185,11 @@ def explain_lost(lost: dict[str, str]) -> str | None:
         return None
     path, name = next(iter(lost.items()))
     steps = [step for step in path.split("/") if step not in ("env", "venv") and not step.isdigit()]
-    what = f"its attribute {steps[0]!r}, with a {name}," if name != CANNOT_BE_CALLED else f"what {CANNOT_BE_CALLED},"
+    what = f"its attribute {steps[0]!r}, with a {name}," if steps else f"a {name}"  # it may be the env itself
+    reason = f"the env {name}" if name == CANNOT_BE_CALLED else f"{what} is out of reach"
     return (
-        f"The simulator's state cannot be saved: {what} is out of reach. After a restart the present episodes start again, "
-        "from a recorded seed; everything else continues exactly. An env that has get_state() and set_state(state) can be "
-        "restored."
+        f"The simulator's state cannot be saved: {reason}. After a restart the present episodes start again, from a recorded "
+        "seed; everything else continues exactly. An env that has get_state() and set_state(state) can be restored."
     )
 
 

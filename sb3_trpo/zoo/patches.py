@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 
@@ -36,7 +36,7 @@ def install(playing: bool = False) -> ExitStack:
     """
     Put our algorithms, their search spaces and their settings into RL Zoo, in this process.
 
-    Takes effect at once. Use it as a context manager, or call ``close()`` on what it returns, to undo it::
+    Takes effect at once, and lasts until it is undone. Use it as a context manager, or call ``close()`` on what it returns::
 
         with install():
             rl_zoo3.train.train()
@@ -68,38 +68,34 @@ def install(playing: bool = False) -> ExitStack:
         return stack.pop_all()
 
 
-@contextmanager
-def replaced(owner: ModuleType, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: ModuleType, name: str, value: Any) -> ExitStack:
     """
-    Replace an attribute of a module, and put it back at the end.
+    Replace an attribute of a module.
 
     :param owner: the module
     :param name: name of the attribute
-    :param value: value of the attribute inside the block
+    :param value: its new value
+    :return: a context manager that puts the old value back; until then the new one stays
     """
-    before = getattr(owner, name)
+    undo = ExitStack()
+    undo.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
+    return undo
 
 
-@contextmanager
-def updated(registry: dict[str, Any], entries: Mapping[str, Any]) -> Iterator[None]:
+def updated(registry: dict[str, Any], entries: Mapping[str, Any]) -> ExitStack:
     """
-    Add entries to a registry, or replace them, and restore it at the end.
+    Add entries to a registry, or replace them.
 
     :param registry: a dictionary
-    :param entries: entries to have inside the block
+    :param entries: entries by key
+    :return: a context manager that restores the registry; until then the entries stay
     """
-    before = dict(registry)
+    undo = ExitStack()
+    undo.callback(registry.update, dict(registry))
+    undo.callback(registry.clear)  # first, since callbacks run in reverse order
     registry.update(entries)
-    try:
-        yield
-    finally:
-        registry.clear()
-        registry.update(before)
+    return undo
 
 
 def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:

@@ -1,10 +1,4 @@
-import sys
-from pathlib import Path
-
 import pytest
-
-# At the end, so that a wheel under test goes before the checkout.
-sys.path.append(str(Path(__file__).parents[2]))
 
 
 @pytest.fixture(autouse=True)

@@ -83,8 +83,8 @@ def test_gymnasium_names_what_mujoco_needs(tmp_path):
 def test_one_module_has_the_command_to_install_and_it_asks_no_index_for_the_package():
     commands = {}
     for path in (*ROOT.glob("sb3_trpo/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), ROOT / "README.md"):
-        commands[path.name] = re.findall("pip install[^\n]*", path.read_text())
-    assert {name for name, lines in commands.items() if lines} == {"extras.py", "README.md"}
+        commands[path] = re.findall("pip install[^\n]*", path.read_text())
+    assert {path.name for path, lines in commands.items() if lines} == {"extras.py", "README.md"}
     assert not [line for lines in commands.values() for line in lines if re.search(r"sb3[-_]trpo\[", line)]
 
 

@@ -205,7 +205,7 @@ class Decoder:
         self.decoded: dict[str, Any] = {}
         """Values by path; a codec puts its object here before the parts are decoded if these may refer to it."""
         self.failures: list[str] = []
-        """What could not be restored in environments; the run can go on without."""
+        """What could not be restored in environments; the run can continue without it."""
         self._filled: dict[int, Any] = {}
 
     def decode(self, encoded: Encoded, live: Any, path: str) -> Any:

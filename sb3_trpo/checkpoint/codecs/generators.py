@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -36,7 +36,7 @@ def require_valid_position(state: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 class NumpyGeneratorCodec(Codec):
-    """NumPy's generators."""
+    """NumPy's present generators."""
 
     types = (np.random.Generator,)
     kinds = ("generator",)
@@ -61,58 +61,41 @@ class NumpyGeneratorCodec(Codec):
         return made
 
 
-class RandomStateCodec(Codec):
-    """NumPy's legacy generators."""
+class _Access(NamedTuple):
+    """A class of generators, and how to read and set the state of one."""
 
-    types = (np.random.RandomState,)
-    kinds = ("random_state",)
-
-    def encode(self, value: np.random.RandomState, path: str, encoder: Encoder) -> Encoded:
-        """Encode the state."""
-        state = partial(encoder.encode, value.get_state(legacy=False), f"{path}/state")
-        return encoder.once(value, path, lambda: {"random_state": state()})
-
-    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.RandomState:
-        """Set the state of the live generator, or of a new one."""
-        made = live if isinstance(live, np.random.RandomState) else np.random.RandomState()
-        made.set_state(require_valid_position(decoder.decode(encoded["random_state"], None, f"{path}/state"), path))
-        return made
+    cls: type[Any]
+    read: Callable[[Any], Any]
+    set: Callable[[Any, Any], None]
 
 
-class PythonRandomCodec(Codec):
-    """Python's generators, except the system's, which has no state."""
+class OtherGeneratorCodec(Codec):
+    """NumPy's legacy generators, torch's, and Python's, except the system's, which has no state."""
 
-    types = (random.Random,)
-    kinds = ("random",)
+    accesses: ClassVar[dict[str, _Access]] = {
+        "random_state": _Access(
+            np.random.RandomState, lambda each: each.get_state(legacy=False), lambda each, state: each.set_state(state)
+        ),
+        "random": _Access(random.Random, lambda each: each.getstate(), lambda each, state: each.setstate(state)),
+        "torch_generator": _Access(th.Generator, lambda each: each.get_state(), lambda each, state: each.set_state(state)),
+    }
+    types = tuple(access.cls for access in accesses.values())
+    kinds = tuple(accesses)
 
-    def encode(self, value: random.Random, path: str, encoder: Encoder) -> Encoded:
+    def encode(self, value: Any, path: str, encoder: Encoder) -> Encoded:
         """Encode the state."""
         if isinstance(value, random.SystemRandom):
             return encoder.reject(value, path)
-        return encoder.once(value, path, lambda: {"random": encoder.encode(value.getstate(), f"{path}/state")})
+        kind, access = next(pair for pair in self.accesses.items() if isinstance(value, pair[1].cls))
+        return encoder.once(value, path, lambda: {kind: encoder.encode(access.read(value), f"{path}/state")})
 
-    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> random.Random:
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
         """Set the state of the live generator, or of a new one."""
-        made = live if isinstance(live, random.Random) else random.Random()
-        made.setstate(decoder.decode(encoded["random"], None, f"{path}/state"))
-        return made
-
-
-class TorchGeneratorCodec(Codec):
-    """Torch's generators."""
-
-    types = (th.Generator,)
-    kinds = ("torch_generator",)
-
-    def encode(self, value: th.Generator, path: str, encoder: Encoder) -> Encoded:
-        """Encode the state."""
-        state = partial(encoder.encode, value.get_state(), f"{path}/state")
-        return encoder.once(value, path, lambda: {"torch_generator": state()})
-
-    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> th.Generator:
-        """Set the state of the live generator, or of a new one."""
-        made = live if isinstance(live, th.Generator) else th.Generator()
-        made.set_state(decoder.decode(encoded["torch_generator"], None, f"{path}/state"))
+        kind = next(iter(encoded))
+        access = self.accesses[kind]
+        made = live if isinstance(live, access.cls) else access.cls()
+        state = decoder.decode(encoded[kind], None, f"{path}/state")
+        access.set(made, require_valid_position(state, path) if kind == "random_state" else state)
         return made
 
 

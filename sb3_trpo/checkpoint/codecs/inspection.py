@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 OWN_PACKAGE = f"{__name__.partition('.')[0]}."
+MOVED = {"sb3_trpo.zoo.memory_tasks": "sb3_trpo.memory_tasks"}
+"""Modules whose classes keep the names that they have in checkpoints of 0.1.0, and where those classes were then."""
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type)
 
 
@@ -28,7 +30,7 @@ def qualified_name(thing: Any) -> str:
     module = str(getattr(thing, "__module__", None))
     package = module.rpartition(".")[0]
     is_exported = package.startswith(OWN_PACKAGE) and getattr(sys.modules.get(package), thing.__qualname__, None) is thing
-    return f"{package if is_exported else module}.{thing.__qualname__}"
+    return f"{package if is_exported else MOVED.get(module, module)}.{thing.__qualname__}"
 
 
 def has_own_state(value: Any) -> bool:

@@ -11,13 +11,7 @@ from sb3_trpo.checkpoint.codecs.arrays import ArrayCodec, NumpyScalarCodec, Stat
 from sb3_trpo.checkpoint.codecs.codec import Codecs
 from sb3_trpo.checkpoint.codecs.containers import DictCodec, SequenceCodec
 from sb3_trpo.checkpoint.codecs.environments import VecEnvCodec
-from sb3_trpo.checkpoint.codecs.generators import (
-    NumpyGeneratorCodec,
-    PythonRandomCodec,
-    RandomStateCodec,
-    SpaceCodec,
-    TorchGeneratorCodec,
-)
+from sb3_trpo.checkpoint.codecs.generators import NumpyGeneratorCodec, OtherGeneratorCodec, SpaceCodec
 from sb3_trpo.checkpoint.codecs.logs import MonitorFileCodec
 from sb3_trpo.checkpoint.codecs.objects import (
     BuiltinFunctionCodec,
@@ -48,7 +42,7 @@ CODECS = Codecs(
     (
         *(FlagCodec(), EnumCodec(), JsonCodec(), IntCodec(), BytesCodec(), NumpyScalarCodec(), FloatCodec(), TextCodec()),
         *(SequenceCodec(), DictCodec(), ArrayCodec(), TensorCodec(), StateDictCodec()),
-        *(NumpyGeneratorCodec(), RandomStateCodec(), PythonRandomCodec(), TorchGeneratorCodec(), SpaceCodec()),
+        *(NumpyGeneratorCodec(), OtherGeneratorCodec(), SpaceCodec()),
         *(VecEnvCodec(), MonitorFileCodec(), FunctionCodec(), BuiltinFunctionCodec(), PartialCodec(), LeftToScriptCodec()),
         *(MuJoCoCodec(), ReplayedEnvCodec(REPLAYED), IgnoredModuleCodec(), ObjectCodec()),
     )

@@ -27,9 +27,9 @@ def test_a_run_is_trained_and_evaluated_as_its_plan_says(tmp_path, monkeypatch):
         "eval_freq": -1,
         "device": "cpu",
     }
-    (keeper,) = used.pop("callback")
+    (checkpoint,) = used.pop("callback")
     assert used == settings
-    assert [*keeper] == ["sb3_trpo.checkpoint.ResumableCheckpoint"]
+    assert [*checkpoint] == ["sb3_trpo.checkpoint.ResumableCheckpoint"]
     assert list((tmp_path / run.name / "checkpoints").iterdir())
     ((_, model, _, episodes, seed),) = played
     assert (model, episodes, seed) == (str(folder.parent / "CartPole-v1.zip"), 20, 1007)
@@ -200,9 +200,9 @@ def test_the_failure_of_a_run_leaves_the_others_alone(tmp_path, monkeypatch, cap
     monkeypatch.setattr(learning, "train", train)
     monkeypatch.setattr(learning, "measure", lambda run, folder: json.loads((folder / learning.RESULT).read_text()))
     learning.execute([plans.Run("trpo", "trpo", "Hopper-v5", seed, {}) for seed in (0, 1)], tmp_path, jobs=1)
-    told = capsys.readouterr().err
-    assert "seed 0: OSError: No space left on device" in told
-    assert "seed 1: 7.0 +/- 0.0" in told
+    printed = capsys.readouterr().err
+    assert "seed 0: OSError: No space left on device" in printed
+    assert "seed 1: 7.0 +/- 0.0" in printed
 
 
 def test_sigterm_reaches_the_trainings_and_keeps_existing_results(tmp_path, monkeypatch):

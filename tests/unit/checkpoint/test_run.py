@@ -24,7 +24,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.checkpoint.worker_rpc import call
+from sb3_trpo.checkpoint.run import explain_lost
+from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED, call
 
 # VecMonitor counts what a Monitor of make_vec_env() counts too; SB3 warns.
 ALREADY_WRAPPED = pytest.mark.filterwarnings("ignore:The environment is already wrapped with a `Monitor`:UserWarning")
@@ -206,6 +207,18 @@ def test_an_unsupported_simulator_restarts_its_episodes_from_a_recorded_seed(mak
     assert model.env.obs_rms.count == pytest.approx(2 + TOTAL + 1e-4), "statistics are those of the steps, and of one reset"
     monitors = model.env.get_attr("total_steps")
     assert monitors == [TOTAL // 2] * 2, "what Monitor has counted stays"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "reason"),
+    [
+        ("env/venv/0/env/sim/parts/3", "a.B", "its attribute 'sim', with a a.B, is out of reach"),
+        ("env/0/env/env", "a.SlottedEnv", "a a.SlottedEnv is out of reach"),
+        ("env/0", CANNOT_BE_CALLED, "the env is a bare env in a worker process; wrapped in SB3's Monitor, "),
+    ],
+)
+def test_a_simulator_that_is_lost_is_named_even_if_it_is_the_env_itself(path, name, reason):
+    assert explain_lost({path: name}).startswith(f"The simulator's state cannot be saved: {reason}")
 
 
 class WatchStarts(BaseCallback):

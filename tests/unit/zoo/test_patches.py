@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 import threading
@@ -32,6 +33,16 @@ def test_everything_is_undone_at_the_end_and_no_class_is_changed(playing):
     assert everything() != before
     assert [dict(vars(each)) for each in CLASSES] == classes
     installed.close()
+    assert everything() == before
+
+
+def test_what_is_installed_stays_if_nobody_keeps_the_context():
+    before = everything()
+    with install():  # to undo everything in the end
+        install(playing=True)
+        gc.collect()
+        assert ALGOS["trpo_mask"] is PLAYERS["trpo_mask"]
+        assert exp_manager.ExperimentManager is ExperimentManager
     assert everything() == before
 
 

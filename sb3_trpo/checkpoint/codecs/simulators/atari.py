@@ -2,8 +2,8 @@
 Atari's games in ale-py. Their episodes are replayed.
 
 ALE can write its state into bytes and read it back, but it trusts what it reads: forged bytes end the process. Besides, they
-contain neither the action that a sticky game may repeat nor the screen. So only what a reset does not
-restore is ever written into an emulator: numbers of frames, generators (after a check), and the 128 bytes of memory.
+contain neither the action that a sticky game may repeat nor the screen. So only what a reset does not restore is ever written
+into an emulator: numbers of frames, generators (after a check), and the 128 bytes of memory.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """
 MuJoCo's simulations, and the numbers in their models.
 
-MuJoCo's integration state determines the next step. Derived quantities are kept too, except contacts: tasks read some
-(such as positions of bodies) before they step, when these are still those of the step before. Models are kept for
-tasks that change masses, gains or gravity during training. Only floating-point numbers are ever written, so that no checkpoint
-can move an index out of bounds.
+MuJoCo's integration state determines the next step. Derived quantities are kept too, except contacts: tasks read some (such as
+positions of bodies) before they step, when these are still those of the step before. Models are kept for tasks that change
+masses, gains or gravity during training. Only floating-point numbers are ever written, so that no checkpoint can move an index
+out of bounds.
 """
 
 from __future__ import annotations

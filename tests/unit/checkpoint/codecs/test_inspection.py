@@ -6,6 +6,7 @@ from helpers.codecs import Thing, encode
 
 from sb3_trpo import TRPO, maskable, policies, recurrent
 from sb3_trpo.checkpoint.codecs.inspection import fingerprint, has_own_state, qualified_name
+from sb3_trpo.zoo.memory_tasks import TMaze
 
 NAMES = {
     TRPO: "sb3_trpo.trpo.TRPO",
@@ -17,6 +18,7 @@ NAMES = {
     recurrent.MlpLstmPolicy: "sb3_trpo.recurrent.MlpLstmPolicy",
     recurrent.MaskableRecurrentRolloutBuffer: "sb3_trpo.recurrent.MaskableRecurrentRolloutBuffer",
     recurrent.MaskableRecurrentEvalCallback: "sb3_trpo.recurrent.MaskableRecurrentEvalCallback",
+    TMaze: "sb3_trpo.memory_tasks.TMaze",
 }
 
 
