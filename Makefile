@@ -15,6 +15,8 @@ LOGS := logs
 # torch first and exactly: a range would let pip choose a build with gigabytes of CUDA.
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
+PYTEST := pytest -n 2 --dist worksteal
+
 # Modules are compiled when they are first imported: most never are, and compiling all takes longer than the rest.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
@@ -39,10 +41,10 @@ train: install  ## train TRPO through RL Zoo; ENV=HalfCheetah-v5 STEPS=200000 SE
 	$(BIN)/python -m sb3_trpo.zoo report --algo trpo --env $(ENV) --folder $(LOGS) --episodes 20
 
 test: install  ## run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m $(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST_STAMP)  ## run the contract tests on the oldest Stable-Baselines3 supported
-	$(OLDEST)/bin/python -m pytest -n 2 tests/contract $(ARGS)
+	$(OLDEST)/bin/python -m $(PYTEST) tests/contract $(ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -78,7 +80,7 @@ test-wheel: install  ## run the tests against the built wheel instead of the che
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/python -m $(INSTALL) --no-deps --target build/wheel dist/*.whl
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -c 'import sb3_trpo; assert "build/wheel" in sb3_trpo.__file__, sb3_trpo.__file__'
-	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/pytest -n 2 $(ARGS)
+	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/python -m $(PYTEST) $(ARGS)
 
 clean:  ## remove environments, caches and build results; keeps logs
 	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

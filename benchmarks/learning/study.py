@@ -87,7 +87,7 @@ def intervals(of: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     return np.vstack([points[""], ends[""]])
 
 
-def normalised(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
+def normalized(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
     """
     Divide returns by the mean of sb3-contrib's, task by task.
 

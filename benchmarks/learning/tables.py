@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning.published import SHARE, Mark
-from benchmarks.learning.study import OURS, PEER, Study, aggregates, intervals, iqm, mean, normalised, seconds_to_reach
+from benchmarks.learning.study import OURS, PEER, Study, aggregates, intervals, iqm, mean, normalized, seconds_to_reach
 
 LEVELS = {"last training return": lambda run: run["curve"][-1][1], "final evaluation": lambda run: run["mean"]}
 """Two definitions of the return that a run ends with."""
@@ -190,7 +190,7 @@ def aggregate(study: Study, envs: list[str]) -> str:
     :param envs: the tasks
     :return: Markdown
     """
-    ours, peer = (normalised(study, envs, method) for method in (OURS, PEER))
+    ours, peer = (normalized(study, envs, method) for method in (OURS, PEER))
     estimates = np.stack([intervals(aggregates, each) for each in (ours, peer)])
     rows = []
     for name, (value, low, high) in zip(("IQM", "median of the tasks' means", "mean"), estimates.T, strict=True):

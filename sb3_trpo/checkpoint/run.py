@@ -167,7 +167,7 @@ def restore_statistics(model: OnPolicyAlgorithm, encoded_env: Encoded, decoder: 
         return
     if live is None:
         raise ValueError(
-            "The run normalised its observations or rewards, but env is not wrapped in VecNormalize. Give "
+            "The run normalized its observations or rewards, but env is not wrapped in VecNormalize. Give "
             "VecNormalize(env, training=False, norm_reward=False): its statistics are filled in from the checkpoint."
         )
     statistics = {name: encoded_env["state"][name] for name in ("obs_rms", "ret_rms") if name in encoded_env["state"]}

@@ -23,7 +23,7 @@ class StopRequest:
     properly. A second SIGINT has its usual effect at once, since a user who presses Ctrl-C twice means it. If SIGINT was
     ignored before, the second one raises ``KeyboardInterrupt``.
 
-    :param vec_envs: vectorised environments; signals must not end their workers
+    :param vec_envs: vectorized environments; signals must not end their workers
     """
 
     def __init__(self, vec_envs: Iterable[VecEnv]) -> None:

@@ -128,7 +128,7 @@ class Head(ABC):
         """
 
     @abstractmethod
-    def linearise(self, output: th.Tensor) -> HeadLinearisation:
+    def linearize(self, output: th.Tensor) -> HeadLinearization:
         """
         Differentiate z with respect to output and psi.
 
@@ -146,7 +146,7 @@ class Head(ABC):
         """
 
 
-class HeadLinearisation(NamedTuple):
+class HeadLinearization(NamedTuple):
     """
     Products with the derivative of z at one output.
 

@@ -11,7 +11,7 @@ from stable_baselines3.common.distributions import BernoulliDistribution, Distri
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn.functional import logsigmoid
 
-from sb3_trpo.distributions.base import DistributionKind, Head, HeadLinearisation
+from sb3_trpo.distributions.base import DistributionKind, Head, HeadLinearization
 from sb3_trpo.distributions.categorical import relative_entropy
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs
 
@@ -58,7 +58,7 @@ class BernoulliHead(Head):
         """Build the distribution."""
         return self.action_dist.proba_distribution(output)
 
-    def linearise(self, output: th.Tensor) -> HeadLinearisation:
+    def linearize(self, output: th.Tensor) -> HeadLinearization:
         """Differentiate: z is the output."""
 
         def jvp(d_output: th.Tensor, d_parameters: Sequence[th.Tensor]) -> Outputs:
@@ -67,7 +67,7 @@ class BernoulliHead(Head):
         def vjp(u: Outputs) -> tuple[th.Tensor, list[th.Tensor]]:
             return u[0], []
 
-        return HeadLinearisation(jvp, vjp)
+        return HeadLinearization(jvp, vjp)
 
     def sampler(self, output: th.Tensor) -> BernoulliSampler:
         """Build a sampler."""

@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution, MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trpo.distributions.base import DistributionKind, Head, HeadLinearisation, Sampler
+from sb3_trpo.distributions.base import DistributionKind, Head, HeadLinearization, Sampler
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs
 
 
@@ -21,7 +21,7 @@ class Categorical(DistributionKind):
     distributions: ClassVar[tuple[type[Distribution], ...]] = (CategoricalDistribution, MultiCategoricalDistribution)
 
     def parameters(self, distribution: Distribution) -> Outputs:
-        """Read the normalised log-probabilities of each choice."""
+        """Read the normalized log-probabilities of each choice."""
         assert isinstance(distribution, (CategoricalDistribution, MultiCategoricalDistribution))
         choices = distribution.distribution
         return tuple(choice.logits for choice in (choices if isinstance(choices, list) else [choices]))
@@ -78,14 +78,14 @@ class CategoricalHead(Head):
     n_options: tuple[int, ...]
 
     def distribution(self, output: th.Tensor) -> Distribution:
-        """Build the distribution, which normalises the logits."""
+        """Build the distribution, which normalizes the logits."""
         return self.action_dist.proba_distribution(output)
 
-    def linearise(self, output: th.Tensor) -> HeadLinearisation:
+    def linearize(self, output: th.Tensor) -> HeadLinearization:
         """
         Split the logits by choice.
 
-        The derivative leaves out their normalisation. It subtracts the same number from all logits of a choice, which the
+        The derivative leaves out their normalization. It subtracts the same number from all logits of a choice, which the
         metric maps to 0.
         """
 
@@ -95,7 +95,7 @@ class CategoricalHead(Head):
         def vjp(u: Outputs) -> tuple[th.Tensor, list[th.Tensor]]:
             return (u[0] if len(u) == 1 else th.cat(u, dim=1)), []
 
-        return HeadLinearisation(jvp, vjp)
+        return HeadLinearization(jvp, vjp)
 
     def sampler(self, output: th.Tensor) -> Sampler:
         """Build a sampler."""

@@ -14,7 +14,7 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
-from sb3_trpo.distributions.base import NAN_ADVICE, DistributionKind, Head, HeadLinearisation
+from sb3_trpo.distributions.base import NAN_ADVICE, DistributionKind, Head, HeadLinearization
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs
 
 
@@ -85,7 +85,7 @@ class GaussianHead(Head):
         """Build the Gaussian."""
         return self.action_dist.proba_distribution(output, self.log_std)
 
-    def linearise(self, output: th.Tensor) -> HeadLinearisation:
+    def linearize(self, output: th.Tensor) -> HeadLinearization:
         """Differentiate: ``d mean = d output``, and ``d std = std * d log_std`` at every state."""
         std = self.log_std.detach().exp()
 
@@ -97,7 +97,7 @@ class GaussianHead(Head):
             of_mean, of_std = u
             return of_mean, [(std * of_std).sum(0)]
 
-        return HeadLinearisation(jvp, vjp)
+        return HeadLinearization(jvp, vjp)
 
     def sampler(self, output: th.Tensor) -> GaussianSampler:
         """Build a sampler."""

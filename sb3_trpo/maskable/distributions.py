@@ -31,7 +31,7 @@ class MaskedCategorical(Categorical):
     policies = (MaskableActorCriticPolicy,)
 
     def parameters(self, distribution: Distribution) -> Outputs:
-        """Read the normalised log-probabilities of each choice."""
+        """Read the normalized log-probabilities of each choice."""
         if isinstance(distribution, MaskableCategoricalDistribution):
             return (distribution.distribution.logits,)
         assert isinstance(distribution, MaskableMultiCategoricalDistribution)

@@ -1,9 +1,9 @@
 r"""
 LSTM layers (Hochreiter & Schmidhuber 1997, with forget gates) with a ``J v`` that costs about as much as a forward pass.
 
-``linearise`` in ``numerics/gauss_newton.py`` differentiates ``J^T u``. The fused LSTM kernels compute the layer and
+``linearize`` in ``numerics/gauss_newton.py`` differentiates ``J^T u``. The fused LSTM kernels compute the layer and
 ``J^T u``, but cuDNN's cannot be differentiated again, and oneDNN's then allocates the gradients of all weights for every
-time step: 1 GiB for 1,000 steps of 256 units. Since ``J^T u`` is linear in u, and ``linearise`` differentiates it with
+time step: 1 GiB for 1,000 steps of 256 units. Since ``J^T u`` is linear in u, and ``linearize`` differentiates it with
 respect to u alone, ``J v`` is the only derivative needed. Here it is written as the recurrence below and registered with
 autograd. Everything else is left to the fused kernels.
 
@@ -17,7 +17,7 @@ dx, dh, ...     tangents
 u, v            cotangent of (h, last c); tangent of the inputs
 ==============  ============================================================================================
 
-The tangents follow the same recurrence, linearised at the values of the forward pass:
+The tangents follow the same recurrence, linearized at the values of the forward pass:
 
     da_t = W dx_t + dW x_t + dR h_{t-1} + db + R dh_{t-1}
     dc_t = g i(1-i) da_i + c_{t-1} f(1-f) da_f + i(1-g^2) da_g + f dc_{t-1}
@@ -68,7 +68,7 @@ class LayerRun:
 
     def __init__(self, inputs: tuple[th.Tensor, ...]) -> None:
         # From detached inputs, in a graph apart: the fused kernel's backward pass is needed for J^T u, but must not be part of
-        # the graph that linearise() differentiates twice.
+        # the graph that linearize() differentiates twice.
         self._inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
         x, h_0, c_0, *weights = self._inputs
         with th.enable_grad():
@@ -172,7 +172,7 @@ class _VJP(th.autograd.Function):
     """
     ``u -> J^T u``, as autograd sees it: linear in u, so its derivative maps v to ``J v``.
 
-    ``J^T u`` depends on x and the weights as well, but that derivative is left out: ``linearise`` never asks for it.
+    ``J^T u`` depends on x and the weights as well, but that derivative is left out: ``linearize`` never asks for it.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ def is_supported(layer: nn.Module) -> TypeGuard[nn.LSTM]:
 
 def linearisable_lstm(layer: nn.LSTM, x: th.Tensor, states: States | None) -> tuple[th.Tensor, States]:
     """
-    Compute an LSTM, layer by layer, so that ``linearise`` can differentiate it.
+    Compute an LSTM, layer by layer, so that ``linearize`` can differentiate it.
 
     :param layer: an LSTM for which :func:`is_supported` holds
     :param x: shape ``(n_steps, n_sequences, n_inputs)``

@@ -2,7 +2,7 @@
 Reading an SB3 policy as plain stacks of layers, if that is what it is.
 
 Every method between observation and distribution must be SB3's, and every module of a type whose computation is known.
-Subclasses, hooks, parametrisations, compiled modules and patched methods all give ``None``: the policy is then run by its own
+Subclasses, hooks, parametrizations, compiled modules and patched methods all give ``None``: the policy is then run by its own
 methods.
 """
 

@@ -1,1 +1,1 @@
-"""Numerical optimisation on vectors: depends on torch alone, and knows nothing of policies, rewards or users."""
+"""Numerical optimization on vectors: depends on torch alone, and knows nothing of policies, rewards or users."""

@@ -33,7 +33,7 @@ Mean = Callable[[th.Tensor, float], th.Tensor]
 """``(sum, weight) -> sum / weight``; where processes share the samples, both are first summed over the processes."""
 
 
-class Linearisation(NamedTuple):
+class Linearization(NamedTuple):
     """
     The two products with J at the current parameters.
 
@@ -49,17 +49,17 @@ class Curvature(NamedTuple):
     """
     What one chunk of samples adds to F.
 
-    :param linearisation: products with J
+    :param linearization: products with J
     :param metric: product with M, weights included
     :param weight: sum of the samples' weights
     """
 
-    linearisation: Linearisation
+    linearization: Linearization
     metric: Metric
     weight: float
 
 
-def linearise(z: Outputs, theta: Sequence[th.Tensor]) -> Linearisation:
+def linearize(z: Outputs, theta: Sequence[th.Tensor]) -> Linearization:
     """
     Make the products ``J v`` and ``J^T u`` from the autograd graph of z.
 
@@ -83,7 +83,7 @@ def linearise(z: Outputs, theta: Sequence[th.Tensor]) -> Linearisation:
         cotangents = [part for part, tensor in zip(u, z, strict=True) if tensor.requires_grad]
         return flatten(th.autograd.grad(varying, theta, cotangents, retain_graph=True, materialize_grads=True))
 
-    return Linearisation(jvp, vjp)
+    return Linearization(jvp, vjp)
 
 
 def weighted(metric: Metric, weights: th.Tensor) -> Metric:
@@ -101,25 +101,25 @@ def gauss_newton_product(curvature: Curvature, v: th.Tensor) -> th.Tensor:
     """
     Compute ``J^T M J v``, summed over the samples of one chunk.
 
-    :param curvature: the chunk's linearisation and metric
+    :param curvature: the chunk's linearization and metric
     :param v: shape ``(n_parameters,)``
     :return: shape ``(n_parameters,)``
     """
-    return curvature.linearisation.vjp(curvature.metric(curvature.linearisation.jvp(v)))
+    return curvature.linearization.vjp(curvature.metric(curvature.linearization.jvp(v)))
 
 
 def gauss_newton_diagonal(curvature: Curvature, like: th.Tensor) -> th.Tensor:
     """
     Compute the diagonal of ``J^T M J``, ``(J e_i)^T M (J e_i)`` for each i, summed over the samples of one chunk.
 
-    :param curvature: the chunk's linearisation and metric
+    :param curvature: the chunk's linearization and metric
     :param like: a vector of parameters, for its shape ``(n_parameters,)``, type and device
     :return: shape ``(n_parameters,)``
     """
     diagonal, e = th.zeros_like(like), th.zeros_like(like)
     for i in range(len(like)):
         e[i] = 1.0
-        column = curvature.linearisation.jvp(e)
+        column = curvature.linearization.jvp(e)
         for part, image in zip(column, curvature.metric(column), strict=True):
             diagonal[i] += (part * image).sum()
         e[i] = 0.0

@@ -24,7 +24,7 @@ def require_same(values: Mapping[str, object], what: str, communicator: Communic
 
     :param values: values of this rank by name; plain data, because they are pickled
     :param what: what the error calls them
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :raises RanksPartedError: if a rank differs from the first; the message gives names and values
     """
     first, *others = communicator.gather_objects(values)
@@ -51,7 +51,7 @@ def require_same_parameters(module: nn.Module, communicator: Communicator) -> No
     Checksums are exchanged first, as one short tensor; names are compared only if these differ.
 
     :param module: module of this rank
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :raises RanksPartedError: if they differ; the message names them
     """
     state = module.state_dict()

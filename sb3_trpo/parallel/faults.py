@@ -89,7 +89,7 @@ def leaving_on_error(communicator: Communicator) -> Iterator[None]:
     """
     Leave the other ranks if anything is raised inside, so that they stop waiting for this one.
 
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     """
     try:
         yield
@@ -103,7 +103,7 @@ def check_on_all_ranks(check: Callable[[], None], communicator: Communicator) ->
     Run a check that fails on every rank if it fails on one, so that no rank continues and waits for one that has stopped.
 
     :param check: raises a ``ValueError`` if something is wrong on this rank
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :raises ValueError: if it fails on any rank, with the messages of all ranks on which it does
     """
     if communicator.size == 1:

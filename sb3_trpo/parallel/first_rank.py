@@ -59,8 +59,8 @@ def leave_monitor_files_to_first_rank(vec_env: VecEnv, communicator: Communicato
     """
     Keep other ranks from writing into the first rank's Monitor files, and warn that they no longer do.
 
-    :param vec_env: of this rank
-    :param communicator: of this rank
+    :param vec_env: environments of this rank
+    :param communicator: connects this rank to the others
     """
     monitors, host = monitors_by_file(vec_env), socket.gethostname()
     (first_host, first_paths), *others = communicator.gather_objects((host, [*monitors]))
@@ -79,13 +79,13 @@ def leave_monitor_files_to_first_rank(vec_env: VecEnv, communicator: Communicato
                 writer.close()
 
 
-class LogsEpisodes(Protocol):
+class EpisodeLogger(Protocol):
     """``Monitor`` and ``VecMonitor``: without a writer they still report episodes in ``infos``, but write no file."""
 
     results_writer: ResultsWriter | None
 
 
-def monitors_by_file(vec_env: VecEnv) -> dict[str, LogsEpisodes]:
+def monitors_by_file(vec_env: VecEnv) -> dict[str, EpisodeLogger]:
     """
     Find what logs episodes to files: ``Monitor`` around environments of this process, and ``VecMonitor``.
 

@@ -114,8 +114,8 @@ class RolloutSync(NoSync, BaseCallback):
     It is also a callback, called before the user's, that makes ``num_timesteps`` count the timesteps of all ranks: within a
     rollout it assumes that the others have come equally far.
 
-    :param model: of this rank
-    :param communicator: of this rank
+    :param model: model of this rank
+    :param communicator: connects this rank to the others
     """
 
     model: OnPolicyAlgorithm
@@ -264,7 +264,7 @@ def make_rollout_sync(model: OnPolicyAlgorithm, communicator: Communicator) -> N
     Choose what a rank does around its rollouts.
 
     :param model: a model that is about to learn
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :return: the hooks
     """
     return RolloutSync(model, communicator) if communicator.size > 1 else NoSync()

@@ -30,8 +30,8 @@ class StatisticsSync:
     """
     The running statistics of an environment, kept in step with those of the other ranks.
 
-    :param vec_env: of this rank
-    :param communicator: of this rank
+    :param vec_env: environments of this rank
+    :param communicator: connects this rank to the others
     """
 
     def __init__(self, vec_env: VecEnv, communicator: Communicator) -> None:

@@ -18,7 +18,7 @@ def seed_of_rank(seed: int | None, communicator: Communicator) -> int | None:
     Derive a rank's seed. The first rank keeps the run's, so that a single rank gives the same run as without a launcher.
 
     :param seed: seed of the run
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :return: the seed; ``None`` if the run has none
     """
     if seed is None or communicator.is_first:
@@ -32,7 +32,7 @@ def steps_of_rank(n_steps: int, communicator: Communicator) -> int:
     Divide the steps of a rollout among the ranks, as evenly as possible.
 
     :param n_steps: steps per environment, of all ranks together
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :return: this rank's steps per environment
     :raises ValueError: if there are fewer steps than ranks
     """
@@ -62,7 +62,7 @@ def shard_minibatches(batch_size: int, n_transitions: int, communicator: Communi
 
     :param batch_size: transitions per minibatch, of all ranks together
     :param n_transitions: transitions of this rank
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :return: this rank's part; ``None`` if it is alone and has everything
     """
     if communicator.size == 1:
@@ -107,7 +107,7 @@ def mean_gradients(
     :param gradients: gradients of a sum over this rank's states, one for each parameter; ``None`` for a parameter without one
     :param parameters: the parameters, at least one
     :param n: number of this rank's states
-    :param communicator: of this rank
+    :param communicator: connects this rank to the others
     :return: the averages, the same on all ranks; ``None`` where no rank has a gradient, so that an optimizer skips it
     """
     if communicator.size == 1:

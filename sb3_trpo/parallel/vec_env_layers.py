@@ -1,4 +1,4 @@
-"""The layers of a vectorised environment."""
+"""The layers of a vectorized environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 def layers_of(vec_env: VecEnv) -> Iterator[VecEnv]:
     """
-    Go through a vectorised environment and its wrappers.
+    Go through a vectorized environment and its wrappers.
 
     :param vec_env: the outermost wrapper
     :return: each layer, outermost first

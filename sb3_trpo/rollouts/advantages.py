@@ -1,4 +1,4 @@
-"""Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438), and the standardisation of advantages."""
+"""Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438), and the standardization of advantages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PooledMoments(NamedTuple):
     squares: float
 
 
-def standardisation(advantages: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> tuple[float, float]:
+def standardization(advantages: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> tuple[float, float]:
     """
     Find the shift and scale that give advantages mean 0 and standard deviation 1 over all ranks.
 

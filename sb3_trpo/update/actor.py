@@ -23,7 +23,7 @@ from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.numerics.gauss_newton import Linearisation, Outputs, linearise
+from sb3_trpo.numerics.gauss_newton import Linearization, Outputs, linearize
 from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
@@ -35,8 +35,8 @@ class LocalPolicy(NamedTuple):
     :param kind: the kind of its distribution
     :param distribution: the action distribution, with its graph
     :param gradient: ``(scalar, retain_graph) -> gradient``, shape ``(n_parameters,)``, of a scalar computed from the
-        distribution; to linearise the policy afterwards, retain the graph
-    :param linearise: returns the products with the derivative of the distribution's parameters z. They may ignore a shift of z
+        distribution; to linearize the policy afterwards, retain the graph
+    :param linearize: returns the products with the derivative of the distribution's parameters z. They may ignore a shift of z
         that the Fisher metric maps to 0
     :param n_bytes: memory that the derivatives hold, in bytes; infinite if unknown
     """
@@ -44,7 +44,7 @@ class LocalPolicy(NamedTuple):
     kind: DistributionKind
     distribution: Distribution
     gradient: Callable[[th.Tensor, bool], th.Tensor]
-    linearise: Callable[[], Linearisation]
+    linearize: Callable[[], Linearization]
     n_bytes: float
 
 
@@ -102,7 +102,7 @@ class AutogradActor:
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
             return flatten(th.autograd.grad(scalar, self.parameters, retain_graph=retain_graph, materialize_grads=True))
 
-        return LocalPolicy(kind, distribution, gradient, lambda: linearise(z, self.parameters), math.inf)
+        return LocalPolicy(kind, distribution, gradient, lambda: linearize(z, self.parameters), math.inf)
 
 
 class NetworkActor:
@@ -161,7 +161,7 @@ class NetworkActor:
         n_bytes = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
         distribution = inputs.restrict(self._networks.head.distribution(output))
         return LocalPolicy(
-            self.kind_of(distribution), distribution, gradient, lambda: self._linearise(observations, intermediates), n_bytes
+            self.kind_of(distribution), distribution, gradient, lambda: self._linearize(observations, intermediates), n_bytes
         )
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:
@@ -187,10 +187,10 @@ class NetworkActor:
             out[position].copy_(cotangent)
         return flat
 
-    def _linearise(self, observations: PyTorchObs, intermediates: Intermediates) -> Linearisation:
+    def _linearize(self, observations: PyTorchObs, intermediates: Intermediates) -> Linearization:
         """Chain the derivatives of the stack and of the head."""
         head = self._networks.head
-        derivative = head.linearise(intermediates.output.detach())
+        derivative = head.linearize(intermediates.output.detach())
 
         @th.no_grad()
         def jvp(v: th.Tensor) -> Outputs:
@@ -207,7 +207,7 @@ class NetworkActor:
             of_output, of_head = derivative.vjp(u)
             return self._flat_vjp(observations, intermediates, of_output, [of_head[i] for i in self._trained])
 
-        return Linearisation(jvp, vjp)
+        return Linearization(jvp, vjp)
 
 
 def make_actor(

@@ -12,7 +12,7 @@ ADVICE: Mapping[Outcome | FitOutcome, str] = {
     Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
     Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
     Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
-    Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalise the "
+    Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalize the "
     "observations, with VecNormalize for instance, or raise target_kl.",
     Outcome.NON_FINITE_GRADIENT: "The policy was left alone; look for infinite log-probabilities (a std near 0, saturated "
     "logits) and for observations or rewards of huge size, which VecNormalize would scale.",

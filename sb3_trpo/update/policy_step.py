@@ -27,7 +27,7 @@ from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch
 from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Step, trust_region_step
 from sb3_trpo.parallel.communicator import Communicator
-from sb3_trpo.rollouts.advantages import standardisation
+from sb3_trpo.rollouts.advantages import standardization
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.transitions import Chunks, default_chunk_size
 from sb3_trpo.update.actor import make_actor
@@ -49,7 +49,7 @@ class PolicyStepSettings:
     :param line_search_max_iter: largest number of candidates
     :param sub_sampling_factor: k, where the step uses every k-th transition
     :param fisher_subsampling: k, where the Fisher matrix uses every k-th of those
-    :param normalize_advantage: whether to standardise the advantages
+    :param normalize_advantage: whether to standardize the advantages
     :param chunk_size: transitions to differentiate at a time, ``None`` to choose by observation size
     :param distribution_kinds: known kinds of action distributions
     """
@@ -151,7 +151,7 @@ def _choose_transitions(
     every = settings.sub_sampling_factor
     chunks = batch.chunks(every, size)
     if settings.normalize_advantage:
-        chunks = chunks.with_advantages(*standardisation(chunks.advantages, batch.returns, communicator))
+        chunks = chunks.with_advantages(*standardization(chunks.advantages, batch.returns, communicator))
     if settings.fisher_subsampling == 1:
         return chunks, None
     return chunks, batch.chunks(every * settings.fisher_subsampling, size)

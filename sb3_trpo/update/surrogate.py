@@ -215,7 +215,7 @@ class CurvatureStore:
 def _curvature(local: LocalPolicy, z: Outputs, chunk: Transitions) -> Curvature:
     """Combine J of the policy with M of its distribution, weighted if some of the chunk is padding."""
     metric = local.kind.fisher_metric(z)
-    return Curvature(local.linearise(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
+    return Curvature(local.linearize(), metric if chunk.weights is None else weighted(metric, chunk.weights), chunk.weight)
 
 
 def _snapshot(kind: DistributionKind, distribution: Distribution) -> Outputs:

@@ -155,7 +155,7 @@ def test_masks_may_come_from_other_processes():
         env.close()
 
 
-def test_evaluation_masks_too_and_follows_the_normaliser(tmp_path):
+def test_evaluation_masks_too_and_follows_the_normalizer(tmp_path):
     env, evaluation_env = (VecNormalize(make_vec_env(strict, n, seed=0)) for n in (2, 1))
     evaluation_env.training = False
     callback = MaskableEvalCallback(

@@ -74,7 +74,7 @@ def test_a_new_model_needs_an_environment_and_a_loaded_one_does_not(tmp_path):
 
 
 def test_a_policy_instance_is_refused_and_the_error_shows_how_to_start_from_its_weights():
-    policy = ActorCriticPolicy(VECTOR, BOX_ACTION, lambda _: 1e-3, net_arch=[8])  # as imitation's behavioural cloning has one
+    policy = ActorCriticPolicy(VECTOR, BOX_ACTION, lambda _: 1e-3, net_arch=[8])  # as imitation's behavioral cloning has one
     env = RandomEnv(VECTOR, BOX_ACTION)
     with pytest.raises(TypeError, match=r"policy is an instance of ActorCriticPolicy.*load_state_dict"):
         TRPO(policy, Untouched(), **SMALL)

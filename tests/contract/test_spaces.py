@@ -48,7 +48,7 @@ def policy_for(space: spaces.Space) -> str:
 
 
 def assert_sound(update: Update, target_kl: float = 0.01) -> None:
-    """Check an accepted step on standardised advantages, whose surrogate is 0 at the old policy."""
+    """Check an accepted step on standardized advantages, whose surrogate is 0 at the old policy."""
     log = update.log
     assert update.outcome == "accepted"
     assert 0.0 < update.kl <= target_kl + ROUNDING

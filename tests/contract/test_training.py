@@ -1,4 +1,4 @@
-"""Contract: the constructor, determinism, schedules, continuing, vectorised environments."""
+"""Contract: the constructor, determinism, schedules, continuing, vectorized environments."""
 
 import inspect
 

@@ -64,7 +64,7 @@ def transfer(one: gym.Env, other: gym.Env, codecs: Codecs = CODECS) -> None:
 
 
 def transfer_vec(one: VecEnv, other: VecEnv) -> None:
-    """Bring a vectorised env into the state of another, as a checkpoint does."""
+    """Bring a vectorized env into the state of another, as a checkpoint does."""
     state = record_of(one)
     assert state.unsupported == {}
     assert restore(other, sent(state)) == []

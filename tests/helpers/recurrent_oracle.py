@@ -104,7 +104,7 @@ def layers(theta: Theta, prefix: str, x: th.Tensor) -> th.Tensor:
 
 
 def outputs(theta: Theta, rollout: Rollout, kept: th.Tensor | None = None) -> th.Tensor:
-    """Give what parametrises the distribution, shape ``(n_steps, n_envs, k)``: mean and std, or logits."""
+    """Give what parametrizes the distribution, shape ``(n_steps, n_envs, k)``: mean and std, or logits."""
     kept = sequence_starts(rollout) if kept is None else kept
     latent = layers(theta, "mlp_extractor.policy_net", memory(theta, "lstm_actor", rollout, "pi", kept))
     mean = latent @ theta["action_net.weight"].T + theta["action_net.bias"]
@@ -196,7 +196,7 @@ class Oracle:
         return self.mean([entropy(z, self.space, mask) for z, mask in zip(self.z(theta), self.masks(), strict=True)]).item()
 
     def advantages(self, normalize: bool = True) -> th.Tensor:
-        """Standardise by the transitions that count."""
+        """Standardize by the transitions that count."""
         counted = self.rollout.advantages[self.weights > 0]
         return (self.rollout.advantages - counted.mean()) / counted.std() if normalize else self.rollout.advantages
 

@@ -52,6 +52,9 @@ EXTRAS = ("sb3_contrib", "rl_zoo3", "optuna", "huggingface_sb3", "matplotlib", "
 EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hypothesis", "mujoco", "ale_py")
 LARGEST_FOLDER = 12
 LARGEST_TOP_LEVEL = 8
+LONGEST_FILE = 300
+TESTED_ELSEWHERE = {"sb3_trpo.trpo", "sb3_trpo.update.flat_adam", "sb3_trpo.checkpoint.codecs.simulators.episode_recorder"}
+"""Modules whose tests are in another file than ``unit/<folder>/test_<file>.py``; ``tests/README.md`` says where."""
 
 
 def part_of(module: str) -> str:
@@ -109,6 +112,18 @@ def test_every_file_and_folder_is_listed():
 def test_no_folder_is_crowded(folder):
     n_files = len([*folder.glob("*.py")])
     assert n_files <= (LARGEST_TOP_LEVEL if folder == PACKAGE else LARGEST_FOLDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_long(module):
+    assert len(MODULES[module].read_text().splitlines()) <= LONGEST_FILE
+
+
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if not path.name.startswith("__")])
+def test_every_module_has_a_file_of_tests(module):
+    *folders, name = module.split(".")[1:]
+    own = Path(__file__).parent.joinpath(*folders, f"test_{name}.py")
+    assert own.exists() != (module in TESTED_ELSEWHERE)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -292,7 +292,7 @@ def test_the_critic_moves_itself_and_nothing_that_the_policy_depends_on(case, ma
     model.max_grad_norm = max_grad_norm
     batch, before = read(model), parameters(model.policy)
     names = policy_side(model, batch)
-    model.rollout_buffer.advantages[:] = 0.0  # no signal: the policy stays, but the returns are still there to be learnt
+    model.rollout_buffer.advantages[:] = 0.0  # no signal: the policy stays, but the returns are still there to be learned
     for _ in range(2):
         model.train()
         assert model.policy_outcome.value == "zero gradient"

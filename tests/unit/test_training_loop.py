@@ -136,7 +136,7 @@ def test_schedules_are_evaluated_at_the_present_progress():
     model = noted(target_kl=lambda p: 0.01 * p, ent_coef=lambda p: p, learning_rate=lambda p: 0.1 * p)
     model.set_logger(Logger(folder=None, output_formats=[]))
     model._current_progress_remaining = 0.5
-    assert model._evaluate_schedules() == pytest.approx({"target_kl": 0.005, "ent_coef": 0.5})
+    assert model._evaluate_schedules() == pytest.approx((0.005, 0.5))
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 

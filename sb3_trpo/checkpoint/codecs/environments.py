@@ -1,5 +1,5 @@
 """
-Environments with all their wrappers, and vectorised ones in this process or in workers.
+Environments with all their wrappers, and vectorized ones in this process or in workers.
 
 The state of an environment is the plain data among its attributes, its generators, and the state of its simulator. Where an
 environment or a wrapper has the methods ``get_state()`` and ``set_state(state)``, these are used for its part.
@@ -21,7 +21,7 @@ from sb3_trpo.checkpoint.codecs.inspection import has_own_state, qualified_name
 from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED, call
 
 DESCRIPTION = frozenset(("class_attributes", "num_envs", "render_mode", "metadata", "remotes", "work_remotes", "processes"))
-"""Attributes of a vectorised environment that describe it, or connect it with its workers."""
+"""Attributes of a vectorized environment that describe it, or connect it with its workers."""
 SET_BY_EACH_STEP = frozenset(("envs", "actions", "buf_obs", "buf_dones", "buf_rews", "buf_infos", "keys", "waiting", "closed"))
 """Attributes of ``DummyVecEnv`` and ``SubprocVecEnv`` that each step sets again, or that never change."""
 
@@ -97,13 +97,13 @@ def decode_worker(env: gym.Env[Any, Any], encoded: Encoded, decoder: Decoder) ->
 
 
 class VecEnvCodec(Codec):
-    """Vectorised environments and their wrappers."""
+    """Vectorized environments and their wrappers."""
 
     types = (VecEnv,)
     kinds = ("vec_env",)
 
     def encode(self, value: VecEnv, path: str, encoder: Encoder) -> Encoded:
-        """Encode a vectorised environment, once."""
+        """Encode a vectorized environment, once."""
         return encoder.once(value, path, lambda: self._encode_new(value, path, encoder))
 
     def _encode_new(self, vec_env: VecEnv, path: str, encoder: Encoder) -> Encoded:
@@ -120,7 +120,7 @@ class VecEnvCodec(Codec):
         return encoded | {"state": encoder.encode_attributes(vec_env, path, skip=DESCRIPTION)}
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> VecEnv:
-        """Restore a vectorised environment; if one of its environments does not fit, that is recorded, and the others are."""
+        """Restore a vectorized environment; if one of its environments does not fit, that is recorded, and the others are."""
         fits = isinstance(live, VecEnv) and qualified_name(type(live)) == encoded["vec_env"]
         if not fits or ("own" in encoded and not has_own_state(live)):
             raise MismatchError(f"{path} was a {encoded['vec_env']}, but is a {qualified_name(type(live))}")

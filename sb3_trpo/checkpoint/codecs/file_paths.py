@@ -93,9 +93,9 @@ class FilePaths:
 
     def split(self, path: str, n_envs: int) -> list[FilePaths]:
         """
-        Separate what belongs to each environment of a vectorised one, to be sent to its worker.
+        Separate what belongs to each environment of a vectorized one, to be sent to its worker.
 
-        :param path: path of the vectorised environment
+        :param path: path of the vectorized environment
         :param n_envs: number of environments
         :return: file paths of each environment, relative to it
         """

@@ -36,7 +36,7 @@ def require_valid_position(state: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 class NumpyGeneratorCodec(Codec):
-    """NumPy's present generators."""
+    """NumPy's generators around a bit generator."""
 
     types = (np.random.Generator,)
     kinds = ("generator",)
@@ -90,10 +90,11 @@ class OtherGeneratorCodec(Codec):
         return encoder.once(value, path, lambda: {kind: encoder.encode(access.read(value), f"{path}/state")})
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
-        """Set the state of the live generator, or of a new one."""
+        """Set the state of the live generator; make a new one if it is of another class, or has been set for another place."""
         kind = next(iter(encoded))
         access = self.accesses[kind]
-        made = live if isinstance(live, access.cls) else access.cls()
+        made = live if isinstance(live, access.cls) and not decoder.is_filled(live) else access.cls()
+        decoder.mark_filled(made)
         state = decoder.decode(encoded[kind], None, f"{path}/state")
         access.set(made, require_valid_position(state, path) if kind == "random_state" else state)
         return made
@@ -133,7 +134,7 @@ def encode_global_generators(encoder: Encoder, with_cuda: bool = True) -> dict[s
     Encode the global generators of this process: Python's, NumPy's and torch's.
 
     :param encoder: stores the arrays
-    :param with_cuda: whether to encode those of GPUs too. Reading them initialises CUDA, which takes GPU memory in each
+    :param with_cuda: whether to encode those of GPUs too. Reading them initializes CUDA, which takes GPU memory in each
         process
     :return: JSON by library
     """

@@ -60,10 +60,10 @@ def test_returns_are_divided_by_the_mean_of_the_peer():
     rows = [row("A-v0", "trpo", seed, 10.0 + seed) for seed in range(3)] + [
         row("A-v0", "sb3-contrib", seed, 4.0 + 2 * seed) for seed in (0, 1)
     ]
-    np.testing.assert_allclose(study.normalised(study.Study(rows), ["A-v0"], study.OURS)[:, 0], [2.0, 2.2, 2.4])
+    np.testing.assert_allclose(study.normalized(study.Study(rows), ["A-v0"], study.OURS)[:, 0], [2.0, 2.2, 2.4])
 
 
 def test_runs_are_not_dropped_to_make_the_tasks_even():
     rows = [row(env, label, 0, 1.0) for env in ("A-v0", "B-v0") for label in ("trpo", "sb3-contrib")]
     with pytest.raises(ValueError, match="same shape"):
-        study.normalised(study.Study([*rows, row("B-v0", "trpo", 1, 1.0)]), ["A-v0", "B-v0"], study.OURS)
+        study.normalized(study.Study([*rows, row("B-v0", "trpo", 1, 1.0)]), ["A-v0", "B-v0"], study.OURS)

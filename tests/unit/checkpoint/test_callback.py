@@ -124,7 +124,7 @@ OTHER_RUNS = {
     "time limit": (lambda: small_model(gym.make("CartPole-v1", max_episode_steps=9)), "max_episode_steps=9"),
     "wrapper": (lambda: small_model(OtherWrapper(gym.make("CartPole-v1"))), "OtherWrapper"),
     "number of envs": (lambda: small_model(make_vec_env("CartPole-v1", 2)), "n_envs: 1 in the checkpoint, 2"),
-    "normalisation": (lambda: small_model(VecNormalize(make_vec_env("CartPole-v1"))), "VecNormalize"),
+    "normalization": (lambda: small_model(VecNormalize(make_vec_env("CartPole-v1"))), "VecNormalize"),
     "observation space": (lambda: small_model(RandomEnv()), "observation_space"),
     "action space": (lambda: small_model(RandomEnv(action_space=BOX_ACTION)), "action_space"),
     "policy": (lambda: small_model(policy=OtherPolicy), "policy: .*MlpPolicy.*OtherPolicy"),

@@ -32,7 +32,7 @@ def test_from_checkpoint_gives_the_model(tmp_path):
     assert TRPO.from_checkpoint(str(newest), gym.make("CartPole-v1"), gamma=0.5).gamma == 0.5
 
 
-def test_from_checkpoint_fills_in_the_statistics_of_normalisation(tmp_path):
+def test_from_checkpoint_fills_in_the_statistics_of_normalization(tmp_path):
     model = trained(tmp_path, env=lambda: VecNormalize(make_vec_env("Pendulum-v1", 2, seed=0)))
     env = VecNormalize(make_vec_env("Pendulum-v1"), training=False, norm_reward=False)
     TRPO.from_checkpoint(tmp_path, env)

@@ -21,7 +21,7 @@ from stable_baselines3.common.distributions import (
 
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 
-NORMALISATION = 16 * th.finfo(th.float64).eps
+NORMALIZATION = 16 * th.finfo(th.float64).eps
 """
 How far from 1 the probabilities of a choice add up to: torch subtracts logits below 8, each rounded to 8 eps.
 
@@ -97,7 +97,7 @@ def test_metric_is_symmetric_and_positive_semi_definite(raw):
         matrices = metric_matrices(make(raw))
         assert th.allclose(matrices, matrices.mT, rtol=1e-12), name
         smallest, size = th.linalg.eigvalsh(matrices).min(1).values, matrices.flatten(1).norm(dim=1)
-        assert (smallest >= -1e-12 * size - NORMALISATION).all(), name
+        assert (smallest >= -1e-12 * size - NORMALIZATION).all(), name
 
 
 def test_parameters_keep_their_graph(make):
@@ -149,7 +149,7 @@ def test_a_heads_derivatives_are_autograds_seen_through_the_metric(distribution,
         return kind.parameters(head.with_parameters(parameters).distribution(output))
 
     at, dz = th.func.jvp(z, inputs, d_inputs)
-    metric, derivative = kind.fisher_metric(at), head.linearise(output)
+    metric, derivative = kind.fisher_metric(at), head.linearize(output)
     th.testing.assert_close(metric(derivative.jvp(d_inputs[0], d_inputs[1:])), metric(dz))
     u = metric(tuple(th.randn_like(part) for part in at))
     of_output, of_parameters = derivative.vjp(u)

@@ -194,7 +194,7 @@ def test_masked_actions_are_never_taken(space, loop, n_draws):
 
 @pytest.mark.parametrize("name", ["choice", "choices"])
 def test_with_everything_allowed_it_is_trpo(name):
-    """To 1e-5 after three updates: masking normalises the log-probabilities once more, which rounds."""
+    """To 1e-5 after three updates: masking normalizes the log-probabilities once more, which rounds."""
     models = []
     for kind in (TRPO, MaskableTRPO):
         model = model_of(several(2, SPACES[name], share=1.0), kind=kind, n_critic_updates=2)

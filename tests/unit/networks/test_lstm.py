@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.lstm import is_supported
-from sb3_trpo.numerics.gauss_newton import linearise
+from sb3_trpo.numerics.gauss_newton import linearize
 
 SIZES = {
     "n_steps": st.integers(1, 6),
@@ -47,7 +47,7 @@ def test_values_and_products_are_those_of_double_backward(**sizes):
     own = run(layer, x, states)
     with twice_differentiable(layer):
         ours = run(layer, x, states)
-    theirs, mine = linearise(own, theta), linearise(ours, theta)
+    theirs, mine = linearize(own, theta), linearize(ours, theta)
     v = vector(theta)
     u = tuple(map(th.randn_like, own))
     for expected, found in zip((*own, *theirs.jvp(v), theirs.vjp(u)), (*ours, *mine.jvp(v), mine.vjp(u)), strict=True):
@@ -64,8 +64,8 @@ def test_frozen_tensors_count_as_constants(wanted):
     with twice_differentiable(layer):
         ours = run(layer, x, states)[:1]
     v = vector(theta)
-    th.testing.assert_close(linearise(ours, theta).jvp(v), linearise(own, theta).jvp(v))
-    th.testing.assert_close(linearise(ours, theta).vjp(own), linearise(own, theta).vjp(own))
+    th.testing.assert_close(linearize(ours, theta).jvp(v), linearize(own, theta).jvp(v))
+    th.testing.assert_close(linearize(ours, theta).vjp(own), linearize(own, theta).vjp(own))
 
 
 def test_states_passed_on_step_by_step_keep_their_derivatives():
@@ -78,7 +78,7 @@ def test_states_passed_on_step_by_step_keep_their_derivatives():
             output, last = layer(step, last)
             steps.append(output)
     v = vector(theta)
-    th.testing.assert_close(linearise((th.cat(steps),), theta).jvp(v), linearise((whole,), theta).jvp(v))
+    th.testing.assert_close(linearize((th.cat(steps),), theta).jvp(v), linearize((whole,), theta).jvp(v))
 
 
 def test_single_precision_agrees_with_double():
@@ -87,9 +87,9 @@ def test_single_precision_agrees_with_double():
     with twice_differentiable(layer):
         ours = run(layer, x, states)[:1]
     v = vector(theta)
-    (found,) = linearise(ours, theta).jvp(v)
+    (found,) = linearize(ours, theta).jvp(v)
     precise, x, states = layer.double(), x.detach().double(), tuple(state.detach().double() for state in states)
-    (expected,) = linearise(run(precise, x, states)[:1], list(precise.parameters())).jvp(v.double())
+    (expected,) = linearize(run(precise, x, states)[:1], list(precise.parameters())).jvp(v.double())
     th.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_other_recurrent_layers_are_differentiated_by_autograd(layer):
     with twice_differentiable(layer):
         outputs = layer(x)[:1]
     v = vector(theta)
-    th.testing.assert_close(linearise(outputs, theta).jvp(v), linearise(layer(x)[:1], theta).jvp(v))
+    th.testing.assert_close(linearize(outputs, theta).jvp(v), linearize(layer(x)[:1], theta).jvp(v))
 
 
 def test_dropout_is_supported_only_in_evaluation_mode():
@@ -151,7 +151,7 @@ def test_memory_is_freed_without_the_garbage_collector():
         with twice_differentiable(layer):
             outputs = run(layer, x, states)[:1]
         alive = weakref.ref(outputs[0].grad_fn.run)
-        linear = linearise(outputs, list(layer.parameters()))
+        linear = linearize(outputs, list(layer.parameters()))
         linear.vjp(linear.jvp(vector([*layer.parameters()])))
         assert alive() is not None
         del outputs, linear

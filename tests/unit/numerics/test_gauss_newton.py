@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from torch.autograd.functional import jacobian
 
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, gauss_newton_product, linearise, weighted
+from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, gauss_newton_product, linearize, weighted
 
 N = 4
 
@@ -46,17 +46,17 @@ def random_metric(seed):
 
 def test_jvp_and_vjp_are_products_with_the_dense_jacobian():
     theta = make_theta()
-    jac, linearisation = dense_jacobian(theta), linearise(model(*theta), theta)
+    jac, linearization = dense_jacobian(theta), linearize(model(*theta), theta)
     for column, basis in enumerate(th.eye(jac.shape[2], dtype=th.float64)):
-        th.testing.assert_close(join(linearisation.jvp(basis)), jac[..., column])
+        th.testing.assert_close(join(linearization.jvp(basis)), jac[..., column])
     for row in th.eye(N * 4, dtype=th.float64).view(-1, N, 4):
-        th.testing.assert_close(linearisation.vjp(split(row)), th.einsum("nk,nkp->p", row, jac))
+        th.testing.assert_close(linearization.vjp(split(row)), th.einsum("nk,nkp->p", row, jac))
 
 
 def test_products_leave_no_gradient_and_no_graph_behind():
     theta = make_theta()
-    linearisation = linearise(model(*theta), theta)
-    product = linearisation.vjp(linearisation.jvp(th.ones_like(flatten(theta))))
+    linearization = linearize(model(*theta), theta)
+    product = linearization.vjp(linearization.jvp(th.ones_like(flatten(theta))))
     assert all(parameter.grad is None for parameter in theta)
     assert not product.requires_grad
 
@@ -69,9 +69,9 @@ def test_weights_multiply_each_samples_metric():
 
 def make_operator(theta):
     """Make the operator over two chunks of different metrics and weights, its dense matrix, and the weights it divides by."""
-    jac, linearisation = dense_jacobian(theta), linearise(model(*theta), theta)
+    jac, linearization = dense_jacobian(theta), linearize(model(*theta), theta)
     (first, first_metric), (second, second_metric) = random_metric(1), random_metric(2)
-    curvatures = [Curvature(linearisation, first_metric, 3.0), Curvature(linearisation, second_metric, 5.0)]
+    curvatures = [Curvature(linearization, first_metric, 3.0), Curvature(linearization, second_metric, 5.0)]
     divisors = []
 
     def mean(total, weight):
@@ -97,13 +97,13 @@ def test_diagonal_is_that_of_the_dense_matrix():
 
 def test_each_curvature_is_freed_before_the_next_one_is_built():
     theta = make_theta()
-    linearisation, alive, counts = linearise(model(*theta), theta), weakref.WeakSet(), []
+    linearization, alive, counts = linearize(model(*theta), theta), weakref.WeakSet(), []
 
     def build():
         metric = partial(tuple)  # the identity, as an object that can be watched
         alive.add(metric)
         counts.append(len(alive))
-        return Curvature(linearisation, metric, 1.0)
+        return Curvature(linearization, metric, 1.0)
 
     operator = GaussNewtonOperator(flatten(theta).detach(), lambda: (build() for _ in range(3)), lambda total, _: total)
     _ = operator @ th.ones(13, dtype=th.float64)
@@ -115,7 +115,7 @@ def test_each_curvature_is_freed_before_the_next_one_is_built():
 @given(st.integers(0, 2**32), st.integers(0, 2**32))
 def test_gauss_newton_matrix_is_symmetric_and_positive_semi_definite(theta_seed, metric_seed):
     theta = make_theta(theta_seed)
-    curvature = Curvature(linearise(model(*theta), theta), random_metric(metric_seed)[1], N)
+    curvature = Curvature(linearize(model(*theta), theta), random_metric(metric_seed)[1], N)
     fisher = th.stack([gauss_newton_product(curvature, v) for v in th.eye(13, dtype=th.float64)])
     th.testing.assert_close(fisher, fisher.T)
     assert th.linalg.eigvalsh(fisher).min() >= -1e-12 * fisher.abs().max()

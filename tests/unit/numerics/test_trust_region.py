@@ -55,7 +55,7 @@ def random_quadratic(seed, n=5, excess=1.0):
 
 
 def natural_step(fisher, g, target_kl):
-    """Maximise ``g.d`` subject to ``d.F d / 2 <= target_kl``."""
+    """Maximize ``g.d`` subject to ``d.F d / 2 <= target_kl``."""
     x = th.linalg.solve(fisher, g)
     return (2.0 * target_kl / (g @ x)).sqrt() * x
 

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_trpo.parallel.running_statistics import StatisticsSync, added, merge, moments_of, statistics_of
+from sb3_trpo.parallel.running_statistics import Moments, StatisticsSync, added, merge, moments_of, statistics_of
 
 NUMERIC_DICT = spaces.Dict({name: DICT[name] for name in ("vector", "image")})
 SHAPES = st.sampled_from([(), (1,), (3,), (2, 2)])
@@ -18,8 +18,8 @@ def base_env(space=DICT["vector"]):
     return DummyVecEnv([lambda: RandomEnv(space)] * 2)
 
 
-def observations(seed, n, shape, scale=1.0, centre=0.0):
-    return np.random.default_rng(seed).normal(centre, scale, (n, *shape))
+def observations(seed, n, shape, scale=1.0, center=0.0):
+    return np.random.default_rng(seed).normal(center, scale, (n, *shape))
 
 
 def statistics_after(shape, *batches):
@@ -35,10 +35,10 @@ RANKS = st.lists(LENGTHS, min_size=1, max_size=4)
 
 
 @given(SHAPES, SEEDS, st.integers(0, 500), RANKS, st.floats(0.01, 100.0), st.floats(-100.0, 100.0))
-def test_merged_parts_are_as_if_one_rank_had_observed_everything(shape, seed, n_past, lengths, scale, centre):
+def test_merged_parts_are_as_if_one_rank_had_observed_everything(shape, seed, n_past, lengths, scale, center):
     past = observations(seed, n_past, shape)
     batches = [
-        [observations((seed, rank, index), n, shape, scale, centre) for index, n in enumerate(of_rank)]
+        [observations((seed, rank, index), n, shape, scale, center) for index, n in enumerate(of_rank)]
         for rank, of_rank in enumerate(lengths)
     ]
     merged = statistics_after(shape, past)
@@ -115,3 +115,11 @@ def test_what_vec_normalize_normalises_has_statistics():
     inner = VecNormalize(base_env(), norm_reward=False)
     outer = VecNormalize(inner, norm_obs=False)
     assert statistics_of(outer) == [outer.ret_rms, inner.obs_rms, inner.ret_rms]
+
+
+def test_moments_of_nearly_equal_means_are_added():
+    before = Moments(np.array([0.0]), np.array([1.0]), 10.0)
+    with np.errstate(all="raise"):
+        between = added(before, Moments(np.array([1e-200]), np.array([1.0]), 20.0))
+    assert between is not None
+    np.testing.assert_allclose([between.mean[0], between.var[0], between.n], [2e-200, 1.0, 10.0])

@@ -16,7 +16,7 @@ from sb3_trpo.maskable.reader import MaskedInputs
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 from sb3_trpo.recurrent.reader import SegmentReader, fresh_states
 from sb3_trpo.recurrent.segments import segments_of
-from sb3_trpo.rollouts.advantages import standardisation
+from sb3_trpo.rollouts.advantages import standardization
 from sb3_trpo.update.actor import AutogradActor
 from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.critic import squared_errors
@@ -60,7 +60,7 @@ def reader_of(model):
 def chunks_of(model, every=1, size=WHOLE, normalize=True):
     reader = reader_of(model)
     chunks = reader.chunks(every, size)
-    return chunks.with_advantages(*standardisation(chunks.advantages, reader.returns)) if normalize else chunks
+    return chunks.with_advantages(*standardization(chunks.advantages, reader.returns)) if normalize else chunks
 
 
 def objective_of(model, size=WHOLE, every=1, normalize=True, convert=double, **more):

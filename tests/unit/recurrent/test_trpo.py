@@ -297,7 +297,7 @@ def test_all_parameters_learn_under_every_action_space_and_in_edge_cases(algorit
     assert changed(before, parameters(model)) == before.keys() - idle
 
 
-class Normalising(BaseFeaturesExtractor):
+class Normalizing(BaseFeaturesExtractor):
     """Keeps the mean of what it saw last."""
 
     def __init__(self, observation_space):
@@ -309,7 +309,7 @@ class Normalising(BaseFeaturesExtractor):
 
 
 def test_batch_norm_in_an_extractor_follows_the_rollout_without_padding():
-    model = collected(small_model(policy_kwargs={"features_extractor_class": Normalising}))
+    model = collected(small_model(policy_kwargs={"features_extractor_class": Normalizing}))
     mean = oracle.read(model.rollout_buffer).observations.mean((0, 1))
     model.train()
     assert model.policy_outcome.value == "accepted"
@@ -317,7 +317,7 @@ def test_batch_norm_in_an_extractor_follows_the_rollout_without_padding():
 
 
 def test_the_critic_leaves_a_shared_extractor_alone():
-    kwargs = {"features_extractor_class": Normalising, "share_features_extractor": True}
+    kwargs = {"features_extractor_class": Normalizing, "share_features_extractor": True}
     moved = moved_by_the_critic(collected(small_model(policy_kwargs=kwargs)))
     assert moved
     assert not [name for name in moved if is_of_policy(name) or "features_extractor" in name]

@@ -1,4 +1,4 @@
-"""Advantages are standardised over all that an update uses, and noise is not taken for a signal."""
+"""Advantages are standardized over all that an update uses, and noise is not taken for a signal."""
 
 import copy
 
@@ -12,14 +12,14 @@ from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo.parallel.communicator import Communicator
-from sb3_trpo.rollouts.advantages import compute_advantages, pooled_moments, standardisation
+from sb3_trpo.rollouts.advantages import compute_advantages, pooled_moments, standardization
 from sb3_trpo.rollouts.reader import TransitionReader
 
 
-def standardised(buffer, every, size):
+def standardized(buffer, every, size):
     reader = TransitionReader(buffer)
     chunks = reader.chunks(every, size)
-    return chunks.with_advantages(*standardisation(chunks.advantages, reader.returns))
+    return chunks.with_advantages(*standardization(chunks.advantages, reader.returns))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
@@ -29,7 +29,7 @@ def test_standardised_advantages_have_mean_0_and_standard_deviation_1_over_what_
     buffer = filled()
     buffer.advantages = (scale * (buffer.advantages + shift)).astype(np.float32)
     buffer.returns = buffer.advantages + scale * buffer.values
-    chunks = standardised(buffer, every, chunk_size)
+    chunks = standardized(buffer, every, chunk_size)
     advantages = th.cat([chunk.advantages for chunk in chunks]).double()
     assert float(advantages.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(advantages.std()) == pytest.approx(1.0, abs=1e-4)
@@ -42,7 +42,7 @@ def test_advantages_that_differ_by_rounding_only_weigh_nothing(level, chunk_size
     last_digits = np.finfo(np.float32).eps * np.random.default_rng(0).integers(-2, 3, buffer.advantages.shape)
     buffer.advantages = (level + level * last_digits).astype(np.float32)
     buffer.returns = np.full_like(buffer.advantages, level)
-    chunks = standardised(buffer, 1, chunk_size)
+    chunks = standardized(buffer, 1, chunk_size)
     assert all(not chunk.advantages.any() for chunk in chunks)
 
 
@@ -75,12 +75,12 @@ def test_rounding_is_judged_by_the_largest_return_of_all_ranks():
     advantages = np.array([1.0, 1.0 + 1e-4], np.float32)
     moments = own_moments(advantages.astype(np.float64))
     for largest, is_noise in ((1.0, False), (1e4, True)):
-        _, scale = standardisation(advantages, np.ones(2, np.float32), Pair(moments, largest))
+        _, scale = standardization(advantages, np.ones(2, np.float32), Pair(moments, largest))
         assert (scale == 0.0) == is_noise
 
 
 def test_a_single_advantage_has_no_spread():
-    assert standardisation(np.array([2.0], np.float32), np.array([2.0], np.float32)) == (2.0, 0.0)
+    assert standardization(np.array([2.0], np.float32), np.array([2.0], np.float32)) == (2.0, 0.0)
 
 
 UNIT = st.sampled_from([0.0, 1.0, 0.99, 0.95]) | st.floats(0.0, 1.0)

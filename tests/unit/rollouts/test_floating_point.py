@@ -13,7 +13,6 @@ from helpers.runs import parameters_of
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo import TRPO
-from sb3_trpo.parallel.running_statistics import Moments, added
 from sb3_trpo.rollouts.advantages import compute_advantages
 from sb3_trpo.rollouts.floating_point import as_float32, quietly, quietly_if_needed
 
@@ -79,14 +78,6 @@ def test_advantages_of_an_endless_episode_are_the_geometric_sum():
     n = np.arange(n_steps, 0, -1.0)
     expected = (1.0 - np.exp(n * np.log(gamma * gae_lambda))) / (1.0 - gamma * gae_lambda)
     np.testing.assert_allclose(buffer.advantages[:, 0], expected, rtol=1e-6)
-
-
-def test_moments_of_nearly_equal_means_are_added():
-    before = Moments(np.array([0.0]), np.array([1.0]), 10.0)
-    with raising():
-        between = added(before, Moments(np.array([1e-200]), np.array([1.0]), 20.0))
-    assert between is not None
-    np.testing.assert_allclose([between.mean[0], between.var[0], between.n], [2e-200, 1.0, 10.0])
 
 
 def test_casting_to_what_policies_see():

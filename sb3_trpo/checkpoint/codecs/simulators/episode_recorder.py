@@ -203,7 +203,7 @@ def episodes_recorded(vec_envs: Iterable[VecEnv], simulators: Mapping[str, Repla
     """
     Record episodes while this context is entered; enter it before the first reset.
 
-    :param vec_envs: vectorised environments with all their wrappers
+    :param vec_envs: vectorized environments with all their wrappers
     :param simulators: environments that are restored by replaying episodes, by the name of their class
     """
     layers = {id(layer): layer for vec_env in vec_envs for layer in layers_of(vec_env)}

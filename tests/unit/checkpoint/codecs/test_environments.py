@@ -361,7 +361,7 @@ def test_layers_are_described_with_their_arguments():
     assert "render_mode" not in "".join(layers)
 
 
-# --- vectorised ---
+# --- vectorized ---
 
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
 forked = partial(SubprocVecEnv, start_method="fork")
@@ -409,7 +409,7 @@ def assert_vec_alike(one, other, n_steps):
 
 @pytest.fixture
 def closing():
-    """Close vectorised envs in the end."""
+    """Close vectorized envs in the end."""
     made = []
     yield lambda vec_env: made.append(vec_env) or vec_env
     for vec_env in made:

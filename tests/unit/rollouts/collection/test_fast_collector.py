@@ -72,7 +72,7 @@ MODELS |= {f"{n} with {kwargs}": partial(model_on, n, policy_kwargs=kwargs) for 
 for kind, actions in {"box": BOX_ACTION, "choice": spaces.Discrete(4)}.items():
     MODELS |= {f"{kind} on {name}": partial(model_on, 2, space, actions) for name, space in OBSERVATIONS.items()}
     for space in (VECTOR, spaces.Dict(far=BOX_ACTION, near=VECTOR)):
-        MODELS[f"{kind} on normalised {space}"] = partial(model_on, 2, space, actions, VecNormalize)
+        MODELS[f"{kind} on normalized {space}"] = partial(model_on, 2, space, actions, VecNormalize)
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

@@ -122,7 +122,7 @@ FORGED = {
     "another class": {"replayed": "gymnasium.envs.box2d.car_racing.CarRacing"},
     "no generators": {"generators": None},
     "generators of another kind": {"generators": {"list": [{"dict": []}, {"dict": []}]}},
-    "arguments that reset() has not": {"arguments": {"dict": [["colour", 1]]}},
+    "arguments that reset() has not": {"arguments": {"dict": [["color", 1]]}},
     "no simulator": {"simulator": None},
 }
 
