@@ -80,7 +80,7 @@ test-wheel: install  ## run the tests against the built wheel instead of the che
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(BIN)/python -m $(INSTALL) --no-deps --target build/wheel dist/*.whl
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -c 'import sb3_trpo; assert "build/wheel" in sb3_trpo.__file__, sb3_trpo.__file__'
-	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/python -m $(PYTEST) $(ARGS)
+	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/$(PYTEST) $(ARGS)
 
 clean:  ## remove environments, caches and build results; keeps logs
 	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
