@@ -47,7 +47,7 @@ class TRPO(TrainingLoop):
     :param batch_size: transitions in a minibatch of the critic, of all ranks together
     :param gamma: discount factor
     :param cg_max_steps: largest number of Fisher-vector products per update. The paper uses 10 (Appendix C)
-    :param cg_damping: lambda, added to the diagonal of the Fisher matrix, which may be singular; as in sb3-contrib
+    :param cg_damping: lambda, added to the diagonal of the Fisher matrix, which may be singular; the number is sb3-contrib's
     :param line_search_shrinking_factor: ratio of successive step sizes that the line search tries, in (0, 1)
     :param line_search_max_iter: largest number of step sizes that the line search tries
     :param n_critic_updates: epochs of the critic per update. sb3-contrib uses 10; 20 was better on five of seven tasks and

@@ -1,4 +1,9 @@
-"""Inputs of a maskable policy, and the reader of sb3-contrib's maskable rollout buffers."""
+"""
+Inputs of a maskable policy, and the reader of sb3-contrib's maskable rollout buffers.
+
+The masks travel with the inputs: whatever computes a distribution from them, for the gradient, the KL or a Fisher product,
+gets the masked one.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,9 @@ Differences from the textbook:
    directions that change nothing, and rounding may make their curvature negative.
 2. An iterate is kept only if it is finite, so an overflow costs one iteration and not the solution.
 
+Another method is another :data:`~sb3_trpo.numerics.linear_operator.Solver`; ``update/policy_step.py`` chooses it. A new reason
+to stop is a member of :class:`~sb3_trpo.numerics.linear_operator.Termination`.
+
 ======  ============================================
 A       the operator, positive definite where it matters
 b       right-hand side

@@ -1,4 +1,9 @@
-"""Checks that all ranks have the same settings and the same policy."""
+"""
+Checks that all ranks have the same settings and the same policy.
+
+Nothing here makes them the same: the first rank's weights are broadcast when a model is made, and reductions give the same
+bits on all ranks. ``rollout_sync.py`` checks after every update.
+"""
 
 from __future__ import annotations
 

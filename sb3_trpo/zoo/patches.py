@@ -1,5 +1,5 @@
 """
-Everything that is replaced in RL Zoo and SB3 while a script runs, with the reason for each; nothing else is patched.
+Everything that is replaced while one of RL Zoo's scripts runs, with the reason for each.
 
 RL Zoo has registries for algorithms and search spaces. For the rest its scripts call names that they import, with no hook
 between: only a replacement reaches them.
