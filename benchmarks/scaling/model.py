@@ -201,7 +201,7 @@ def check_table(results: dict[str, Any], model: Model) -> str:
 
 
 def prediction_table(model: Model, latency: float | None, per_rank: float | None, bandwidth: float | None) -> str:
-    """Tabulate predicted update times, for 2,048 transitions per rank, 10 critic passes, and otherwise the default settings."""
+    """Tabulate predicted update times, for 2,048 transitions per rank, 10 critic passes and otherwise the default settings."""
     for index, given in ((4, latency), (5, per_rank), (6, None if bandwidth is None else 1.0 / bandwidth)):
         model.coefficients[index] = model.coefficients[index] if given is None else given
     rows = []
