@@ -1,0 +1,39 @@
+"""The pages of the documentation: their code runs, their links lead somewhere, and they are not too long."""
+
+import re
+
+import pytest
+from helpers.pages import DOCS, ROOT, blocks_of, pages, run_page, shorten
+
+PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
+LONGEST_PAGE = 300
+each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+
+
+def test_blocks_are_found_with_the_code_that_a_reader_has_already():
+    text = "Text.\n\n% setup\n% x = 1\n%\n% y = 2\n\n```python\nassert (x, y) == (1, 2)\n```\n\n```console\nno\n```\n"
+    assert blocks_of(text) == ["x = 1\n\ny = 2\n", "assert (x, y) == (1, 2)\n"]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES.values() if blocks_of(page.read_text())], ids=lambda page: page.stem)
+@pytest.mark.filterwarnings("default")
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shorten(monkeypatch)
+    run_page(page)
+
+
+@each_page
+def test_no_page_is_long(page):
+    assert len(page.read_text().splitlines()) <= LONGEST_PAGE
+
+
+@each_page
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_index():
+    listed = set(re.findall(r"^(\w+(?:/\w+)?)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    assert listed == {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")} - {"index"}
