@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def environment() -> dict[str, Any]:
         "commit": git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "sb3_trpo") else ""),
         "python": platform.python_version(),
         "cpu": cpu_model(),
+        "cores": os.cpu_count(),
         "threads": th.get_num_threads(),
         "packages": {name: version(name) for name in PACKAGES},
     }

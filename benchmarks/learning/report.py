@@ -1,9 +1,10 @@
 """
-Tables and plots of the learning runs in ``results/learning``; trains nothing.
+Tables and pictures of the learning runs in ``results/learning``; trains nothing.
 
     python -m benchmarks.learning.report
 
-Tables go to ``results/learning/report.md``, plots beside it; ``study.py`` defines their intervals.
+Tables go to ``results/learning/report.md``, pictures beside it; ``study.py`` defines their intervals. The page of results in
+the documentation includes them. ``python -m benchmarks.report`` does the same for all other figures.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from benchmarks.learning.tables import (
     choices,
     efforts,
     improvements,
+    missed,
     number,
+    slow,
     spent,
     summaries,
     unlike,
@@ -38,36 +41,53 @@ PROTOCOL = (
     "table of final returns, or in `tuning.json`."
 )
 BESIDE = (
-    "A target counts as met if the mean reaches it; if the interval contains the target, other seeds may miss it. Intervals "
-    'of three runs go from the least to the largest. "Earlier settings" were meant to be reported, and then changed: these '
-    "tasks had another try, on other seeds. For Swimmer-v5, those of seeds 20 to 29 came after the present ones, and were no "
-    "better. RL Zoo's single runs of MuJoCo's tasks are on -v3."
+    "Mean return of the final policies, with its 95 % interval; beside it, sb3-contrib's TRPO with RL Zoo's settings. "
+    "A target counts as met if the mean reaches it. If the interval contains the target, other seeds may miss it.\n\n"
+    '- "Earlier settings" were meant to be reported, and then changed: these tasks had another try, on other seeds. '
+    "For Swimmer-v5, those of seeds 20 to 29 came after the present ones, and were no better.\n"
+    "- The interval of three runs goes from the least to the largest.\n"
+    '- "Not traced" marks figures whose source we have not found.\n'
+    "- RL Zoo's single runs are of sb3-contrib's TRPO, on MuJoCo's -v3 tasks."
+)
+CURVES = (
+    "Interquartile mean of the training return over the runs, with its 95 % interval. The legends have the numbers of "
+    "runs. Of sb3-contrib's runs on Walker2d-v5, the one that ended lowest has left no curve."
+)
+ZOO = (
+    "The targets are the returns of RL Zoo's single runs of sb3-contrib's TRPO. Columns and intervals are those of "
+    "the first table."
 )
 NORMALIZED = (
-    "sb3-contrib's means are taken as exact, though they come from six runs: three made earlier, and the three for the "
-    "wall-clock table (on HalfCheetah-v5 the former have a mean of 3,869, the latter of 1,964)."
+    "Returns divided by sb3-contrib's mean return on the task. These means are taken as exact, though they come from "
+    "six runs: three made earlier, and the three of the wall-clock table. On HalfCheetah-v5 the former have a mean of "
+    "3,869, the latter of 1,964."
 )
 CLOCK = (
-    "Our runs and sb3-contrib's took turns on the same cores, at most two at a time on a machine with two; HalfCheetah-v5, "
-    "Hopper-v5 and Ant-v5 first, the others at a later commit. A level is the mean return that sb3-contrib's runs end with, "
-    "its seconds are the mean of its whole runs; some of these pass the level earlier (third column from the right). A run "
-    "reaches the level when the average of its last 100 training episodes, which have noise, first does. That is easy if the "
-    "level is a training return, which rises and falls, and hard if it comes from evaluations without noise (Walker2d-v5's "
-    "final policies exceed that level, too, when they are evaluated without noise). Times are read from 40 points of a run: "
-    "on Ant-v5 it is the first, after 25,000 steps, where merely standing earns 1 per step. Interrupted runs have no times "
-    f"and are left out. Target: {SHARE:.2f}."
+    "How long our runs take to reach the mean return that sb3-contrib's runs end with, as a share of the time of "
+    f"sb3-contrib's whole runs. The target is {SHARE:.2f}.\n\n"
+    "- Runs of both took turns on the same cores, at most two at a time on a machine with two. HalfCheetah-v5, "
+    "Hopper-v5 and Ant-v5 came first, the others at a later commit.\n"
+    "- A run reaches a return when the average of its last 100 training episodes, which have noise, first does. That "
+    "is easy for a return from training, which rises and falls, and hard for one from evaluations without noise. On "
+    "Walker2d-v5, our final policies exceed that one too when they are evaluated without noise.\n"
+    "- Some of sb3-contrib's runs reach the return before they end; the column of its runs shows when.\n"
+    "- Times are read from 40 points of a run. On Ant-v5 it is the first, after 25,000 steps, where standing still "
+    "earns 1 per step.\n"
+    "- Interrupted runs have no times and are left out."
 )
 DEFAULTS = (
-    "Mean return, standard deviation over the runs, and their number, on tuning seeds. All other settings are the defaults. "
-    "The first column is sb3-contrib's choice (except for its KL of Box actions), the second ours, which is best or equal on "
-    "the four small tasks; only on Acrobot do the two differ by more than the spread of both. Shorter rollouts with a larger "
-    "radius learn HalfCheetah and Walker2d faster in these 300,000 steps, and Hopper, Pendulum and LunarLander worse."
+    "Runs of 100,000 steps on the small tasks and 300,000 on MuJoCo's, on seeds of tuning, without normalization: "
+    "mean return, standard deviation over the runs, and their number. All other settings are the defaults. The first "
+    "column is sb3-contrib's choice, except for its KL of Box actions; the second is ours. Ours is better in the mean "
+    "on five of seven tasks and worse on Hopper; only on Acrobot do the two differ by more than the spread of both. "
+    "Shorter rollouts with a larger radius learn HalfCheetah and Walker2d faster in these runs, and Hopper, Pendulum "
+    "and LunarLander worse."
 )
 
 
 def effort() -> str:
     """
-    Sum up what the results have cost; the README has the same text.
+    Sum up what the results have cost.
 
     :return: a sentence for tuning, one for reported runs and one for other algorithms
     """
@@ -123,33 +143,34 @@ def of_others() -> str:
     )
 
 
-def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, tuple[str, str]]:
+def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[str]]:
     """
-    Make the tables of the report.
+    Make the sections of the report.
 
     :param study: the results
     :param chances: probabilities of improvement by task
-    :return: by title, each with a note
+    :return: the paragraphs of each, by title
     """
-    superseded = earlier()
-    single_runs = against(study, superseded, RL_ZOO)
+    superseded, in_turn = earlier(), timed()
     return {
-        "Against what others have published, 1M steps": (BESIDE, against(study, superseded, MARKS)),
-        "Against RL Zoo's runs of sb3-contrib's TRPO": ("The notes on the table above hold here, too.", single_runs),
-        "All tasks together, returns divided by sb3-contrib's mean return": (NORMALIZED, aggregate(study, compared(study))),
-        "Probability of improvement": ("", improvements(chances)),
-        "Final returns": (of_others(), summaries(study)),
-        "Final returns of the runs for the wall-clock table": (
+        "Missed targets": ["\n".join((missed(study, MARKS), missed(study, RL_ZOO), slow(in_turn)))],
+        "Returns after 1M steps, beside published ones": [BESIDE, against(study, superseded, MARKS)],
+        "Learning curves": [CURVES, picture("learning_curves")],
+        "All tasks together": [NORMALIZED, aggregate(study, compared(study))],
+        "Probability of improvement": [improvements(chances), picture("improvement")],
+        "Wall-clock time": [CLOCK, wall_clock(in_turn), picture("wall_clock")],
+        "RL Zoo's other tasks": [ZOO, against(study, superseded, RL_ZOO)],
+        "Every reported run": [of_others(), summaries(study)],
+        "The runs of the wall-clock table": [
             "Other seeds of the same settings; sb3-contrib's runs are in the tables above, too.",
             summaries(Study(read("wall_clock"))),
-        ),
-        "Final returns of settings that were meant to be reported, and then changed": (
+        ],
+        "Settings that were meant to be reported, and then changed": [
             "What these runs showed counts as tuning.",
             summaries(superseded, "differences from the present settings"),
-        ),
-        "Choices of the constructor's defaults, without normalization": (DEFAULTS, choices(Study(read("defaults")))),
-        "Wall-clock time to sb3-contrib's return": (CLOCK, wall_clock(timed())),
-        "Cost of tuning and reporting, by task": ("", efforts(stored(TUNING).values(), stored(REPORTED).values())),
+        ],
+        "Choices of the constructor's defaults": [DEFAULTS, choices(Study(read("defaults")))],
+        "Cost": [effort(), efforts(stored(TUNING).values(), stored(REPORTED).values())],
     }
 
 
@@ -173,13 +194,21 @@ def probabilities(study: Study) -> dict[str, np.ndarray]:
 
 
 PICTURES = {
-    "Learning curves, IQM over runs and 95 % interval": (
-        "learning_curves.png",
-        "Numbers of runs are in the legends; of sb3-contrib's runs on Walker2d-v5, the one that ended lowest has no curve.",
-    ),
-    "Probability that a run of ours ends above one of sb3-contrib's": ("improvement.png", "As in the table above."),
-    "Learning curves against wall-clock time": ("wall_clock.png", "The runs of the table above."),
+    "learning_curves": "Learning curves",
+    "improvement": "Probability that a run of ours ends above one of sb3-contrib's",
+    "wall_clock": "Learning curves against wall-clock time",
 }
+"""What each picture shows."""
+
+
+def picture(name: str) -> str:
+    """
+    Refer to a picture.
+
+    :param name: key of ``PICTURES``
+    :return: Markdown
+    """
+    return f"![{PICTURES[name]}]({name}.svg)"
 
 
 def text(study: Study, chances: Mapping[str, np.ndarray]) -> str:
@@ -190,23 +219,21 @@ def text(study: Study, chances: Mapping[str, np.ndarray]) -> str:
     :param chances: probabilities of improvement by task
     :return: Markdown
     """
-    parts = ["# Learning results, by `python -m benchmarks.learning.report`", PROTOCOL, effort()]
-    for title, (note, body) in sections(study, chances).items():
-        parts += [f"## {title}", note, body]
-    for title, (file, note) in PICTURES.items():
-        parts += [f"## {title}", note, f"![{title}]({file})"]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    parts = ["# Learning results, by `python -m benchmarks.learning.report`", PROTOCOL]
+    for title, paragraphs in sections(study, chances).items():
+        parts += [f"## {title}", *paragraphs]
+    return "\n\n".join(parts) + "\n"
 
 
 def draw(study: Study, chances: Mapping[str, np.ndarray]) -> None:
     """
-    Save the plots of the report.
+    Save the pictures of the report.
 
     :param study: the results
     :param chances: probabilities of improvement by task
     """
     in_turn = timed()
-    curves, improvement, clock = (FOLDER / file for file, _ in PICTURES.values())
+    curves, improvement, clock = (FOLDER / f"{name}.svg" for name in PICTURES)
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], curves)
     draw_improvement(chances, improvement)
     draw_curves(in_turn, in_turn.envs(OURS, PEER), clock, against_seconds=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.tables import table
 from benchmarks.learning.published import SHARE, Mark
 from benchmarks.learning.study import OURS, PEER, Study, aggregates, intervals, iqm, mean, normalized, seconds_to_reach
 
@@ -76,18 +77,6 @@ def spread_of(scores: np.ndarray) -> str:
     if not len(scores):
         return "none"
     return f"{number(scores.mean())} +/- {number(scores.std(ddof=1))}" if len(scores) > 1 else number(scores[0])
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """
-    Format a Markdown table.
-
-    :param head: names of the columns
-    :param rows: the cells
-    :return: Markdown
-    """
-    head = list(head)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def seeds_of(runs: Iterable[Mapping[str, Any]]) -> str:
@@ -171,15 +160,41 @@ def against(study: Study, superseded: Study, marks: Mapping[str, Mark]) -> str:
     """
     rows = []
     for env, mark in marks.items():
-        scores, failures = study.scores(env, OURS), study.failures(env, OURS)
-        if len(scores) or failures:
-            outcome = "met" if not failures and scores.mean() >= mark.target else "missed"
+        if len(study.scores(env, OURS)) or study.failures(env, OURS):
+            outcome = "met" if is_met(study, env, mark) else "missed"
             measured = (mean_of(study, env, OURS), reported_before(superseded, env), mean_of(study, env, PEER))
             best = f"{number(mark.best)} ({mark.source})" if mark.best is not None else ""
             single = number(mark.single) if mark.single is not None else ""
             rows.append([env, *measured, best, single, number(mark.target), outcome])
     measured = ("ours: mean [95 %] (runs)", "earlier settings, other seeds (runs)", "sb3-contrib, measured (runs)")
     return table(("task", *measured, "best mean published", "RL Zoo's one run", "target", ""), rows)
+
+
+def is_met(study: Study, env: str, mark: Mark) -> bool:
+    """
+    Check whether a target is met.
+
+    :param study: the results
+    :param env: a task on which we have runs
+    :param mark: what others have published, and the target
+    :return: whether the mean reaches the target, and all runs have finished
+    """
+    return not study.failures(env, OURS) and bool(study.scores(env, OURS).mean() >= mark.target)
+
+
+def missed(study: Study, marks: Mapping[str, Mark]) -> str:
+    """
+    List the targets that are missed.
+
+    :param study: the results
+    :param marks: published results by task
+    :return: a sentence for each task: mean and target
+    """
+    lines = []
+    for env, mark in marks.items():
+        if study.runs(env, OURS) and not is_met(study, env, mark):
+            lines.append(f"- {env}: {mean_of(study, env, OURS)}, target {number(mark.target)}")
+    return "\n".join(lines)
 
 
 def aggregate(study: Study, envs: list[str]) -> str:
@@ -234,15 +249,47 @@ def wall_clock(study: Study) -> str:
     for env in study.envs(OURS, PEER):
         ours, peers = study.runs(env, OURS), study.runs(env, PEER)
         whole = float(np.mean([run["curve"][-1][2] for run in peers]))
-        for name, of in LEVELS.items():
-            level = float(np.mean([of(run) for run in peers]))
-            times = [seconds_to_reach(run, level) for run in ours]
-            share = np.median([np.inf if each is None else each for each in times]) / whole
+        for name, level, share in levels_of(study, env):
             first = (", ".join(seconds(run, level) for run in runs) for runs in (ours, peers))
             rows.append([env, f"{name}: {number(level)}", f"{whole:.0f}", *first, f"{share:.3f}"])
             rows[-1].append("met" if share <= SHARE else "missed")
     head = ("task", f"{PEER}'s", "its seconds", f"seconds of {OURS} to reach it", f"of {PEER}'s runs", "median / its", "")
     return table(head, rows)
+
+
+def levels_of(study: Study, env: str) -> list[tuple[str, float, float]]:
+    """
+    Compare the times to the returns that sb3-contrib's runs end with, for both definitions of that return.
+
+    :param study: results of runs made in turn on one machine, with times in their curves
+    :param env: a task on which both have runs
+    :return: name of the definition, the return, and our median time as a share of the mean time of sb3-contrib's whole runs
+    """
+    peers = study.runs(env, PEER)
+    whole = float(np.mean([run["curve"][-1][2] for run in peers]))
+    found = []
+    for name, of in LEVELS.items():
+        level = float(np.mean([of(run) for run in peers]))
+        times = [seconds_to_reach(run, level) for run in study.runs(env, OURS)]
+        found.append((name, level, float(np.median([np.inf if each is None else each for each in times]) / whole)))
+    return found
+
+
+def slow(study: Study) -> str:
+    """
+    List the targets of wall-clock time that are missed.
+
+    :param study: results of runs made in turn on one machine, with times in their curves
+    :return: a sentence for each task and definition of the return
+    """
+    shares = ((env, *each) for env in study.envs(OURS, PEER) for each in levels_of(study, env))
+    return "\n".join(
+        f"- {env}, time to {PEER}'s {name}: "
+        + (f"{share:.3f} of its time" if np.isfinite(share) else "not reached by most runs")
+        + f", target {SHARE:.2f}"
+        for env, name, _, share in shares
+        if share > SHARE
+    )
 
 
 def choices(study: Study) -> str:

@@ -1,8 +1,8 @@
 """
 What ranks cost and gain: weak scaling on HalfCheetah-v5, collectives, and updates with their messages counted.
 
-``python -m benchmarks.scaling.run`` starts the ranks through torchrun. ``python -m benchmarks.scaling.model`` then fits the
-cost model and prints the README's tables.
+``python -m benchmarks.scaling.run`` starts the ranks through torchrun. ``python -m benchmarks.report`` then fits the cost
+model and writes the tables.
 """
 
 from __future__ import annotations

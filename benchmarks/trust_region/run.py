@@ -82,13 +82,13 @@ def joint_kl(old: ActorCriticPolicy, new: ActorCriticPolicy, observations: th.Te
     return float(sum(kl_divergence(p, q).reshape(len(observations), -1).sum(1) for p, q in pairs).mean())
 
 
-def measure(make: Callable[..., BaseAlgorithm], action_space: spaces.Space) -> dict[str, float | int]:
+def measure(make: Callable[..., BaseAlgorithm], action_space: spaces.Space) -> dict[str, float | int | list[float]]:
     """
     Train for 50 updates and measure each.
 
     :param make: class of the algorithm
     :param action_space: action space of the environment
-    :return: largest and mean KL over the updates, and the number of updates that changed the policy
+    :return: largest and mean KL over the updates, the number of updates that changed the policy, and the KL of each
     """
     model = make("MlpPolicy", FollowTarget(action_space), n_steps=512, target_kl=TARGET_KL, seed=0, device="cpu")
     model.set_logger(Logger(folder=None, output_formats=[]))
@@ -104,7 +104,8 @@ def measure(make: Callable[..., BaseAlgorithm], action_space: spaces.Space) -> d
 
     model.train = measured_train
     model.learn(N_UPDATES * 512)
-    return {"max": max(kls), "mean": float(np.mean(kls)), "moved": sum(kl > 0 for kl in kls)}
+    kept = [round(kl, 6) for kl in kls]
+    return {"max": max(kls), "mean": float(np.mean(kls)), "moved": sum(kl > 0 for kl in kls), "kls": kept}
 
 
 def main() -> None:
@@ -119,7 +120,9 @@ def main() -> None:
             results.append({"actions": name, "package": package, "target_kl": TARGET_KL, **result})
             print(f"| {name} | {package} | {result['max']:.5f} | {result['mean']:.5f} | {result['moved']} |", flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "trust_region.json").write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+    rows = ",\n".join(json.dumps(result) for result in results)  # a line for each run
+    head = json.dumps({"environment": environment()}, indent=1)
+    (RESULTS / "trust_region.json").write_text(f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
 
 
 if __name__ == "__main__":

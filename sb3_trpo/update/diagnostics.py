@@ -1,7 +1,7 @@
 """
 What an update logs, under which key.
 
-To add a key, return it from one of the functions below, and explain it in the table of log keys in ``README.md``; a test
+To add a key, return it from one of the functions below, and explain it in ``docs/guide/log.md``; a test
 compares the two.
 """
 
@@ -30,7 +30,7 @@ Value = float | None
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
     """
-    List what to log about a trust-region step; ``README.md`` explains each key.
+    List what to log about a trust-region step; ``docs/guide/log.md`` explains each key.
 
     :param step: the record of the step
     :param target_kl: the radius of its trust region, in nats

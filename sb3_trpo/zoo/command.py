@@ -1,4 +1,4 @@
-"""The command line of ``python -m sb3_trpo.zoo``: choose a script and run it."""
+"""The command line of ``sb3-trpo`` and ``python -m sb3_trpo.zoo``: choose a script and run it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import runpy
 import sys
 from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
 
 from sb3_trpo.extras import ZOO, MissingExtraError, needs, require
 from sb3_trpo.zoo import memory_tasks  # noqa: F401  # registers its environments
@@ -39,7 +40,7 @@ def main() -> None:
     """Run the script that the first argument names, with the other arguments."""
     script = parse()
     with ExitStack() as stack:
-        stack.enter_context(replaced(sys, "argv", [f"{sys.argv[0]} {script}", *sys.argv[2:]]))
+        stack.enter_context(replaced(sys, "argv", [f"{program()} {script}", *sys.argv[2:]]))
         if int(os.environ.get("RANK", "0")) > 0:  # the first rank prints
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(install(playing=script in PLAYING))
@@ -49,6 +50,15 @@ def main() -> None:
             sys.exit(str(error))
 
 
+def program() -> str:
+    """
+    Return what the user typed to get here, for messages.
+
+    :return: the command without its arguments
+    """
+    return "sb3-trpo" if Path(sys.argv[0]).stem == "sb3-trpo" else "python -m sb3_trpo.zoo"
+
+
 def parse() -> str:
     """
     Read the name of a script from the command line.
@@ -56,7 +66,7 @@ def parse() -> str:
     :return: a key of ``SCRIPTS``
     """
     parser = argparse.ArgumentParser(
-        "python -m sb3_trpo.zoo",
+        program(),
         usage="%(prog)s SCRIPT [ARGUMENT ...]",
         description="RL Zoo's scripts with TRPO. SCRIPT --help lists the arguments of one.",
         epilog="\n".join(["scripts:", *(f"  {script:16} {what}" for script, what in SCRIPTS.items())]),

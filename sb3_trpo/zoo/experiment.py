@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -75,7 +77,9 @@ class ExperimentManager(RlZooManager):
 
         :param model: the model to train
         """
-        if not self._communicator.is_first:
+        if self._communicator.is_first:
+            self.callbacks = [*self.callbacks, ProgressFile(self.save_path)]
+        else:
             self.callbacks = callbacks_of_other_ranks(self.callbacks)
         super().learn(model)
 
@@ -142,6 +146,24 @@ class ExperimentManager(RlZooManager):
             else:
                 note.write_text(json.dumps({"run": name, "seed": seed}))
         return name, seed
+
+
+class ProgressFile(BaseCallback):
+    """
+    Write the log to ``progress.csv`` too, in SB3's CSV format, for the script ``report``.
+
+    :param folder: folder of the run
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def _on_training_start(self) -> None:
+        self.logger.output_formats.append(CSVOutputFormat(str(Path(self._folder) / "progress.csv")))
+
+    def _on_step(self) -> bool:
+        return True
 
 
 def envs_of_rank(

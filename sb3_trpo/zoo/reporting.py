@@ -1,4 +1,4 @@
-"""The script ``report``: evaluate a finished run, plot its learning curve, and list its files."""
+"""The script ``report``: evaluate a finished run, draw its pictures, and list its files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_trpo.extras import ZOO, needs
 from sb3_trpo.zoo.algorithms import ALGORITHMS
 from sb3_trpo.zoo.masking import evaluate
-from sb3_trpo.zoo.plots import learning_curve
+from sb3_trpo.zoo.plots import dashboard, learning_curve
 from sb3_trpo.zoo.rendering import has_display, rendering_settings
 
 with needs(*ZOO):
@@ -51,7 +51,7 @@ def final_returns(
 
 def report(arguments: Sequence[str] | None = None) -> None:
     """
-    Evaluate the final model of a run, plot its learning curve, and print where everything is.
+    Evaluate the final model of a run, plot its learning curve and its log, and print where everything is.
 
     :param arguments: arguments of the command line; ``None`` for this process's
     """
@@ -69,13 +69,19 @@ def report(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"{error}. Train one first: python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}")
     returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
-    picture = learning_curve(run_folder, title=f"{args.algo} on {args.env.gym_id}")
+    title = f"{args.algo} on {args.env.gym_id}"
+    picture = learning_curve(run_folder, title)
+    try:
+        overview = str(dashboard(run_folder, title))
+    except FileNotFoundError:
+        overview = "none, since the run has no progress.csv: it was made before version 0.2"
 
     run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.rsplit('_', 1)[-1]}"
     print(
         f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
         f"Model:            {model_file}\n"
         f"Learning curve:   {picture}\n"
+        f"Dashboard:        {overview}\n"
         f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo {script_to_watch(args.env.gym_id, run)}"
     )
 

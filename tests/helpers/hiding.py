@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,9 +82,3 @@ def run_without(hidden: Iterable[str], program: str, folder: Path) -> subprocess
     command = [sys.executable, "-c", f"hidden = {set(hidden)!r}\n{HIDE}\n{program}"]
     environment = os.environ | {"PYTHONPATH": str(Path(sb3_trpo.__file__).parents[1])}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=environment)
-
-
-def extras_in(text: str) -> list[str]:
-    """Find the extras that the last ``pip install`` in a text names."""
-    found = re.findall(r"pip install '\.\[([\w,]+)\]'", text)
-    return found[-1].split(",") if found else []

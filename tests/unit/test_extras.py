@@ -4,7 +4,8 @@ import re
 from importlib import import_module
 
 import pytest
-from helpers.hiding import EXTRAS, ROOT, brought_by, extras_in, hidden_without, run_without
+from helpers.hiding import EXTRAS, ROOT, hidden_without, run_without
+from helpers.pages import blocks_of
 
 from sb3_trpo.extras import needs
 
@@ -88,13 +89,9 @@ def test_one_module_has_the_command_to_install_and_it_asks_no_index_for_the_pack
     assert not [line for lines in commands.values() for line in lines if re.search(r"sb3[-_]trpo\[", line)]
 
 
-# An example of README.md uses what the line above it installs.
+# The code of a page needs what the page tells the reader to install.
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = [(match.start(), match[1]) for match in re.finditer(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
-COMMANDS = [
-    match.start() for match in re.finditer(r"^    (?:torchrun .* )?(?:python )?-m sb3_trpo\.zoo", README, re.MULTILINE)
-]
+PAGES = {"README.md": (), "docs/guide/masks_and_memory.md": ("contrib",)}
 SHORT = """
 import functools
 import sb3_trpo
@@ -108,27 +105,10 @@ def build_small(self, *args, **kwargs):
     build(self, *args, **{"n_steps": 64, "batch_size": 64, **kwargs})
 sb3_trpo.TRPO.__init__ = build_small
 """
-MAZE = """
-import gymnasium, sb3_trpo.zoo.memory_tasks
-env, eval_env = (gymnasium.make("MaskedTMaze-v0") for _ in range(2))
-obs, _ = env.reset()
-state, episode_start = None, None
-"""
 
 
-def installed_before(place: int) -> list[str]:
-    return extras_in(README[README.rindex("\n## ", 0, place) : place])
-
-
-@pytest.mark.parametrize(("place", "code"), BLOCKS, ids=[str(number) for number, _ in enumerate(BLOCKS)])
-def test_an_example_uses_what_is_installed_above_it(place, code, tmp_path):
-    given = MAZE if "eval_env" in code else ""
-    done = run_without(hidden_without(*installed_before(place)), SHORT + given + code, tmp_path)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_needs_no_more_than_it_says(page, tmp_path):
+    code = "\n".join(blocks_of((ROOT / page).read_text()))
+    done = run_without(hidden_without(*PAGES[page]), SHORT + code, tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("place", COMMANDS)
-def test_a_command_of_rl_zoo_comes_after_its_installation(place):
-    assert len(COMMANDS) >= 9
-    assert len(BLOCKS) >= 3
-    assert "rl-zoo3" in brought_by(*installed_before(place))

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from helpers.learning_runs import result_of, runs_of
 
-from benchmarks.common.environment import ROOT
-from benchmarks.learning import plans, published, report, store, study, tables
+from benchmarks.learning import plans, published, report, store, study
 
 
 def test_plans_of_reported_runs_use_seeds_that_nothing_was_tuned_with():
@@ -24,13 +23,10 @@ def test_earlier_settings_are_rows_of_their_own_with_all_their_runs():
     assert sum(len(settings.runs(*each)) + settings.failures(*each) for each in listed) == len(runs)
 
 
-def test_the_readme_and_the_report_agree_with_the_results(monkeypatch):
+def test_the_report_agrees_with_the_results(monkeypatch):
     monkeypatch.setattr(study, "RESAMPLES", 2_000)  # as the report has them
     results = report.latest()
     assert (store.FOLDER / "report.md").read_text() == report.text(results, report.probabilities(results))
-    readme = (ROOT / "README.md").read_text()
-    assert tables.against(results, report.earlier(), published.MARKS) in readme
-    assert report.effort() in " ".join(readme.split())
 
 
 def test_probabilities_of_the_report_are_those_of_its_tasks():

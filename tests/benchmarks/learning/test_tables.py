@@ -29,6 +29,13 @@ def test_no_target_is_met_with_a_run_that_failed():
     assert tables.summaries(results).splitlines()[-1] == "| Walker2d-v5 | sb3_trpo |  | 1 | none |  |  |  |"
 
 
+def test_missed_targets_are_listed_with_the_mean():
+    rows = [row("Hopper-v5", "trpo", 0, 3500.0), row("Walker2d-v5", "trpo", 0, 3500.0)]
+    rows += [row("Ant-v5", "trpo", 0, 3500.0), row("Ant-v5", "trpo", 1)]
+    listed = tables.missed(study.Study(rows), published.MARKS).splitlines()
+    assert listed == ["- Walker2d-v5: 3,500 (1), target 4,600", "- Ant-v5: 3,500 (1 of 2), target 2,000"]
+
+
 def test_aggregates_are_those_of_all_tasks_and_their_intervals_decide():
     def of(ours):
         scales = {"A-v0": 1.0, "B-v0": 2.0, "C-v0": 6.0}
@@ -83,6 +90,9 @@ def test_a_run_that_never_reaches_the_peers_return_counts_as_infinite():
     assert cells(rows, 3) == ["A-v0", "final evaluation: 8.0", "100", "40, 40", "never, never", "0.400", "missed"]
     rows += [timed("trpo", seed, (100, 1.0, 10.0), (200, 2.0, 20.0)) for seed in (2, 3, 4)]
     assert cells(rows)[3:] == ["10, 12, never, never, never", "never, 100", "inf", "missed"]
+    missed = "- A-v0, time to sb3-contrib's {}: not reached by most runs, target 0.20"
+    listed = tables.slow(study.Study(rows)).splitlines()
+    assert listed == [missed.format("last training return"), missed.format("final evaluation")]
 
 
 def test_choices_of_defaults_are_columns_of_means():

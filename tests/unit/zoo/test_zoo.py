@@ -1,6 +1,5 @@
-"""The package itself: its public names and its command."""
+"""The package itself: its public names."""
 
-import subprocess
 import sys
 
 import pytest
@@ -17,11 +16,3 @@ def test_public_names_come_from_their_modules():
         assert any(found is getattr(home, name, None) for home in homes), name
     with pytest.raises(ImportError, match="cannot import name 'screens'"):
         from sb3_trpo.zoo import screens  # noqa: F401
-
-
-def test_the_module_runs_as_a_command(tmp_path):
-    command = [sys.executable, "-c", "import runpy, sys; sys.argv = ['zoo', 'train', '--help']; "
-               "runpy.run_module('sb3_trpo.zoo', run_name='__main__')"]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--conf-file" in done.stdout
