@@ -53,7 +53,7 @@ EXTRAS += ("safetensors", "psutil", "tensorboard", "tqdm", "rich", "pytest", "hy
 LARGEST_FOLDER = 12
 LARGEST_TOP_LEVEL = 8
 LONGEST_FILE = 300
-TESTED_ELSEWHERE = {"sb3_trpo.trpo", "sb3_trpo.update.flat_adam", "sb3_trpo.checkpoint.codecs.simulators.episode_recorder"}
+TESTED_ELSEWHERE = {"sb3_trpo.trpo"}
 """Modules whose tests are in another file than ``unit/<folder>/test_<file>.py``; ``tests/README.md`` says where."""
 
 
