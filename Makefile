@@ -21,7 +21,7 @@ PYTEST := pytest -n 2 --dist worksteal
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-oldest test-wheel check format bench clean
+.PHONY: help install train test test-oldest test-wheel check format docs bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,6 +61,9 @@ check: install  ## ruff format, ruff lint, mypy strict; stops at the first fault
 format: install  ## let ruff mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install  ## build the documentation into build/docs; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
 
 bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python -m benchmarks.speed.run

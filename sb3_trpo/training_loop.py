@@ -281,8 +281,8 @@ class TrainingLoop(OnPolicyAlgorithm):
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
             raise ValueError(
-                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. For policies "
-                "with an LSTM use sb3_trpo.recurrent.RecurrentTRPO; give other policies as classes."
+                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. For action "
+                "masks use sb3_trpo.maskable, for policies with an LSTM sb3_trpo.recurrent; give other policies as classes."
             )
         return super()._get_policy_from_name(policy_name)
 
