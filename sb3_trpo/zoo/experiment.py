@@ -157,13 +157,19 @@ class ProgressFile(BaseCallback):
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self._folder = folder
+        self._file = str(Path(folder) / "progress.csv")
 
     def _on_training_start(self) -> None:
-        self.logger.output_formats.append(CSVOutputFormat(str(Path(self._folder) / "progress.csv")))
+        self.logger.output_formats.append(CSVOutputFormat(self._file))
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        formats = self.logger.output_formats
+        own = next(each for each in formats if isinstance(each, CSVOutputFormat) and each.file.name == self._file)
+        formats.remove(own)
+        own.close()
 
 
 def envs_of_rank(
