@@ -71,5 +71,9 @@ def draw_improvement(probabilities: Mapping[str, np.ndarray], file: Path) -> Non
             axes.plot(point, row, "o", color=BLUE)
         axes.axvline(0.5, color=GRAY, lw=1)
         axes.set(
-            yticks=range(len(envs)), yticklabels=envs[::-1], xlim=(-0.02, 1.02), xlabel=f"P(a run of {OURS} > one of {PEER})"
+            yticks=range(len(envs)),
+            yticklabels=envs[::-1],
+            xlim=(-0.02, 1.02),
+            ylim=(-0.5, len(envs) - 0.5),
+            xlabel=f"P(a run of {OURS} > one of {PEER})",
         )
