@@ -1,1 +1,1 @@
-"""The measurements behind the README's figures: run ``python -m benchmarks.<figure>.run`` from the root of the repository."""
+"""The measurements behind the figures of the documentation: run ``python -m benchmarks.<figure>.run`` from the root."""
