@@ -170,7 +170,7 @@ class TRPO(TrainingLoop):
         """
         Improve the policy within its trust region, regress the critic on the returns, and record both.
 
-        :raises ValueError: if the rollout or a schedule is not finite, before anything has changed; on all ranks if on one
+        :raises ValueError: if a rollout, on any rank, or a schedule is not finite, before anything has changed
         """
         check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
         now, batch = self._evaluate_schedules(), RolloutBatch([self.rollout_buffer], self.rollout_reader)

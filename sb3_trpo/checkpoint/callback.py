@@ -120,6 +120,8 @@ class ResumableCheckpoint(TrainingLifecycle):
             if self.on_signal:
                 self._stop = stack.enter_context(StopRequest(vec_envs))
             yield
+        if self._stop is not None:  # a signal may come after the last iteration, or when a callback ends the run
+            self.stopped_by = self.stopped_by or self._stop.received
 
     def _env_name(self) -> str:
         """Return the name of the environment if the folder has a placeholder for it."""

@@ -45,8 +45,13 @@ class StopRequest:
             return self
         for base in self._bases:
             call_all(base, ignore_signals)
-        for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._handle)
+        try:
+            for number in SIGNALS:
+                self._handlers[number] = signal.getsignal(number)  # first, for the next line may receive one
+                signal.signal(number, self._handle)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,21 @@ def require_valid_position(state: dict[str, Any], path: str) -> dict[str, Any]:
     return state
 
 
+def new_bit_generator(name: Any, path: str) -> np.random.BitGenerator:
+    """
+    Create one of NumPy's bit generators.
+
+    :param name: name of its class, or something hostile
+    :param path: path of the generator around it
+    :return: the bit generator, in any state
+    :raises MismatchError: if NumPy has none of this name
+    """
+    if name not in BIT_GENERATORS:
+        raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
+    made: np.random.BitGenerator = getattr(np.random, name)()
+    return made
+
+
 class NumpyGeneratorCodec(Codec):
     """NumPy's generators around a bit generator."""
 
@@ -49,54 +64,77 @@ class NumpyGeneratorCodec(Codec):
 
     def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.Generator:
         """Set the state of the live generator; make a new one if it is of another kind, or has been set for another place."""
-        name = encoded["generator"]
-        if name not in BIT_GENERATORS:
-            raise MismatchError(f"{path} is a generator of the unknown kind {name!r}")
-        fits = isinstance(live, np.random.Generator) and type(live.bit_generator).__name__ == name
+        fresh = new_bit_generator(encoded["generator"], path)
         made: np.random.Generator = live
-        if not fits or decoder.is_filled(live):
-            made = np.random.Generator(getattr(np.random, name)())
+        if not isinstance(live, np.random.Generator) or type(live.bit_generator) is not type(fresh) or decoder.is_filled(live):
+            made = np.random.Generator(fresh)
         decoder.mark_filled(made)
         made.bit_generator.state = require_valid_position(decoder.decode(encoded["state"], None, f"{path}/state"), path)
         return made
 
 
-class _Access(NamedTuple):
-    """A class of generators, and how to read and set the state of one."""
+class RandomStateCodec(Codec):
+    """NumPy's legacy generators, which may have a bit generator of any kind, too."""
 
-    cls: type[Any]
-    read: Callable[[Any], Any]
-    set: Callable[[Any, Any], None]
+    types = (np.random.RandomState,)
+    kinds = ("random_state",)
+
+    def encode(self, value: np.random.RandomState, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state."""
+        state = partial(encoder.encode, value.get_state(legacy=False), f"{path}/state")
+        return encoder.once(value, path, lambda: {"random_state": state()})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> np.random.RandomState:
+        """Set the state of the live generator; make a new one if it is of another kind, or has been set for another place."""
+        state = require_valid_position(decoder.decode(encoded["random_state"], None, f"{path}/state"), path)
+        fresh = np.random.RandomState(new_bit_generator(state["bit_generator"], path))
+        fits = isinstance(live, np.random.RandomState) and _kind_of(live) == _kind_of(fresh)
+        made = live if fits and not decoder.is_filled(live) else fresh
+        decoder.mark_filled(made)
+        made.set_state(state)
+        return made
 
 
-class OtherGeneratorCodec(Codec):
-    """NumPy's legacy generators, torch's, and Python's, except the system's, which has no state."""
+def _kind_of(generator: np.random.RandomState) -> str:
+    return str(generator.get_state(legacy=False)["bit_generator"])
 
-    accesses: ClassVar[dict[str, _Access]] = {
-        "random_state": _Access(
-            np.random.RandomState, lambda each: each.get_state(legacy=False), lambda each, state: each.set_state(state)
-        ),
-        "random": _Access(random.Random, lambda each: each.getstate(), lambda each, state: each.setstate(state)),
-        "torch_generator": _Access(th.Generator, lambda each: each.get_state(), lambda each, state: each.set_state(state)),
-    }
-    types = tuple(access.cls for access in accesses.values())
-    kinds = tuple(accesses)
 
-    def encode(self, value: Any, path: str, encoder: Encoder) -> Encoded:
+class PythonRandomCodec(Codec):
+    """Python's generators, except the system's, which has no state."""
+
+    types = (random.Random,)
+    kinds = ("random",)
+
+    def encode(self, value: random.Random, path: str, encoder: Encoder) -> Encoded:
         """Encode the state."""
         if isinstance(value, random.SystemRandom):
             return encoder.reject(value, path)
-        kind, access = next(pair for pair in self.accesses.items() if isinstance(value, pair[1].cls))
-        return encoder.once(value, path, lambda: {kind: encoder.encode(access.read(value), f"{path}/state")})
+        return encoder.once(value, path, lambda: {"random": encoder.encode(value.getstate(), f"{path}/state")})
 
-    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> Any:
-        """Set the state of the live generator; make a new one if it is of another class, or has been set for another place."""
-        kind = next(iter(encoded))
-        access = self.accesses[kind]
-        made = live if isinstance(live, access.cls) and not decoder.is_filled(live) else access.cls()
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> random.Random:
+        """Set the state of the live generator; make a new one if there is none, or it has been set for another place."""
+        made = live if isinstance(live, random.Random) and not decoder.is_filled(live) else random.Random()
         decoder.mark_filled(made)
-        state = decoder.decode(encoded[kind], None, f"{path}/state")
-        access.set(made, require_valid_position(state, path) if kind == "random_state" else state)
+        made.setstate(decoder.decode(encoded["random"], None, f"{path}/state"))
+        return made
+
+
+class TorchGeneratorCodec(Codec):
+    """Torch's generators."""
+
+    types = (th.Generator,)
+    kinds = ("torch_generator",)
+
+    def encode(self, value: th.Generator, path: str, encoder: Encoder) -> Encoded:
+        """Encode the state."""
+        return encoder.once(value, path, lambda: {"torch_generator": encoder.encode(value.get_state(), f"{path}/state")})
+
+    def decode(self, encoded: Encoded, live: Any, path: str, decoder: Decoder) -> th.Generator:
+        """Set the state of the live generator; make a new one if there is none, or it has been set for another place."""
+        made = live if isinstance(live, th.Generator) else th.Generator()
+        made = th.Generator(made.device) if decoder.is_filled(made) else made
+        decoder.mark_filled(made)
+        made.set_state(decoder.decode(encoded["torch_generator"], None, f"{path}/state"))
         return made
 
 
@@ -162,10 +200,16 @@ def decode_global_generators(encoded: dict[str, Encoded], decoder: Decoder) -> N
         "torch": th.set_rng_state,
     }
     if "cuda" in encoded and th.cuda.is_available():
-        setters["cuda"] = th.cuda.set_rng_state_all
+        setters["cuda"] = _set_states_of_gpus
     for name, state in encoded.items():
         if name in setters:
             try:
                 setters[name](decoder.decode(state, None, f"generators/{name}"))
             except DECODING_ERRORS as error:
                 raise MismatchError(f"the generator of {name} cannot be restored: {error}") from error
+
+
+def _set_states_of_gpus(states: list[th.Tensor]) -> None:
+    """Set the generators of the GPUs that are here; the run may have had more, or fewer."""
+    for device, state in zip(range(th.cuda.device_count()), states, strict=False):
+        th.cuda.set_rng_state(state, device)

@@ -11,7 +11,13 @@ from sb3_trpo.checkpoint.codecs.arrays import ArrayCodec, NumpyScalarCodec, Stat
 from sb3_trpo.checkpoint.codecs.codec import Codecs
 from sb3_trpo.checkpoint.codecs.containers import DictCodec, SequenceCodec
 from sb3_trpo.checkpoint.codecs.environments import VecEnvCodec
-from sb3_trpo.checkpoint.codecs.generators import NumpyGeneratorCodec, OtherGeneratorCodec, SpaceCodec
+from sb3_trpo.checkpoint.codecs.generators import (
+    NumpyGeneratorCodec,
+    PythonRandomCodec,
+    RandomStateCodec,
+    SpaceCodec,
+    TorchGeneratorCodec,
+)
 from sb3_trpo.checkpoint.codecs.logs import MonitorFileCodec
 from sb3_trpo.checkpoint.codecs.objects import (
     BuiltinFunctionCodec,
@@ -42,7 +48,7 @@ CODECS = Codecs(
     (
         *(FlagCodec(), EnumCodec(), JsonCodec(), IntCodec(), BytesCodec(), NumpyScalarCodec(), FloatCodec(), TextCodec()),
         *(SequenceCodec(), DictCodec(), ArrayCodec(), TensorCodec(), StateDictCodec()),
-        *(NumpyGeneratorCodec(), OtherGeneratorCodec(), SpaceCodec()),
+        *(NumpyGeneratorCodec(), RandomStateCodec(), PythonRandomCodec(), TorchGeneratorCodec(), SpaceCodec()),
         *(VecEnvCodec(), MonitorFileCodec(), FunctionCodec(), BuiltinFunctionCodec(), PartialCodec(), LeftToScriptCodec()),
         *(MuJoCoCodec(), ReplayedEnvCodec(REPLAYED), IgnoredModuleCodec(), ObjectCodec()),
     )

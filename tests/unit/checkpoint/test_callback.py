@@ -576,3 +576,29 @@ def test_an_env_that_becomes_unsupported_later_draws_a_warning_then(tmp_path, mo
     with pytest.warns(UserWarning, match="its attribute 'secret'") as caught:
         model.learn(34 * 8, callback=ResumableCheckpoint(tmp_path, every=34, verbose=0))
     assert sum("cannot be saved" in str(each.message) for each in caught) == 1
+
+
+class StoppedAtOnce(BaseCallback):
+    """Is sent a signal in a rollout, and ends the training itself."""
+
+    def _on_step(self):
+        if self.n_calls == 20:
+            terminate()
+        return self.n_calls < 20
+
+
+class SignalledAtTheEnd(BaseCallback):
+    """Is sent a signal when the last iteration is over."""
+
+    def _on_step(self):
+        return True
+
+    def _on_training_end(self):
+        terminate()
+
+
+@pytest.mark.parametrize("callback", [StoppedAtOnce, SignalledAtTheEnd])
+def test_a_signal_that_no_iteration_follows_is_named_too(callback, tmp_path):
+    resumable = ResumableCheckpoint(tmp_path, every=10**6)
+    trained(tmp_path, resumable=resumable, callbacks=[callback()])
+    assert resumable.stopped_by == "SIGTERM"

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from gymnasium.wrappers import TimeLimit
@@ -12,6 +13,7 @@ from helpers.envs import RandomEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+from sb3_trpo.checkpoint import signals
 from sb3_trpo.checkpoint.signals import StopRequest
 from sb3_trpo.checkpoint.worker_rpc import SIGNALS, call
 
@@ -84,13 +86,12 @@ def test_the_second_interrupt_interrupts_whatever_was_there_before(before, monke
 
 def forget_what_was_there(monkeypatch):
     """Answer like Python where a handler was not installed from Python: that there is one, but not which."""
-    install = signal.signal
 
-    def install_and_forget(number, handler):
-        previous = install(number, handler)
-        return None if previous in (signal.SIG_DFL, signal.default_int_handler) else previous
+    def forgetful(number):
+        present = signal.getsignal(number)
+        return None if present in (signal.SIG_DFL, signal.default_int_handler) else present
 
-    monkeypatch.setattr(signal, "signal", install_and_forget)
+    monkeypatch.setattr(signals, "signal", SimpleNamespace(**vars(signal) | {"getsignal": forgetful}))
 
 
 def test_handlers_that_python_cannot_install_leave_its_own(monkeypatch):
@@ -99,6 +100,34 @@ def test_handlers_that_python_cannot_install_leave_its_own(monkeypatch):
     with StopRequest([]):
         assert handlers() != before
     assert handlers() == before == [signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_handlers_are_installed_is_received(number, monkeypatch):
+    def install_and_send(installed, handler):
+        previous = signal.signal(installed, handler)
+        if installed == number and getattr(handler, "__func__", None) is StopRequest._handle:
+            os.kill(os.getpid(), number)
+        return previous
+
+    before = handlers()
+    monkeypatch.setattr(signals, "signal", SimpleNamespace(**vars(signal) | {"signal": install_and_send}))
+    with StopRequest([]) as stop:
+        assert stop.received == signal.Signals(number).name
+    assert handlers() == before
+
+
+def test_an_error_while_handlers_are_installed_leaves_none(monkeypatch):
+    def fail_at_the_last(installed, handler):
+        if installed == [*SIGNALS][-1] and getattr(handler, "__func__", None) is StopRequest._handle:
+            raise KeyboardInterrupt
+        return signal.signal(installed, handler)
+
+    before = handlers()
+    monkeypatch.setattr(signals, "signal", SimpleNamespace(**vars(signal) | {"signal": fail_at_the_last}))
+    with pytest.raises(KeyboardInterrupt), StopRequest([]):
+        pass
+    assert handlers() == before
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

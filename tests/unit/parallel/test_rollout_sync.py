@@ -153,13 +153,17 @@ class Recorder(Own):
 
 
 def learn_three_times(rank, folder):
-    """Train with callbacks, continue, and continue again until one rank's callback ends the run."""
+    """Train with callbacks, continue, and continue again until one rank's callback ends the run; weights differ at first."""
     th.manual_seed(rank)
     np.random.seed(rank)
     make_env = partial(SometimesSuccessful, VECTOR, BOX_ACTION)
     env = VecNormalize(make_vec_env(make_env, n_envs=1 + rank, seed=rank))
     model = TRPO("MlpPolicy", env, n_steps=N_STEPS, batch_size=24, n_critic_updates=2, device="cpu")
     digests = [digest(model)]
+    if rank == 1:  # an optimizer of another state, as after loading
+        for parameter in model.policy.parameters():
+            parameter.grad = th.ones_like(parameter)
+        model.policy.optimizer.step()
     model.set_logger(configure(f"{folder}/log{rank}", ["csv"]))
     evaluation = EvalCallback(VecNormalize(make_vec_env(make_env)), eval_freq=20, n_eval_episodes=1, verbose=0)
     recorder, further = Recorder(), Recorder()

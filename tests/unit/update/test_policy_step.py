@@ -11,7 +11,7 @@ from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.rollouts.batch import RolloutBatch
-from sb3_trpo.update.policy_step import PolicyStepSettings, policy_step
+from sb3_trpo.update.policy_step import PolicyStepSettings, _choose_transitions, policy_step
 
 N_STEPS = 48
 
@@ -87,3 +87,19 @@ def test_the_fisher_matrix_may_use_fewer_transitions_than_the_gradient(model):
     part = step_of(model, fisher_subsampling=8)
     assert whole.gradient_norm == part.gradient_norm
     assert not th.equal(whole.solution.x, part.solution.x)
+
+
+@pytest.mark.parametrize(("every", "of_those"), [(1, 1), (1, 4), (2, 1), (2, 3), (3, 2)])
+def test_the_fisher_matrix_uses_every_kth_of_the_transitions_of_the_step(model, every, of_those):
+    settings = settings_of(model, sub_sampling_factor=every, fisher_subsampling=of_those)
+    batch = RolloutBatch([model.rollout_buffer], model.rollout_reader)
+    chunks, fisher_chunks = _choose_transitions(batch, settings, 7, ALONE)
+    observations = th.as_tensor(model.rollout_buffer.observations.reshape(N_STEPS, -1))
+
+    def seen(parts):
+        return th.cat([part.inputs.observations for part in parts])
+
+    assert th.equal(seen(chunks), observations[::every])
+    assert (fisher_chunks is None) == (of_those == 1)
+    if fisher_chunks is not None:
+        assert th.equal(seen(fisher_chunks), observations[:: every * of_those])

@@ -8,8 +8,9 @@ import pytest
 import torch as th
 from helpers.codecs import HUGE, decode, encode, generator_of, round_trip, sent
 
-from sb3_trpo.checkpoint.codecs.codec import MismatchError
-from sb3_trpo.checkpoint.codecs.generators import BIT_GENERATORS
+from sb3_trpo.checkpoint.codecs.codec import Decoder, Encoder, MismatchError
+from sb3_trpo.checkpoint.codecs.generators import BIT_GENERATORS, decode_global_generators
+from sb3_trpo.checkpoint.codecs.registry import CODECS
 
 
 def draws_of_numpy(generator):
@@ -150,3 +151,29 @@ def test_generators_that_only_the_script_shares_are_restored_apart(kind):
     value, live = [make(1), make(2)], make(0)
     back = round_trip(value, [live, live])
     assert [draw(each, 3) for each in back] == [draw(each, 3) for each in value]
+
+
+@pytest.mark.parametrize("kind", BIT_GENERATORS)
+@pytest.mark.parametrize("there", [None, "MT19937", "same", "same, twice"])
+def test_a_legacy_generator_around_any_bit_generator_is_restored(kind, there):
+    def legacy(name, seed):
+        return np.random.RandomState(getattr(np.random, name)(seed))
+
+    value = [legacy(kind, 1), legacy(kind, 2)]
+    live = None if there is None else legacy("MT19937" if there == "MT19937" else kind, 0)
+    other = live if there == "same, twice" else None
+    back = round_trip(value, [live, other])
+    assert [each.random() for each in back] == [each.random() for each in value]
+    assert (back[0] is live) == (live is not None and (kind == "MT19937" or there != "MT19937"))
+
+
+@pytest.mark.parametrize("n_here", [0, 1, 2, 3])
+def test_the_generators_of_gpus_that_are_here_are_restored(n_here, monkeypatch):
+    restored = {}
+    monkeypatch.setattr(th.cuda, "is_available", lambda: n_here > 0)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: n_here)
+    monkeypatch.setattr(th.cuda, "set_rng_state", lambda state, device: restored.update({device: state.tolist()}))
+    encoder = Encoder(CODECS)
+    states = encoder.encode([th.tensor([1], dtype=th.uint8), th.tensor([2], dtype=th.uint8)], "generators/cuda")
+    decode_global_generators({"cuda": states}, Decoder(CODECS, encoder.arrays))
+    assert restored == {device: [device + 1] for device in range(min(n_here, 2))}
