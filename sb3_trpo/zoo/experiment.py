@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import re
 import sys
@@ -152,6 +153,8 @@ class ProgressFile(BaseCallback):
     """
     Write the log to ``progress.csv`` too, in SB3's CSV format, for the script ``report``.
 
+    A run that continues from a checkpoint keeps the rows up to there.
+
     :param folder: folder of the run
     """
 
@@ -160,16 +163,35 @@ class ProgressFile(BaseCallback):
         self._file = str(Path(folder) / "progress.csv")
 
     def _on_training_start(self) -> None:
-        self.logger.output_formats.append(CSVOutputFormat(self._file))
+        rows = rows_until(self._file, self.model.num_timesteps)
+        log = CSVOutputFormat(self._file)
+        for row in rows:
+            log.write(row, {})
+        self.logger.output_formats.append(log)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
         formats = self.logger.output_formats
-        own = next(each for each in formats if isinstance(each, CSVOutputFormat) and each.file.name == self._file)
-        formats.remove(own)
-        own.close()
+        for log in [each for each in formats if isinstance(each, CSVOutputFormat) and each.file.name == self._file]:
+            formats.remove(log)  # RL Zoo ends training twice, so that there may be none
+            log.close()
+
+
+def rows_until(file: str, n_timesteps: int) -> list[dict[str, Any]]:
+    """
+    Read the rows of a log that were written before a number of timesteps was exceeded.
+
+    :param file: log in SB3's CSV format, which may be missing
+    :param n_timesteps: the number of timesteps
+    :return: the values of each row, without those that are missing
+    """
+    if n_timesteps == 0 or not Path(file).is_file():
+        return []
+    with Path(file).open(newline="") as lines:
+        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
+    return [row for row in rows if float(row.get("time/total_timesteps", "inf")) <= n_timesteps]
 
 
 def envs_of_rank(

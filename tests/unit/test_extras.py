@@ -42,7 +42,7 @@ sys.exit(1)
 
 @pytest.mark.parametrize("extra", USES)
 def test_an_extra_brings_what_it_is_for(extra, tmp_path):
-    assert USES.keys() | {"test", "bench", "all", "pybullet"} == EXTRAS.keys()
+    assert USES.keys() | {"test", "bench", "all", "pybullet", "docs", "recipes"} == EXTRAS.keys()
     done = run_without(hidden_without(extra), USES[extra], tmp_path)
     assert done.returncode == 0, done.stderr
 
