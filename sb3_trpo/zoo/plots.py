@@ -22,6 +22,10 @@ WINDOW = 20
 """Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""
 
 
+class NothingLoggedError(ValueError):
+    """A run has logged nothing that could be drawn."""
+
+
 def learning_curve(run_folder: str | Path, title: str) -> Path:
     """
     Plot returns against steps: training episodes from Monitor's files, and evaluations from ``evaluations.npz`` if it exists.
@@ -48,11 +52,10 @@ def dashboard(run_folder: str | Path, title: str) -> Path:
     :param run_folder: folder with Monitor's files and ``progress.csv``, SB3's log in CSV format
     :param title: title of the picture
     :return: the PNG file, ``dashboard.png`` in the folder
-    :raises FileNotFoundError: if there is no ``progress.csv``
+    :raises NothingLoggedError: if there is no ``progress.csv``, or no update in it
     """
     folder = Path(run_folder)
-    log = pandas.read_csv(folder / "progress.csv")
-    log = log[log["train/n_updates"].notna()]  # a dump comes before an update, so the first has none
+    log = _logged_updates(folder / "progress.csv")
     steps = log["time/total_timesteps"].to_numpy()
     figure = Figure(figsize=(13, 7), layout="constrained")
     panels = figure.subplots(2, 3).flatten()
@@ -68,6 +71,15 @@ def dashboard(run_folder: str | Path, title: str) -> Path:
     picture = folder / "dashboard.png"
     figure.savefig(picture, dpi=110)
     return picture
+
+
+def _logged_updates(file: Path) -> pandas.DataFrame:
+    if not file.is_file():
+        raise NothingLoggedError("the run has no progress.csv, which the script train writes since version 0.2")
+    log = pandas.read_csv(file)
+    if "train/n_updates" not in log:
+        raise NothingLoggedError("the run has logged no update: the log of one is written after the next rollout")
+    return log[log["train/n_updates"].notna()]
 
 
 def _plot_kl(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:

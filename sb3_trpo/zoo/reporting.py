@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_trpo.extras import ZOO, needs
 from sb3_trpo.zoo.algorithms import ALGORITHMS
 from sb3_trpo.zoo.masking import evaluate
-from sb3_trpo.zoo.plots import dashboard, learning_curve
+from sb3_trpo.zoo.plots import NothingLoggedError, dashboard, learning_curve
 from sb3_trpo.zoo.rendering import has_display, rendering_settings
 
 with needs(*ZOO):
@@ -73,8 +73,8 @@ def report(arguments: Sequence[str] | None = None) -> None:
     picture = learning_curve(run_folder, title)
     try:
         overview = str(dashboard(run_folder, title))
-    except FileNotFoundError:
-        overview = "none, since the run has no progress.csv: it was made before version 0.2"
+    except NothingLoggedError as reason:
+        overview = f"none, since {reason}"
 
     run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.rsplit('_', 1)[-1]}"
     print(

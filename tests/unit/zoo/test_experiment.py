@@ -4,6 +4,7 @@ import signal
 import sys
 
 import numpy as np
+import pandas
 import pytest
 import yaml
 from helpers.contract_tools import same_parameters
@@ -11,7 +12,7 @@ from helpers.contract_tools import same_parameters
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import sole_owner
 from sb3_trpo.zoo.algorithms import config_file
-from sb3_trpo.zoo.experiment import envs_of_rank, is_seed_given
+from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given, rows_until
 
 CARTPOLE = ("train", "--algo", "trpo", "--env", "CartPole-v1")
 SEARCH = ("-optimize", "--n-trials", 2, "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0,
@@ -80,6 +81,9 @@ def test_a_run_that_was_stopped_resumes_in_its_folder_with_its_seed(run_zoo, tmp
     assert results[0] == results[1]
     monitors = [[row.split(",")[:2] for row in (run / "0.monitor.csv").read_text().splitlines()[1:]] for run in runs]
     assert monitors[0] == monitors[1]
+    logs = [pandas.read_csv(run / "progress.csv") for run in runs]
+    times = [name for name in logs[0] if name.startswith("time/") and name != "time/total_timesteps"]
+    pandas.testing.assert_frame_equal(*(log.drop(columns=times) for log in logs), check_like=True)
 
 
 def test_a_run_under_way_is_not_touched_by_a_second_one(run_zoo, tmp_path):
@@ -118,3 +122,22 @@ def test_a_negative_seed_is_none(arguments, is_given, monkeypatch):
 @pytest.mark.parametrize(("rank", "share"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
 def test_each_rank_creates_its_share_of_the_environments(rank, share):
     assert envs_of_rank(list, rank, 3, [*range(6)]) == share
+
+
+def test_a_log_that_ends_twice_or_never_began_does_no_harm(tmp_path):
+    callback = ProgressFile(str(tmp_path))
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64).learn(128, callback=callback)
+    callback.on_training_end()
+    assert "time/total_timesteps" in (tmp_path / "progress.csv").read_text()
+    assert not [each for each in model.logger.output_formats if getattr(each, "file", None) and each.file.closed]
+
+
+def test_rows_after_a_checkpoint_and_rows_that_were_cut_off_are_left_out(tmp_path):
+    log = tmp_path / "progress.csv"
+    log.write_text('train/a,time/total_timesteps,train/b\n1,64,\n"2",128,3\n3,19')
+    assert rows_until(str(log), 128) == [{"train/a": "1", "time/total_timesteps": "64"},
+                                         {"train/a": "2", "time/total_timesteps": "128", "train/b": "3"},
+                                         {"train/a": "3", "time/total_timesteps": "19"}]  # fmt: skip
+    assert rows_until(str(log), 64)[-1]["time/total_timesteps"] == "19"
+    assert rows_until(str(log), 0) == []
+    assert rows_until(str(tmp_path / "missing.csv"), 64) == []

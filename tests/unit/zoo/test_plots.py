@@ -1,9 +1,14 @@
+import shutil
+
 import numpy as np
+import pandas
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import LoadMonitorResultsError
 
-from sb3_trpo.zoo.plots import WINDOW, learning_curve
+from sb3_trpo import TRPO
+from sb3_trpo.zoo.experiment import ProgressFile
+from sb3_trpo.zoo.plots import PANELS, WINDOW, NothingLoggedError, dashboard, learning_curve
 
 
 @pytest.fixture
@@ -34,3 +39,42 @@ def test_a_picture_shows_episodes_and_evaluations(run_folder):
 def test_a_folder_without_monitor_files_is_refused(tmp_path):
     with pytest.raises(LoadMonitorResultsError):
         learning_curve(tmp_path, "nothing")
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """Train for a few iterations, with Monitor's files and a log; return the folder and its dashboard."""
+    folder = tmp_path_factory.mktemp("run")
+    env = make_vec_env("Pendulum-v1", seed=0, monitor_dir=str(folder))
+    TRPO("MlpPolicy", env, n_steps=512, batch_size=128, seed=0).learn(2048, callback=ProgressFile(str(folder)))
+    env.close()
+    return folder, dashboard(folder, "a run").read_bytes()
+
+
+@pytest.mark.parametrize("columns", [
+    "train/kl_divergence_loss", "train/target_kl", "train/entropy", "train/std", "train/explained_variance", "outcomes/",
+    "time/collect_seconds", "time/policy_step_seconds", "time/critic_seconds",
+])  # fmt: skip
+def test_the_dashboard_shows_what_was_logged(columns, logged, tmp_path):
+    folder, drawn = logged
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    log = pandas.read_csv(copy / "progress.csv")
+    names = [name for name in log if name.startswith(columns)]
+    assert names
+    log.assign(**dict.fromkeys(names, 0.5)).to_csv(copy / "progress.csv", index=False)
+    assert dashboard(copy, "a run").read_bytes() != drawn
+
+
+def test_the_same_log_gives_the_same_dashboard(logged):
+    folder, drawn = logged
+    assert len(PANELS) == 5
+    assert dashboard(folder, "a run").read_bytes() == drawn
+
+
+@pytest.mark.parametrize(("n_updates", "reason"), [(0, "no progress.csv"), (1, "no update")])
+def test_a_run_without_a_logged_update_has_no_dashboard(n_updates, reason, run_folder):
+    if n_updates:
+        env = make_vec_env("CartPole-v1", seed=0)
+        TRPO("MlpPolicy", env, n_steps=64, batch_size=64).learn(64, callback=ProgressFile(str(run_folder)))
+    with pytest.raises(NothingLoggedError, match=reason):
+        dashboard(run_folder, "a run")

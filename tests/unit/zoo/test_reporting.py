@@ -16,6 +16,7 @@ def test_report_evaluates_plots_and_names_a_script_that_works_here(
     printed = capsys.readouterr().out
     assert "over 3 episodes" in printed
     assert str(trained / "CartPole-v1.zip") in printed
+    assert "Dashboard:        none, since the run has logged no update" in printed
     assert (trained / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     run = f"--algo trpo --env CartPole-v1 -f {trained.parents[1]} --exp-id 1"
     assert printed.endswith(f"-m sb3_trpo.zoo {way.format(run)}\n")
