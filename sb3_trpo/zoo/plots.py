@@ -79,7 +79,7 @@ def _logged_updates(file: Path) -> pandas.DataFrame:
     log = pandas.read_csv(file)
     if "train/n_updates" not in log:
         raise NothingLoggedError("the run has logged no update: the log of one is written after the next rollout")
-    return log[log["train/n_updates"].notna()]
+    return log.dropna(subset=["train/n_updates"])  # a dump comes before an update, so the first row has none
 
 
 def _plot_kl(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:
