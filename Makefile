@@ -67,16 +67,15 @@ docs: install  ## build the documentation into build/docs; a warning is an error
 
 bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python -m benchmarks.speed.run
-	$(BIN)/python -m benchmarks.speed.report
 	$(BIN)/python -m benchmarks.trust_region.run
 	$(BIN)/python -m benchmarks.memory.run
 	$(BIN)/python -m benchmarks.checkpoint.run
 	$(BIN)/python -m benchmarks.learning.run rl_zoo
 	$(BIN)/python -m benchmarks.learning.run mujoco
-	$(BIN)/python -m benchmarks.learning.report
 	$(BIN)/python -m benchmarks.variants.run
 	$(BIN)/python -m benchmarks.scaling.run
-	$(BIN)/python -m benchmarks.scaling.model
+	$(BIN)/python -m benchmarks.agents.run
+	$(BIN)/python -m benchmarks.report
 
 test-wheel: install  ## run the tests against the built wheel instead of the checkout
 	rm -rf dist build

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.agents.tables import tables as agents_tables
 from benchmarks.checkpoint.tables import tables as checkpoint_tables
 from benchmarks.common.environment import RESULTS, ROOT
 from benchmarks.common.tables import table
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "scaling": scaling_tables,
     "checkpoint": checkpoint_tables,
     "variants": variants_tables,
+    "agents": agents_tables,
 }
 """Functions from the contents of a file of raw results to tables by name."""
 

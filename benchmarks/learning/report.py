@@ -219,7 +219,7 @@ def text(study: Study, chances: Mapping[str, np.ndarray]) -> str:
     :param chances: probabilities of improvement by task
     :return: Markdown
     """
-    parts = ["# Learning results, by `python -m benchmarks.learning.report`", PROTOCOL]
+    parts = ["# Learning results, by `python -m benchmarks.report`", PROTOCOL]
     for title, paragraphs in sections(study, chances).items():
         parts += [f"## {title}", *paragraphs]
     return "\n\n".join(parts) + "\n"

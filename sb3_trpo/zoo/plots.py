@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
 from sb3_trpo.extras import needs
 
@@ -33,7 +33,7 @@ def learning_curve(run_folder: str | Path, title: str) -> Path:
     :param run_folder: folder to which RL Zoo, or ``Monitor`` and ``EvalCallback``, have written
     :param title: title of the picture
     :return: the PNG file, ``learning_curve.png`` in the folder
-    :raises LoadMonitorResultsError: if the folder has no Monitor files
+    :raises NothingLoggedError: if the folder has no Monitor files
     """
     folder = Path(run_folder)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -124,7 +124,11 @@ PANELS: Mapping[str, Callable[[Axes, np.ndarray, pandas.DataFrame], None]] = {
 
 
 def _plot_returns(axes: Axes, folder: Path) -> None:
-    steps, returns = ts2xy(load_results(str(folder)), "timesteps")
+    try:
+        episodes = load_results(str(folder))
+    except LoadMonitorResultsError as error:
+        raise NothingLoggedError("the run has no Monitor files (*.monitor.csv)") from error
+    steps, returns = ts2xy(episodes, "timesteps")
     axes.plot(steps, returns, ".", markersize=3, alpha=0.3, color=BLUE, label="training episode")
     if len(returns) >= WINDOW:
         average = np.convolve(returns, np.full(WINDOW, 1 / WINDOW), mode="valid")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +70,29 @@ def report(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"{error}. Train one first: python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}")
     returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
     title = f"{args.algo} on {args.env.gym_id}"
-    picture = learning_curve(run_folder, title)
-    try:
-        overview = str(dashboard(run_folder, title))
-    except NothingLoggedError as reason:
-        overview = f"none, since {reason}"
-
     run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.rsplit('_', 1)[-1]}"
     print(
         f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
         f"Model:            {model_file}\n"
-        f"Learning curve:   {picture}\n"
-        f"Dashboard:        {overview}\n"
+        f"Learning curve:   {drawn(learning_curve, run_folder, title)}\n"
+        f"Dashboard:        {drawn(dashboard, run_folder, title)}\n"
         f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo {script_to_watch(args.env.gym_id, run)}"
     )
+
+
+def drawn(plot: Callable[[str, str], Path], run_folder: str, title: str) -> str:
+    """
+    Draw a picture of a run, if the run has left what it shows.
+
+    :param plot: a function that draws
+    :param run_folder: folder of the run
+    :param title: title of the picture
+    :return: the picture's file, or why there is none
+    """
+    try:
+        return str(plot(run_folder, title))
+    except NothingLoggedError as reason:
+        return f"none, since {reason}"
 
 
 def script_to_watch(env_id: str, run: str) -> str:

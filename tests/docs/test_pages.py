@@ -6,6 +6,8 @@ import pytest
 from helpers.pages import DOCS, ROOT, blocks_of, pages, run_page, shorten
 
 PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
+TEXTS = [*sorted({*ROOT.glob("[A-Z]*.md"), *ROOT.glob("*/README.md")} - {*PAGES.values()})]
+"""Texts that are no pages of the site."""
 LONGEST_PAGE = 300
 OF_RECIPES = {"trackers": ("wandb", "mlflow"), "export": ("onnxscript", "onnxruntime")}
 """Packages of the extra ``recipes``, by page; ``make test`` does without."""
@@ -32,10 +34,18 @@ def test_no_page_is_long(page):
     assert len(page.read_text().splitlines()) <= LONGEST_PAGE
 
 
-@each_page
-def test_links_to_files_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+def anchors_of(page):
+    """List the anchors of a page's headings, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), *TEXTS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_inside_the_repository_lead_somewhere(page):
+    for file, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        target = page.parent / file if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors_of(target), f"{file}#{anchor}"
 
 
 def test_every_page_is_in_the_index():

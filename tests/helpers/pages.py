@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sb3_contrib import TRPO as CONTRIB_TRPO
@@ -16,6 +18,8 @@ from sb3_trpo import TRPO
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(?P<shown>.*?)^```$|^% setup\n(?P<hidden>(?:^%[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
+QUIET = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true", "ORT_DISABLE_TELEMETRY": "1"}
+"""Environment variables that keep libraries of the recipes from reporting to their makers."""
 SHORT = 64
 """Steps of a rollout, and of a whole run, unless a page's code says less."""
 
@@ -61,8 +65,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_page(path: Path) -> None:
-    """Run a page's code from top to bottom, in one namespace, in the present folder."""
+    """Run a page's code from top to bottom, in one namespace, in the present folder; what it does to the environment ends."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     text = path.read_text()
-    for number, code in enumerate(blocks_of(text), start=1):
-        exec(compile(code, f"{path.name}, block {number}", "exec"), namespace)
+    with patch.dict(os.environ, QUIET):
+        for number, code in enumerate(blocks_of(text), start=1):
+            exec(compile(code, f"{path.name}, block {number}", "exec"), namespace)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.monitor import LoadMonitorResultsError
 
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.experiment import ProgressFile
@@ -37,7 +36,7 @@ def test_a_picture_shows_episodes_and_evaluations(run_folder):
 
 
 def test_a_folder_without_monitor_files_is_refused(tmp_path):
-    with pytest.raises(LoadMonitorResultsError):
+    with pytest.raises(NothingLoggedError, match="no Monitor files"):
         learning_curve(tmp_path, "nothing")
 
 
