@@ -11,7 +11,8 @@ class Mark(NamedTuple):
 
     :param target: the least mean return that we aim for
     :param single: return of RL Zoo's single run of sb3-contrib's TRPO
-    :param best: best published mean over several seeds at 1M steps
+    :param best: best published mean over several seeds that we know, of any on-policy algorithm, at 1M steps unless the source
+        says otherwise
     :param source: who published it
     """
 
@@ -22,15 +23,15 @@ class Mark(NamedTuple):
 
 
 MARKS = {
-    "HalfCheetah-v5": Mark(5000, 1785, 4471, "Tianshou, -v3, 10 seeds"),
+    "HalfCheetah-v5": Mark(5000, 1785, 7185, "sb3-contrib's TRPO in OmniSafe's Table 1, -v4, steps not stated"),
     "Hopper-v5": Mark(3400, 3618, 3372, "sb3-contrib, -v3, 3 seeds"),
     "Walker2d-v5": Mark(4600, 4933, 4502, "sb3-contrib, -v3, 3 seeds"),
-    "Ant-v5": Mark(2000),
-    "Ant-v4": Mark(3600, 4982, 3554, "sb3-contrib, -v3, 3 seeds"),
+    "Ant-v5": Mark(2000, None, 2138, "SLM-Lab's PPO, 10M steps"),
+    "Ant-v4": Mark(3600, 4982, 4362, "OmniSafe's TRPO"),
     "Swimmer-v5": Mark(355, 366, 359, "sb3-contrib, -v3, 3 seeds"),
-    "Humanoid-v5": Mark(1100, None, 1030, "Engstrom et al. 2020, TRPO+, -v2"),
-    "Reacher-v5": Mark(-4.5, None, -4.5, "not traced; -4.8 by baselines"),
-    "InvertedDoublePendulum-v5": Mark(9250, None, 9243, "not traced; 8,435 by Tianshou, -v2, 10 seeds"),
+    "Humanoid-v5": Mark(1100, None, 3839, "OmniSafe's NaturalPG, -v4"),
+    "Reacher-v5": Mark(-4.5, None, -4.1, "Tianshou's PPO"),
+    "InvertedDoublePendulum-v5": Mark(9250, None, 9258, "Tianshou's A2C"),
 }
 SHARE = 0.2
 """Our target for the time to sb3-contrib's final return, as a share of its time."""

@@ -46,7 +46,7 @@ BESIDE = (
     '- "Earlier settings" were meant to be reported, and then changed: these tasks had another try, on other seeds. '
     "For Swimmer-v5, those of seeds 20 to 29 came after the present ones, and were no better.\n"
     "- The interval of three runs goes from the least to the largest.\n"
-    '- "Not traced" marks figures whose source we have not found.\n'
+    "- The best means published are of any on-policy algorithm. Some were found after the targets had been set.\n"
     "- RL Zoo's single runs are of sb3-contrib's TRPO, on MuJoCo's -v3 tasks."
 )
 CURVES = (

@@ -79,7 +79,7 @@ def lost_contact(error: RuntimeError, communicator: Communicator, reports: dict[
     return RanksPartedError(
         f"Rank {communicator.rank} of {communicator.size} has lost contact with the others: {error}{reported}\n"
         "A rank has ended, or has not answered within the process group's timeout; the launcher's report names it. "
-        "The policy is as it was after the last update. Start the script again: with a ResumableCheckpoint it continues from "
+        "The policy is that of the last finished step. Start the script again: with a ResumableCheckpoint it continues from "
         "the last checkpoint, and under `torchrun --max-restarts` it does so by itself."
     )
 

@@ -164,9 +164,11 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     for key, part in parts.items():
         name = f"observation space's part {key!r}" if is_dict else "observation space"
         if not isinstance(part, SUPPORTED_SPACES):
+            can_flatten = isinstance(spaces.flatten_space(observation_space), spaces.Box)  # Graph and Sequence cannot
+            wrapper = f"gymnasium.wrappers.{'FlattenObservation' if can_flatten else 'TransformObservation'}"
             raise ValueError(
                 f"The {name} is {part}, but policies read {supported}, or a Dict of these without nested Dicts. Convert the "
-                "rest to numbers in a wrapper of the environment, such as gymnasium.wrappers.FlattenObservation."
+                f"rest to numbers in a wrapper of the environment, such as {wrapper}."
             )
         _check_size(name, part)
     if isinstance(action_space, SUPPORTED_SPACES):

@@ -25,10 +25,15 @@ from sb3_trpo.zoo.rendering import prepare_rendering
 from sb3_trpo.zoo.search_spaces import sample_lstm_params, sample_trpo_params
 
 with needs(*ZOO):
+    import huggingface_sb3
     import rl_zoo3
+    from huggingface_hub.errors import EntryNotFoundError
+    from requests.exceptions import HTTPError
     from rl_zoo3 import exp_manager, hyperparams_opt, utils
 
 RECORD_VIDEO = ["python", "-m", "rl_zoo3.record_video"]
+hub_metadata = sys.modules["huggingface_sb3.push_to_hub"]  # in the package, this name is a function
+download_from_hub = huggingface_sb3.load_from_hub
 rl_zoo_test_env, run_process = utils.create_test_env, subprocess.call
 
 
@@ -63,6 +68,10 @@ def install(playing: bool = False) -> ExitStack:
         # they are rendered. Some scripts import it from the package, some from its module.
         stack.enter_context(replaced(rl_zoo3, "create_test_env", create_test_env))
         stack.enter_context(replaced(utils, "create_test_env", create_test_env))
+        # push_to_hub and load_from_hub expect earlier versions of the libraries that they use.
+        if not hasattr(hub_metadata, "generate_metadata"):
+            stack.enter_context(replaced(hub_metadata, "generate_metadata", generate_metadata))
+        stack.enter_context(replaced(huggingface_sb3, "load_from_hub", load_from_hub))
         # record_training starts record_video in new processes, where RL Zoo would not know our algorithms.
         stack.enter_context(replaced(subprocess, "call", call_ours))
         return stack.pop_all()
@@ -70,7 +79,7 @@ def install(playing: bool = False) -> ExitStack:
 
 def replaced(owner: ModuleType, name: str, value: Any) -> ExitStack:
     """
-    Replace an attribute of a module.
+    Replace an attribute of a module, or add it.
 
     :param owner: the module
     :param name: name of the attribute
@@ -78,7 +87,10 @@ def replaced(owner: ModuleType, name: str, value: Any) -> ExitStack:
     :return: a context manager that puts the old value back; until then the new one stays
     """
     undo = ExitStack()
-    undo.callback(setattr, owner, name, getattr(owner, name))
+    if hasattr(owner, name):
+        undo.callback(setattr, owner, name, getattr(owner, name))
+    else:
+        undo.callback(delattr, owner, name)
     setattr(owner, name, value)
     return undo
 
@@ -111,6 +123,33 @@ def create_test_env(env_id: str, **kwargs: Any) -> VecEnv:
     env: VecEnv = rl_zoo_test_env(env_id, **kwargs)
     TEST_ENV.set(env)
     return env
+
+
+def generate_metadata(*args: Any) -> dict[str, Any]:
+    """
+    Describe an agent for the Hub, under the name by which ``push_to_hub`` imports this, with a result of the type it expects.
+
+    :param args: algorithm, environment, and mean and standard deviation of the returns
+    :return: the metadata of a model card
+    """
+    metadata: dict[str, Any] = hub_metadata._generate_metadata(*args).to_dict()
+    return metadata
+
+
+def load_from_hub(repo_id: str, filename: str) -> str:
+    """
+    Download a file from the Hub, with the error for a missing one that RL Zoo's ``load_from_hub`` catches.
+
+    :param repo_id: name of the repository
+    :param filename: name of the file
+    :return: path of the copy
+    :raises HTTPError: if the repository has no such file; agents without ``VecNormalize`` have no statistics
+    """
+    try:
+        path: str = download_from_hub(repo_id, filename)
+    except EntryNotFoundError as error:
+        raise HTTPError(str(error)) from error
+    return path
 
 
 def call_ours(command: Sequence[str], *args: Any, **kwargs: Any) -> int:

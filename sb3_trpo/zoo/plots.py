@@ -77,8 +77,8 @@ def _logged_updates(file: Path) -> pandas.DataFrame:
     if not file.is_file():
         raise NothingLoggedError("the run has no progress.csv, which the script train writes since version 0.2")
     log = pandas.read_csv(file)
-    if "train/n_updates" not in log:
-        raise NothingLoggedError("the run has logged no update: the log of one is written after the next rollout")
+    if "train/kl_divergence_loss" not in log:
+        raise NothingLoggedError("its log has no update of TRPO's: that of the first is written after the second rollout")
     return log.dropna(subset=["train/n_updates"])  # a dump comes before an update, so the first row has none
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from sb3_trpo.zoo.rendering import has_display, rendering_settings
 
 with needs(*ZOO):
     from huggingface_sb3 import EnvironmentName
-    from rl_zoo3.utils import create_test_env, get_model_path, get_saved_hyperparams
+    from rl_zoo3.utils import ALGOS, create_test_env, get_saved_hyperparams
 
 
 def final_returns(
@@ -56,21 +57,26 @@ def report(arguments: Sequence[str] | None = None) -> None:
     :param arguments: arguments of the command line; ``None`` for this process's
     """
     parser = argparse.ArgumentParser("sb3_trpo.zoo report", description="Evaluate and plot a finished run.")
-    parser.add_argument("--algo", choices=list(ALGORITHMS), default="trpo")
+    parser.add_argument("--algo", choices=list(ALGOS | ALGORITHMS), default="trpo")
     parser.add_argument("--env", required=True, type=EnvironmentName, help="environment ID")
     parser.add_argument("-f", "--folder", default="logs", help="log folder of the run")
-    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for the latest")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for the latest that has a model")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate")
     parser.add_argument("--seed", type=int, default=1000, help="seed of the evaluation environment")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
     args = parser.parse_args(arguments)
+    for module in args.gym_packages:
+        importlib.import_module(module)
 
-    try:
-        _, model_file, run_folder = get_model_path(args.exp_id, args.folder, args.algo, args.env)
-    except ValueError as error:
-        sys.exit(f"{error}. Train one first: python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}")
-    returns = final_returns(ALGORITHMS[args.algo], model_file, args.env, args.episodes, args.seed)
+    runs = Path(args.folder) / args.algo
+    run_folder = runs / f"{args.env}_{args.exp_id or newest_run(runs, args.env)}"
+    model_file = run_folder / f"{args.env}.zip"
+    if not model_file.is_file():
+        train = f"python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}"
+        sys.exit(f"There is no model {model_file}. Train one first: {train} -f {args.folder}")
+    returns = final_returns((ALGOS | ALGORITHMS)[args.algo], str(model_file), args.env, args.episodes, args.seed)
     title = f"{args.algo} on {args.env.gym_id}"
-    run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.rsplit('_', 1)[-1]}"
+    run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.name.rpartition('_')[2]}"
     print(
         f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
         f"Model:            {model_file}\n"
@@ -80,7 +86,19 @@ def report(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def drawn(plot: Callable[[str, str], Path], run_folder: str, title: str) -> str:
+def newest_run(runs: Path, env: str) -> int:
+    """
+    Find the newest run that has left a model: a search takes a number too, but leaves none.
+
+    :param runs: folder of the runs of an algorithm
+    :param env: the environment's name
+    :return: the number of the run, 1 if there is none
+    """
+    numbers = (model.parent.name.removeprefix(f"{env}_") for model in runs.glob(f"{env}_*/{env}.zip"))
+    return max((int(number) for number in numbers if number.isdigit()), default=1)
+
+
+def drawn(plot: Callable[[Path, str], Path], run_folder: Path, title: str) -> str:
     """
     Draw a picture of a run, if the run has left what it shows.
 

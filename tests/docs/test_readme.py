@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 from helpers.pages import ROOT
 
@@ -34,10 +33,8 @@ def test_returns(study):
 
 def test_targets(study):
     n_met = sum(study.scores(env, OURS).mean() >= mark.target for env, mark in MARKS.items())
-    of = "MuJoCo tasks that reach our target, mostly the best published mean"
+    of = "MuJoCo tasks that reach the target set for them"
     assert FIGURES[of] == f"{WORDS[n_met]} of {WORDS[len(MARKS)]}"
-    known = [mark for mark in MARKS.values() if mark.best is not None]
-    assert np.mean([mark.target >= mark.best for mark in known]) > 0.5
 
 
 def test_times():

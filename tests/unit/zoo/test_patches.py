@@ -1,10 +1,14 @@
 import gc
+import shutil
 import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import pytest
 import rl_zoo3
+from helpers.contract_tools import same_parameters
+from huggingface_hub.errors import EntryNotFoundError
 from rl_zoo3 import exp_manager, hyperparams_opt
 from rl_zoo3.utils import ALGOS
 from stable_baselines3.common import callbacks
@@ -86,3 +90,38 @@ def test_a_replacement_is_undone_after_an_error():
     with pytest.raises(ZeroDivisionError), replaced(sys, "maxsize", 0):
         1 / sys.maxsize
     assert sys.maxsize > 1
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for the Hub."""
+    hub = tmp_path / "the_hub"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        shutil.copytree(folder_path, hub / repo_id)
+
+    def hf_hub_download(*, repo_id, filename, **_):
+        if not (hub / repo_id / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(hub / repo_id / filename)
+
+    def snapshot_download(self, *, repo_id, local_dir):
+        local_dir.mkdir(parents=True)  # the repository is new
+
+    faked = {"upload_folder": upload_folder, "snapshot_download": snapshot_download}
+    for name, function in faked.items():
+        monkeypatch.setattr(huggingface_hub.HfApi, name, function)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, **_: "https://example.org")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
+    return hub
+
+
+def test_an_agent_goes_to_the_hub_and_comes_back(hub, trained, run_zoo, tmp_path):
+    run_zoo("push_to_hub", "--algo", "trpo", "--env", "CartPole-v1", "-f", trained.parents[1], "--no-render", "-orga", "you")
+    card = (hub / "you" / "trpo-CartPole-v1" / "README.md").read_text()
+    assert "name: TRPO\n" in card
+    assert "type: mean_reward\n" in card
+    run_zoo("load_from_hub", "--algo", "trpo", "--env", "CartPole-v1", "-f", tmp_path / "logs", "-orga", "you")
+    loaded, before = (TRPO.load(each / "CartPole-v1.zip") for each in (tmp_path / "logs/trpo/CartPole-v1_1", trained))
+    assert same_parameters(loaded.policy, before.policy)

@@ -70,7 +70,7 @@ def test_the_same_log_gives_the_same_dashboard(logged):
     assert dashboard(folder, "a run").read_bytes() == drawn
 
 
-@pytest.mark.parametrize(("n_updates", "reason"), [(0, "no progress.csv"), (1, "no update")])
+@pytest.mark.parametrize(("n_updates", "reason"), [(0, "no progress.csv"), (1, "no update of TRPO")])
 def test_a_run_without_a_logged_update_has_no_dashboard(n_updates, reason, run_folder):
     if n_updates:
         env = make_vec_env("CartPole-v1", seed=0)
