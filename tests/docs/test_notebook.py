@@ -2,13 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
-
 import nbclient
 import nbformat
+import pytest
 from helpers.pages import DOCS
 
 import sb3_trpo

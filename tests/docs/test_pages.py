@@ -9,8 +9,6 @@ PAGES = {str(page.relative_to(ROOT)): page for page in pages()}
 TEXTS = [*sorted({*ROOT.glob("[A-Z]*.md"), *ROOT.glob("*/README.md")} - {*PAGES.values()})]
 """Texts that are no pages of the site."""
 LONGEST_PAGE = 300
-OF_RECIPES = {"trackers": ("wandb", "mlflow"), "export": ("onnxscript", "onnxruntime")}
-"""Packages of the extra ``recipes``, by page; ``make test`` does without."""
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
 
@@ -22,8 +20,6 @@ def test_blocks_are_found_with_the_code_that_a_reader_has_already():
 @pytest.mark.parametrize("page", [page for page in PAGES.values() if blocks_of(page.read_text())], ids=lambda page: page.stem)
 @pytest.mark.filterwarnings("default")
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    for package in OF_RECIPES.get(page.stem, ()):
-        pytest.importorskip(package, reason=f"the extra [recipes] is not installed: no {package}")
     monkeypatch.chdir(tmp_path)
     shorten(monkeypatch)
     run_page(page)
