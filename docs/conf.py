@@ -41,6 +41,7 @@ SITES = {
 intersphinx_mapping = {name: (url, None) for name, url in SITES.items()} if "DOCS_LINK_OTHERS" in os.environ else {}
 
 autodoc_typehints = "signature"
+maximum_signature_line_length = 120  # a longer one has a line for each parameter
 autodoc_member_order = "bysource"
 autodoc_default_options = {"show-inheritance": True}
 
