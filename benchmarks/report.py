@@ -18,8 +18,9 @@ from benchmarks.checkpoint.tables import tables as checkpoint_tables
 from benchmarks.common.environment import RESULTS, ROOT
 from benchmarks.common.tables import table
 from benchmarks.learning import report as learning
+from benchmarks.learning.tables import beside
 from benchmarks.memory.tables import tables as memory_tables
-from benchmarks.pictures import draw_headline, draw_speed, draw_trust_region
+from benchmarks.pictures import HEADLINE, draw_headline, draw_speed, draw_trust_region
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
 from benchmarks.trust_region.tables import tables as trust_region_tables
@@ -90,11 +91,11 @@ def made_with() -> str:
 
 def texts() -> dict[str, str]:
     """
-    Make all tables but those of the learning report.
+    Make all tables but those of the learning report, which is one text.
 
     :return: Markdown by name
     """
-    made = {"made_with": made_with()}
+    made = {"made_with": made_with(), "ppo": beside(learning.latest(), HEADLINE, "PPO")}
     for name, tables in FIGURES.items():
         made |= tables(raw(name))
     return made

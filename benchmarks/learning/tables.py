@@ -215,6 +215,29 @@ def aggregate(study: Study, envs: list[str]) -> str:
     return table(head, rows)
 
 
+def beside(study: Study, envs: Iterable[str], other: str) -> str:
+    """
+    Tabulate our final returns beside another method's.
+
+    :param study: the results
+    :param envs: tasks on which both have runs
+    :param other: the other method
+    :return: means with the least and the largest run, and the share of pairs of runs in which ours ended higher
+    """
+    rows, counts = [], []
+    for env in envs:
+        scores = [study.scores(env, method) for method in (OURS, other)]
+        cells = [f"{number(each.mean())} ({number(each.min())} to {number(each.max())})" for each in scores]
+        higher = (scores[0][:, None] > scores[1][None]).mean()
+        rows.append([env, *cells, f"{higher:.0%}"])
+        counts.append([len(each) for each in scores])
+    heads = [
+        f"{method}, {' or '.join(str(each) for each in sorted({*column}))} runs"
+        for method, column in zip((OURS, other), zip(*counts, strict=True), strict=True)
+    ]
+    return table(("task", *heads, f"{OURS} higher"), rows)
+
+
 def improvements(probabilities: Mapping[str, np.ndarray]) -> str:
     """
     Tabulate probabilities of improvement.

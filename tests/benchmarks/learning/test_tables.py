@@ -104,3 +104,11 @@ def test_choices_of_defaults_are_columns_of_means():
         "| A-v0 | 1.5 +/- 0.7 (2) | 7.0 (1) |",
         "| B-v0 | none (0 of 1) | 9.0 (1) |",
     ]
+
+
+def test_pairs_of_runs_are_counted():
+    ours = [row("Hopper-v5", "trpo", seed, mean) for seed, mean in enumerate((3.0, 5.0))]
+    theirs = [row("Hopper-v5", "ppo", seed, mean) for seed, mean in enumerate((4.0, 1.0, 5.0))]
+    head, _, cells = tables.beside(study.Study(ours + theirs), ["Hopper-v5"], "PPO").splitlines()
+    assert head == "| task | sb3_trpo, 2 runs | PPO, 3 runs | sb3_trpo higher |"
+    assert cells == "| Hopper-v5 | 4.0 (3.0 to 5.0) | 3.3 (1.0 to 5.0) | 50% |"
