@@ -21,7 +21,7 @@ PYTEST := pytest -n 2 --dist worksteal
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-oldest test-wheel check format docs bench clean
+.PHONY: help install train test install-oldest test-oldest test-wheel check format docs bench clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -43,7 +43,9 @@ train: install  ## train TRPO through RL Zoo; ENV=HalfCheetah-v5 STEPS=200000 SE
 test: install  ## run the tests
 	$(BIN)/python -m $(PYTEST) $(ARGS)
 
-test-oldest: $(OLDEST_STAMP)  ## run the contract tests on the oldest Stable-Baselines3 supported
+install-oldest: $(OLDEST_STAMP)  ## create .venv-oldest with the oldest Stable-Baselines3 supported
+
+test-oldest: install-oldest  ## run the contract tests on the oldest Stable-Baselines3 supported
 	$(OLDEST)/bin/python -m $(PYTEST) tests/contract $(ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt

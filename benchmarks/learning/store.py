@@ -85,16 +85,19 @@ def is_finished(result: Mapping[str, Any] | None) -> bool:
 
 def write(name: str, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """
-    Store results.
+    Store results, unless they are stored already: what they were made with remains as it is.
 
     :param name: name of the plan
     :param plan: the plan
     :param results: one for each of its runs
     """
+    file = FOLDER / f"{name}.json"
+    if file.is_file() and json.loads(file.read_text()).items() >= {"plan": plan, "results": results}.items():
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
     rows = ",\n".join(json.dumps(result) for result in results)  # a line for each run
     head = json.dumps({"environment": environment(), "plan": plan}, indent=1)
-    replace(FOLDER / f"{name}.json", f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
+    replace(file, f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()

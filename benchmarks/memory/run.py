@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import sb3_contrib
 import torch as th
 from stable_baselines3.common.logger import Logger
@@ -25,7 +24,11 @@ from stable_baselines3.common.logger import Logger
 import sb3_trpo
 from benchmarks.common.environment import RESULTS, ROOT, environment
 from benchmarks.common.random_env import Frames
+from sb3_trpo.extras import needs
 from sb3_trpo.recurrent import RecurrentTRPO
+
+with needs("This benchmark needs", "bench"):
+    import psutil
 
 LSTM = "sb3_trpo, LSTM"
 CASES = [("sb3_trpo", 512), ("sb3_trpo", 2048), ("sb3_trpo", 8192), ("sb3_contrib", 512), ("sb3_contrib", 2048)]

@@ -9,7 +9,7 @@ from sb3_trpo.extras import MissingExtraError
 TRACEBACK = "SB3_TRPO_TRACEBACK"
 """Environment variable that asks for the traceback of every error."""
 SPEAKS_TO_USERS = ("sb3_trpo", "rl_zoo3", "huggingface_sb3", "__main__")
-"""Packages whose errors about values are addressed to users; ``__main__`` is a script of RL Zoo while it runs."""
+"""Packages whose errors about values, and assertions with a text, are for users; ``__main__`` is a script of RL Zoo."""
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         run()
     except MissingExtraError as error:
         sys.exit(str(error))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError) as error:
         if TRACEBACK in os.environ or not is_for_users(error):
             raise
         sys.exit(f"{program()}: error: {error}\nWith the environment variable {TRACEBACK}=1 the traceback is shown.")
@@ -34,6 +34,8 @@ def is_for_users(error: Exception) -> bool:
     :param error: an error that was raised
     :return: whether the code that raised it belongs to :data:`SPEAKS_TO_USERS`
     """
+    if isinstance(error, AssertionError) and not str(error):
+        return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "").partition(".")[0] in SPEAKS_TO_USERS
 

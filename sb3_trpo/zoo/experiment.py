@@ -41,10 +41,32 @@ class ExperimentManager(RlZooManager):
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_file(algo))
+        if kwargs.get("trial_id") == 0:
+            kwargs["trial_id"] = TrialZero()
         super().__init__(args, algo, *rest, **kwargs)
         self._communicator = connect(None, get_device(self.device))
         if self._communicator.size > 1:
             self._share_run()
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
+        """
+        Read the settings of a search's trial.
+
+        :param storage: where the search is stored
+        :param study_name: its name there
+        :param trial_id: number of the trial, ``None`` for the best
+        :param convert: whether to convert what was sampled to keywords
+        :return: the settings
+        :raises ValueError: if there is no such study or trial
+        """
+        try:
+            settings: dict[str, Any] = super().load_trial(storage, study_name, trial_id, convert)
+        except (KeyError, IndexError) as error:
+            trial = f"trial {trial_id} in the " if isinstance(error, IndexError) else ""
+            raise ValueError(
+                f"The storage {storage} has no {trial}study {study_name!r}. Check --study-name and --trial-id."
+            ) from error
+        return settings
 
     def _share_run(self) -> None:
         """Use the first rank's folder and seed: on each rank RL Zoo chooses the first free folder and a random seed."""
@@ -147,6 +169,13 @@ class ExperimentManager(RlZooManager):
             else:
                 note.write_text(json.dumps({"run": name, "seed": seed}))
         return name, seed
+
+
+class TrialZero(int):
+    """The number 0, but true: RL Zoo takes a false one for no number, and would train with the default settings."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class ProgressFile(BaseCallback):

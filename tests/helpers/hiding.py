@@ -80,5 +80,6 @@ def hidden_without(*extras: str) -> set[str]:
 def run_without(hidden: Iterable[str], program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a program in an interpreter in which modules are hidden."""
     command = [sys.executable, "-c", f"hidden = {set(hidden)!r}\n{HIDE}\n{program}"]
-    environment = os.environ | {"PYTHONPATH": str(Path(sb3_trpo.__file__).parents[1])}
+    # One thread: several, in each of the processes that run tests, wait for each other most of the time.
+    environment = os.environ | {"PYTHONPATH": str(Path(sb3_trpo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=environment)

@@ -8,6 +8,9 @@ import pandas
 import pytest
 import yaml
 from helpers.contract_tools import same_parameters
+from optuna import load_study
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import sole_owner
@@ -53,6 +56,20 @@ def test_a_search_runs_our_class_and_makes_no_checkpoints(run_zoo, tmp_path, mon
     assert len(built) == 2
     assert built[0] != built[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_every_trial_of_a_search_can_be_trained_and_a_missing_one_is_named(run_zoo, tmp_path):
+    stored = ("--storage", tmp_path / "search.log", "--study-name", "cartpole")
+    run_zoo(*CARTPOLE, "-n", 300, "-f", tmp_path, *SEARCH, *stored)
+    study = load_study(study_name="cartpole", storage=JournalStorage(JournalFileBackend(str(tmp_path / "search.log"))))
+    for number in (0, 1):
+        run_zoo(*CARTPOLE, "-n", 64, "-f", tmp_path / f"{number}", "--eval-freq", -1, *stored, "--trial-id", number)
+        model = TRPO.load(tmp_path / f"{number}" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
+        assert model.gamma == pytest.approx(1.0 - study.trials[number].params["one_minus_gamma"])
+    wrong = {"trial 2 in the study 'cartpole'": ("--trial-id", 2), "study 'x'": ("--study-name", "x", "--trial-id", 1)}
+    for name, arguments in wrong.items():
+        with pytest.raises(ValueError, match=f"has no {name}"):
+            run_zoo(*CARTPOLE, "-n", 64, "-f", tmp_path, *stored, *arguments)
 
 
 def test_a_run_that_was_stopped_resumes_in_its_folder_with_its_seed(run_zoo, tmp_path, monkeypatch):

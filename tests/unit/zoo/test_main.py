@@ -50,9 +50,10 @@ def test_help_calls_the_command_as_the_user_did(program, name, end):
             2,
             "sb3-trpo train: error: argument --algo: invalid choice: 'trop'",
         ),
+        (("enjoy", "--algo", "trpo", "--env", "CartPole-v1", "-f", "x"), 1, "error: The x/trpo folder was not found"),
         (("trian",), 2, "sb3-trpo: error: argument script: invalid choice: 'trian'"),
     ],
-    ids=["environment", "setting", "algorithm", "script"],
+    ids=["environment", "setting", "algorithm", "folder", "script"],
 )
 def test_what_the_user_can_change_ends_in_a_sentence(arguments, code, message, end):
     ended, printed = end(*arguments)

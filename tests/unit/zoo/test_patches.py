@@ -114,6 +114,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, **_: "https://example.org")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.setenv("TRUST_REMOTE_CODE", "True")
+    monkeypatch.delitem(sys.modules, "rl_zoo3.load_from_hub", raising=False)  # runpy warns if a script has been imported
     return hub
 
 
