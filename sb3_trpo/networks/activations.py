@@ -8,6 +8,7 @@ An activation acts on each element alone, so J v and J^T u take the same product
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ class Activation(NamedTuple):
     :param function: ``a -> h`` by torch, with the bits of the module; may overwrite a if the slope is computed from h
     :param times_slope: ``(d, a) -> d * slope``, or ``(d, h) -> d * slope``
     :param slope_from_input: whether ``times_slope`` takes a rather than h
+    :param array: ``(a, out=)`` by NumPy, if it has such a function; equal to ``function`` up to rounding
     :param fast: ``(a, out) -> None`` on a CPU, by a library that is faster than torch; equal to ``function`` up to rounding
     """
 
@@ -39,6 +41,7 @@ class Activation(NamedTuple):
     times_slope: Callable[[th.Tensor, th.Tensor], th.Tensor]
     slope_from_input: bool
     fast: Callable[[np.ndarray, np.ndarray], None] | None = None
+    array: Callable[..., object] | None = None
 
 
 def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
@@ -50,8 +53,10 @@ def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
 IDENTITY = Activation(lambda a: a, lambda d, _: d, slope_from_input=False)
 ACTIVATIONS: dict[type[nn.Module], Callable[..., Activation]] = {
     nn.Identity: lambda _: IDENTITY,
-    nn.Tanh: lambda _: Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh),
-    nn.ReLU: lambda _: Activation(th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False),
+    nn.Tanh: lambda _: Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh, array=np.tanh),
+    nn.ReLU: lambda _: Activation(
+        th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False, array=partial(np.maximum, 0.0)
+    ),
     nn.ELU: lambda module: Activation(
         lambda a: F.elu(a, module.alpha),
         lambda d, a: elu_backward(d, a, module.alpha),

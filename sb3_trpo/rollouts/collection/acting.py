@@ -23,7 +23,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.distributions.base import NAN_ADVICE
 from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.preallocated import PreallocatedRunner
+from sb3_trpo.networks.preallocated import ArrayRunner, PreallocatedRunner, pays_by_arrays
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.weight_watch import WeightWatch
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
@@ -97,16 +98,13 @@ class ActingPolicy:
         """
         self._copy = self._networks.on_cpu()
         acting = self._networks if self._networks.actor.tensors[0].device == CPU else self._copy
-        # Exact: the actions must have the bits that the policy's own modules would give them.
-        self._actor = PreallocatedRunner(acting.actor, self._buffer.n_envs, exact=True)
-        # NumPy views of the same memory: for a few numbers, NumPy's functions are several times as fast as torch's.
-        self._input, self._output = self._actor.input.numpy(), self._actor.output.numpy()
-        self._sampler = acting.head.sampler(self._actor.output)
+        self._actor, self._input, self._output = _runner(acting.actor, self._buffer.n_envs)
+        self._sampler = acting.head.sampler(th.from_numpy(self._output))
         present = [tensor.detach().numpy() for tensor in acting.head.parameters]
         self._head_rows = list(zip(self._head_parameters, present, strict=True))
         self._watch.start()
 
-    def _complete_before_change(self) -> None:
+    def follow_changes(self) -> None:
         """
         If the weights have changed, complete the steps so far by the old ones.
 
@@ -129,14 +127,13 @@ class ActingPolicy:
         :return: the actions, not clipped, shape ``(n_envs, *action_shape)``
         :raises ValueError: if the policy returns NaN
         """
-        self._complete_before_change()
         if self._networks.takes_vectors:
             vectors = cast("np.ndarray", observations)
             if vectors.shape != self._input.shape:  # copying might broadcast it
                 raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
             copy_quietly(self._input, vectors, "same_kind")
         else:
-            self._actor.input.copy_(self._networks.features(obs_as_tensor(observations, CPU)))
+            self._input[:] = self._networks.features(obs_as_tensor(observations, CPU)).numpy()
         self._actor.run()
         if math.isnan(np.vdot(self._output, self._output)):  # one NaN makes it NaN; the fastest check of a few numbers
             raise ValueError(NAN_ADVICE)
@@ -211,7 +208,7 @@ class ActingPolicy:
 
     def complete(self) -> None:
         """Fill in the values, log-probabilities and bootstrapped rewards of all steps that lack them."""
-        self._complete_before_change()
+        self.follow_changes()
         self._complete_steps()
 
     def _complete_steps(self) -> None:
@@ -242,6 +239,15 @@ class ActingPolicy:
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())
+
+
+def _runner(actor: Stack, n_envs: int) -> tuple[ArrayRunner | PreallocatedRunner, np.ndarray, np.ndarray]:
+    """Choose what runs an actor on one row per environment; return it with its input and its output as arrays."""
+    if pays_by_arrays(actor, n_envs):
+        runner = ArrayRunner(actor, n_envs)
+        return runner, runner.input, runner.output
+    preallocated = PreallocatedRunner(actor, n_envs)
+    return preallocated, preallocated.input.numpy(), preallocated.output.numpy()
 
 
 def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:

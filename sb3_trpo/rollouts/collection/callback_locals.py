@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 
 from sb3_trpo.callbacks import callback_tree
+
+OURS = ("stable_baselines3", "sb3_trpo")
+"""Packages whose callbacks read variables at most."""
 
 
 class LazyVariable(partial[Any]):
@@ -106,3 +109,19 @@ def share_locals(callback: BaseCallback, shared: RolloutLocals) -> None:
     """
     for each in callback_tree(callback):
         each.locals = shared
+
+
+def may_change_things(callback: BaseCallback) -> bool:
+    """
+    Check whether a callback may write to its variables, to the policy's weights, or have a way of its own to take variables.
+
+    :param callback: the root of the tree of callbacks
+    :return: whether any of them is neither SB3's nor ours, or calls a function of the user's
+    """
+    return any(_is_foreign(each) for each in callback_tree(callback))
+
+
+def _is_foreign(callback: BaseCallback) -> bool:
+    if isinstance(callback, ConvertCallback):
+        return callback.callback is not None
+    return type(callback).__module__.partition(".")[0] not in OURS

@@ -25,8 +25,15 @@ from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.networks.plain_network import Networks, is_patched, read_networks
 from sb3_trpo.rollouts.advantages import compute_advantages
 from sb3_trpo.rollouts.collection.acting import ActingPolicy, array_pairs
-from sb3_trpo.rollouts.collection.callback_locals import LazyVariable, RolloutLocals, StartedCallback, share_locals
+from sb3_trpo.rollouts.collection.callback_locals import (
+    LazyVariable,
+    RolloutLocals,
+    StartedCallback,
+    may_change_things,
+    share_locals,
+)
 from sb3_trpo.rollouts.collection.environment import RolloutEnv, holds
+from sb3_trpo.rollouts.collection.stepping import Infos, Stepper
 from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
 
 LATE = ("obs_tensor", "values", "log_probs")
@@ -36,6 +43,32 @@ EPISODE_KEYS = repeat("episode")
 ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
 """The class that acts, by the exact type of the buffer: a subclass of a known buffer may store something else."""
 CORE_ACTING_POLICIES: ActingPolicies = {RolloutBuffer: ActingPolicy, DictRolloutBuffer: ActingPolicy}
+
+
+class PresentStep:
+    """The variables of SB3's loop that each step sets."""
+
+    __slots__ = ("actions", "clipped_actions", "dones", "infos", "infos_are_copies", "n_steps", "new_obs", "rewards")
+
+    n_steps: int
+    actions: np.ndarray
+    clipped_actions: np.ndarray
+    new_obs: Any
+    rewards: np.ndarray
+    dones: np.ndarray
+    infos: Infos
+    infos_are_copies: bool
+
+    def read_infos(self, stepper: Stepper) -> Infos:
+        """
+        Copy the infos, once in a step: callbacks may write to them, and the loop reads what they have written.
+
+        :param stepper: made the step
+        :return: the copies
+        """
+        if not self.infos_are_copies:
+            self.infos, self.infos_are_copies = stepper.copy_of(self.infos), True
+        return self.infos
 
 
 @dataclass(frozen=True)
@@ -107,31 +140,42 @@ class FastCollector:
     def _fill(self, callback: BaseCallback, policy: ActingPolicy) -> bool:
         """Step until the buffer is full or the callback ends the rollout; return whether it is full."""
         algorithm, env, buffer = self.algorithm, self.env, self.buffer
+        now, stepper = PresentStep(), Stepper(env.venv)
         known = RolloutLocals({"self": algorithm, "env": env.venv, "callback": callback, "rollout_buffer": buffer})
-        late = {name: LazyVariable(policy.late_variable, name) for name in LATE}
-        known.update({"n_rollout_steps": buffer.buffer_size, **late})
+        known.update({name: LazyVariable(policy.late_variable, name) for name in LATE})
+        known.update({name: LazyVariable(getattr, now, name) for name in PresentStep.__slots__})
+        known.update(n_rollout_steps=buffer.buffer_size, infos=LazyVariable(now.read_infos, stepper))
+        callback.update_locals(known)
+        is_watched = may_change_things(callback)
         while buffer.pos < buffer.buffer_size:
-            actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
-            clipped_actions = _clip(actions, algorithm.policy.action_space)
-            stepped: Any = env.venv.step(env.plain.decode(clipped_actions))
-            new_obs, rewards, dones, infos = stepped
+            if is_watched:
+                policy.follow_changes()
+            now.n_steps = buffer.pos
+            now.actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
+            now.clipped_actions = _clip(now.actions, algorithm.policy.action_space)
+            now.new_obs, now.rewards, now.dones, now.infos = stepper.step(env.plain.decode(now.clipped_actions))
+            now.infos_are_copies = False
             algorithm.num_timesteps += buffer.n_envs  # before the callback, which reads it
-
-            step = {"n_steps": buffer.pos, "actions": actions, "clipped_actions": clipped_actions, **policy.extra_locals}
-            known.update(step, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
-            callback.update_locals(known)
+            if is_watched or policy.extra_locals:
+                known.update(policy.extra_locals)
+                callback.update_locals(known)
             if not callback.on_step():
                 _forget_step(buffer)
                 return False
 
             # Most steps end no episode. map() looks for one without running Python code for each of many environments.
-            if dones.any() or any(map(contains, infos, EPISODE_KEYS)):
-                reports = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODE_KEYS)]))
-                algorithm._update_info_buffer([infos[env_index] for env_index in reports], dones[reports])
-                policy.note_truncated(np.flatnonzero(dones), infos)
-            _write_step(buffer, actions, rewards)
-            algorithm._last_obs, algorithm._last_episode_starts = new_obs, dones
+            if now.dones.any() or any(map(contains, now.infos, EPISODE_KEYS)):
+                self._note_ends(now, stepper, policy)
+            _write_step(buffer, now.actions, now.rewards)
+            algorithm._last_obs, algorithm._last_episode_starts = now.new_obs, now.dones
         return True
+
+    def _note_ends(self, now: PresentStep, stepper: Stepper, policy: ActingPolicy) -> None:
+        """Record the episodes that the present step has ended, and those that an environment reports without an end."""
+        infos, dones = now.read_infos(stepper), now.dones
+        reports = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODE_KEYS)]))
+        self.algorithm._update_info_buffer([infos[env_index] for env_index in reports], dones[reports])
+        policy.note_truncated(np.flatnonzero(dones), infos)
 
 
 def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:

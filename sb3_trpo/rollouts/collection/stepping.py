@@ -1,0 +1,119 @@
+"""
+Stepping environments in this process without the deep copy of all infos that SB3's ``DummyVecEnv`` makes at each step.
+
+Hardly anybody reads infos of steps that end no episode, and copying them takes as long as stepping a small environment. So
+they are copied when a callback reads them. Only SB3's own classes are stepped this way, as they are: what a subclass or a
+wrapper of somebody else's does with infos is not known.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
+
+from sb3_trpo.networks.plain_network import is_patched
+
+KEEP_NO_INFOS = (VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
+"""SB3's wrappers that change at most the infos of ended episodes, and keep none."""
+STEP_WAIT = DummyVecEnv.step_wait
+
+Infos = list[dict[str, Any]]
+Stepped = tuple[Any, np.ndarray, np.ndarray, Infos]
+
+
+class Stepper:
+    """
+    Steps vectorized environments.
+
+    :param venv: the environments
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        self._venv = venv
+        self._bottom = dummy_below(venv)
+        self._without_copies = None if self._bottom is None else partial(step_without_copies, self._bottom)
+
+    def step(self, actions: np.ndarray) -> Stepped:
+        """
+        Step the environments.
+
+        :param actions: shape ``(n_envs, *action_shape)``
+        :return: observations, rewards, dones and infos. Infos of steps that end no episode may be the environments' own, which
+            :meth:`copy_of` copies before anybody else sees them
+        """
+        bottom = self._bottom
+        if bottom is None:
+            stepped: Any = self._venv.step(actions)
+            return stepped  # type: ignore[no-any-return]  # SB3's type of rewards and dones is too wide
+        bottom.step_wait = self._without_copies  # type: ignore[method-assign, assignment]  # in this call alone
+        try:
+            stepped = self._venv.step(actions)
+        finally:
+            del bottom.step_wait
+        return stepped  # type: ignore[no-any-return]
+
+    def copy_of(self, infos: Infos) -> Infos:
+        """
+        Copy infos, if :meth:`step` has not.
+
+        :param infos: the last result
+        :return: what SB3's ``DummyVecEnv`` would have returned
+        """
+        return infos if self._bottom is None else deepcopy(infos)
+
+
+def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
+    """
+    Find the ``DummyVecEnv`` that steps the environments, if nothing can tell whether its infos are copies.
+
+    :param venv: vectorized environments
+    :return: SB3's own class, with none but SB3's own wrappers around it; ``None`` if there is anything else
+    """
+    while type(venv) in KEEP_NO_INFOS and not is_patched(venv):
+        venv = venv.venv  # type: ignore[attr-defined]  # a wrapper
+    is_known = type(venv) is DummyVecEnv and not is_patched(venv) and DummyVecEnv.step_wait is STEP_WAIT
+    return venv if is_known else None  # type: ignore[return-value]  # that is its type
+
+
+def step_without_copies(venv: DummyVecEnv) -> Stepped:
+    """
+    Step each environment once, as ``DummyVecEnv.step_wait`` does.
+
+    :param venv: the environments; the actions are set
+    :return: observations, rewards, dones and infos; infos are copies only where an episode has ended
+    """
+    rewards, dones, infos = venv.buf_rews, venv.buf_dones, venv.buf_infos
+    for index, env in enumerate(venv.envs):
+        observation, rewards[index], terminated, truncated, info = env.step(venv.actions[index])
+        dones[index] = is_done = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if is_done:
+            info["terminal_observation"] = observation
+            info = deepcopy(info)  # the environment may go on writing to its own, and wrappers write to this one
+            observation, venv.reset_infos[index] = env.reset()
+        infos[index] = info
+        venv._save_obs(index, observation)
+    return observations_of(venv), rewards.copy(), dones.copy(), infos.copy()
+
+
+def observations_of(venv: DummyVecEnv) -> Any:
+    """
+    Copy the present observations out of the environments' buffer.
+
+    :param venv: the environments
+    :return: what they return, an array in most cases
+    """
+    if venv.keys == [None]:
+        return next(iter(venv.buf_obs.values())).copy()
+    return venv._obs_from_buf()
