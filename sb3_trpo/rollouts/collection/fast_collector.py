@@ -36,6 +36,8 @@ from sb3_trpo.rollouts.collection.environment import RolloutEnv, holds
 from sb3_trpo.rollouts.collection.stepping import Infos, Stepper
 from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
 
+SET_AT_EACH_STEP = ("n_steps", "actions", "clipped_actions", "new_obs", "rewards", "dones")
+"""Variables of SB3's loop that callbacks find as the present step has left them; ``infos`` are copied for them first."""
 LATE = ("obs_tensor", "values", "log_probs")
 """Variables of SB3's loop that are computed only if a callback reads them, which few do."""
 EPISODE_KEYS = repeat("episode")
@@ -143,10 +145,9 @@ class FastCollector:
         now, stepper = PresentStep(), Stepper(env.venv)
         known = RolloutLocals({"self": algorithm, "env": env.venv, "callback": callback, "rollout_buffer": buffer})
         known.update({name: LazyVariable(policy.late_variable, name) for name in LATE})
-        known.update({name: LazyVariable(getattr, now, name) for name in PresentStep.__slots__})
+        known.update({name: LazyVariable(getattr, now, name) for name in SET_AT_EACH_STEP})
         known.update(n_rollout_steps=buffer.buffer_size, infos=LazyVariable(now.read_infos, stepper))
-        callback.update_locals(known)
-        is_watched = may_change_things(callback)
+        is_watched, is_known = may_change_things(callback), False
         while buffer.pos < buffer.buffer_size:
             if is_watched:
                 policy.follow_changes()
@@ -156,9 +157,10 @@ class FastCollector:
             now.new_obs, now.rewards, now.dones, now.infos = stepper.step(env.plain.decode(now.clipped_actions))
             now.infos_are_copies = False
             algorithm.num_timesteps += buffer.n_envs  # before the callback, which reads it
-            if is_watched or policy.extra_locals:
+            if is_watched or policy.extra_locals or not is_known:  # others see what changes through what they have been given
                 known.update(policy.extra_locals)
                 callback.update_locals(known)
+                is_known = True
             if not callback.on_step():
                 _forget_step(buffer)
                 return False
