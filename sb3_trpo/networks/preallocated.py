@@ -126,10 +126,9 @@ class ArrayRunner:
                 self._calls.append(partial(_apply, layer.activation, th.from_numpy(a), th.from_numpy(self.output)))
 
     def run(self) -> None:
-        """Compute :attr:`output` from :attr:`input`; underflow and overflow are the business of those who read it."""
-        with np.errstate(all="ignore"):
-            for call in self._calls:
-                call()
+        """Compute :attr:`output` from :attr:`input`. NumPy may raise on underflow; then it can be called again."""
+        for call in self._calls:
+            call()
 
 
 def _apply(activation: Activation, a: th.Tensor, h: th.Tensor) -> None:

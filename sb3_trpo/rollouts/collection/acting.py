@@ -134,7 +134,7 @@ class ActingPolicy:
             copy_quietly(self._input, vectors, "same_kind")
         else:
             self._input[:] = self._networks.features(obs_as_tensor(observations, CPU)).numpy()
-        self._actor.run()
+        quietly_if_needed(self._actor.run)
         if math.isnan(np.vdot(self._output, self._output)):  # one NaN makes it NaN; the fastest check of a few numbers
             raise ValueError(NAN_ADVICE)
         self.extra_locals = self._mask(self._output)
