@@ -16,6 +16,8 @@ LOGS := logs
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 
 PYTEST := pytest -n 2 --dist worksteal
+# Two processes run tests already. Threads of BLAS and OpenMP, theirs and their children's, would wait for each other.
+test test-oldest test-wheel: export OMP_NUM_THREADS := 1
 
 # Modules are compiled when they are first imported: most never are, and compiling all takes longer than the rest.
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile

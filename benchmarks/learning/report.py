@@ -71,8 +71,8 @@ CLOCK = (
     "is easy for a return from training, which rises and falls, and hard for one from evaluations without noise. On "
     "Walker2d-v5, our final policies exceed that one too when they are evaluated without noise.\n"
     "- Some of sb3-contrib's runs reach the return before they end; the column of its runs shows when.\n"
-    "- Times are read from 40 points of a run. On Ant-v5 it is the first, after 25,000 steps, where standing still "
-    "earns 1 per step.\n"
+    "- Times are read from 40 points of a run. On Ant-v5 ours reach the return at the first point, after 25,000 steps: an "
+    "agent that stands still earns 1 per step there.\n"
     "- Interrupted runs have no times and are left out."
 )
 DEFAULTS = (

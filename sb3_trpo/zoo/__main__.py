@@ -1,15 +1,15 @@
 """The commands ``sb3-trpo`` and ``python -m sb3_trpo.zoo``: exit code 0 for success, 2 for wrong arguments, else 1."""
 
+import dis
 import os
 import sys
-import traceback
 
 from sb3_trpo.extras import MissingExtraError
 
 TRACEBACK = "SB3_TRPO_TRACEBACK"
 """Environment variable that asks for the traceback of every error."""
 SPEAKS_TO_USERS = ("sb3_trpo", "rl_zoo3", "huggingface_sb3", "__main__")
-"""Packages whose errors about values, and assertions with a text, are for users; ``__main__`` is a script of RL Zoo."""
+"""Packages that explain to users what to change, by errors that they raise; ``__main__`` is a script of RL Zoo."""
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         run()
     except MissingExtraError as error:
         sys.exit(str(error))
-    except (ValueError, TypeError, AssertionError) as error:
+    except Exception as error:
         if TRACEBACK in os.environ or not is_for_users(error):
             raise
         sys.exit(f"{program()}: error: {error}\nWith the environment variable {TRACEBACK}=1 the traceback is shown.")
@@ -29,15 +29,25 @@ def main() -> None:
 
 def is_for_users(error: Exception) -> bool:
     """
-    Check whether an error was raised by code that explains to users what to change.
+    Check whether an error tells users what to change.
 
     :param error: an error that was raised
-    :return: whether the code that raised it belongs to :data:`SPEAKS_TO_USERS`
+    :return: whether it speaks of a file, a connection, or a module or an expression that the command line names; or whether
+        one of :data:`SPEAKS_TO_USERS` has raised it, by a statement and with a text
     """
-    if isinstance(error, AssertionError) and not str(error):
+    if isinstance(error, OSError):
+        return True
+    if isinstance(error, (ModuleNotFoundError, SyntaxError)):
+        return error.name in sys.argv if isinstance(error, ModuleNotFoundError) else error.filename == "<string>"
+    if not isinstance(error, (ValueError, TypeError, AssertionError)) or not str(error):
         return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").partition(".")[0] in SPEAKS_TO_USERS
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return False
+    code, package = place.tb_frame.f_code.co_code, place.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+    return package in SPEAKS_TO_USERS and code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # not by what it computed
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from sb3_trpo.extras import ZOO, MissingExtraError, needs, require
 from sb3_trpo.zoo import memory_tasks  # noqa: F401  # registers its environments
-from sb3_trpo.zoo.patches import install, replaced
-from sb3_trpo.zoo.reporting import report
 
 SCRIPTS = {
     "train": "train an agent; with -optimize, search for hyperparameters",
-    "report": "evaluate a finished run, plot its learning curve, list its files",
+    "report": "evaluate a run, draw its learning curve and its log, list its files",
     "enjoy": "watch a trained agent in a window; with --no-render, run it without one",
     "record_video": "record a video of a trained agent",
     "record_training": "record videos of a run's checkpoints and join them",
@@ -39,6 +37,9 @@ LIBRARIES = {"enjoy": "rl_zoo3.load_from_hub", "record_video": "moviepy", "recor
 def main() -> None:
     """Run the script that the first argument names, with the other arguments."""
     script = parse()
+    from sb3_trpo.zoo import install  # not before: it imports RL Zoo, and --help should be quick
+    from sb3_trpo.zoo.patches import replaced
+
     with ExitStack() as stack:
         stack.enter_context(replaced(sys, "argv", [f"{program()} {script}", *sys.argv[2:]]))
         if int(os.environ.get("RANK", "0")) > 0:  # the first rank prints
@@ -90,6 +91,8 @@ def run(script: str) -> None:
     if script in LIBRARIES:
         require(*ZOO, LIBRARIES[script])
     if script == "report":
+        from sb3_trpo.zoo import report
+
         report()
     elif script in PLOTS:
         with needs(*ZOO):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
 from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
 
 with needs(*ZOO):
+    from rl_zoo3 import hyperparams_opt
     from rl_zoo3.exp_manager import ExperimentManager as RlZooManager
     from rl_zoo3.utils import SimpleLinearSchedule
 
@@ -41,9 +44,11 @@ class ExperimentManager(RlZooManager):
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_file(algo))
-        if kwargs.get("trial_id") == 0:
-            kwargs["trial_id"] = TrialZero()
+        if kwargs.get("trial_id") is not None:
+            kwargs["trial_id"] = TrialNumber(kwargs["trial_id"])
         super().__init__(args, algo, *rest, **kwargs)
+        if self.trial_id is not None and not (self.storage and self.study_name):
+            raise ValueError("--trial-id needs the --storage and the --study-name of a search.")
         self._communicator = connect(None, get_device(self.device))
         if self._communicator.size > 1:
             self._share_run()
@@ -60,13 +65,11 @@ class ExperimentManager(RlZooManager):
         :raises ValueError: if there is no such study or trial
         """
         try:
-            settings: dict[str, Any] = super().load_trial(storage, study_name, trial_id, convert)
+            sampled: dict[str, Any] = super().load_trial(storage, study_name, trial_id, convert=False)
         except (KeyError, IndexError) as error:
             trial = f"trial {trial_id} in the " if isinstance(error, IndexError) else ""
-            raise ValueError(
-                f"The storage {storage} has no {trial}study {study_name!r}. Check --study-name and --trial-id."
-            ) from error
-        return settings
+            raise ValueError(f"The storage has no {trial}study {study_name!r}: check --study-name and --trial-id.") from error
+        return hyperparams_opt.HYPERPARAMS_CONVERTER[self.algo](sampled) if convert else sampled
 
     def _share_run(self) -> None:
         """Use the first rank's folder and seed: on each rank RL Zoo chooses the first free folder and a random seed."""
@@ -100,9 +103,8 @@ class ExperimentManager(RlZooManager):
 
         :param model: the model to train
         """
-        if self._communicator.is_first:
-            self.callbacks = [*self.callbacks, ProgressFile(self.save_path)]
-        else:
+        self.callbacks = [*self.callbacks, ProgressFile(self.save_path)]
+        if not self._communicator.is_first:
             self.callbacks = callbacks_of_other_ranks(self.callbacks)
         super().learn(model)
 
@@ -171,8 +173,8 @@ class ExperimentManager(RlZooManager):
         return name, seed
 
 
-class TrialZero(int):
-    """The number 0, but true: RL Zoo takes a false one for no number, and would train with the default settings."""
+class TrialNumber(int):
+    """A number that is true even if it is 0: RL Zoo takes a false one for none, and would train with the default settings."""
 
     def __bool__(self) -> bool:
         return True
@@ -180,47 +182,55 @@ class TrialZero(int):
 
 class ProgressFile(BaseCallback):
     """
-    Write the log to ``progress.csv`` too, in SB3's CSV format, for the script ``report``.
+    Write the numbers of the log to ``progress.csv`` too, in SB3's CSV format, for the script ``report``.
 
-    A run that continues from a checkpoint keeps the rows up to there.
+    Nobody asked for this file, so nothing that goes wrong with it ends a run.
 
     :param folder: folder of the run
     """
+
+    first_rank_only = True
 
     def __init__(self, folder: str) -> None:
         super().__init__()
         self._file = str(Path(folder) / "progress.csv")
 
     def _on_training_start(self) -> None:
-        rows = rows_until(self._file, self.model.num_timesteps)
-        log = CSVOutputFormat(self._file)
-        for row in rows:
-            log.write(row, {})
-        self.logger.output_formats.append(log)
+        try:
+            log = ScalarFile(self._file)
+        except OSError as error:
+            warnings.warn(f"There will be no dashboard of this run: {error}", stacklevel=2)
+        else:
+            self.logger.output_formats.insert(0, log)  # a checkpoint knows it by its place, wherever else the log goes
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
         formats = self.logger.output_formats
-        for log in [each for each in formats if isinstance(each, CSVOutputFormat) and each.file.name == self._file]:
-            formats.remove(log)  # RL Zoo ends training twice, so that there may be none
+        for log in [each for each in formats if isinstance(each, ScalarFile)]:  # none the second time that RL Zoo ends it
+            formats.remove(log)
             log.close()
 
 
-def rows_until(file: str, n_timesteps: int) -> list[dict[str, Any]]:
-    """
-    Read the rows of a log that were written before a number of timesteps was exceeded.
+class ScalarFile(CSVOutputFormat):
+    """SB3's CSV format, of numbers alone: it has no way to write a tensor or a picture. It ends when it cannot be written."""
 
-    :param file: log in SB3's CSV format, which may be missing
-    :param n_timesteps: the number of timesteps
-    :return: the values of each row, without those that are missing
-    """
-    if n_timesteps == 0 or not Path(file).is_file():
-        return []
-    with Path(file).open(newline="") as lines:
-        rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
-    return [row for row in rows if float(row.get("time/total_timesteps", "inf")) <= n_timesteps]
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Write the numbers of a row, including those that other formats leave out."""
+        numbers = {key: value for key, value in key_values.items() if isinstance(value, Real)}
+        if self.file.closed:
+            return
+        try:
+            super().write(numbers, dict.fromkeys(numbers, ()))
+        except OSError as error:
+            warnings.warn(f"The dashboard of this run will end here: {error}", stacklevel=2)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file; what could not be written is lost."""
+        with suppress(OSError):
+            super().close()
 
 
 def envs_of_rank(

@@ -21,6 +21,21 @@ BLUE, VERMILION, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
 WINDOW = 20
 """Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""
 
+LEAST_SHOWN = -0.2
+"""Explained variance below which a point is marked instead of drawn: an untrained critic's would hide all others."""
+NEEDED = (
+    "train/kl_divergence_loss",
+    "train/target_kl",
+    "train/entropy",
+    "train/explained_variance",
+    "train/n_updates",
+    "time/total_timesteps",
+    "time/collect_seconds",
+    "time/policy_step_seconds",
+    "time/critic_seconds",
+)
+"""Columns of a log that a dashboard cannot do without."""
+
 
 class NothingLoggedError(ValueError):
     """A run has logged nothing that could be drawn."""
@@ -76,10 +91,15 @@ def dashboard(run_folder: str | Path, title: str) -> Path:
 def _logged_updates(file: Path) -> pandas.DataFrame:
     if not file.is_file():
         raise NothingLoggedError("the run has no progress.csv, which the script train writes since version 0.2")
-    log = pandas.read_csv(file)
-    if "train/kl_divergence_loss" not in log:
-        raise NothingLoggedError("its log has no update of TRPO's: that of the first is written after the second rollout")
-    return log.dropna(subset=["train/n_updates"])  # a dump comes before an update, so the first row has none
+    try:
+        log = pandas.read_csv(file)
+    except ValueError as error:  # empty, cut off, or being written at this moment
+        raise NothingLoggedError(f"{file} cannot be read: {error}") from error
+    if not {*NEEDED} <= {*log}:
+        raise NothingLoggedError("its log has no update of TRPO, or only the first, which is written after the next rollout")
+    times = [name for name in log if name.startswith("time/")]
+    log[times] = log[times].ffill()  # evaluations write rows of their own, between those of a rollout and of its update
+    return log.dropna(subset=["train/n_updates"])  # the first row comes before any update
 
 
 def _plot_kl(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:
@@ -95,9 +115,13 @@ def _plot_exploration(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> N
 
 
 def _plot_critic(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:
-    axes.plot(steps, log["train/explained_variance"], color=BLUE)
+    explained = log["train/explained_variance"].to_numpy()
+    axes.plot(steps, explained, color=BLUE)
+    below = explained < LEAST_SHOWN
+    if below.any():
+        axes.plot(steps[below], np.full(below.sum(), LEAST_SHOWN), "v", color=VERMILION, label=f"below {LEAST_SHOWN}")
     axes.axhline(1.0, color=GRAY, linewidth=0.8)
-    axes.set(ylim=(-0.2, 1.05))
+    axes.set(ylim=(LEAST_SHOWN - 0.05, 1.05))
 
 
 def _plot_outcomes(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:
@@ -108,7 +132,7 @@ def _plot_outcomes(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None
 
 def _plot_times(axes: Axes, steps: np.ndarray, log: pandas.DataFrame) -> None:
     parts = {"collecting": "collect", "policy step": "policy_step", "critic": "critic"}
-    seconds = [log[f"time/{part}_seconds"].ffill().fillna(0.0) for part in parts.values()]  # evaluations split rows
+    seconds = [log[f"time/{part}_seconds"].fillna(0.0) for part in parts.values()]
     axes.stackplot(steps, seconds, labels=[*parts], colors=(BLUE, VERMILION, GREEN), alpha=0.8)
     axes.set(ylabel="seconds per iteration")
 

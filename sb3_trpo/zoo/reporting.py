@@ -1,9 +1,10 @@
-"""The script ``report``: evaluate a finished run, draw its pictures, and list its files."""
+"""The script ``report``: evaluate a run, draw its pictures, and list its files."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,49 +53,58 @@ def final_returns(
 
 def report(arguments: Sequence[str] | None = None) -> None:
     """
-    Evaluate the final model of a run, plot its learning curve and its log, and print where everything is.
+    Evaluate the final model of a run, draw its learning curve and its log, and print where everything is.
+
+    A run that is still under way has no final model, but can be drawn.
 
     :param arguments: arguments of the command line; ``None`` for this process's
     """
-    parser = argparse.ArgumentParser("sb3_trpo.zoo report", description="Evaluate and plot a finished run.")
+    command = sys.argv[0].removesuffix(" report") if sys.argv[0].endswith(" report") else "sb3-trpo"
+    parser = argparse.ArgumentParser(f"{command} report", description="Evaluate a run, and draw its learning curve and log.")
     parser.add_argument("--algo", choices=list(ALGOS | ALGORITHMS), default="trpo")
     parser.add_argument("--env", required=True, type=EnvironmentName, help="environment ID")
     parser.add_argument("-f", "--folder", default="logs", help="log folder of the run")
-    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for the latest that has a model")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run, 0 for the latest")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate")
     parser.add_argument("--seed", type=int, default=1000, help="seed of the evaluation environment")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
     args = parser.parse_args(arguments)
+    if args.episodes < 1:
+        parser.error(f"argument --episodes: {args.episodes} is less than 1")
     for module in args.gym_packages:
         importlib.import_module(module)
 
     runs = Path(args.folder) / args.algo
     run_folder = runs / f"{args.env}_{args.exp_id or newest_run(runs, args.env)}"
-    model_file = run_folder / f"{args.env}.zip"
-    if not model_file.is_file():
-        train = f"python -m sb3_trpo.zoo train --algo {args.algo} --env {args.env.gym_id}"
-        sys.exit(f"There is no model {model_file}. Train one first: {train} -f {args.folder}")
-    returns = final_returns((ALGOS | ALGORITHMS)[args.algo], str(model_file), args.env, args.episodes, args.seed)
-    title = f"{args.algo} on {args.env.gym_id}"
-    run = f"--algo {args.algo} --env {args.env.gym_id} -f {args.folder} --exp-id {run_folder.name.rpartition('_')[2]}"
-    print(
-        f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes\n"
-        f"Model:            {model_file}\n"
-        f"Learning curve:   {drawn(learning_curve, run_folder, title)}\n"
-        f"Dashboard:        {drawn(dashboard, run_folder, title)}\n"
-        f"Watch the agent:  {sys.executable} -m sb3_trpo.zoo {script_to_watch(args.env.gym_id, run)}"
-    )
+    model_file, title = run_folder / f"{args.env}.zip", f"{args.algo} on {args.env.gym_id}"
+    named = ["--algo", args.algo, "--env", args.env.gym_id, "-f", args.folder]
+    if model_file.is_file():
+        returns = final_returns((ALGOS | ALGORITHMS)[args.algo], str(model_file), args.env, args.episodes, args.seed)
+        print(f"\nFinal evaluation: {np.mean(returns):.1f} +/- {np.std(returns):.1f} over {len(returns)} episodes")
+        print(f"Model:            {model_file}")
+    elif run_folder.is_dir():
+        print(f"\nThere is no final model {model_file} yet.")
+    else:
+        sys.exit(f"There is no run {run_folder}. Train an agent first: {command} train {shlex.join(named)}")
+    print(f"Learning curve:   {drawn(learning_curve, run_folder, title)}")
+    print(f"Dashboard:        {drawn(dashboard, run_folder, title)}")
+    if model_file.is_file():
+        script, *options = script_to_watch(args.env.gym_id)
+        number = run_folder.name.rpartition("_")[2]
+        packages = ["--gym-packages", *args.gym_packages] if args.gym_packages and script == "enjoy" else []
+        print(f"Watch the agent:  {command} {shlex.join([script, *named, '--exp-id', number, *packages, *options])}")
 
 
 def newest_run(runs: Path, env: str) -> int:
     """
-    Find the newest run that has left a model: a search takes a number too, but leaves none.
+    Find the newest run that has left a model or a log: a search takes a number too, but leaves neither.
 
     :param runs: folder of the runs of an algorithm
     :param env: the environment's name
     :return: the number of the run, 1 if there is none
     """
-    numbers = (model.parent.name.removeprefix(f"{env}_") for model in runs.glob(f"{env}_*/{env}.zip"))
+    left = [*runs.glob(f"{env}_*/{env}.zip"), *runs.glob(f"{env}_*/progress.csv")]
+    numbers = (file.parent.name.removeprefix(f"{env}_") for file in left)
     return max((int(number) for number in numbers if number.isdigit()), default=1)
 
 
@@ -113,14 +123,13 @@ def drawn(plot: Callable[[Path, str], Path], run_folder: Path, title: str) -> st
         return f"none, since {reason}"
 
 
-def script_to_watch(env_id: str, run: str) -> str:
+def script_to_watch(env_id: str) -> list[str]:
     """
     Choose a script that shows the agent on this machine.
 
     :param env_id: the environment's ID
-    :param run: arguments that name the run
-    :return: the script and its arguments
+    :return: the script and its options
     """
     if has_display():
-        return f"enjoy {run}"
-    return f"enjoy {run} --no-render" if rendering_settings(env_id) is None else f"record_video {run}"
+        return ["enjoy"]
+    return ["enjoy", "--no-render"] if rendering_settings(env_id) is None else ["record_video"]

@@ -11,11 +11,13 @@ from helpers.contract_tools import same_parameters
 from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat, Image
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import sole_owner
 from sb3_trpo.zoo.algorithms import config_file
-from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given, rows_until
+from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given
 
 CARTPOLE = ("train", "--algo", "trpo", "--env", "CartPole-v1")
 SEARCH = ("-optimize", "--n-trials", 2, "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0,
@@ -66,6 +68,8 @@ def test_every_trial_of_a_search_can_be_trained_and_a_missing_one_is_named(run_z
         run_zoo(*CARTPOLE, "-n", 64, "-f", tmp_path / f"{number}", "--eval-freq", -1, *stored, "--trial-id", number)
         model = TRPO.load(tmp_path / f"{number}" / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
         assert model.gamma == pytest.approx(1.0 - study.trials[number].params["one_minus_gamma"])
+    with pytest.raises(ValueError, match="--trial-id needs the --storage"):
+        run_zoo(*CARTPOLE, "-n", 64, "-f", tmp_path, "--trial-id", 0)
     wrong = {"trial 2 in the study 'cartpole'": ("--trial-id", 2), "study 'x'": ("--study-name", "x", "--trial-id", 1)}
     for name, arguments in wrong.items():
         with pytest.raises(ValueError, match=f"has no {name}"):
@@ -149,12 +153,39 @@ def test_a_log_that_ends_twice_or_never_began_does_no_harm(tmp_path):
     assert not [each for each in model.logger.output_formats if getattr(each, "file", None) and each.file.closed]
 
 
-def test_rows_after_a_checkpoint_and_rows_that_were_cut_off_are_left_out(tmp_path):
-    log = tmp_path / "progress.csv"
-    log.write_text('train/a,time/total_timesteps,train/b\n1,64,\n"2",128,3\n3,19')
-    assert rows_until(str(log), 128) == [{"train/a": "1", "time/total_timesteps": "64"},
-                                         {"train/a": "2", "time/total_timesteps": "128", "train/b": "3"},
-                                         {"train/a": "3", "time/total_timesteps": "19"}]  # fmt: skip
-    assert rows_until(str(log), 64)[-1]["time/total_timesteps"] == "19"
-    assert rows_until(str(log), 0) == []
-    assert rows_until(str(tmp_path / "missing.csv"), 64) == []
+class OddRecords(BaseCallback):
+    """Records what CSV cannot hold."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.logger.record("odd/weights", self.model.policy.action_net.weight.detach(), exclude=("stdout", "log"))
+        self.logger.record("odd/picture", Image(np.zeros((2, 2, 3), np.uint8), "HWC"), exclude=("stdout", "log"))
+        self.logger.record("odd/text", "a,b", exclude="stdout")
+
+
+def test_the_log_holds_numbers_only_and_what_else_is_recorded_does_no_harm(tmp_path):
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64)
+    model.learn(192, callback=[OddRecords(), ProgressFile(str(tmp_path))])
+    log = pandas.read_csv(tmp_path / "progress.csv")
+    assert log["time/total_timesteps"].tolist() == [64, 128, 192]
+    assert not [name for name in log if name.startswith("odd/")]
+    assert "train/n_updates" in log
+
+
+def test_a_log_that_cannot_be_written_ends_with_a_warning_and_the_run_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "progress.csv").mkdir()
+    model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=64)
+    with pytest.warns(UserWarning, match="There will be no dashboard of this run: .*Is a directory"):
+        model.learn(64, callback=ProgressFile(str(tmp_path)))
+    (tmp_path / "progress.csv").rmdir()
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CSVOutputFormat, "write", fail)
+    with pytest.warns(UserWarning, match="The dashboard of this run will end here: .*No space left") as warned:
+        model.learn(192, callback=ProgressFile(str(tmp_path)))
+    assert model.num_timesteps == 192
+    assert len([each for each in warned if "dashboard" in str(each.message)]) == 1

@@ -8,6 +8,7 @@ from importlib import metadata
 import pytest
 
 from sb3_trpo.zoo.__main__ import TRACEBACK, main
+from sb3_trpo.zoo.experiment import envs_of_rank
 
 TRAIN = ("train", "--algo", "trpo", "-n", "64", "--env")
 
@@ -51,9 +52,12 @@ def test_help_calls_the_command_as_the_user_did(program, name, end):
             "sb3-trpo train: error: argument --algo: invalid choice: 'trop'",
         ),
         (("enjoy", "--algo", "trpo", "--env", "CartPole-v1", "-f", "x"), 1, "error: The x/trpo folder was not found"),
+        ((*TRAIN, "CartPole-v1", "-conf", "missing.yml"), 1, "No such file or directory: 'missing.yml'"),
+        ((*TRAIN, "CartPole-v1", "--gym-packages", "nopkg"), 1, "error: No module named 'nopkg'"),
+        ((*TRAIN, "CartPole-v1", "-params", "n_steps:1 2"), 1, "sb3-trpo: error: invalid syntax"),
         (("trian",), 2, "sb3-trpo: error: argument script: invalid choice: 'trian'"),
     ],
-    ids=["environment", "setting", "algorithm", "folder", "script"],
+    ids=["environment", "setting", "algorithm", "folder", "file", "module", "expression", "script"],
 )
 def test_what_the_user_can_change_ends_in_a_sentence(arguments, code, message, end):
     ended, printed = end(*arguments)
@@ -70,6 +74,9 @@ def test_the_traceback_is_shown_on_request_and_if_the_error_speaks_of_something_
     monkeypatch.delenv(TRACEBACK)
     monkeypatch.setattr("sb3_trpo.zoo.command.run", lambda script: json.loads(""))  # a fault of ours
     with pytest.raises(ValueError, match="Expecting value"):
+        main()
+    monkeypatch.setattr("sb3_trpo.zoo.command.run", lambda script: envs_of_rank(list, None, 3, []))  # another, in our code
+    with pytest.raises(TypeError, match="unsupported operand"):
         main()
 
 
