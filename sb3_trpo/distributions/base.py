@@ -104,6 +104,9 @@ class DistributionKind(ABC):
 class Head(ABC):
     """The last step of a plain actor: from the output of its layers, and psi, to the action distribution."""
 
+    needs_last_hidden: ClassVar[bool] = False
+    """Whether the output contains, behind that of the last layer, the input of the last layer."""
+
     @property
     def parameters(self) -> list[th.Tensor]:
         """Psi: the tensors besides the layers' that the distribution depends on."""

@@ -49,8 +49,10 @@ class Gaussian(DistributionKind):
         return lambda dz: (precision * dz[0], 2.0 * precision * dz[1])
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
-        """Describe SB3's diagonal Gaussian. With gSDE the standard deviation depends on the last hidden layer: no head."""
+        """Describe SB3's diagonal Gaussian, and its state-dependent noise."""
         action_dist = policy.action_dist
+        if type(action_dist) is StateDependentNoiseDistribution:
+            return StateDependentHead(action_dist, policy.log_std)
         return GaussianHead(action_dist, policy.log_std) if type(action_dist) is DiagGaussianDistribution else None
 
     def diagnostics(self, policy: BasePolicy) -> dict[str, float]:
@@ -138,3 +140,120 @@ class GaussianSampler:
         """Scale and shift the noise."""
         actions: np.ndarray = self._mean + self._noise_array * self._std
         return actions
+
+
+@dataclass(frozen=True)
+class StateDependentHead(Head):
+    """
+    Generalized state-dependent exploration (gSDE, Raffin et al. 2022, arXiv:2005.05719, Eq. 7 and 8).
+
+    The output is the mean, and behind it the last hidden layer h. The noise is ``h E`` with a matrix E of independent normal
+    entries, so ``std^2 = h^2 sigma^2 + epsilon`` with the standard deviations ``sigma`` of the entries of E, a function of
+    log_std.
+
+    :param action_dist: the policy's distribution object
+    :param log_std: psi, shape ``(n_hidden, n_actions)``, or ``(n_hidden, 1)`` without ``full_std``; ``(n_states, ...)``, if
+        it differs from state to state
+    """
+
+    action_dist: StateDependentNoiseDistribution
+    log_std: th.Tensor
+    needs_last_hidden = True
+
+    @property
+    def parameters(self) -> list[th.Tensor]:
+        """What sigma is computed from."""
+        return [self.log_std]
+
+    def with_parameters(self, parameters: Sequence[th.Tensor]) -> Head:
+        """Build the same head on another ``log_std``."""
+        (log_std,) = parameters
+        return StateDependentHead(self.action_dist, log_std)
+
+    def _split(self, output: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        n_actions = self.action_dist.action_dim
+        return output[:, :n_actions], output[:, n_actions:]
+
+    def distribution(self, output: th.Tensor) -> Distribution:
+        """Build the Gaussian; the policy's own method can do so if ``log_std`` is that of all states."""
+        mean, hidden = self._split(output)
+        if self.log_std.dim() == 2:
+            return self.action_dist.proba_distribution(mean, self.log_std, hidden)
+        variance = th.bmm(hidden[:, None].square(), self.action_dist.get_std(self.log_std).square()).squeeze(1)
+        self.action_dist.distribution = th.distributions.Normal(mean, (variance + self.action_dist.epsilon).sqrt())
+        return self.action_dist
+
+    def linearize(self, output: th.Tensor) -> HeadLinearization:
+        """
+        Differentiate ``std``: with ``learn_features`` in h too.
+
+        ``std d std = h^2 (sigma d sigma) + (h d h) sigma^2``, and ``d sigma = sigma' d log_std``.
+        """
+        _, hidden = self._split(output)
+        n_actions, learns_features = self.action_dist.action_dim, self.action_dist.learn_features
+        log_std = self.log_std.detach()
+        sigma = self.action_dist.get_std(log_std)
+        squares, variances = hidden.square(), sigma.square()
+        std = (squares.mm(variances) + self.action_dist.epsilon).sqrt()
+        slope = sigma * self._slope(log_std)  # of sigma^2 / 2 in log_std
+
+        def jvp(d_output: th.Tensor, d_parameters: Sequence[th.Tensor]) -> Outputs:
+            (d_log_std,) = d_parameters
+            d_mean, d_hidden = self._split(d_output)
+            d_half_variance = squares.mm(slope * d_log_std)
+            if learns_features:
+                d_half_variance = d_half_variance + (hidden * d_hidden).mm(variances)
+            return d_mean, d_half_variance / std
+
+        def vjp(u: Outputs) -> tuple[th.Tensor, list[th.Tensor]]:
+            of_mean, of_std = u
+            weighted = of_std / std
+            of_log_std = squares.t().mm(weighted) * slope
+            if log_std.shape[1] < n_actions:
+                of_log_std = of_log_std.sum(1, keepdim=True)
+            of_hidden = hidden * weighted.mm(variances.t()) if learns_features else th.zeros_like(hidden)
+            return th.cat([of_mean, of_hidden], dim=1), [of_log_std]
+
+        return HeadLinearization(jvp, vjp)
+
+    def _slope(self, log_std: th.Tensor) -> th.Tensor:
+        """Differentiate sigma in log_std, entry by entry."""
+        if not self.action_dist.use_expln:
+            return log_std.exp()
+        positive = log_std > 0
+        return th.where(positive, 1.0 / (1.0 + log_std.clamp(min=0.0) + self.action_dist.epsilon), log_std.exp())
+
+    def sampler(self, output: th.Tensor) -> StateDependentSampler:
+        """Build a sampler."""
+        return StateDependentSampler(self.action_dist, output)
+
+
+class StateDependentSampler:
+    """
+    Adds gSDE's noise, whose matrices the rollout loop has drawn before.
+
+    :param action_dist: holds the matrices
+    :param output: buffer of mean and last hidden layer, shape ``(n_envs, n_actions + n_hidden)``
+    """
+
+    def __init__(self, action_dist: StateDependentNoiseDistribution, output: th.Tensor) -> None:
+        n_actions = action_dist.action_dim
+        self._action_dist = action_dist
+        self._mean, self._hidden = output.numpy()[:, :n_actions], output.numpy()[:, n_actions:]
+        self._drawn: th.Tensor | None = None
+
+    def draw(self) -> None:
+        """Read the matrices, if they are new: one for all environments, or one for each."""
+        action_dist, n_envs = self._action_dist, len(self._mean)
+        if action_dist.exploration_mat is not self._drawn:
+            self._drawn = action_dist.exploration_mat
+            is_single = n_envs == 1 or n_envs != len(action_dist.exploration_matrices)
+            matrices = self._drawn if is_single else action_dist.exploration_matrices
+            self._matrices = matrices.detach().cpu().numpy()
+
+    def actions(self) -> np.ndarray:
+        """Add the noise, and squash the sum if the policy does."""
+        is_single = self._matrices.ndim == 2
+        noise = self._hidden @ self._matrices if is_single else (self._hidden[:, None] @ self._matrices)[:, 0]
+        actions: np.ndarray = self._mean + noise
+        return actions if self._action_dist.bijector is None else np.tanh(actions)

@@ -93,6 +93,46 @@ def _is_narrow(weight: th.Tensor) -> bool:
     return 1 < len(weight) < min(NARROW, weight.shape[1])
 
 
+class WithInput:
+    """
+    A dense layer that passes its input on behind its output: ``a = (W x + b, x)``.
+
+    For distributions that depend on the last hidden layer in two ways, such as gSDE's. ``product`` is the part of a tangent
+    that comes from W and b, so it has zeros where the input is passed on.
+    """
+
+    def __call__(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        """Compute ``(W x + b, x)``."""
+        return th.cat([DENSE(x, weight, bias), x.flatten(1)], dim=1)
+
+    def product(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
+        """Compute ``(W x + b, 0)``."""
+        return th.cat([DENSE.product(x, weight, bias), th.zeros_like(x.flatten(1))], dim=1)
+
+    def add(self, a: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+        """Compute ``a + (W x, x)`` in place."""
+        n_outputs = len(weight)
+        a[:, :n_outputs].addmm_(x.flatten(1), weight.t())
+        a[:, n_outputs:] += x.flatten(1)
+        return a
+
+    def vjp_input(self, delta: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
+        """Differentiate in x."""
+        n_outputs = len(weight)
+        return th.addmm(delta[:, n_outputs:], delta[:, :n_outputs], weight).view(x.shape)
+
+    def vjp_weight(self, delta: th.Tensor, x: th.Tensor, out: th.Tensor) -> None:
+        """Differentiate in W."""
+        DENSE.vjp_weight(delta[:, : len(out)], x, out)
+
+    def vjp_bias(self, delta: th.Tensor, out: th.Tensor) -> None:
+        """Differentiate in b."""
+        DENSE.vjp_bias(delta[:, : len(out)], out)
+
+
+DENSE = Dense()
+
+
 @dataclass(frozen=True)
 class Convolution:
     """``nn.Conv2d`` with zero padding, on inputs ``(n, channels, height, width)``; the fields are the module's."""

@@ -104,6 +104,8 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     critic = _read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
     if head is None or actor is None or critic is None:
         return None
+    if head.needs_last_hidden:
+        actor = actor.with_last_input()
     networks = Networks(features, takes_vectors, actor, head, critic)
     return networks if _are_uniform([*networks.policy_tensors, *critic.tensors]) else None
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch as th
 
 from sb3_trpo.networks.activations import IDENTITY, Activation
+from sb3_trpo.networks.affine import WithInput
 from sb3_trpo.networks.stack import Layer, Stack
 
 SMALL_PRODUCT = 2**16
@@ -114,11 +115,16 @@ class ArrayRunner:
         self.input = self.output = np.empty((n_rows, stack.layers[0].weight.shape[1]), np.float32)
         self._calls: list[Callable[[], object]] = []
         for layer in stack.layers:
-            x, a = self.output, np.empty((n_rows, len(layer.weight)), np.float32)
+            x, n_outputs = self.output, len(layer.weight)
+            passed_on = x.shape[1] if isinstance(layer.affine, WithInput) else 0
+            whole = np.empty((n_rows, n_outputs + passed_on), np.float32)
+            a = whole[:, :n_outputs]
+            if passed_on:
+                self._calls.append(partial(np.copyto, whole[:, n_outputs:], x))
             self._calls.append(partial(np.matmul, x, layer.weight.detach().numpy().T, out=a))
             if layer.bias is not None:
                 self._calls.append(partial(np.add, a, layer.bias.detach().numpy(), out=a))
-            self.output = a
+            self.output = whole
             if layer.activation.array is not None:
                 self._calls.append(partial(layer.activation.array, a, out=a))
             elif layer.activation is not IDENTITY:

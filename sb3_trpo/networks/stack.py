@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch as th
 
 from sb3_trpo.networks.activations import Activation
-from sb3_trpo.networks.affine import Affine, Dense
+from sb3_trpo.networks.affine import Affine, Dense, WithInput
 
 
 class Layer(NamedTuple):
@@ -57,6 +57,12 @@ class Stack:
     def is_dense(self) -> bool:
         """Whether there is no convolution in it."""
         return all(isinstance(layer.affine, Dense) for layer in self.layers)
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of columns of the last h."""
+        last = self.layers[-1]
+        return len(last.weight) + (last.weight.shape[1] if isinstance(last.affine, WithInput) else 0)
 
     @property
     def tensors(self) -> list[th.Tensor]:
@@ -136,6 +142,15 @@ class Stack:
                 layer.affine.vjp_bias(delta, db)
             if layer is not self.layers[0]:  # features are not differentiated
                 u = layer.affine.vjp_input(delta, x_l, layer.weight)
+
+    def with_last_input(self) -> Stack:
+        """
+        Build a stack that also returns the input of its last layer.
+
+        :return: the stack; its last layer, which must be dense and without activation, passes its input on
+        """
+        *others, last = self.layers
+        return Stack((*others, last._replace(affine=WithInput())))
 
     def by_layer(self, tensors: Sequence[th.Tensor]) -> list[tuple[th.Tensor, th.Tensor | None]]:
         """

@@ -70,7 +70,7 @@ class ActingPolicy:
         self._action_shape = (buffer.n_envs, *algorithm.policy.action_space.shape)  # type: ignore[misc]  # never a Dict
         # What the actor returned at each step, and the parameters of its distribution that no network computes (log_std): the
         # log-probabilities are computed from these, without evaluating the actor again. A callback may change them meanwhile.
-        n_steps, n_outputs = buffer.buffer_size, len(networks.actor.layers[-1].weight)
+        n_steps, n_outputs = buffer.buffer_size, networks.actor.n_outputs
         self._outputs = np.empty((n_steps, buffer.n_envs, n_outputs), np.float32)
         self._head_parameters = [np.empty((n_steps, *tensor.shape), np.float32) for tensor in networks.head.parameters]
         # Then the buffer keeps the actor's input, which has been converted to float32 already.
@@ -243,7 +243,7 @@ class ActingPolicy:
 
 def _runner(actor: Stack, n_envs: int) -> tuple[ArrayRunner | PreallocatedRunner, np.ndarray, np.ndarray]:
     """Choose what runs an actor on one row per environment; return it with its input and its output as arrays."""
-    if pays_by_arrays(actor, n_envs):
+    if pays_by_arrays(actor, n_envs) or not actor.is_dense:  # the last layer may pass its input on
         runner = ArrayRunner(actor, n_envs)
         return runner, runner.input, runner.output
     preallocated = PreallocatedRunner(actor, n_envs)

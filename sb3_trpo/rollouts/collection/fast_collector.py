@@ -19,6 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
@@ -123,6 +124,8 @@ class FastCollector:
         algorithm, buffer = self.algorithm, self.buffer
         algorithm.policy.set_training_mode(False)
         buffer.reset()
+        if algorithm.use_sde:
+            algorithm.policy.reset_noise(buffer.n_envs)
         share_locals(callback, RolloutLocals(callback.locals))  # only such a dict can hold variables that are computed late
         callback.on_rollout_start()
         networks = self._networks()  # again: the callback may have altered the policy or reset the environments
@@ -148,12 +151,15 @@ class FastCollector:
         known.update({name: LazyVariable(getattr, now, name) for name in SET_AT_EACH_STEP})
         known.update(n_rollout_steps=buffer.buffer_size, infos=LazyVariable(now.read_infos, stepper))
         is_watched, is_known = may_change_things(callback), False
+        is_noise_renewed = algorithm.use_sde and algorithm.sde_sample_freq > 0
         while buffer.pos < buffer.buffer_size:
             if is_watched:
                 policy.follow_changes()
+            if is_noise_renewed and buffer.pos % algorithm.sde_sample_freq == 0:
+                algorithm.policy.reset_noise(buffer.n_envs)
             now.n_steps = buffer.pos
             now.actions = policy.act(env.plain.encode(algorithm._last_obs), algorithm._last_episode_starts)
-            now.clipped_actions = _clip(now.actions, algorithm.policy.action_space)
+            now.clipped_actions = _within_bounds(now.actions, algorithm.policy)
             now.new_obs, now.rewards, now.dones, now.infos = stepper.step(env.plain.decode(now.clipped_actions))
             now.infos_are_copies = False
             algorithm.num_timesteps += buffer.n_envs  # before the callback, which reads it
@@ -180,9 +186,16 @@ class FastCollector:
         policy.note_truncated(np.flatnonzero(dones), infos)
 
 
-def _clip(actions: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
-    """Clip actions to a Box, since a Gaussian has no bounds; ``np.clip`` takes five times as long for a few numbers."""
-    return np.minimum(np.maximum(actions, space.low), space.high) if isinstance(space, spaces.Box) else actions
+def _within_bounds(actions: np.ndarray, policy: ActorCriticPolicy) -> np.ndarray:
+    """
+    Clip actions to a Box, since a Gaussian has no bounds, or scale squashed ones to it.
+
+    ``np.clip`` takes five times as long for a few numbers.
+    """
+    space = policy.action_space
+    if not isinstance(space, spaces.Box):
+        return actions
+    return policy.unscale_action(actions) if policy.squash_output else np.minimum(np.maximum(actions, space.low), space.high)
 
 
 def _forget_step(buffer: RolloutBuffer) -> None:
