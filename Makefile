@@ -19,7 +19,9 @@ PYTEST := pytest -n 2 --dist worksteal
 # Two processes run tests already. Threads of BLAS and OpenMP, theirs and their children's, would wait for each other.
 test test-oldest test-wheel: export OMP_NUM_THREADS := 1
 
-# Modules are compiled when they are first imported: most never are, and compiling all takes longer than the rest.
+# Modules are compiled when they are first imported: most never are, and compiling all takes longer than the rest. So what is
+# compiled has to be kept: tests start many processes, and each would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help

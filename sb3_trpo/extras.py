@@ -42,6 +42,8 @@ def needs(what: str, extra: str) -> Iterator[None]:
     """
     try:
         yield
+    except MissingExtraError as error:  # of an extra that this one contains
+        raise MissingExtraError(what, error.name or "a library", extra) from error
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).partition(".")[0]
         if module == PACKAGE:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sb3_trpo.extras import ZOO, MissingExtraError
+from sb3_trpo.extras import ZOO, needs
 
 if TYPE_CHECKING:
     from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
@@ -54,7 +54,5 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs(*ZOO):
         return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
-    except MissingExtraError as error:  # of any extra, since [zoo] brings them all
-        raise MissingExtraError(ZOO[0], error.name or "a library", ZOO[1]) from error

@@ -15,8 +15,7 @@ SPEAKS_TO_USERS = ("sb3_trpo", "rl_zoo3", "huggingface_sb3", "__main__")
 def main() -> None:
     """Run a script. Errors that tell the user what to change end it in a sentence, all others in a traceback."""
     try:
-        from sb3_trpo.zoo import main as run  # which names the extra [zoo], whatever is missing
-        from sb3_trpo.zoo.command import program
+        from sb3_trpo.zoo.command import main as run, program
 
         run()
     except MissingExtraError as error:

@@ -37,9 +37,8 @@ LIBRARIES = {"enjoy": "rl_zoo3.load_from_hub", "record_video": "moviepy", "recor
 def main() -> None:
     """Run the script that the first argument names, with the other arguments."""
     script = parse()
-    from sb3_trpo.zoo import install  # not before: it imports RL Zoo, and --help should be quick
-    from sb3_trpo.zoo.patches import replaced
-
+    with needs(*ZOO):  # not before: RL Zoo takes seconds, and --help should be quick
+        from sb3_trpo.zoo.patches import install, replaced
     with ExitStack() as stack:
         stack.enter_context(replaced(sys, "argv", [f"{program()} {script}", *sys.argv[2:]]))
         if int(os.environ.get("RANK", "0")) > 0:  # the first rank prints
@@ -91,7 +90,7 @@ def run(script: str) -> None:
     if script in LIBRARIES:
         require(*ZOO, LIBRARIES[script])
     if script == "report":
-        from sb3_trpo.zoo import report
+        from sb3_trpo.zoo.reporting import report
 
         report()
     elif script in PLOTS:
