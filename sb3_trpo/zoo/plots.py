@@ -17,7 +17,7 @@ with needs("Pictures need", "plots"):
     from stable_baselines3.common.results_plotter import ts2xy
 
 BLUE, VERMILION, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#777777"
-"""Colors that are told apart with any color vision (Okabe and Ito 2008)."""
+"""Colors that people with any kind of color vision can tell apart (Okabe and Ito 2008)."""
 WINDOW = 20
 """Episodes in the moving average: enough to see a trend through the noise, few enough to show a run of 200 episodes."""
 

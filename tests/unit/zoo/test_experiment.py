@@ -16,6 +16,7 @@ from stable_baselines3.common.logger import CSVOutputFormat, Image
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import sole_owner
+from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
 from sb3_trpo.zoo.algorithms import config_file
 from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given
 
@@ -151,6 +152,10 @@ def test_a_log_that_ends_twice_or_never_began_does_no_harm(tmp_path):
     callback.on_training_end()
     assert "time/total_timesteps" in (tmp_path / "progress.csv").read_text()
     assert not [each for each in model.logger.output_formats if getattr(each, "file", None) and each.file.closed]
+
+
+def test_only_the_first_rank_writes_the_log(tmp_path):
+    assert callbacks_of_other_ranks([ProgressFile(str(tmp_path))]) == []
 
 
 class OddRecords(BaseCallback):
