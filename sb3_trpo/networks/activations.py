@@ -8,12 +8,11 @@ An activation acts on each element alone, so J v and J^T u take the same product
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from torch import nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from sb3_trpo.numerics.torch_private import (
@@ -51,27 +50,52 @@ def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
 
 
 IDENTITY = Activation(lambda a: a, lambda d, _: d, slope_from_input=False)
-ACTIVATIONS: dict[type[nn.Module], Callable[..., Activation]] = {
-    nn.Identity: lambda _: IDENTITY,
-    nn.Tanh: lambda _: Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh, array=np.tanh),
-    nn.ReLU: lambda _: Activation(
-        th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False, array=partial(np.maximum, 0.0)
-    ),
-    nn.ELU: lambda module: Activation(
-        lambda a: F.elu(a, module.alpha),
-        lambda d, a: elu_backward(d, a, module.alpha),
+
+
+@cache
+def _tanh() -> Activation:
+    return Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh, array=np.tanh)
+
+
+@cache
+def _relu(inplace: bool = False) -> Activation:
+    array = partial(np.maximum, 0.0)
+    return Activation(th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False, array=array)
+
+
+@cache
+def _elu(alpha: float = 1.0, inplace: bool = False) -> Activation:
+    return Activation(lambda a: F.elu(a, alpha), lambda d, a: elu_backward(d, a, alpha), slope_from_input=True)
+
+
+@cache
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Activation:
+    return Activation(
+        lambda a: F.leaky_relu(a, negative_slope),
+        lambda d, a: leaky_relu_backward(d, a, negative_slope),
         slope_from_input=True,
-    ),
-    nn.LeakyReLU: lambda module: Activation(
-        lambda a: F.leaky_relu(a, module.negative_slope),
-        lambda d, a: leaky_relu_backward(d, a, module.negative_slope),
-        slope_from_input=True,
-    ),
-    nn.SiLU: lambda _: Activation(F.silu, silu_backward, slope_from_input=True),
-    nn.GELU: lambda module: Activation(
-        lambda a: F.gelu(a, approximate=module.approximate),
-        lambda d, a: gelu_backward(d, a, module.approximate),
-        slope_from_input=True,
-    ),
+    )
+
+
+@cache
+def _silu(inplace: bool = False) -> Activation:
+    return Activation(F.silu, silu_backward, slope_from_input=True)
+
+
+@cache
+def _gelu(approximate: str = "none") -> Activation:
+    return Activation(
+        lambda a: F.gelu(a, approximate=approximate), lambda d, a: gelu_backward(d, a, approximate), slope_from_input=True
+    )
+
+
+ACTIVATIONS: dict[Callable[..., Any], Callable[..., Activation]] = {
+    th.tanh: _tanh,
+    th.relu: _relu,
+    F.relu: _relu,
+    F.elu: _elu,
+    F.leaky_relu: _leaky_relu,
+    F.silu: _silu,
+    F.gelu: _gelu,
 }
-"""Makes the activation from a module, by the module's exact type: a subclass may compute anything."""
+"""Makes an activation from the arguments of torch's function that follow its input; the same object for the same arguments."""

@@ -1,29 +1,30 @@
 """
 Reading an SB3 policy as plain stacks of layers, if that is what it is.
 
-Every method between observation and distribution must be SB3's, and every module of a type whose computation is known.
-Subclasses, hooks, parametrizations, compiled modules and patched methods all give ``None``: the policy is then run by its own
-methods.
+Every method of the policy between observation and distribution must be SB3's. What its modules compute, SB3's or the user's,
+is found by tracing them. Hooks, parametrizations, compiled modules and patched methods all give ``None``: the policy is then
+run by its own methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
-from sb3_trpo.networks.activations import ACTIVATIONS, IDENTITY
-from sb3_trpo.networks.affine import Affine, Convolution, Dense
-from sb3_trpo.networks.stack import Layer, Stack
+from sb3_trpo.networks.affine import Convolution
+from sb3_trpo.networks.stack import Stack
+from sb3_trpo.networks.tracing import in_mode, same_stacks, trace
 from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
 Features = Callable[[PyTorchObs], th.Tensor]
@@ -61,7 +62,7 @@ class Networks(NamedTuple):
     @property
     def of_images(self) -> bool:
         """Whether the features are images, which take more memory than the observations they are made from."""
-        return isinstance(self.actor.layers[0].affine, Convolution)
+        return _reads_images(self.actor)
 
     @property
     def policy_tensors(self) -> list[th.Tensor]:
@@ -98,39 +99,24 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     if any(map(_is_altered, policy.modules())) or is_patched(policy.action_dist):
         return None
     head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
-    takes_vectors = _takes_vectors(policy)
-    features = _as_floats if takes_vectors else _read_features(policy)
-    actor = _read_stack([*_trunk(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net])
-    critic = _read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
-    if head is None or actor is None or critic is None:
+    actor, critic = _read_stacks(policy)
+    if head is None or actor is None or critic is None or _reads_images(actor) is not _reads_images(critic):
         return None
     if head.needs_last_hidden:
         actor = actor.with_last_input()
+    takes_vectors = _takes_vectors(policy)
+    features = _as_floats if takes_vectors else _read_features(policy, _reads_images(actor))
     networks = Networks(features, takes_vectors, actor, head, critic)
     return networks if _are_uniform([*networks.policy_tensors, *critic.tensors]) else None
 
 
 def _computes_as_known(policy: ActorCriticPolicy, kind: DistributionKind) -> bool:
-    """Check that methods, and the types of the parts that call each other, are the known ones."""
+    """Check that the policy calls its parts as SB3's do."""
     own = type(policy)
     inherits = any(all(getattr(own, name) is getattr(known, name) for name in KNOWN_METHODS) for known in kind.policies)
-    nets = policy.mlp_extractor
-    return (
-        inherits
-        and not has_global_module_hooks()
-        and type(nets) is MlpExtractor
-        and type(nets.policy_net) is type(nets.value_net) is nn.Sequential
-        and _extract_alike(policy)
-    )
-
-
-def _extract_alike(policy: ActorCriticPolicy) -> bool:
-    """Check that actor and critic make the same features from an observation, apart from layers with weights."""
     shared, actor, critic = policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor
-    if policy.share_features_extractor and not shared is actor is critic:
-        return False
-    kind = type(actor)
-    return kind is type(critic) and kind in _PLAIN_EXTRACTORS and _PLAIN_EXTRACTORS[kind](actor, critic)
+    is_shared = shared is actor is critic or not policy.share_features_extractor
+    return inherits and is_shared and not has_global_module_hooks()
 
 
 def _is_altered(module: nn.Module) -> bool:
@@ -148,15 +134,56 @@ def is_patched(thing: object) -> bool:
     return any(callable(getattr(type(thing), name, None)) for name in vars(thing))
 
 
-def _trunk(extractor: Any) -> Iterable[Any]:
-    """List the layers of a features extractor; extractors without parameters have none."""
-    return [*extractor.cnn, *extractor.linear] if type(extractor) is NatureCNN else []
+def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
+    """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
+    modes = (policy.training,) if all(map(_is_known, policy.modules())) else (True, False)
+    readings = []
+    for is_training in modes:
+        with nullcontext() if is_training is policy.training else in_mode(policy, is_training):
+            readings += _readings(policy)
+    first = readings[0]
+    is_one = all(same_stacks(*pair) for other in readings for pair in zip(first, other, strict=True))
+    return first if is_one else (None, None)
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Check that a module does the same in both modes, unless torch is asked for something that no plain stack does."""
+    return type(module).__module__.partition(".")[0] in ("torch", "stable_baselines3", "sb3_trpo", "sb3_contrib")
+
+
+def _readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | None]]:
+    """Trace each network by itself and, if they have features in common, both together, as ``forward`` runs them."""
+    nets = policy.mlp_extractor
+    extractors: Any = policy.pi_features_extractor, policy.vf_features_extractor
+    starts: Any = [[extractor] for extractor in extractors]
+    is_flat = _is_flat(policy.observation_space)
+    if all(type(extractor) is CombinedExtractor for extractor in extractors) and _only_concatenate(*extractors):
+        starts, is_flat = [[], []], True  # the features are what it returns
+    latents: list[tuple[Callable[..., Any], Callable[..., Any]]] = [(nets.forward_actor, nets.forward_critic)]
+    if policy.share_features_extractor:
+        latents.append((lambda x: nets(x)[0], lambda x: nets(x)[1]))
+    return [
+        (
+            trace([*starts[0], of_actor, policy.action_net], is_flat),
+            trace([*starts[1], of_critic, policy.value_net], is_flat),
+        )
+        for of_actor, of_critic in latents
+    ]
+
+
+def _is_flat(space: spaces.Space[Any]) -> bool:
+    """Check whether SB3's preprocessing returns a row of numbers for each observation."""
+    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or len(space.shape or ()) == 1
+
+
+def _reads_images(stack: Stack) -> bool:
+    return isinstance(stack.layers[0].affine, Convolution)
 
 
 def _takes_vectors(policy: ActorCriticPolicy) -> bool:
     """Check that SB3's preprocessing has nothing to do: no image to scale, no choice to encode, no matrix to flatten."""
     space = policy.observation_space
-    return isinstance(space, spaces.Box) and len(space.shape) == 1 and type(policy.pi_features_extractor) is FlattenExtractor
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
 
 
 def _as_floats(observations: PyTorchObs) -> th.Tensor:
@@ -164,8 +191,8 @@ def _as_floats(observations: PyTorchObs) -> th.Tensor:
     return observations.float()
 
 
-def _read_features(policy: ActorCriticPolicy) -> Features:
-    """Choose the function from observations to the stacks' input: SB3's preprocessing, flattened except for a CNN."""
+def _read_features(policy: ActorCriticPolicy, are_images: bool) -> Features:
+    """Choose the function from observations to the stacks' input: SB3's preprocessing, flattened except for convolutions."""
     space, extractor = policy.observation_space, cast("Any", policy.pi_features_extractor)
 
     def preprocessed(observations: PyTorchObs) -> Any:
@@ -183,63 +210,18 @@ def _read_features(policy: ActorCriticPolicy) -> Features:
             return observations.float()
         return observations.to(th.float32, copy=True).div_(255.0)  # in place: SB3's division makes a second copy
 
-    if type(extractor) is FlattenExtractor:
-        return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
-    return concatenated if type(extractor) is CombinedExtractor else channels_last
-
-
-def _read_stack(modules: Iterable[Any]) -> Stack | None:
-    """Pair affine maps with the activations after them; give up at the first module that does not fit."""
-    layers: list[Layer] = []
-    may_activate = False  # whether the last layer has no activation yet
-    for module in modules:
-        affine = _AFFINE[type(module)](module) if type(module) in _AFFINE else None
-        if affine is not None:
-            layers.append(Layer(affine, module.weight, module.bias, IDENTITY))
-            may_activate = True
-        elif may_activate and type(module) in ACTIVATIONS:
-            layers[-1] = layers[-1]._replace(activation=ACTIVATIONS[type(module)](module))
-            may_activate = False
-        # A dense layer flattens its input by itself, so a flatten between convolutions and dense layers needs no layer.
-        elif not _flattens(module) or not layers or not isinstance(layers[-1].affine, Convolution):
-            return None
-    return Stack(tuple(layers))
-
-
-def _flattens(module: nn.Module) -> bool:
-    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-
-
-def _only_flatten(*extractors: Any) -> bool:
-    """Check that FlattenExtractors do nothing else."""
-    return all(_flattens(extractor.flatten) for extractor in extractors)
+    if are_images:
+        return channels_last
+    if isinstance(space, spaces.Dict):
+        return concatenated
+    return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
 
 
 def _only_concatenate(actor: Any, critic: Any) -> bool:
     """Check that CombinedExtractors read the same entries of the observation, in the same order, and none by convolutions."""
     parts = [*actor.extractors.values(), *critic.extractors.values()]
-    return list(actor.extractors) == list(critic.extractors) and all(map(_flattens, parts))
-
-
-def _are_sequences(*extractors: Any) -> bool:
-    """Check that NatureCNNs are plain sequences, whose layers are read one by one."""
-    return all(type(part) is nn.Sequential for extractor in extractors for part in (extractor.cnn, extractor.linear))
-
-
-_PLAIN_EXTRACTORS: dict[type[nn.Module], Callable[[Any, Any], bool]] = {
-    FlattenExtractor: _only_flatten,
-    CombinedExtractor: _only_concatenate,
-    NatureCNN: _are_sequences,
-}
-
-
-def _read_convolution(module: nn.Conv2d) -> Affine | None:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
-        return None
-    return Convolution(module.stride, module.padding, module.dilation, module.groups)
-
-
-_AFFINE: dict[type[nn.Module], Callable[..., Affine | None]] = {nn.Linear: lambda _: Dense(), nn.Conv2d: _read_convolution}
+    only_flatten = all(type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1) for part in parts)
+    return only_flatten and list(actor.extractors) == list(critic.extractors)
 
 
 def _are_uniform(tensors: list[th.Tensor]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_trpo.networks.plain_network import _read_stack
+from sb3_trpo.networks.tracing import trace
 
 FUNCTIONS = {
     "none": None,
@@ -37,6 +37,12 @@ def mlp(widths, names, bias=True, dtype=th.float64) -> nn.Sequential:
     return with_functions([nn.Linear(*sizes, bias=bias, dtype=dtype) for sizes in pairwise(widths)], names)
 
 
+def read_stack(modules):
+    """Read modules as a stack; whether they take images shows in the first one."""
+    modules = list(modules)
+    return trace(modules, is_flat=not isinstance(modules[0], nn.Conv2d))
+
+
 def close(actual, expected):
     tolerance = TOLERANCES[expected.dtype]
     th.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * max(1.0, float(expected.abs().max())))
@@ -49,7 +55,7 @@ def inner(left, right) -> th.Tensor:
 def check(modules: nn.Sequential, x: th.Tensor) -> None:
     """Compare the output and both products of a stack with torch's."""
     names, tensors = zip(*modules.named_parameters(), strict=True)
-    stack, features = _read_stack(modules), x.clone()
+    stack, features = read_stack(modules), x.clone()
     assert all(left is right for left, right in zip(stack.tensors, tensors, strict=True))
 
     def function(*values):

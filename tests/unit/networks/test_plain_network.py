@@ -18,10 +18,11 @@ from helpers.states import same
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune
 
 from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, _read_stack, read_networks
+from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, read_networks
 
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
 ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
@@ -91,6 +92,91 @@ def prune_for_good(policy: ActorCriticPolicy) -> None:
     prune.remove(policy.mlp_extractor.policy_net[0], "weight")
 
 
+class OwnCnn(BaseFeaturesExtractor):
+    """Convolutions as users write them, with torch's functions between the layers."""
+
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 6) -> None:
+        super().__init__(observation_space, features_dim)
+        self.first, self.second = nn.Conv2d(observation_space.shape[0], 3, 8, stride=4), nn.Conv2d(3, 2, 3, padding=1)
+        with th.no_grad():
+            n_flatten = self.second(self.first(th.zeros(1, *observation_space.shape))).numel()
+        self.last = nn.Linear(n_flatten, features_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        x = th.relu(self.first(observations))
+        x = F.leaky_relu(self.second(x), 0.1)
+        return th.tanh(self.last(x.view(x.size(0), -1)))
+
+
+class OwnMlp(BaseFeaturesExtractor):
+    """Layers on a vector, some of them in a module of their own."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 5)
+        self.block = nn.ModuleList([nn.Linear(3, 4), nn.Linear(4, 5)])
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        for layer in self.block:
+            observations = layer(observations).relu()
+        return observations
+
+
+class OwnNets(nn.Module):
+    """Networks of one's own in place of SB3's MlpExtractor."""
+
+    latent_dim_pi, latent_dim_vf = 4, 6
+
+    def __init__(self, n_features: int, factor: float = 1.0) -> None:
+        super().__init__()
+        self.policy_net = nn.Sequential(nn.Linear(n_features, 4), nn.ReLU())
+        self.value_net = nn.Sequential(nn.Linear(n_features, 6), nn.ReLU())
+        self.factor = factor
+
+    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        latent = self.forward_actor(features)
+        return latent if self.factor == 1.0 else latent * self.factor, self.forward_critic(features)
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        return self.policy_net(features)
+
+    def forward_critic(self, features: th.Tensor) -> th.Tensor:
+        return self.value_net(features)
+
+
+class WithOwnNets(MlpPolicy):
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = OwnNets(self.features_dim)
+
+
+class NoisyInTraining(OwnMlp):
+    """Skips its last activation in training mode."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = th.relu(self.block[0](observations))
+        return self.block[1](hidden) if self.training else th.tanh(self.block[1](hidden))
+
+
+class Residual(OwnMlp):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = th.relu(self.block[0](observations))
+        return th.relu(self.block[1](hidden + hidden))
+
+
+def subclassed(path: str) -> Callable[[], TRPO]:
+    """Turn a part of the policy into an instance of a subclass, which may compute anything."""
+
+    def change(policy: ActorCriticPolicy) -> None:
+        part = attrgetter(path)(policy)
+        part.__class__ = type("Own", (type(part),), {})
+
+    return altered(change)
+
+
+def in_evaluation_mode(model: TRPO) -> TRPO:
+    model.policy.set_training_mode(False)
+    return model
+
+
 PLAIN: dict[str, Callable[[], TRPO]] = {
     **{name: lambda make=make: model_of(activation_fn=make) for name, make in FUNCTIONS.items() if make is not None},
     **{f"{type(space).__name__}": lambda space=space: model_of(action_space=space) for space in ACTIONS},
@@ -115,6 +201,20 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "frozen": altered(lambda policy: policy.mlp_extractor.policy_net.requires_grad_(False)),
     "no bias": altered(drop_biases),
     "pruned for good": altered(prune_for_good),
+    "subclassed activation": subclassed("mlp_extractor.policy_net.1"),
+    "subclassed linear": subclassed("mlp_extractor.policy_net.0"),
+    "subclassed linear head": subclassed("value_net"),
+    "subclassed MLP": subclassed("mlp_extractor"),
+    "subclassed extractor": lambda: model_of(features_extractor_class=type("Own", (FlattenExtractor,), {})),
+    "head of several": altered(lambda policy: policy.set_submodule("action_net", nn.Sequential(nn.Linear(5, 2)))),
+    "own CNN": lambda: model_of("CnnPolicy", IMAGE, features_extractor_class=OwnCnn),
+    "own CNN, shared": lambda: model_of(
+        "CnnPolicy", IMAGE, features_extractor_class=OwnCnn, share_features_extractor=True, net_arch=[4]
+    ),
+    "own CNN with a wide head": lambda: model_of("CnnPolicy", IMAGE, features_extractor_class=OwnCnn, net_arch=[64]),
+    "own MLP": lambda: model_of(features_extractor_class=OwnMlp),
+    "own networks": lambda: model_of(WithOwnNets),
+    "own networks, shared features": lambda: model_of(WithOwnNets, share_features_extractor=True),
 }
 
 
@@ -244,27 +344,19 @@ class Halved(BaseFeaturesExtractor):
         return observations / 2
 
 
-def subclassed(path: str) -> Callable[[], TRPO]:
-    """Turn a part of the policy into an instance of a subclass, which may compute anything."""
-
-    def change(policy: ActorCriticPolicy) -> None:
-        part = attrgetter(path)(policy)
-        part.__class__ = type("Own", (type(part),), {})
-
-    return altered(change)
-
-
 def put(name: str, make: Callable[[], nn.Module]) -> Callable[[], TRPO]:
     return altered(lambda policy: policy.set_submodule(name, make()))
 
 
+def altered_own_networks() -> TRPO:
+    """The networks return something else for both than for each alone."""
+    model = model_of(WithOwnNets, share_features_extractor=True)
+    model.policy.mlp_extractor.factor = 2.0
+    return model
+
+
 OTHER: dict[str, Callable[[], TRPO]] = {
     "Softplus": lambda: model_of(activation_fn=nn.Softplus),
-    "subclassed activation": subclassed("mlp_extractor.policy_net.1"),
-    "subclassed linear": subclassed("mlp_extractor.policy_net.0"),
-    "subclassed linear head": subclassed("value_net"),
-    "subclassed MLP": subclassed("mlp_extractor"),
-    "subclassed extractor": lambda: model_of(features_extractor_class=type("Own", (FlattenExtractor,), {})),
     "subclassed distribution": subclassed("action_dist"),
     "dropout": put("mlp_extractor.policy_net.1", lambda: nn.Dropout(0.5)),
     "dropout after all": altered(lambda policy: policy.mlp_extractor.value_net.append(nn.Dropout(0.5))),
@@ -273,10 +365,15 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "two activations": put("mlp_extractor.policy_net.1", lambda: nn.Sequential(nn.Tanh(), nn.Tanh())),
     "two activations in a row": altered(lambda policy: policy.mlp_extractor.policy_net.append(nn.Tanh())),
     "activation before all": put("mlp_extractor.policy_net.0", nn.Tanh),
-    "head of several": put("action_net", lambda: nn.Sequential(nn.Linear(5, 2))),
     "custom extractor": lambda: model_of(features_extractor_class=Halved),
-    "gSDE": lambda: model_of(use_sde=True),
+    "another computation in training mode": lambda: model_of(features_extractor_class=NoisyInTraining),
+    "the same, in evaluation mode": lambda: in_evaluation_mode(model_of(features_extractor_class=NoisyInTraining)),
+    "residual": lambda: model_of(features_extractor_class=Residual),
+    "networks that differ when run together": altered_own_networks,
     "image among others": lambda: model_of("MultiInputPolicy", DICT),
+    "matrix without a flatten": lambda: model_of(
+        observation_space=spaces.Box(-1.0, 1.0, (3, 3)), features_extractor_class=OwnMlp
+    ),
     "double critic": altered(lambda policy: policy.value_net.double()),
     "double policy head": altered(lambda policy: policy.action_net.double()),
     "half of a layer": altered(lambda policy: policy.mlp_extractor.policy_net[2].half()),
@@ -343,34 +440,3 @@ def test_a_shared_extractor_must_be_one():
     assert is_plain(policy)
     policy.features_extractor = FlattenExtractor(policy.observation_space)
     assert not is_plain(policy)
-
-
-@pytest.mark.parametrize(
-    "modules",
-    [
-        [nn.Linear(2, 2), nn.Tanh(), nn.Tanh()],
-        [nn.Tanh(), nn.Linear(2, 2)],
-        [nn.Linear(2, 2), nn.Flatten()],
-        [nn.Linear(2, 2), nn.Softplus()],
-        [nn.Conv2d(1, 1, 1, padding="same")],
-        [nn.Conv2d(1, 1, 1, padding_mode="reflect")],
-        [nn.Linear(2, 2), nn.Dropout(0.0)],
-    ],
-    ids=repr,
-)
-def test_what_is_not_a_plain_stack_is_not_read(modules):
-    assert _read_stack(modules) is None
-
-
-@pytest.mark.parametrize(
-    "modules",
-    [
-        nn.Sequential(nn.Flatten(), nn.Linear(4, 2)),
-        nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(2), nn.Linear(4, 1)),
-    ],
-    ids=["first", "of other dimensions"],
-)
-def test_a_stack_with_an_unusual_flatten_is_not_mistaken_for_another_one(modules):
-    x, stack = th.randn(3, 1, 2, 2), _read_stack(modules)
-    with th.no_grad():
-        assert stack is None or th.equal(stack(x), modules(x))
