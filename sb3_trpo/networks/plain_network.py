@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any, NamedTuple, cast
 
 import torch as th
@@ -69,12 +70,27 @@ class Networks(NamedTuple):
         """What the action distribution depends on."""
         return [*self.actor.tensors, *self.head.parameters]
 
+    @property
+    def n_shared_layers(self) -> int:
+        """Number of layers from the first on that actor and critic have in common, with the same tensors."""
+        pairs = zip(self.actor.layers, self.critic.layers, strict=False)
+        return len([*takewhile(lambda pair: pair[0].weight is pair[1].weight, pairs)])
+
     @th.no_grad()
-    def on_cpu(self) -> Networks:
-        """Copy the networks to the CPU with their current weights."""
+    def copied_to(self, device: th.device) -> Networks:
+        """
+        Copy the networks with their current weights.
+
+        :param device: where to
+        :return: the copy; actor and critic have the same layers in common
+        """
+        copies: dict[int, th.Tensor] = {}
 
         def copied(tensors: list[th.Tensor]) -> list[th.Tensor]:
-            return [tensor.to("cpu", copy=True) for tensor in tensors]
+            for tensor in tensors:
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.to(device, copy=True)
+            return [copies[id(tensor)] for tensor in tensors]
 
         return self._replace(
             actor=self.actor.with_tensors(copied(self.actor.tensors)),

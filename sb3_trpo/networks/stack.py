@@ -79,6 +79,15 @@ class Stack:
         pairs = zip(self.layers, self.by_layer(tensors), strict=True)
         return Stack(tuple(layer._replace(weight=weight, bias=bias) for layer, (weight, bias) in pairs))
 
+    def split(self, n_layers: int) -> tuple[Stack, Stack]:
+        """
+        Cut the stack in two.
+
+        :param n_layers: number of layers in the first part
+        :return: both parts; a part without layers returns its input
+        """
+        return Stack(self.layers[:n_layers]), Stack(self.layers[n_layers:])
+
     def __call__(self, x: th.Tensor) -> th.Tensor:
         """
         Compute the last h, bit for bit as the modules do: the policy measured here is the policy that acts.

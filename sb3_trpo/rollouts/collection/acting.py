@@ -23,16 +23,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trpo.distributions.base import NAN_ADVICE
 from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.preallocated import ArrayRunner, PreallocatedRunner, pays_by_arrays
-from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.weight_watch import WeightWatch
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.collection.step_actor import CPU, ImageActor, VectorActor, step_actor
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
 from sb3_trpo.rollouts.validation import require_finite_end, truncated_observation
-
-CPU = th.device("cpu")
 
 
 class TruncatedEpisode(NamedTuple):
@@ -73,8 +70,8 @@ class ActingPolicy:
         n_steps, n_outputs = buffer.buffer_size, networks.actor.n_outputs
         self._outputs = np.empty((n_steps, buffer.n_envs, n_outputs), np.float32)
         self._head_parameters = [np.empty((n_steps, *tensor.shape), np.float32) for tensor in networks.head.parameters]
-        # Then the buffer keeps the actor's input, which has been converted to float32 already.
-        self._keeps_float32 = networks.takes_vectors and buffer.observations.dtype == np.float32
+        self._device = algorithm.device if networks.of_images else CPU  # small networks would wait for another device
+        self._shared: np.ndarray | None = None
         self._n_complete = 0
         self._truncated: list[TruncatedEpisode] = []
         self.extra_locals: dict[str, Any] = {}
@@ -94,13 +91,14 @@ class ActingPolicy:
         Use the present weights from now on.
 
         Values are computed later, so they need a copy: by then a callback may have changed the weights. Actions are computed
-        at once. So on the CPU the actor can use the policy's own tensors, and follows even changes that the watch misses.
+        at once. So on its own device the actor can use the policy's tensors: it follows even changes that the watch misses.
         """
-        self._copy = self._networks.on_cpu()
-        acting = self._networks if self._networks.actor.tensors[0].device == CPU else self._copy
-        self._actor, self._input, self._output = _runner(acting.actor, self._buffer.n_envs)
-        self._sampler = acting.head.sampler(th.from_numpy(self._output))
-        present = [tensor.detach().numpy() for tensor in acting.head.parameters]
+        self._copy = self._networks.copied_to(self._device)
+        acting = self._networks if self._networks.actor.tensors[0].device == self._device else self._copy
+        self._actor = step_actor(acting, self._buffer.n_envs)
+        head = acting.head.with_parameters([tensor.to(CPU) for tensor in acting.head.parameters])
+        self._sampler = head.sampler(th.from_numpy(self._actor.output))
+        present = [tensor.detach().numpy() for tensor in head.parameters]
         self._head_rows = list(zip(self._head_parameters, present, strict=True))
         self._watch.start()
 
@@ -127,26 +125,30 @@ class ActingPolicy:
         :return: the actions, not clipped, shape ``(n_envs, *action_shape)``
         :raises ValueError: if the policy returns NaN
         """
-        if self._networks.takes_vectors:
-            vectors = cast("np.ndarray", observations)
-            if vectors.shape != self._input.shape:  # copying might broadcast it
-                raise ValueError(f"observations have shape {vectors.shape}, not {self._input.shape}")
-            copy_quietly(self._input, vectors, "same_kind")
-        else:
-            self._input[:] = self._networks.features(obs_as_tensor(observations, CPU)).numpy()
-        quietly_if_needed(self._actor.run)
-        if math.isnan(np.vdot(self._output, self._output)):  # one NaN makes it NaN; the fastest check of a few numbers
+        self._actor(observations)
+        output = self._actor.output
+        if math.isnan(np.vdot(output, output)):  # one NaN makes it NaN; the fastest check of a few numbers
             raise ValueError(NAN_ADVICE)
-        self.extra_locals = self._mask(self._output)
+        self.extra_locals = self._mask(output)
         self._sampler.draw()
         self._actions = quietly_if_needed(self._sampler.actions).reshape(self._action_shape)
         self._step, self._observations = self._buffer.pos, observations
-        self._outputs[self._step] = self._output
+        self._outputs[self._step] = output
         for rows, present in self._head_rows:
             rows[self._step] = present
         self._write_observations(observations)
+        if isinstance(self._actor, ImageActor):
+            self._keep_shared(self._actor.shared)
         self._buffer.episode_starts[self._step] = starts
         return self._actions
+
+    def _keep_shared(self, shared: np.ndarray | None) -> None:
+        """Keep what layers that are also the critic's have computed, so that they need not compute it again for the values."""
+        if shared is None:
+            return
+        if self._shared is None:
+            self._shared = np.empty((self._buffer.buffer_size, *shared.shape), np.float32)
+        self._shared[self._step] = shared
 
     def _mask(self, output: np.ndarray) -> dict[str, Any]:
         """Forbid actions by changing the actor's output in place; return variables for callbacks. Here, forbid nothing."""
@@ -154,8 +156,9 @@ class ActingPolicy:
 
     def _write_observations(self, observations: Observation) -> None:
         """Write what the policy sees into the buffer before the environments step: they may overwrite their arrays."""
-        if self._networks.takes_vectors:
-            self._buffer.observations[self._step] = self._input if self._keeps_float32 else observations
+        if isinstance(self._actor, VectorActor):  # its input has been converted to float32 already
+            rows = self._buffer.observations
+            rows[self._step] = self._actor.input if rows.dtype == np.float32 else observations
             return
         for seen, rows in array_pairs(observations, self._buffer):
             copy_quietly(rows[self._step], seen.reshape(rows.shape[1:]))
@@ -183,7 +186,15 @@ class ActingPolicy:
         :param observations: n plain observations, stacked along the first dimension
         :return: the values, shape ``(n, 1)``, on the CPU
         """
-        return self._copy.critic(self._copy.features(obs_as_tensor(observations, CPU)))
+        return self._copy.critic(self._copy.features(obs_as_tensor(observations, self._device))).cpu()
+
+    @th.no_grad()
+    def _values_of(self, steps: slice) -> th.Tensor:
+        """Compute the values of some steps, shape ``(n, 1)``."""
+        if self._shared is None:
+            return self.values_at(map_parts(_merged, map_parts(itemgetter(steps), self._buffer.observations)))
+        _, rest = self._copy.critic.split(self._networks.n_shared_layers)
+        return rest(th.from_numpy(_merged(self._shared[steps])).to(self._device)).cpu()
 
     def late_variable(self, name: str) -> th.Tensor:
         """
@@ -217,8 +228,7 @@ class ActingPolicy:
         n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_complete, buffer.pos, n_steps):
             steps = slice(start, min(start + n_steps, buffer.pos))
-            seen = map_parts(_merged, map_parts(itemgetter(steps), buffer.observations))
-            buffer.values[steps] = self.values_at(seen).numpy().reshape(-1, buffer.n_envs)
+            buffer.values[steps] = self._values_of(steps).numpy().reshape(-1, buffer.n_envs)
             log_probs = self._log_probs(steps, _merged(buffer.actions[steps]))
             buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
         self._n_complete = buffer.pos
@@ -239,15 +249,6 @@ class ActingPolicy:
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())
-
-
-def _runner(actor: Stack, n_envs: int) -> tuple[ArrayRunner | PreallocatedRunner, np.ndarray, np.ndarray]:
-    """Choose what runs an actor on one row per environment; return it with its input and its output as arrays."""
-    if pays_by_arrays(actor, n_envs) or not actor.is_dense:  # the last layer may pass its input on
-        runner = ArrayRunner(actor, n_envs)
-        return runner, runner.input, runner.output
-    preallocated = PreallocatedRunner(actor, n_envs)
-    return preallocated, preallocated.input.numpy(), preallocated.output.numpy()
 
 
 def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -104,7 +104,7 @@ class FastCollector:
     def _networks(self) -> Networks | None:
         """Read the policy's networks; return ``None`` if policy, buffer, spaces or observations are of an unknown kind."""
         networks, buffer, actions = read_networks(self.algorithm.policy, self.kinds), self.buffer, self.buffer.actions
-        if networks is None or networks.of_images or type(buffer) not in self.acting_policies or is_patched(buffer):
+        if networks is None or type(buffer) not in self.acting_policies or is_patched(buffer):
             return None
         if isinstance(self.algorithm.policy.action_space, spaces.Box) and not np.can_cast(np.float32, actions.dtype):
             return None  # late log-probabilities are those of the actions in the buffer, which would be rounded

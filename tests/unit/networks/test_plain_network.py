@@ -221,7 +221,7 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
 def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors_or_copies(make):
     model = make()
-    networks, copied, old = networks_of(model), networks_of(model).on_cpu(), copy.deepcopy(model.policy)
+    networks, copied, old = networks_of(model), networks_of(model).copied_to(th.device("cpu")), copy.deepcopy(model.policy)
     assert_computes_as_the_policy(networks, model.policy)
     tensors = {id(tensor) for tensor in (*networks.policy_tensors, *networks.critic.tensors)}
     assert tensors == {id(parameter) for parameter in model.policy.parameters()}

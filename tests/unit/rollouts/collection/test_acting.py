@@ -132,8 +132,8 @@ def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_spa
 @pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
 def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
-    copied, on_cpu = [], Networks.on_cpu
-    monkeypatch.setattr(Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
+    copied, copied_to = [], Networks.copied_to
+    monkeypatch.setattr(Networks, "copied_to", lambda *arguments: copied.append(None) or copied_to(*arguments))
     assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
     assert len(copied) == 3
 
