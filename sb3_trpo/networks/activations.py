@@ -32,8 +32,9 @@ class Activation(NamedTuple):
     :param function: ``a -> h`` by torch, with the bits of the module; may overwrite a if the slope is computed from h
     :param times_slope: ``(d, a) -> d * slope``, or ``(d, h) -> d * slope``
     :param slope_from_input: whether ``times_slope`` takes a rather than h
-    :param array: ``(a, out=)`` by NumPy, if it has such a function; equal to ``function`` up to rounding
     :param fast: ``(a, out) -> None`` on a CPU, by a library that is faster than torch; equal to ``function`` up to rounding
+    :param array: ``(a, out=)`` by NumPy, if it has such a function; equal to ``function`` up to rounding
+    :param array_times_slope: ``(d, a or h, out) -> None`` by NumPy, like ``times_slope``
     """
 
     function: Callable[[th.Tensor], th.Tensor]
@@ -41,6 +42,7 @@ class Activation(NamedTuple):
     slope_from_input: bool
     fast: Callable[[np.ndarray, np.ndarray], None] | None = None
     array: Callable[..., object] | None = None
+    array_times_slope: Callable[[np.ndarray, np.ndarray, np.ndarray], object] | None = None
 
 
 def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
@@ -49,18 +51,35 @@ def _numpy_tanh(a: np.ndarray, out: np.ndarray) -> None:
         np.tanh(a, out=out)
 
 
+def _numpy_tanh_backward(d: np.ndarray, h: np.ndarray, out: np.ndarray) -> None:
+    """Compute ``d (1 - h^2)``."""
+    np.multiply(h, h, out=out)
+    np.subtract(1.0, out, out=out)
+    np.multiply(out, d, out=out)
+
+
+def _numpy_relu_backward(d: np.ndarray, h: np.ndarray, out: np.ndarray) -> None:
+    """Compute ``d`` where ``h > 0``."""
+    np.multiply(d, h > 0.0, out=out)
+
+
 IDENTITY = Activation(lambda a: a, lambda d, _: d, slope_from_input=False)
 
 
 @cache
 def _tanh() -> Activation:
-    return Activation(th.tanh_, tanh_backward, slope_from_input=False, fast=_numpy_tanh, array=np.tanh)
+    return Activation(th.tanh_, tanh_backward, False, _numpy_tanh, np.tanh, _numpy_tanh_backward)
 
 
 @cache
 def _relu(inplace: bool = False) -> Activation:
-    array = partial(np.maximum, 0.0)
-    return Activation(th.relu_, lambda d, h: threshold_backward(d, h, 0), slope_from_input=False, array=array)
+    return Activation(
+        th.relu_,
+        lambda d, h: threshold_backward(d, h, 0),
+        slope_from_input=False,
+        array=partial(np.maximum, 0.0),
+        array_times_slope=_numpy_relu_backward,
+    )
 
 
 @cache

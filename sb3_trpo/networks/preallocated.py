@@ -11,15 +11,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch as th
 
 from sb3_trpo.networks.activations import IDENTITY, Activation
-from sb3_trpo.networks.affine import WithInput
 from sb3_trpo.networks.stack import Layer, Stack
-
-SMALL_PRODUCT = 2**16
-"""Multiplications up to which NumPy's product of several rows takes less time than torch's, calls included."""
 
 
 class Runner(Protocol):
@@ -98,58 +93,6 @@ class PreallocatedRunner:
         """Compute ``J^T u``."""
         for call in reversed(self._backward):
             u = call(u)
-
-
-class ArrayRunner:
-    """
-    Runs a dense stack forward on a few rows, by NumPy.
-
-    For few numbers, NumPy's calls take a third of the time of torch's. The output equals that of the modules up to rounding.
-    Like :class:`PreallocatedRunner` it sees what is written in place into the stack's tensors.
-
-    :param stack: dense layers on the CPU, of float32
-    :param n_rows: number of rows in a batch
-    """
-
-    def __init__(self, stack: Stack, n_rows: int) -> None:
-        self.input = self.output = np.empty((n_rows, stack.layers[0].weight.shape[1]), np.float32)
-        self._calls: list[Callable[[], object]] = []
-        for layer in stack.layers:
-            x, n_outputs = self.output, len(layer.weight)
-            passed_on = x.shape[1] if isinstance(layer.affine, WithInput) else 0
-            whole = np.empty((n_rows, n_outputs + passed_on), np.float32)
-            a = whole[:, :n_outputs]
-            if passed_on:
-                self._calls.append(partial(np.copyto, whole[:, n_outputs:], x))
-            self._calls.append(partial(np.matmul, x, layer.weight.detach().numpy().T, out=a))
-            if layer.bias is not None:
-                self._calls.append(partial(np.add, a, layer.bias.detach().numpy(), out=a))
-            self.output = whole
-            if layer.activation.array is not None:
-                self._calls.append(partial(layer.activation.array, a, out=a))
-            elif layer.activation is not IDENTITY:
-                self.output = np.empty_like(a)
-                self._calls.append(partial(_apply, layer.activation, th.from_numpy(a), th.from_numpy(self.output)))
-
-    def run(self) -> None:
-        """Compute :attr:`output` from :attr:`input`. NumPy may raise on underflow; then it can be called again."""
-        for call in self._calls:
-            call()
-
-
-def _apply(activation: Activation, a: th.Tensor, h: th.Tensor) -> None:
-    h.copy_(activation.function(a))
-
-
-def pays_by_arrays(stack: Stack, n_rows: int) -> bool:
-    """
-    Check that :class:`ArrayRunner` is quicker than :class:`PreallocatedRunner`.
-
-    :param stack: dense layers
-    :param n_rows: number of rows in a batch
-    :return: whether each product is of one row, or small; measured on layers of 64 and 256 units
-    """
-    return n_rows == 1 or n_rows * max(layer.weight.numel() for layer in stack.layers) <= SMALL_PRODUCT
 
 
 def _affine_call(layer: Layer, x: th.Tensor, a: th.Tensor) -> Callable[[], object]:

@@ -22,11 +22,13 @@ from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_trpo.networks.array_runner import ArrayRunner, pays_by_arrays
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner, Runner
 from sb3_trpo.networks.stack import Stack
@@ -162,28 +164,39 @@ def fit_stack(
     critic, adam, epoch = regression
     # Views into the flat vectors: runners read theta and write g without copying.
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
-
-    @cache  # one for whole minibatches, one for the last of an epoch if it is shorter
-    def runner(n_rows: int) -> Runner:
-        return PreallocatedRunner(copy, n_rows, gradient) if copy.is_dense else AllocatingRunner(copy, gradient)
-
+    runner = cache(partial(_runner, copy, gradient))  # one for whole minibatches, one for a shorter last one
     errors, sizes = list[th.Tensor](), list[float]()
-    for _ in range(n_epochs):
-        for (x, returns), weight in weighted_minibatches(epoch(), shard):
-            network = runner(len(x))
-            errors.append(weight * (network(x) - returns))
-            sizes.append(weight * len(x))
-            network.vjp(2.0 * errors[-1])
-            # The gradient of the sum, as the ranks' minibatches may differ in size: they are averaged together.
-            adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
-            if max_grad_norm:
-                adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
-            adam.step()
+    with np.errstate(all="ignore"):  # whether a fit has diverged shows in its result
+        for _ in range(n_epochs):
+            for (x, returns), weight in weighted_minibatches(epoch(), shard):
+                network = runner(len(x))
+                errors.append(weight * (network(x) - returns))
+                sizes.append(weight * len(x))
+                _gradient(network, errors[-1], sizes[-1], adam.g, communicator)
+                if max_grad_norm:
+                    adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
+                adam.step()
     sound = adam.is_finite()
     if sound and errors:
         adam.commit()
     loss = mean_loss(_totals(errors), sizes, communicator) if errors else None
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
+
+
+def _runner(critic: Stack, gradient: Sequence[th.Tensor], n_rows: int) -> Runner:
+    """Choose what runs the critic on minibatches of one size."""
+    if pays_by_arrays(critic, n_rows):
+        return ArrayRunner(critic, n_rows, gradient)
+    return PreallocatedRunner(critic, n_rows, gradient) if critic.is_dense else AllocatingRunner(critic, gradient)
+
+
+def _gradient(network: Runner, errors: th.Tensor, n: float, g: th.Tensor, communicator: Communicator) -> None:
+    """Write the gradient of the mean squared error to g, which the network writes ``J^T u`` to: the mean over all ranks."""
+    if communicator.size == 1:
+        network.vjp(errors * (2.0 / n))
+    else:  # the sum first, as the ranks' minibatches may differ in size
+        network.vjp(2.0 * errors)
+        g.copy_(communicator.mean(g, n))
 
 
 def _totals(errors: list[th.Tensor]) -> th.Tensor:
