@@ -1,16 +1,26 @@
 """Runners: they compute what the stack does, whatever its tensors hold and whatever they are given."""
 
+import copy
 from itertools import product
 
+import numpy as np
 import pytest
 import torch as th
 from helpers.contract_tools import moved_since, parameters
-from helpers.stacks import FUNCTIONS, close, mlp
+from helpers.stacks import FUNCTIONS, PassesLastInput, close, mlp, with_functions
 from helpers.states import same
+from hypothesis import given, strategies as st
 from torch import nn
 
 from sb3_trpo.networks.plain_network import _read_stack
-from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
+from sb3_trpo.networks.preallocated import (
+    SMALL_PRODUCT,
+    AllocatingRunner,
+    ArrayRunner,
+    PreallocatedRunner,
+    pays_by_arrays,
+)
+from sb3_trpo.rollouts.floating_point import quietly_if_needed
 
 WIDTHS, N_ROWS = [3, 7, 4, 2], 6
 
@@ -125,3 +135,96 @@ def test_an_exact_runner_runs_from_its_own_input():
         runner.input.copy_(x)
         runner.run()
         assert th.equal(runner.output, case.modules(x))
+
+
+@th.no_grad()
+def assert_runs_as(modules, runner, x):
+    """Compare with the modules in float64, relative to the largest entry."""
+    np.copyto(runner.input, x)
+    runner.run()
+    expected = copy.deepcopy(modules).double()(th.from_numpy(x).double()).numpy()
+    assert runner.output.dtype == np.float32
+    np.testing.assert_allclose(runner.output, expected, rtol=0.0, atol=1e-5 * max(1.0, np.abs(expected).max()))
+    assert np.array_equal(runner.input, x)
+
+
+@given(
+    widths=st.lists(st.sampled_from([1, 2, 3, 7, 33]), min_size=2, max_size=5),
+    names=st.lists(st.sampled_from(list(FUNCTIONS)), min_size=4, max_size=4),
+    biases=st.lists(st.booleans(), min_size=4, max_size=4),
+    passes_input=st.booleans(),
+    n_rows=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+)
+def test_an_array_runner_computes_what_the_modules_do(widths, names, biases, passes_input, n_rows, seed):
+    th.manual_seed(seed)
+    names = names[: len(widths) - 1]
+    names[-1] = "none" if passes_input else names[-1]
+    sizes = zip(widths[:-1], widths[1:], biases, strict=False)
+    modules = with_functions([nn.Linear(n_in, n_out, bias) for n_in, n_out, bias in sizes], names)
+    stack, whole = _read_stack(modules), PassesLastInput(modules) if passes_input else modules
+    runner = ArrayRunner(stack.with_last_input() if passes_input else stack, n_rows)
+    for scale in (1.0, 30.0):
+        assert_runs_as(whole, runner, scale * th.randn(n_rows, widths[0]).numpy())
+
+
+@pytest.mark.parametrize("passes_input", [False, True])
+@pytest.mark.parametrize("name", ["tanh", "elu-0.5"])
+def test_an_array_runner_sees_weights_written_in_place(name, passes_input):
+    th.manual_seed(0)
+    modules = mlp([3, 7, 2], [name, "none"], dtype=th.float32)
+    stack, whole = _read_stack(modules), PassesLastInput(modules) if passes_input else modules
+    runner, x = ArrayRunner(stack.with_last_input() if passes_input else stack, 4), th.randn(4, 3).numpy()
+    assert_runs_as(whole, runner, x)
+    for tensor in stack.tensors:
+        tensor.data.normal_()  # which no version counter shows
+    assert_runs_as(whole, runner, x)
+
+
+def test_two_array_runners_of_one_stack_do_not_mix():
+    th.manual_seed(0)
+    modules = mlp([3, 7, 2], ["tanh", "none"], dtype=th.float32)
+    runners, inputs = [ArrayRunner(_read_stack(modules), 4) for _ in range(2)], th.randn(2, 4, 3).numpy()
+    for runner, x in zip(runners, inputs, strict=True):
+        np.copyto(runner.input, x)
+        runner.run()
+    for runner, x in zip(runners, inputs, strict=True):
+        expected = runner.output.copy()
+        assert_runs_as(modules, runner, x)
+        assert np.array_equal(runner.output, expected)
+
+
+@pytest.mark.parametrize("passes_input", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("exponents", [(-30.0, -30.0), (-38.5, 0.0), (0.0, -38.5)], ids=str)
+def test_an_array_runner_can_run_where_numbers_underflow_and_numpy_is_to_raise(exponents, name, passes_input):
+    th.manual_seed(0)
+    modules = mlp([3, 7, 2], [name, "none"], dtype=th.float32)
+    weights, inputs = (10.0**exponent for exponent in exponents)
+    with th.no_grad():
+        for parameter in modules.parameters():
+            parameter.mul_(weights)
+    stack, whole = _read_stack(modules), PassesLastInput(modules) if passes_input else modules
+    runner, x = ArrayRunner(stack.with_last_input() if passes_input else stack, 4), (inputs * th.randn(4, 3)).numpy()
+    np.copyto(runner.input, x)
+    with np.errstate(all="raise"):
+        quietly_if_needed(runner.run)
+    ours = runner.output.copy()
+    with np.errstate(all="ignore"):
+        assert_runs_as(whole, runner, x)
+    assert np.array_equal(ours, runner.output)
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "widths", "pays"),
+    [
+        (1, [1000, 1000, 1], True),
+        (16, [64, 64, 2], True),
+        (17, [64, 64, 2], False),
+        (16, [2, 64, 65], False),
+        (SMALL_PRODUCT, [1, 1], True),
+        (SMALL_PRODUCT + 1, [1, 1], False),
+    ],
+)
+def test_arrays_pay_for_one_row_or_where_the_largest_product_is_small(n_rows, widths, pays):
+    assert pays_by_arrays(_read_stack(mlp(widths, ["none"] * (len(widths) - 1))), n_rows) is pays
