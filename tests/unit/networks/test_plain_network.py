@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -45,11 +46,11 @@ def model_of(
     return model
 
 
-def altered(change: Callable[[ActorCriticPolicy], Any]) -> Callable[[], TRPO]:
+def altered(change: Callable[[ActorCriticPolicy], Any], **settings: Any) -> Callable[[], TRPO]:
     """Build a model and change its policy."""
 
     def make() -> TRPO:
-        model = model_of()
+        model = model_of(**settings)
         change(model.policy)
         return model
 
@@ -91,6 +92,22 @@ def prune_for_good(policy: ActorCriticPolicy) -> None:
     prune.remove(policy.mlp_extractor.policy_net[0], "weight")
 
 
+GSDE: list[dict[str, Any]] = [
+    {},
+    {"net_arch": []},
+    {"net_arch": {"pi": [7], "vf": [5, 64, 3]}, "share_features_extractor": True},
+    {"full_std": False, "use_expln": True, "squash_output": True},
+    {"policy": "CnnPolicy", "observation_space": IMAGE},
+]
+
+
+def with_gsde(**kwargs: Any) -> TRPO:
+    model = model_of(use_sde=True, **kwargs)
+    with th.no_grad():
+        model.policy.reset_noise()  # matrices without a graph, which can be copied
+    return model
+
+
 PLAIN: dict[str, Callable[[], TRPO]] = {
     **{name: lambda make=make: model_of(activation_fn=make) for name, make in FUNCTIONS.items() if make is not None},
     **{f"{type(space).__name__}": lambda space=space: model_of(action_space=space) for space in ACTIONS},
@@ -115,6 +132,7 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "frozen": altered(lambda policy: policy.mlp_extractor.policy_net.requires_grad_(False)),
     "no bias": altered(drop_biases),
     "pruned for good": altered(prune_for_good),
+    **{f"gSDE, {kwargs}": partial(with_gsde, **kwargs) for kwargs in GSDE},
 }
 
 
@@ -247,11 +265,11 @@ class Halved(BaseFeaturesExtractor):
 def subclassed(path: str) -> Callable[[], TRPO]:
     """Turn a part of the policy into an instance of a subclass, which may compute anything."""
 
-    def change(policy: ActorCriticPolicy) -> None:
-        part = attrgetter(path)(policy)
-        part.__class__ = type("Own", (type(part),), {})
+    return altered(lambda policy: subclass(attrgetter(path)(policy)))
 
-    return altered(change)
+
+def subclass(part: Any) -> None:
+    part.__class__ = type("Own", (type(part),), {})
 
 
 def put(name: str, make: Callable[[], nn.Module]) -> Callable[[], TRPO]:
@@ -266,6 +284,8 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "subclassed MLP": subclassed("mlp_extractor"),
     "subclassed extractor": lambda: model_of(features_extractor_class=type("Own", (FlattenExtractor,), {})),
     "subclassed distribution": subclassed("action_dist"),
+    "subclassed noise": altered(lambda policy: subclass(policy.action_dist), use_sde=True),
+    "patched noise": altered(lambda policy: setattr(policy.action_dist, "sample", policy.action_dist.sample), use_sde=True),
     "dropout": put("mlp_extractor.policy_net.1", lambda: nn.Dropout(0.5)),
     "dropout after all": altered(lambda policy: policy.mlp_extractor.value_net.append(nn.Dropout(0.5))),
     "layer norm": put("mlp_extractor.value_net.1", lambda: nn.LayerNorm(8)),
@@ -275,7 +295,6 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "activation before all": put("mlp_extractor.policy_net.0", nn.Tanh),
     "head of several": put("action_net", lambda: nn.Sequential(nn.Linear(5, 2))),
     "custom extractor": lambda: model_of(features_extractor_class=Halved),
-    "gSDE": lambda: model_of(use_sde=True),
     "image among others": lambda: model_of("MultiInputPolicy", DICT),
     "double critic": altered(lambda policy: policy.value_net.double()),
     "double policy head": altered(lambda policy: policy.action_net.double()),

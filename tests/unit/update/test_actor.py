@@ -28,7 +28,8 @@ from sb3_trpo.update.surrogate import PolicyObjective
 CONSTRAINTS = [mean_kl(0.01)]
 N_STATES, CHUNK = 9, 2
 N_CHUNKS = -(-N_STATES // CHUNK)
-PLAIN = ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
+PLAIN = [name for name in CASES if name != "dict"]
+GSDE = [name for name in PLAIN if name.startswith("gsde")]
 ACTIVATIONS = [name for name in FUNCTIONS if name != "none"]
 
 
@@ -164,6 +165,28 @@ def agree(setup, tolerance, size=N_STATES):
 def test_both_actors_agree(case, alter, size):
     setup = Setup(case, alter)
     assert alter is None or all(parameter is not setup.policy.log_std for parameter in setup.parameters)
+    agree(setup, 1e-12, size)
+
+
+def learn_features(policy):
+    policy.action_dist.learn_features = True
+
+
+def learn_features_alone(policy):
+    learn_features(policy)
+    freeze("log_std")(policy)
+
+
+WITH_CNN = CASES["cnn"]._replace(kwargs=CASES["cnn"].kwargs | {"use_sde": True})
+WITHOUT_LAYERS = CASES["gsde"]._replace(kwargs=CASES["gsde"].kwargs | {"net_arch": []})
+
+
+@pytest.mark.parametrize("size", [N_STATES, CHUNK])
+@pytest.mark.parametrize("alter", [None, freeze("log_std"), learn_features, learn_features_alone], ids=range(4))
+@pytest.mark.parametrize("case", [*(CASES[name] for name in GSDE), WITH_CNN, WITHOUT_LAYERS], ids=[*GSDE, "cnn", "no layers"])
+def test_both_actors_agree_on_state_dependent_noise(case, alter, size):
+    setup = Setup(case, alter)
+    assert type(setup.choose()) is NetworkActor
     agree(setup, 1e-12, size)
 
 
