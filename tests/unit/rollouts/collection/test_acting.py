@@ -162,6 +162,32 @@ def test_weights_changed_during_a_rollout_count_under_every_action_space(action_
     assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
 
 
+def draw_noise(model: TRPO) -> None:
+    scale_state(model.policy)
+    model.policy.reset_noise(3)
+
+
+@pytest.mark.parametrize("frequency", [-1, 4])
+@pytest.mark.parametrize("squash_output", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [*(CHANGES[name] for name in ("load_state_dict", "vector_to_parameters", "log_std alone", "optimizer step")), draw_noise],
+    ids=["load_state_dict", "vector_to_parameters", "log_std alone", "optimizer step", "with new noise"],
+)
+def test_weights_changed_during_a_rollout_count_under_state_dependent_noise(change, squash_output, frequency):
+    """Noise that was drawn with the old standard deviations lasts until it is drawn again."""
+    kwargs = {"net_arch": [8], "squash_output": squash_output, "log_std_init": -2.5}
+
+    def make() -> TRPO:
+        env = several(3, action_space=BOX_ACTION)
+        model = model_of(env, use_sde=True, sde_sample_freq=frequency, policy_kwargs=kwargs)
+        model.policy.action_net.weight.detach().div_(10.0)  # or tanh would saturate, and its inverse amplify rounding
+        return model
+
+    ours, theirs = both(make, lambda: Intervening(lambda callback: change(callback.model), (4, 9, 10)))
+    assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
+
+
 @pytest.mark.parametrize("at", [tuple(range(1, N_STEPS)), (N_STEPS,), (3, 14)], ids=["each step", "last step", "between ends"])
 def test_each_time_limit_is_bootstrapped_once_by_the_weights_after_its_step(at):
     assert_same(*after_change(CHANGES["load_state_dict"], at, BOX_ACTION))
