@@ -35,7 +35,7 @@ from torch.optim import optimizer
 
 import sb3_trpo.rollouts.collection.acting
 from sb3_trpo import TRPO
-from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.rollouts.transitions import ChunkLimits
 
 
@@ -43,6 +43,49 @@ from sb3_trpo.rollouts.transitions import ChunkLimits
 def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "PASS_LIMITS", ChunkLimits(2**20, rows))
     assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
+
+
+def in_double(networks: Networks) -> Networks:
+    actor, head = networks.actor, networks.head
+    return networks._replace(
+        actor=actor.with_tensors([tensor.double() for tensor in actor.tensors]),
+        head=head.with_parameters([tensor.double() for tensor in head.parameters]),
+    )
+
+
+SAMPLED: dict[str, dict[str, Any]] = {
+    **{name: {"action_space": ACTIONS[name]} for name in ("box", "matrix", "choice", "choices", "bits")},
+    "noise": {"action_space": BOX_ACTION, "use_sde": True},
+    "noise, renewed": {"action_space": BOX_ACTION, "use_sde": True, "sde_sample_freq": 4},
+    "noise, squashed": {"action_space": BOX_ACTION, "use_sde": True, "squash_output": True},
+    "noise, reduced": {"action_space": BOX_ACTION, "use_sde": True, "full_std": False, "use_expln": True},
+}
+
+
+@pytest.mark.parametrize("net_arch", [[64, 64], [256, 256]], ids=str)
+@pytest.mark.parametrize("n_envs", [1, 3, 40])
+@pytest.mark.parametrize("case", SAMPLED.values(), ids=SAMPLED)
+@th.no_grad()
+def test_the_ratio_at_the_old_parameters_is_1_up_to_rounding(case, n_envs, net_arch):
+    """By the policy's own methods, by its networks as the update runs them, and by those in float64."""
+    settings = {name: case[name] for name in case if name in ("use_sde", "sde_sample_freq")}
+    kwargs = {"net_arch": net_arch} | {name: case[name] for name in case if name not in (*settings, "action_space")}
+    env = several(n_envs, action_space=case["action_space"])
+    model = model_of(env, policy_kwargs=kwargs, **settings)
+    _, callback = model._setup_learn(10**6)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+    policy, buffer, networks = model.policy, model.rollout_buffer, read_networks(model.policy)
+    seen, actions = (th.as_tensor(part).flatten(0, 1) for part in (buffer.observations, buffer.actions))
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.flatten()
+    stored = th.as_tensor(buffer.log_probs).flatten()
+    ways = [networks] if policy.squash_output else [networks, in_double(networks)]  # the inverse of tanh amplifies rounding
+    for each in ways:
+        features = networks.features(seen).to(each.actor.tensors[0])
+        distribution = each.head.distribution(each.actor(features))
+        now = distribution.log_prob(actions.to(features))
+        assert float((now - stored).abs().max()) <= 1e-5
+    assert float((policy.evaluate_actions(seen, actions.float())[1] - stored).abs().max()) <= 1e-5
 
 
 def step_optimizer(model: TRPO, **settings: Any) -> None:
