@@ -165,19 +165,22 @@ CHANGES: dict[str, Callable[[TRPO], None]] = {
 BY_THE_WEIGHTS = ("actions", "episode_starts", "values", "log_probs")
 
 
-def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_space: spaces.Space) -> tuple[Trace, Trace]:
+def after_change(
+    change: Callable[[TRPO], None], at: tuple[int, ...], action_space: spaces.Space, **settings: Any
+) -> tuple[Trace, Trace]:
     return both(
-        lambda: model_of(several(3, action_space=action_space)),
+        lambda: model_of(several(3, action_space=action_space), **settings),
         lambda: Intervening(lambda callback: change(callback.model), at),
     )
 
 
+@pytest.mark.parametrize("use_sde", [False, True])
 @pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
-def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, monkeypatch):
+def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, use_sde, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
     copied, on_cpu = [], Networks.on_cpu
     monkeypatch.setattr(Networks, "on_cpu", lambda networks: copied.append(None) or on_cpu(networks))
-    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
+    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION, use_sde=use_sde))
     assert len(copied) == 3
 
 
@@ -278,7 +281,8 @@ def test_no_hook_is_left_on_the_optimizer(end):
     assert not optimizer._global_optimizer_post_hooks
 
 
-def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused():
+@pytest.mark.parametrize(("settings", "message"), [({}, "gave NaN"), ({"use_sde": True}, "Expected parameter scale")], ids=str)
+def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused(settings, message):
     spoiling = Intervening(lambda callback: callback.model.policy.log_std.data.fill_(np.nan))
-    with pytest.raises(ValueError, match="gave NaN"):
-        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=spoiling)
+    with pytest.raises(ValueError, match=message):
+        Trace(lambda: model_of(several(2, action_space=BOX_ACTION), **settings), by_sb3=False, callback=spoiling)
