@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, DICT, IMAGE, VECTOR, BareVecEnv
+from helpers.rollouts import assert_same, both, episodes, model_of
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -25,9 +26,11 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from sb3_trpo import TRPO
 from sb3_trpo.rollouts.collection.stepping import Stepper, dummy_below
 
 N_ENVS, N_STEPS = 3, 40
+OBSERVED = spaces.Dict({"vector": VECTOR, "far": BOX_ACTION})
 BOXES = spaces.Dict({"vector": VECTOR, "image": IMAGE})
 
 
@@ -417,3 +420,16 @@ def run_together(*functions: Callable[[], None]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("kind", [Reusing, Fresh])
+@pytest.mark.parametrize("name", ["nothing", "normalize", "monitor with keywords"])
+@pytest.mark.parametrize("space", [VECTOR, OBSERVED], ids=["vector", "dict"])
+def test_the_fast_loop_collects_from_them_what_sb3s_collects(space, name, kind):
+    def make() -> TRPO:
+        wrap = (lambda env: env) if "monitor" in name else Monitor
+        return model_of(WRAPPERS[name][0](dummy(space, kind, wrap)))
+
+    ours, theirs = both(make, n_rollouts=2)
+    assert_same(ours, theirs)
+    assert len(episodes(ours.model)[0]) > 10
