@@ -345,6 +345,7 @@ def hold(callback: BaseCallback) -> None:
     for info in held[-1] if held else []:
         info["mine"] = True
     held.append(callback.locals["infos"])
+    assert held[-1] is callback.locals["infos"]
 
 
 INTERVENTIONS: dict[str, Callable[[BaseCallback], None]] = {
