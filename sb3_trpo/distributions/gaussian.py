@@ -243,13 +243,15 @@ class StateDependentSampler:
         self._drawn: th.Tensor | None = None
 
     def draw(self) -> None:
-        """Read the matrices, if they are new: one for all environments, or one for each."""
+        """Read the matrices, if they are new: one for all environments, or one for each. They are NaN if log_std is."""
         action_dist, n_envs = self._action_dist, len(self._mean)
         if action_dist.exploration_mat is not self._drawn:
-            self._drawn = action_dist.exploration_mat
             is_single = n_envs == 1 or n_envs != len(action_dist.exploration_matrices)
-            matrices = self._drawn if is_single else action_dist.exploration_matrices
+            matrices = action_dist.exploration_mat if is_single else action_dist.exploration_matrices
             self._matrices = matrices.detach().cpu().numpy()
+            if np.isnan(self._matrices).any():
+                raise ValueError(NAN_ADVICE)
+            self._drawn = action_dist.exploration_mat
 
     def actions(self) -> np.ndarray:
         """Add the noise, and squash the sum if the policy does."""

@@ -61,10 +61,9 @@ class PreallocatedRunner:
     :param stack: dense layers
     :param n_rows: number of rows in a batch
     :param gradient: tensors like the stack's, to write ``J^T u`` to; empty if only the forward pass is needed
-    :param exact: whether h must equal the modules' output bit for bit, even if that is slower
     """
 
-    def __init__(self, stack: Stack, n_rows: int, gradient: Sequence[th.Tensor] = (), exact: bool = False) -> None:
+    def __init__(self, stack: Stack, n_rows: int, gradient: Sequence[th.Tensor] = ()) -> None:
         first = stack.layers[0].weight
         self.input = self.output = first.new_empty(n_rows, first.shape[1])
         self._forward: list[Callable[[], object]] = []
@@ -73,7 +72,7 @@ class PreallocatedRunner:
         for index, layer in enumerate(stack.layers):
             x, a = self.output, first.new_empty(n_rows, len(layer.weight))
             self.output = th.empty_like(a) if layer.activation.slope_from_input else a
-            self._forward += [_affine_call(layer, x, a), *_activation_calls(layer.activation, a, self.output, exact)]
+            self._forward += [_affine_call(layer, x, a), *_activation_calls(layer.activation, a, self.output)]
             if pairs:
                 kept = a if layer.activation.slope_from_input else self.output
                 self._backward.append(_vjp_call(layer, x, kept, *pairs[index], is_first=index == 0))
@@ -101,26 +100,14 @@ def _affine_call(layer: Layer, x: th.Tensor, a: th.Tensor) -> Callable[[], objec
     if layer.bias is None:
         return partial(th.mm, x, weight.t(), out=a)
     bias = layer.bias.detach()
-    if len(x) == 1 and _sums_alike(weight, bias):
-        return partial(th.addmv, bias, weight, x[0], out=a[0])
     return partial(th.addmm, bias, x, weight.t(), out=a)
 
 
-def _sums_alike(weight: th.Tensor, bias: th.Tensor) -> bool:
-    """
-    Check that BLAS gives ``W x + b`` the same bits as a matrix product of one row and as the cheaper product with a vector.
-
-    The order in which BLAS sums depends on the shape and not on the values, so a few probes of all magnitudes decide.
-    """
-    probes = th.arange(1.0, 4 * weight.shape[1] + 1, dtype=weight.dtype, device=weight.device).sin().view(4, -1)
-    return all(th.equal(th.addmm(bias, x[None], weight.t())[0], th.addmv(bias, weight, x)) for x in probes)
-
-
-def _activation_calls(activation: Activation, a: th.Tensor, h: th.Tensor, exact: bool) -> list[Callable[[], object]]:
+def _activation_calls(activation: Activation, a: th.Tensor, h: th.Tensor) -> list[Callable[[], object]]:
     """Prepare ``h = activation(a)``: a single call, or none if h is a."""
     if activation is IDENTITY:
         return []
-    if activation.fast is not None and not exact and a.device.type == "cpu":
+    if activation.fast is not None and a.device.type == "cpu":
         return [partial(activation.fast, a.numpy(), h.numpy())]
     return [partial(activation.function, a)] if h is a else [lambda: h.copy_(activation.function(a))]
 

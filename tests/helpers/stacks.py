@@ -7,6 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.tracing import trace
 
 FUNCTIONS = {
@@ -52,10 +53,22 @@ def inner(left, right) -> th.Tensor:
     return sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True))
 
 
-def check(modules: nn.Sequential, x: th.Tensor) -> None:
-    """Compare the output and both products of a stack with torch's."""
+class PassesLastInput(nn.Module):
+    """Modules in a row whose output is followed by the input of the last one, a dense layer."""
+
+    def __init__(self, modules: nn.Sequential) -> None:
+        super().__init__()
+        self.below, self.last = modules[:-1], modules[-1]
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        hidden = self.below(x).flatten(1)
+        return th.cat([self.last(hidden), hidden], dim=1)
+
+
+def check(modules: nn.Module, x: th.Tensor, stack: Stack | None = None) -> None:
+    """Compare the output and both products of a stack with torch's; without one, of the stack read from the modules."""
     names, tensors = zip(*modules.named_parameters(), strict=True)
-    stack, features = read_stack(modules), x.clone()
+    stack, features = stack or read_stack(modules), x.clone()
     assert all(left is right for left, right in zip(stack.tensors, tensors, strict=True))
 
     def function(*values):
@@ -68,6 +81,7 @@ def check(modules: nn.Sequential, x: th.Tensor) -> None:
     cotangent = u.clone()
     with th.no_grad():
         close(stack(x), h)
+        assert h.shape[:2] == (len(x), stack.n_outputs)
         intermediates = stack.forward(x)
         close(intermediates.output, h)
         jvp = stack.jvp(x, intermediates, v)

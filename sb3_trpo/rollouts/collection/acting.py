@@ -243,12 +243,16 @@ class ActingPolicy:
     def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
         """Compute log-probabilities of actions, shape ``(n, n_dimensions)``, from what the actor returned at some steps."""
         output, chosen = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
-        parameters = [
-            th.from_numpy(rows[steps]).repeat_interleave(self._buffer.n_envs, dim=0) for rows in self._head_parameters
-        ]
+        parameters = [self._per_state(rows[steps]) for rows in self._head_parameters]
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())
+
+    def _per_state(self, rows: np.ndarray) -> th.Tensor:
+        """Repeat the head's parameters for each environment, unless no step has changed them: gSDE's take much memory."""
+        if (rows == rows[0]).all():
+            return th.from_numpy(rows[0])
+        return th.from_numpy(rows).repeat_interleave(self._buffer.n_envs, dim=0)
 
 
 def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -9,8 +9,9 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 
 from sb3_trpo.callbacks import callback_tree
+from sb3_trpo.networks.plain_network import is_patched
 
-OURS = ("stable_baselines3", "sb3_trpo")
+OURS = ("stable_baselines3", "sb3_contrib", "sb3_trpo")
 """Packages whose callbacks read variables at most."""
 
 
@@ -116,12 +117,13 @@ def may_change_things(callback: BaseCallback) -> bool:
     Check whether a callback may write to its variables, to the policy's weights, or have a way of its own to take variables.
 
     :param callback: the root of the tree of callbacks
-    :return: whether any of them is neither SB3's nor ours, or calls a function of the user's
+    :return: whether any of them is neither SB3's nor ours, has patched methods, or calls a function of the user's
     """
     return any(_is_foreign(each) for each in callback_tree(callback))
 
 
 def _is_foreign(callback: BaseCallback) -> bool:
-    if isinstance(callback, ConvertCallback):
-        return callback.callback is not None
-    return type(callback).__module__.partition(".")[0] not in OURS
+    parts: list[Any] = [type(callback)]
+    if isinstance(callback, ConvertCallback) and callback.callback is not None:
+        parts.append(callback.callback)
+    return is_patched(callback) or any(part.__module__.partition(".")[0] not in OURS for part in parts)

@@ -26,7 +26,8 @@ from sb3_trpo.networks.plain_network import is_patched
 
 KEEP_NO_INFOS = (VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
 """SB3's wrappers that change at most the infos of ended episodes, and keep none."""
-STEP_WAIT = DummyVecEnv.step_wait
+KNOWN_METHODS = {name: getattr(DummyVecEnv, name) for name in ("step_wait", "_obs_from_buf")}
+"""What is replaced here."""
 
 Infos = list[dict[str, Any]]
 Stepped = tuple[Any, np.ndarray, np.ndarray, Infos]
@@ -53,14 +54,14 @@ class Stepper:
             :meth:`copy_of` copies before anybody else sees them
         """
         bottom = self._bottom
-        if bottom is None:
+        if bottom is None or "step_wait" in vars(bottom):  # a callback may have patched it since
             stepped: Any = self._venv.step(actions)
             return stepped  # type: ignore[no-any-return]  # SB3's type of rewards and dones is too wide
         bottom.step_wait = self._without_copies  # type: ignore[method-assign, assignment]  # in this call alone
         try:
             stepped = self._venv.step(actions)
         finally:
-            del bottom.step_wait
+            vars(bottom).pop("step_wait", None)  # another thread may have removed it
         return stepped  # type: ignore[no-any-return]
 
     def copy_of(self, infos: Infos) -> Infos:
@@ -82,7 +83,8 @@ def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
     """
     while type(venv) in KEEP_NO_INFOS and not is_patched(venv):
         venv = venv.venv  # type: ignore[attr-defined]  # a wrapper
-    is_known = type(venv) is DummyVecEnv and not is_patched(venv) and DummyVecEnv.step_wait is STEP_WAIT
+    is_sb3s = all(getattr(DummyVecEnv, name) is method for name, method in KNOWN_METHODS.items())
+    is_known = is_sb3s and type(venv) is DummyVecEnv and not is_patched(venv)
     return venv if is_known else None  # type: ignore[return-value]  # that is its type
 
 
@@ -100,8 +102,8 @@ def step_without_copies(venv: DummyVecEnv) -> Stepped:
         info["TimeLimit.truncated"] = truncated and not terminated
         if is_done:
             info["terminal_observation"] = observation
-            info = deepcopy(info)  # the environment may go on writing to its own, and wrappers write to this one
             observation, venv.reset_infos[index] = env.reset()
+            info = deepcopy(info)  # wrappers write to this one
         infos[index] = info
         venv._save_obs(index, observation)
     return observations_of(venv), rewards.copy(), dones.copy(), infos.copy()

@@ -1,8 +1,10 @@
 """Activations: their values and slopes are those of torch's modules."""
 
+import numpy as np
 import pytest
 import torch as th
 from helpers.stacks import FUNCTIONS, TOLERANCES, check, mlp, read_stack
+from torch import nn
 
 from sb3_trpo.networks.activations import ACTIVATIONS
 
@@ -32,3 +34,13 @@ def test_every_activation_is_torchs_at_zero_and_far_out(name):
         modules[0].weight.fill_(1.0)
         modules[0].bias.zero_()
     check(modules, th.tensor([0.0, -0.0, 1e-300, -1e-300, 40.0, -40.0, 1e3, -1e3], dtype=th.float64)[:, None])
+
+
+@pytest.mark.parametrize("module", [nn.Tanh(), nn.ReLU()], ids=str)
+@pytest.mark.parametrize("is_contiguous", [True, False])
+def test_an_activation_by_numpy_is_torchs_and_lets_nan_through(module, is_contiguous):
+    values = th.tensor([0.0, -0.0, 1e-30, -1e-30, 0.1, -0.1, 3.0, -3.0, 100.0, -100.0, th.inf, -th.inf, th.nan])
+    h = values.numpy().copy() if is_contiguous else values.repeat_interleave(2).numpy()[::2]
+    read_stack([nn.Linear(1, 1), module]).layers[-1].activation.array(h, out=h)
+    assert np.isnan(h).sum() == 1
+    th.testing.assert_close(th.from_numpy(h), module(values), rtol=1e-6, atol=0.0, equal_nan=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -46,11 +47,11 @@ def model_of(
     return model
 
 
-def altered(change: Callable[[ActorCriticPolicy], Any]) -> Callable[[], TRPO]:
+def altered(change: Callable[[ActorCriticPolicy], Any], **settings: Any) -> Callable[[], TRPO]:
     """Build a model and change its policy."""
 
     def make() -> TRPO:
-        model = model_of()
+        model = model_of(**settings)
         change(model.policy)
         return model
 
@@ -165,15 +166,31 @@ class Residual(OwnMlp):
 def subclassed(path: str) -> Callable[[], TRPO]:
     """Turn a part of the policy into an instance of a subclass, which may compute anything."""
 
-    def change(policy: ActorCriticPolicy) -> None:
-        part = attrgetter(path)(policy)
-        part.__class__ = type("Own", (type(part),), {})
+    return altered(lambda policy: subclass(attrgetter(path)(policy)))
 
-    return altered(change)
+
+def subclass(part: Any) -> None:
+    part.__class__ = type("Own", (type(part),), {})
 
 
 def in_evaluation_mode(model: TRPO) -> TRPO:
     model.policy.set_training_mode(False)
+    return model
+
+
+GSDE: list[dict[str, Any]] = [
+    {},
+    {"net_arch": []},
+    {"net_arch": {"pi": [7], "vf": [5, 64, 3]}, "share_features_extractor": True},
+    {"full_std": False, "use_expln": True, "squash_output": True},
+    {"policy": "CnnPolicy", "observation_space": IMAGE},
+]
+
+
+def with_gsde(**kwargs: Any) -> TRPO:
+    model = model_of(use_sde=True, **kwargs)
+    with th.no_grad():
+        model.policy.reset_noise()  # matrices without a graph, which can be copied
     return model
 
 
@@ -215,6 +232,7 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "own MLP": lambda: model_of(features_extractor_class=OwnMlp),
     "own networks": lambda: model_of(WithOwnNets),
     "own networks, shared features": lambda: model_of(WithOwnNets, share_features_extractor=True),
+    **{f"gSDE, {kwargs}": partial(with_gsde, **kwargs) for kwargs in GSDE},
 }
 
 
@@ -358,6 +376,8 @@ def altered_own_networks() -> TRPO:
 OTHER: dict[str, Callable[[], TRPO]] = {
     "Softplus": lambda: model_of(activation_fn=nn.Softplus),
     "subclassed distribution": subclassed("action_dist"),
+    "subclassed noise": altered(lambda policy: subclass(policy.action_dist), use_sde=True),
+    "patched noise": altered(lambda policy: setattr(policy.action_dist, "sample", policy.action_dist.sample), use_sde=True),
     "dropout": put("mlp_extractor.policy_net.1", lambda: nn.Dropout(0.5)),
     "dropout after all": altered(lambda policy: policy.mlp_extractor.value_net.append(nn.Dropout(0.5))),
     "layer norm": put("mlp_extractor.value_net.1", lambda: nn.LayerNorm(8)),

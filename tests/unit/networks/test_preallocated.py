@@ -1,7 +1,5 @@
 """Runners: they compute what the stack does, whatever its tensors hold and whatever they are given."""
 
-from itertools import product
-
 import pytest
 import torch as th
 from helpers.contract_tools import moved_since, parameters
@@ -104,23 +102,3 @@ def test_an_allocating_runner_takes_any_number_of_rows(modules, shape):
     runner = case.make("allocating")
     for n_rows in (1, 5, 2):
         case.check(runner, *case.draw(n_rows, shape))
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 8, 1000])
-@pytest.mark.parametrize("widths", [[3, 64, 64, 2], [17, 5, 1]], ids=str)
-@pytest.mark.parametrize(("name", "bias"), [*product(FUNCTIONS, [True, False])])
-def test_an_exact_runner_has_the_bits_of_the_modules(name, bias, widths, n_rows):
-    case = Case(name, bias, th.float32, widths)
-    runner, inputs = PreallocatedRunner(case.stack, n_rows, exact=True), [case.draw(n_rows)[0] for _ in range(2)]
-    with th.no_grad():
-        for x in inputs:
-            assert th.equal(runner(x), case.modules(x))
-
-
-def test_an_exact_runner_runs_from_its_own_input():
-    case = Case(dtype=th.float32)
-    runner, (x, _) = PreallocatedRunner(case.stack, N_ROWS, exact=True), case.draw()
-    with th.no_grad():
-        runner.input.copy_(x)
-        runner.run()
-        assert th.equal(runner.output, case.modules(x))

@@ -47,3 +47,16 @@ def test_a_stack_with_a_convolution_is_not_dense():
     dense, image = mlp([3, 2], ["none"]), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 1))
     assert read_stack(dense).is_dense
     assert not read_stack(image).is_dense
+
+
+def test_a_stack_counts_its_outputs_and_passes_only_the_last_input_on():
+    modules = mlp([3, 5, 4, 2], ["tanh", "relu", "none"])
+    stack, x = read_stack(modules), th.randn(6, 3, dtype=th.float64)
+    longer = stack.with_last_input()
+    assert (stack.n_outputs, longer.n_outputs) == (2, 2 + 4)
+    assert (stack.is_dense, longer.is_dense) == (True, False)
+    assert all(ours is theirs for ours, theirs in zip(longer.tensors, stack.tensors, strict=True))
+    with th.no_grad():
+        assert th.equal(longer(x), th.cat([modules(x), modules[:-1](x)], dim=1))
+    convolution = read_stack(nn.Sequential(nn.Conv2d(2, 3, 1)))
+    assert convolution.n_outputs == 3

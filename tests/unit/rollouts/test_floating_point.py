@@ -49,6 +49,8 @@ CASES = {
     "observations that are 0 in float32": ({"scale": 1e-300}, {}),
     "tiny noise": ({}, {"policy_kwargs": {"log_std_init": -97.0}}),
     "choices": ({"action_space": spaces.MultiDiscrete([3, 4])}, {}),
+    "tiny state-dependent noise": ({}, {"use_sde": True, "policy_kwargs": {"log_std_init": -97.0}}),
+    "tiny squashed actions": ({"scale": 1e-42}, {"use_sde": True, "policy_kwargs": {"squash_output": True, "net_arch": []}}),
 }
 
 

@@ -28,7 +28,8 @@ from sb3_trpo.update.surrogate import PolicyObjective
 CONSTRAINTS = [mean_kl(0.01)]
 N_STATES, CHUNK = 9, 2
 N_CHUNKS = -(-N_STATES // CHUNK)
-PLAIN = ["gaussian", "categorical", "multi-categorical", "bernoulli", "cnn", "cnn-shared"]
+PLAIN = [name for name in CASES if name != "dict"]
+GSDE = [name for name in PLAIN if name.startswith("gsde")]
 ACTIVATIONS = [name for name in FUNCTIONS if name != "none"]
 
 
@@ -136,7 +137,7 @@ def test_the_order_of_the_parameters_is_free():
     th.testing.assert_close(*products, rtol=1e-12, atol=1e-12)
 
 
-def agree(setup, tolerance, size=N_STATES):
+def agree(setup, tolerance, size=N_STATES, step=0.01):
     """Compare gradient, Fisher products and values of both actors, relative to the largest entry."""
     fast, slow = setup.model("network", size), setup.model("autograd", size)
     products = [(fast.fisher @ setup.vector(seed), slow.fisher @ setup.vector(seed)) for seed in (0, 1)]
@@ -144,8 +145,8 @@ def agree(setup, tolerance, size=N_STATES):
         assert expected.any()
         th.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * float(expected.abs().max()))
     assert fast.surrogate == pytest.approx(slow.surrogate, rel=tolerance)
-    moved = unflatten(0.01 * setup.vector(2), setup.parameters)
-    assign(setup.parameters, [old.detach() + step for old, step in zip(setup.parameters, moved, strict=True)])
+    moved = unflatten(step * setup.vector(2), setup.parameters)
+    assign(setup.parameters, [old.detach() + change for old, change in zip(setup.parameters, moved, strict=True)])
     (fast_surrogate, fast_values), (slow_surrogate, slow_values) = fast.evaluate(), slow.evaluate()
     assert (fast_surrogate, *fast_values) == pytest.approx((slow_surrogate, *slow_values), rel=20 * tolerance)
 
@@ -165,6 +166,29 @@ def test_both_actors_agree(case, alter, size):
     setup = Setup(case, alter)
     assert alter is None or all(parameter is not setup.policy.log_std for parameter in setup.parameters)
     agree(setup, 1e-12, size)
+
+
+def learn_features(policy):
+    policy.action_dist.learn_features = True
+
+
+def learn_features_alone(policy):
+    learn_features(policy)
+    freeze("log_std")(policy)
+
+
+WITH_CNN = CASES["cnn"]._replace(kwargs=CASES["cnn"].kwargs | {"use_sde": True})
+WITHOUT_LAYERS = CASES["gsde"]._replace(kwargs=CASES["gsde"].kwargs | {"net_arch": []})
+
+
+@pytest.mark.parametrize("size", [N_STATES, CHUNK])
+@pytest.mark.parametrize("alter", [None, freeze("log_std"), learn_features, learn_features_alone], ids=range(4))
+@pytest.mark.parametrize("case", [*(CASES[name] for name in GSDE), WITH_CNN, WITHOUT_LAYERS], ids=[*GSDE, "cnn", "no layers"])
+def test_both_actors_agree_on_state_dependent_noise(case, alter, size):
+    th.manual_seed(0)
+    setup = Setup(case, alter)
+    assert type(setup.choose()) is NetworkActor
+    agree(setup, 1e-12, size, step=1e-3)  # so many weights move the standard deviations far
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks.array_runner import ArrayRunner
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
 from sb3_trpo.rollouts.batch import RolloutBatch
@@ -221,17 +222,37 @@ def test_a_buffer_of_another_class_is_asked_for_its_own_minibatches(kind):
     assert not same(plain.snapshot()[0], doubled.snapshot()[0])
 
 
-def test_a_critic_of_vectors_has_preallocated_runners_and_one_of_images_an_allocating_one(monkeypatch):
+RUNNERS = (ArrayRunner, PreallocatedRunner, AllocatingRunner)
+
+
+def runners_made(monkeypatch, kind, n_epochs):
     made = []
-    for kind in (PreallocatedRunner, AllocatingRunner):
+    for runner in RUNNERS:
         monkeypatch.setattr(
-            f"sb3_trpo.update.flat_critic.{kind.__name__}", lambda *args, kind=kind: made.append(kind) or kind(*args)
+            f"sb3_trpo.update.flat_critic.{runner.__name__}", lambda *args, runner=runner: made.append(runner) or runner(*args)
         )
-    Setup("mlp").fast(3)
-    assert made == [PreallocatedRunner] * 2  # one for the whole minibatches, one for the short one
-    made.clear()
-    Setup("cnn").fast(1)
-    assert set(made) == {AllocatingRunner}
+    Setup(kind).fast(n_epochs)
+    return made
+
+
+def test_a_small_critic_runs_on_arrays_a_large_one_preallocated_and_one_of_images_allocates(monkeypatch):
+    assert runners_made(monkeypatch, "mlp", 3) == [ArrayRunner] * 2  # one for the whole minibatches, one for the short one
+    assert set(runners_made(monkeypatch, "cnn", 1)) == {AllocatingRunner}
+    monkeypatch.setattr("sb3_trpo.update.flat_critic.pays_by_arrays", lambda *_: False)
+    assert runners_made(monkeypatch, "mlp", 3) == [PreallocatedRunner] * 2
+
+
+@pytest.mark.parametrize("kind", ["mlp", "no-hidden-layer", "matrix", "choice", "dict"])
+def test_a_large_critic_is_fitted_as_by_the_general_fit(kind, monkeypatch):
+    monkeypatch.setattr("sb3_trpo.update.flat_critic.pays_by_arrays", lambda *_: False)
+    compare(partial(Setup, kind))
+
+
+def test_a_fit_whose_numbers_overflow_diverges_even_where_numpy_is_to_raise():
+    setup = Setup("mlp")
+    setup.buffer.returns *= 1e30
+    with np.errstate(all="raise"):
+        assert setup.fast(3).outcome is FitOutcome.DIVERGED
 
 
 def set_optimizer(kind, parameters=lambda setup: setup.policy.parameters(), **options):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -35,7 +35,8 @@ from torch.optim import optimizer
 
 import sb3_trpo.rollouts.collection.acting
 from sb3_trpo import TRPO
-from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.distributions.gaussian import StateDependentHead
+from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.rollouts.transitions import ChunkLimits
 
 
@@ -43,6 +44,49 @@ from sb3_trpo.rollouts.transitions import ChunkLimits
 def test_late_values_do_not_depend_on_how_many_are_computed_at_a_time(rows, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "PASS_LIMITS", ChunkLimits(2**20, rows))
     assert_same(*both(lambda: model_of(several(2, PAIR)), n_rollouts=2))
+
+
+def in_double(networks: Networks) -> Networks:
+    actor, head = networks.actor, networks.head
+    return networks._replace(
+        actor=actor.with_tensors([tensor.double() for tensor in actor.tensors]),
+        head=head.with_parameters([tensor.double() for tensor in head.parameters]),
+    )
+
+
+SAMPLED: dict[str, dict[str, Any]] = {
+    **{name: {"action_space": ACTIONS[name]} for name in ("box", "matrix", "choice", "choices", "bits")},
+    "noise": {"action_space": BOX_ACTION, "use_sde": True},
+    "noise, renewed": {"action_space": BOX_ACTION, "use_sde": True, "sde_sample_freq": 4},
+    "noise, squashed": {"action_space": BOX_ACTION, "use_sde": True, "squash_output": True},
+    "noise, reduced": {"action_space": BOX_ACTION, "use_sde": True, "full_std": False, "use_expln": True},
+}
+
+
+@pytest.mark.parametrize("net_arch", [[64, 64], [256, 256]], ids=str)
+@pytest.mark.parametrize("n_envs", [1, 3, 40])
+@pytest.mark.parametrize("case", SAMPLED.values(), ids=SAMPLED)
+@th.no_grad()
+def test_the_ratio_at_the_old_parameters_is_1_up_to_rounding(case, n_envs, net_arch):
+    """By the policy's own methods, by its networks as the update runs them, and by those in float64."""
+    settings = {name: case[name] for name in case if name in ("use_sde", "sde_sample_freq")}
+    kwargs = {"net_arch": net_arch} | {name: case[name] for name in case if name not in (*settings, "action_space")}
+    env = several(n_envs, action_space=case["action_space"])
+    model = model_of(env, policy_kwargs=kwargs, **settings)
+    _, callback = model._setup_learn(10**6)
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, N_STEPS)
+    policy, buffer, networks = model.policy, model.rollout_buffer, read_networks(model.policy)
+    seen, actions = (th.as_tensor(part).flatten(0, 1) for part in (buffer.observations, buffer.actions))
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.flatten()
+    stored = th.as_tensor(buffer.log_probs).flatten()
+    ways = [networks] if policy.squash_output else [networks, in_double(networks)]  # the inverse of tanh amplifies rounding
+    for each in ways:
+        features = networks.features(seen).to(each.actor.tensors[0])
+        distribution = each.head.distribution(each.actor(features))
+        now = distribution.log_prob(actions.to(features))
+        assert float((now - stored).abs().max()) <= 1e-5
+    assert float((policy.evaluate_actions(seen, actions.float())[1] - stored).abs().max()) <= 1e-5
 
 
 def step_optimizer(model: TRPO, **settings: Any) -> None:
@@ -122,19 +166,22 @@ CHANGES: dict[str, Callable[[TRPO], None]] = {
 BY_THE_WEIGHTS = ("actions", "episode_starts", "values", "log_probs")
 
 
-def after_change(change: Callable[[TRPO], None], at: tuple[int, ...], action_space: spaces.Space) -> tuple[Trace, Trace]:
+def after_change(
+    change: Callable[[TRPO], None], at: tuple[int, ...], action_space: spaces.Space, **settings: Any
+) -> tuple[Trace, Trace]:
     return both(
-        lambda: model_of(several(3, action_space=action_space)),
+        lambda: model_of(several(3, action_space=action_space), **settings),
         lambda: Intervening(lambda callback: change(callback.model), at),
     )
 
 
+@pytest.mark.parametrize("use_sde", [False, True])
 @pytest.mark.parametrize("change", ["load_state_dict", "vector_to_parameters"])
-def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, monkeypatch):
+def test_a_policy_on_another_device_acts_by_a_copy_that_follows_it(change, use_sde, monkeypatch):
     monkeypatch.setattr(sb3_trpo.rollouts.collection.acting, "CPU", th.device("cpu", 0))
     copied, copied_to = [], Networks.copied_to
     monkeypatch.setattr(Networks, "copied_to", lambda *arguments: copied.append(None) or copied_to(*arguments))
-    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION))
+    assert_same(*after_change(CHANGES[change], (4, 9), BOX_ACTION, use_sde=use_sde))
     assert len(copied) == 3
 
 
@@ -159,6 +206,57 @@ def test_weights_changed_during_a_rollout_count_from_the_next_step_on(change):
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
 def test_weights_changed_during_a_rollout_count_under_every_action_space(action_space):
     ours, theirs = after_change(CHANGES["load_state_dict"], (1, 9), action_space)
+    assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
+
+
+def draw_noise(model: TRPO) -> None:
+    scale_state(model.policy)
+    model.policy.reset_noise(3)
+
+
+@pytest.mark.parametrize(("is_changed", "shape"), [(False, (8, 2)), (True, (3 * N_STEPS, 8, 2))])
+def test_parameters_of_the_noise_are_repeated_for_each_state_only_if_they_have_changed(is_changed, shape, monkeypatch):
+    """At 256 units and 17 actions, those of 8,192 states take 140 MiB."""
+    shapes, build = [], StateDependentHead.with_parameters
+
+    def note(head: StateDependentHead, parameters: Sequence[th.Tensor]) -> Any:
+        shapes.append(parameters[0].shape)
+        return build(head, parameters)
+
+    def make() -> TRPO:
+        env = several(3, action_space=BOX_ACTION)
+        return model_of(env, use_sde=True, sde_sample_freq=4, policy_kwargs={"net_arch": [8]})
+
+    def change(callback: Intervening) -> None:
+        if is_changed:
+            callback.model.policy.log_std.data.add_(0.25)  # which the watch does not notice
+
+    callback = Intervening(change, (4,))
+    monkeypatch.setattr(StateDependentHead, "with_parameters", note)
+    ours = Trace(make, by_sb3=False, callback=callback)
+    assert shapes[-1] == shape
+    theirs = Trace(make, by_sb3=True, callback=Intervening(change, (4,)))
+    assert_same_buffers(ours.buffers[0], theirs.buffers[0], ("actions", "log_probs"))
+
+
+@pytest.mark.parametrize("frequency", [-1, 4])
+@pytest.mark.parametrize("squash_output", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [*(CHANGES[name] for name in ("load_state_dict", "vector_to_parameters", "log_std alone", "optimizer step")), draw_noise],
+    ids=["load_state_dict", "vector_to_parameters", "log_std alone", "optimizer step", "with new noise"],
+)
+def test_weights_changed_during_a_rollout_count_under_state_dependent_noise(change, squash_output, frequency):
+    """Noise that was drawn with the old standard deviations lasts until it is drawn again."""
+    kwargs = {"net_arch": [8], "squash_output": squash_output, "log_std_init": -2.5}
+
+    def make() -> TRPO:
+        env = several(3, action_space=BOX_ACTION)
+        model = model_of(env, use_sde=True, sde_sample_freq=frequency, policy_kwargs=kwargs)
+        model.policy.action_net.weight.detach().div_(10.0)  # or tanh would saturate, and its inverse amplify rounding
+        return model
+
+    ours, theirs = both(make, lambda: Intervening(lambda callback: change(callback.model), (4, 9, 10)))
     assert_same_buffers(ours.buffers[0], theirs.buffers[0], BY_THE_WEIGHTS)
 
 
@@ -209,7 +307,8 @@ def test_no_hook_is_left_on_the_optimizer(end):
     assert not optimizer._global_optimizer_post_hooks
 
 
-def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused():
+@pytest.mark.parametrize(("settings", "message"), [({}, "gave NaN"), ({"use_sde": True}, "Expected parameter scale")], ids=str)
+def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused(settings, message):
     spoiling = Intervening(lambda callback: callback.model.policy.log_std.data.fill_(np.nan))
-    with pytest.raises(ValueError, match="gave NaN"):
-        Trace(lambda: model_of(several(2, action_space=BOX_ACTION)), by_sb3=False, callback=spoiling)
+    with pytest.raises(ValueError, match=message):
+        Trace(lambda: model_of(several(2, action_space=BOX_ACTION), **settings), by_sb3=False, callback=spoiling)

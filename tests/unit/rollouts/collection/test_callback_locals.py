@@ -1,9 +1,32 @@
 """Variables that callbacks see: deferred ones are computed by every way of reading, and by none of writing."""
 
-import pytest
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from functools import partial
 
-from sb3_trpo.rollouts.collection.callback_locals import LazyVariable, RolloutLocals, StartedCallback, share_locals
+import pytest
+from helpers.envs import RandomEnv
+from sb3_contrib.common.maskable.callbacks import MaskableEvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_trpo.callbacks import TrainingLifecycle
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.rollouts.collection.callback_locals import (
+    LazyVariable,
+    RolloutLocals,
+    StartedCallback,
+    may_change_things,
+    share_locals,
+)
 
 READINGS = {
     "item": lambda variables: variables["late"],
@@ -69,3 +92,56 @@ def test_a_started_callback_does_all_but_start():
     started.on_rollout_end()
     assert calls == ["end"]
     assert callback.locals["seen"] == 1
+
+
+def evaluation(*of_new_best: BaseCallback, kind: type[EvalCallback] = EvalCallback, **callbacks: BaseCallback) -> EvalCallback:
+    return kind(Monitor(RandomEnv()), *of_new_best, **callbacks)
+
+
+def patched() -> BaseCallback:
+    callback = CheckpointCallback(1, "unused")
+    callback._on_step = lambda: True
+    return callback
+
+
+class OwnCallable:
+    def __call__(self, *_: object) -> bool:
+        return True
+
+
+HARMLESS = {
+    "nothing": lambda: ConvertCallback(None),
+    "evaluation": evaluation,
+    "masked evaluation": lambda: evaluation(kind=MaskableEvalCallback),
+    "evaluation with another": lambda: evaluation(StopTrainingOnRewardThreshold(1.0), callback_after_eval=evaluation()),
+    "saving": lambda: CheckpointCallback(1, "unused"),
+    "saving sometimes": lambda: EveryNTimesteps(5, CheckpointCallback(1, "unused")),
+    "runs to resume": lambda: ResumableCheckpoint("unused"),
+    "log": lambda: LogEveryNTimesteps(5),
+    "list": lambda: CallbackList([evaluation(), ResumableCheckpoint("unused"), StopTrainingOnMaxEpisodes(3)]),
+    "list in a list": lambda: CallbackList([CallbackList([ConvertCallback(None)])]),
+}
+FOREIGN = {
+    "own": Silent,
+    "function": lambda: ConvertCallback(lambda *_: True),
+    "prepared function": lambda: ConvertCallback(partial(len)),
+    "callable object": lambda: ConvertCallback(OwnCallable()),
+    "own kind of a function's": lambda: type("Own", (ConvertCallback,), {"_on_step": lambda _: True})(None),
+    "own evaluation": lambda: evaluation(kind=type("Own", (EvalCallback,), {})),
+    "own lifecycle": type("Own", (TrainingLifecycle,), {"_on_step": lambda _: True}),
+    "in a list": lambda: CallbackList([evaluation(), Silent()]),
+    "function in a list in a list": lambda: CallbackList([CallbackList([ConvertCallback(lambda *_: True)])]),
+    "sometimes": lambda: EveryNTimesteps(5, Silent()),
+    "at a new best": lambda: evaluation(Silent()),
+    "after an evaluation": lambda: evaluation(callback_after_eval=Silent()),
+    "patched": patched,
+    "of a package of a similar name": type("Own", (BaseCallback,), {"__module__": "sb3_trpo_x", "_on_step": None}),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "may_change"),
+    [pytest.param(make, kinds is FOREIGN, id=name) for kinds in (HARMLESS, FOREIGN) for name, make in kinds.items()],
+)
+def test_only_callbacks_of_the_users_may_change_things(make, may_change):
+    assert may_change_things(make()) is may_change

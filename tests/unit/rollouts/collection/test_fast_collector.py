@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -32,11 +33,19 @@ from helpers.rollouts import (
     wrong,
 )
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EveryNTimesteps
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from torch import nn
 
 from sb3_trpo import TRPO
+from sb3_trpo.rollouts.collection.acting import ActingPolicy
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 
@@ -87,6 +96,29 @@ MODELS |= {
 MODELS["CNN, channels last"] = partial(
     model_on, 2, spaces.Box(0, 255, (40, 40, 3), np.uint8), BOX_ACTION, policy="CnnPolicy", policy_kwargs={}
 )
+UNEVEN_PAIR = spaces.Box(np.array([-3.0, 0.0], np.float32), np.array([1.0, 7.0], np.float32))
+NOISES = {
+    "noise": {},
+    "noise, squashed": {"squash_output": True},
+    "noise, reduced": {"full_std": False, "use_expln": True, "log_std_init": 0.5},
+    "noise of no layers": {"net_arch": []},
+}
+
+
+def model_with_noise(
+    n_envs: int, frequency: int, learns_features: bool = False, space: Any = BOX_ACTION, **kwargs: Any
+) -> TRPO:
+    kwargs = {"net_arch": [16, 16], "log_std_init": -1.0} | kwargs
+    model = model_on(n_envs, VECTOR, space, use_sde=True, sde_sample_freq=frequency, policy_kwargs=kwargs)
+    model.policy.action_dist.learn_features = learns_features
+    return model
+
+
+for n, frequency, (name, kwargs) in product((1, 3), (-1, 1, 4), NOISES.items()):
+    MODELS[f"{n} with {name}, new every {frequency}"] = partial(model_with_noise, n, frequency, **kwargs)
+MODELS |= {f"{n} with features of noise": partial(model_with_noise, n, 4, True) for n in (1, 3)}
+for name in ("box", "one number", "matrix", "doubles"):
+    MODELS[f"noise on {name}"] = partial(model_with_noise, 2, 4, space=ACTIONS[name], squash_output=name != "box")
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
@@ -126,11 +158,10 @@ class OtherBuffer(RolloutBuffer):
     "make",
     [
         lambda: model_of(several(2, DICT)),
-        lambda: model_on(use_sde=True, sde_sample_freq=4),
         lambda: model_of(several(2), rollout_buffer_class=OtherBuffer),
         lambda: model_of(several(2), policy_kwargs={"activation_fn": nn.Softplus}),
     ],
-    ids=["image and vector", "gSDE", "buffer", "activation"],
+    ids=["image and vector", "buffer", "activation"],
 )
 def test_anything_that_the_fast_loop_does_not_know_is_left_to_sb3s(make):
     assert_same(*both(make, quick=False))
@@ -209,10 +240,10 @@ NESTED = {
 }
 
 
-def assert_read_alike(action_space: spaces.Space, nest: Callable[[Reader], BaseCallback] = lambda reader: reader) -> None:
+def assert_read_alike(make: Callable[[], TRPO], nest: Callable[[Reader], BaseCallback] = lambda reader: reader) -> None:
     ours, theirs = readers = Reader(), Reader()
     left = iter(readers)
-    assert_same(*both(lambda: model_of(several(2, action_space=action_space)), lambda: nest(next(left)), n_rollouts=2))
+    assert_same(*both(make, lambda: nest(next(left)), n_rollouts=2))
     assert len(ours.seen) > 2
     for one, other in zip(ours.seen, theirs.seen, strict=True):
         assert_close(one, other)
@@ -220,12 +251,17 @@ def assert_read_alike(action_space: spaces.Space, nest: Callable[[Reader], BaseC
 
 @pytest.mark.parametrize("action_space", ACTIONS.values(), ids=ACTIONS)
 def test_a_callback_reads_the_variables_of_sb3s_loop(action_space):
-    assert_read_alike(action_space)
+    assert_read_alike(partial(model_on, 2, VECTOR, action_space))
+
+
+@pytest.mark.parametrize("kwargs", NOISES.values(), ids=NOISES)
+def test_a_callback_reads_them_under_state_dependent_noise(kwargs):
+    assert_read_alike(partial(model_with_noise, 2, 4, space=UNEVEN_PAIR, **kwargs))
 
 
 @pytest.mark.parametrize("nest", NESTED.values(), ids=NESTED)
 def test_a_callback_reads_them_wherever_it_is(nest):
-    assert_read_alike(BOX_ACTION, nest)
+    assert_read_alike(model_on, nest)
 
 
 def test_the_names_in_locals_are_sb3s():
@@ -279,6 +315,105 @@ def test_a_callback_changes_the_rewards():
     ours, theirs = both(lambda: model_of(several(3)), lambda: Intervening(raise_rewards, tuple(range(0, N_STEPS, 2))))
     assert_same(ours, theirs)
     assert ours.buffers[0].rewards.max() > 3.0
+
+
+def overwrite(name: str, value: Any) -> Callable[[BaseCallback], None]:
+    """Write to an array of the loop in place."""
+
+    def act(callback: BaseCallback) -> None:
+        callback.locals[name][:1] = value
+
+    return act
+
+
+def replace_locals(callback: BaseCallback) -> None:
+    for name in ("rewards", "dones", "new_obs", "actions"):
+        callback.locals[name] = np.ones_like(callback.locals[name])
+    callback.locals["infos"] = [{"episode": {"r": 1.0, "l": 1}}] * 3
+    callback.locals["n_steps"] = 0
+
+
+def report_an_episode(callback: BaseCallback) -> None:
+    callback.locals["infos"][1]["episode"] = {"r": 7.0, "l": 3}
+
+
+def drop_reports(callback: BaseCallback) -> None:
+    for info in callback.locals["infos"]:
+        info.pop("episode", None)
+
+
+def cut_off(callback: BaseCallback) -> None:
+    """Make every end one by a time limit, at another last observation."""
+    for info in callback.locals["infos"]:
+        info["TimeLimit.truncated"] = True
+        if "terminal_observation" in info:
+            info["terminal_observation"] = 0.5 * info["terminal_observation"]
+
+
+def hold(callback: BaseCallback) -> None:
+    """Keep what the step has given, and write to the one before."""
+    held = vars(callback).setdefault("held", [])
+    for info in held[-1] if held else []:
+        info["mine"] = True
+    held.append(callback.locals["infos"])
+    assert held[-1] is callback.locals["infos"]
+
+
+INTERVENTIONS: dict[str, Callable[[BaseCallback], None]] = {
+    "an end is declared": overwrite("dones", True),
+    "an end is denied": overwrite("dones", False),
+    "next observations": overwrite("new_obs", 0.25),
+    "rewards": overwrite("rewards", 5.0),
+    "clipped actions": overwrite("clipped_actions", 5.0),
+    "locals replaced": replace_locals,
+    "locals emptied": lambda callback: callback.locals.clear(),
+    "a report is made up": report_an_episode,
+    "reports are dropped": drop_reports,
+    "every end is a time limit": cut_off,
+    "noise is drawn": lambda callback: callback.model.policy.reset_noise(3),
+    "noise for one": lambda callback: callback.model.policy.reset_noise(),
+}
+
+
+@pytest.mark.parametrize("at", [EACH_STEP, (4, 9, 10)], ids=["each step", "some steps"])
+@pytest.mark.parametrize("act", INTERVENTIONS.values(), ids=INTERVENTIONS)
+def test_what_a_callback_changes_has_the_effect_that_it_has_in_sb3s_loop(act, at):
+    assert_same(*both(partial(model_with_noise, 3, -1), lambda: Intervening(act, at), n_rollouts=2))
+
+
+def test_infos_that_a_callback_holds_are_its_own():
+    ours, theirs = holding = Intervening(hold, EACH_STEP), Intervening(hold, EACH_STEP)
+    left = iter(holding)
+    assert_same(*both(partial(model_on, 3), lambda: next(left)))
+    for one, other in zip(ours.held, theirs.held, strict=True):
+        for info, expected in zip(one, other, strict=True):
+            assert sorted(info) == sorted(expected)
+            assert_close(np.array(info.get("terminal_observation", 0.0)), np.array(expected.get("terminal_observation", 0.0)))
+            assert info["TimeLimit.truncated"] == expected["TimeLimit.truncated"]
+    assert len({id(info) for infos in ours.held for info in infos}) == 3 * N_STEPS
+
+
+def sb3s_callbacks(folder: Path) -> BaseCallback:
+    evaluation = EvalCallback(several(1, action_space=BOX_ACTION), eval_freq=5, n_eval_episodes=2, verbose=0, warn=False)
+    saves = CheckpointCallback(7, str(folder), verbose=0)
+    return CallbackList(
+        [evaluation, saves, EveryNTimesteps(6, CheckpointCallback(1, str(folder))), StopTrainingOnMaxEpisodes(9)]
+    )
+
+
+def test_sb3s_callbacks_do_in_the_fast_loop_what_they_do_in_sb3s(tmp_path):
+    ours, theirs = both(partial(model_with_noise, 2, 4), partial(sb3s_callbacks, tmp_path), n_rollouts=2)
+    assert_same(ours, theirs)
+    assert ours.complete == [True, False]
+
+
+@pytest.mark.parametrize(("is_watched", "n_looks"), [(False, 1), (True, N_STEPS + 1)])
+def test_weights_are_compared_at_each_step_only_for_callbacks_that_may_change_them(tmp_path, monkeypatch, is_watched, n_looks):
+    looks, follow = [], ActingPolicy.follow_changes
+    monkeypatch.setattr(ActingPolicy, "follow_changes", lambda policy: looks.append(None) or follow(policy))
+    callback = Reader() if is_watched else sb3s_callbacks(tmp_path)
+    Trace(model_on, by_sb3=False, callback=callback)
+    assert len(looks) == n_looks
 
 
 @wrong("probabilities are computed late, from what the callback has made of the actions")
