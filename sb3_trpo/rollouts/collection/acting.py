@@ -118,7 +118,7 @@ class ActingPolicy:
 
     def act(self, observations: Observation, starts: np.ndarray | None) -> np.ndarray:
         """
-        Sample an action for each environment, and write what the policy saw into the buffer.
+        Sample an action for each environment. :meth:`record` then has to be called before the environments step.
 
         :param observations: plain observations, shape ``(n_envs, ...)`` or a dict of such arrays
         :param starts: whether each is the first observation of an episode, shape ``(n_envs,)``
@@ -132,15 +132,18 @@ class ActingPolicy:
         self.extra_locals = self._mask(output)
         self._sampler.draw()
         self._actions = quietly_if_needed(self._sampler.actions).reshape(self._action_shape)
-        self._step, self._observations = self._buffer.pos, observations
-        self._outputs[self._step] = output
+        self._step, self._observations, self._starts = self._buffer.pos, observations, starts
+        return self._actions
+
+    def record(self) -> None:
+        """Keep what the policy saw and what its actor returned, before the environments overwrite their arrays."""
+        self._outputs[self._step] = self._actor.output
         for rows, present in self._head_rows:
             rows[self._step] = present
-        self._write_observations(observations)
+        self._write_observations(self._observations)
         if isinstance(self._actor, ImageActor):
             self._keep_shared(self._actor.shared)
-        self._buffer.episode_starts[self._step] = starts
-        return self._actions
+        self._buffer.episode_starts[self._step] = self._starts
 
     def _keep_shared(self, shared: np.ndarray | None) -> None:
         """Keep what layers that are also the critic's have computed, so that they need not compute it again for the values."""

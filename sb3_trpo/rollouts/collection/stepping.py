@@ -8,13 +8,15 @@ wrapper of somebody else's does with infos is not known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
+    SubprocVecEnv,
     VecEnv,
     VecFrameStack,
     VecMonitor,
@@ -23,10 +25,12 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trpo.networks.plain_network import is_patched
+from sb3_trpo.rollouts.collection.normalizing import normalize_step, normalizes_arrays
 
 KEEP_NO_INFOS = (VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
 """SB3's wrappers that change at most the infos of ended episodes, and keep none."""
-KNOWN_METHODS = {name: getattr(DummyVecEnv, name) for name in ("step_wait", "_obs_from_buf")}
+METHODS = frozenset({"step", "step_async", "step_wait"})
+KNOWN_METHODS = {name: getattr(DummyVecEnv, name) for name in (*METHODS, "_obs_from_buf")}
 """What is replaced here."""
 
 Infos = list[dict[str, Any]]
@@ -44,25 +48,39 @@ class Stepper:
         self._venv = venv
         self._bottom = dummy_below(venv)
         self._without_copies = None if self._bottom is None else partial(step_without_copies, self._bottom)
+        is_normalized = isinstance(venv, VecNormalize) and self._bottom is not None and normalizes_arrays(venv)
+        self._below = Stepper(venv.venv) if is_normalized else None  # type: ignore[attr-defined]  # a wrapper
 
-    def step(self, actions: np.ndarray) -> Stepped:
+    def step(self, actions: np.ndarray, meanwhile: Callable[[], object] = lambda: None) -> Stepped:
         """
         Step the environments.
 
         :param actions: shape ``(n_envs, *action_shape)``
+        :param meanwhile: called before the environments step, or while they do so in other processes
         :return: observations, rewards, dones and infos. Infos of steps that end no episode may be the environments' own, which
             :meth:`copy_of` copies before anybody else sees them
         """
+        if self._bottom is None and steps_elsewhere(self._venv):
+            self._venv.step_async(actions)
+            meanwhile()
+            return cast("Stepped", self._venv.step_wait())
+        meanwhile()
+        return self._step(actions)
+
+    def _step(self, actions: np.ndarray) -> Stepped:
         bottom = self._bottom
-        if bottom is None or "step_wait" in vars(bottom):  # a callback may have patched it since
-            stepped: Any = self._venv.step(actions)
-            return stepped  # type: ignore[no-any-return]  # SB3's type of rewards and dones is too wide
+        if bottom is None or not METHODS.isdisjoint(vars(bottom)):  # a callback may have patched it since
+            return cast("Stepped", self._venv.step(actions))
+        if self._below is not None and METHODS.isdisjoint(vars(self._venv)):
+            return normalize_step(self._venv, self._below._step(actions))  # type: ignore[arg-type]  # a VecNormalize
+        if bottom is self._venv:
+            bottom.step_async(actions)
+            return step_without_copies(bottom)
         bottom.step_wait = self._without_copies  # type: ignore[method-assign, assignment]  # in this call alone
         try:
-            stepped = self._venv.step(actions)
+            return cast("Stepped", self._venv.step(actions))
         finally:
             vars(bottom).pop("step_wait", None)  # another thread may have removed it
-        return stepped  # type: ignore[no-any-return]
 
     def copy_of(self, infos: Infos) -> Infos:
         """
@@ -74,6 +92,18 @@ class Stepper:
         return infos if self._bottom is None else deepcopy(infos)
 
 
+def innermost(venv: VecEnv) -> VecEnv:
+    """
+    Look below SB3's own wrappers.
+
+    :param venv: vectorized environments
+    :return: what they wrap; the first wrapper of somebody else's, or patched one, if there is any
+    """
+    while type(venv) in KEEP_NO_INFOS and not is_patched(venv):
+        venv = venv.venv  # type: ignore[attr-defined]  # a wrapper
+    return venv
+
+
 def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
     """
     Find the ``DummyVecEnv`` that steps the environments, if nothing can tell whether its infos are copies.
@@ -81,11 +111,21 @@ def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
     :param venv: vectorized environments
     :return: SB3's own class, with none but SB3's own wrappers around it; ``None`` if there is anything else
     """
-    while type(venv) in KEEP_NO_INFOS and not is_patched(venv):
-        venv = venv.venv  # type: ignore[attr-defined]  # a wrapper
+    bottom = innermost(venv)
     is_sb3s = all(getattr(DummyVecEnv, name) is method for name, method in KNOWN_METHODS.items())
-    is_known = is_sb3s and type(venv) is DummyVecEnv and not is_patched(venv)
-    return venv if is_known else None  # type: ignore[return-value]  # that is its type
+    is_known = is_sb3s and type(bottom) is DummyVecEnv and not is_patched(bottom)
+    return cast("DummyVecEnv", bottom) if is_known else None
+
+
+def steps_elsewhere(venv: VecEnv) -> bool:
+    """
+    Check that environments step in other processes, and that it makes no difference when they are told to.
+
+    :param venv: vectorized environments
+    :return: whether it is SB3's ``SubprocVecEnv``, with none but SB3's own wrappers around it
+    """
+    bottom = innermost(venv)
+    return type(bottom) is SubprocVecEnv and not is_patched(bottom)
 
 
 def step_without_copies(venv: DummyVecEnv) -> Stepped:

@@ -17,6 +17,7 @@ from helpers.rollouts import assert_same, both, episodes, model_of
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
+    SubprocVecEnv,
     VecEnv,
     VecEnvWrapper,
     VecExtractDictObs,
@@ -27,7 +28,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trpo import TRPO
-from sb3_trpo.rollouts.collection.stepping import Stepper, dummy_below
+from sb3_trpo.rollouts.collection.stepping import Stepper, dummy_below, innermost
 
 N_ENVS, N_STEPS = 3, 40
 OBSERVED = spaces.Dict({"vector": VECTOR, "far": BOX_ACTION})
@@ -433,3 +434,45 @@ def test_the_fast_loop_collects_from_them_what_sb3s_collects(space, name, kind):
     ours, theirs = both(make, n_rollouts=2)
     assert_same(ours, theirs)
     assert len(episodes(ours.model)[0]) > 10
+
+
+def order_of_calls(venv: VecEnv) -> list[str]:
+    """Step once, and note in which order the environments are told to step and the other work is done."""
+    calls: list[str] = []
+    stepper = Stepper(venv)
+    bottom = innermost(venv)
+    remote = bottom.remotes[0]
+
+    class Noting:
+        def send(self, message: Any) -> None:
+            calls.append("send")
+            remote.send(message)
+
+        def recv(self) -> Any:
+            calls.append("receive")
+            return remote.recv()
+
+    venv.reset()
+    bottom.remotes = (Noting(),)
+    stepper.step(np.zeros((1, 2), np.float32), meanwhile=lambda: calls.append("meanwhile"))
+    bottom.remotes = (remote,)
+    return calls
+
+
+@pytest.mark.parametrize("wrap", [lambda venv: venv, VecNormalize, VecMonitor], ids=["bare", "normalized", "monitor"])
+def test_environments_in_other_processes_step_while_the_main_process_goes_on(wrap):
+    venv = wrap(SubprocVecEnv([partial(Fresh, VECTOR, 0)]))
+    try:
+        assert order_of_calls(venv) == ["send", "meanwhile", "receive"]
+    finally:
+        venv.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda venv: venv, VecNormalize, VecMonitor], ids=["bare", "normalized", "monitor"])
+def test_environments_of_this_process_step_after_what_has_to_be_kept_is_kept(wrap):
+    venv = wrap(dummy())
+    venv.reset()
+    kept: list[str] = []
+    innermost(venv).envs[0].observe = lambda: kept.append("stepped") or VECTOR.sample()
+    Stepper(venv).step(actions_at(0), meanwhile=lambda: kept.append("kept"))
+    assert kept[:2] == ["kept", "stepped"]
