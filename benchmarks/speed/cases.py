@@ -8,6 +8,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import rl_zoo3.import_envs  # noqa: F401  # registers CartPoleNoVel-v1
 import sb3_contrib
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
