@@ -135,7 +135,7 @@ def main() -> None:
     results = measure_in_turn(names, args.rounds, args.rollouts)
     settings = {"task": TASK, "n_steps": N_STEPS, "minibatch": MINIBATCH, "passes": PASSES, "widths": WIDTHS}
     settings |= {"target_kl": TARGET_KL, "cg_steps": CG_STEPS, "cg_damping": CG_DAMPING, "rollouts": args.rollouts}
-    contents = {"environment": environment(), "settings": settings, "results": results}
+    contents = {"environment": environment() | {"threads": 1}, "settings": settings, "results": results}
     (RESULTS / "peers.json").write_text(json.dumps(contents, indent=1) + "\n")
 
 

@@ -114,16 +114,17 @@ def recurrent_settings(package: str) -> dict[str, Any]:
     return shared | ({"n_critic_updates": N_CRITIC_UPDATES, "target_kl": 0.03} if package == "ours" else {})
 
 
-def image_settings(_package: str, n_critic_updates: int, **policy_kwargs: Any) -> dict[str, Any]:
+def image_settings(_package: str, n_steps: int, n_critic_updates: int, **policy_kwargs: Any) -> dict[str, Any]:
     """
     Choose settings on images: policy and critic have an extractor each, which sb3-contrib's default is not.
 
+    :param n_steps: steps of a rollout in each environment
     :param n_critic_updates: passes over the rollout
     :param policy_kwargs: further keywords of the policy
     :return: keywords of the constructor, the same for both packages
     """
     policy_kwargs |= {"share_features_extractor": False}
-    return {"n_steps": 128, "n_critic_updates": n_critic_updates, "batch_size": 256, "policy_kwargs": policy_kwargs}
+    return {"n_steps": n_steps, "n_critic_updates": n_critic_updates, "batch_size": 256, "policy_kwargs": policy_kwargs}
 
 
 CHEETAH = "HalfCheetah-v5"
@@ -142,10 +143,12 @@ CASES = {
         "MlpLstmPolicy",
         {"ours": RecurrentTRPO, "sb3-contrib": sb3_contrib.RecurrentPPO},
     ),
-    "frames": Case(partial(make_env, Frames, 8), partial(image_settings, n_critic_updates=4), "CnnPolicy", n_rollouts=1),
+    "frames": Case(
+        partial(make_env, Frames, 8), partial(image_settings, n_steps=64, n_critic_updates=4), "CnnPolicy", n_rollouts=1
+    ),
     "MiniGrid": Case(
         make_minigrid,
-        partial(image_settings, n_critic_updates=N_CRITIC_UPDATES, features_extractor_class=SmallImageExtractor),
+        partial(image_settings, n_steps=128, n_critic_updates=N_CRITIC_UPDATES, features_extractor_class=SmallImageExtractor),
         "CnnPolicy",
         n_rollouts=1,
         in_cpu_time=True,

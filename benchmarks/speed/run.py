@@ -1,7 +1,7 @@
 """
 Speed beside sb3-contrib's TRPO: alternating runs in one process, on one thread, with the same hyperparameters.
 
-    python -m benchmarks.speed.run                # everything: about 40 minutes
+    python -m benchmarks.speed.run                # everything: about 45 minutes
     python -m benchmarks.speed.run --part learn   # one part: learn, train, fisher, growth or shares
     python -m benchmarks.speed.run --case frames  # learn() and shares of single cases; all other results stay
 """
