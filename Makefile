@@ -7,6 +7,7 @@ SEED ?= 0
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
@@ -73,6 +74,8 @@ docs: install  ## build the documentation into build/docs; a warning is an error
 
 bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python -m benchmarks.speed.run
+	$(BIN)/python -m benchmarks.peers.run --prepare
+	$(BIN)/python -m benchmarks.peers.run
 	$(BIN)/python -m benchmarks.trust_region.run
 	$(BIN)/python -m benchmarks.memory.run
 	$(BIN)/python -m benchmarks.checkpoint.run
@@ -91,5 +94,5 @@ test-wheel: install  ## run the tests against the built wheel instead of the che
 	PYTHONPATH=$(CURDIR)/build/wheel $(BIN)/$(PYTEST) $(ARGS)
 
 clean:  ## remove environments, caches and build results; keeps logs
-	rm -rf $(VENV) $(OLDEST) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(PEERS) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

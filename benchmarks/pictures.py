@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from benchmarks.common.pictures import COLORS, GRAY, LINES, ORANGE, drawing
 from benchmarks.learning.pictures import draw_panel
 from benchmarks.learning.study import OURS, PEER, Study
-from benchmarks.speed.tables import NAMES, TARGETS
+from benchmarks.speed.targets import TARGETS
 
 HEADLINE = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Swimmer-v5")
 """The tasks on which our runs, sb3-contrib's and PPO's are stored."""
@@ -27,15 +27,15 @@ def draw_speed(learn: Mapping[str, Any], file: Path) -> None:
     :param learn: results by case, from ``speed.json``
     :param file: the picture to save
     """
-    names = [NAMES.get(name, name) for name in learn][::-1]
+    names = [TARGETS[name].label for name in learn][::-1]
     spreads = [result["learn"] for result in learn.values()][::-1]
     medians = [spread["median"] for spread in spreads]
     errors = [[each["median"] - each["min"] for each in spreads], [each["max"] - each["median"] for each in spreads]]
-    with drawing(file, 8.0, 3.6) as figure:
+    with drawing(file, 8.0, 1.2 + 0.3 * len(names)) as figure:
         axes = figure.subplots()
         bars = {"color": COLORS[OURS], "alpha": 0.8, "ecolor": GRAY, "capsize": 3, "label": "median, least to largest"}
         axes.barh(names, medians, xerr=errors, **bars)
-        axes.plot([TARGETS[name] for name in learn][::-1], names, "D", color=ORANGE, mec=GRAY, label="target")
+        axes.plot([TARGETS[name].learn for name in learn][::-1], names, "D", color=ORANGE, mec=GRAY, label="target")
         axes.axvline(1.0, color=GRAY, lw=1)
         axes.set_xlabel("speed of learn(): times sb3-contrib's TRPO, one thread")
         axes.grid(visible=False, axis="y")

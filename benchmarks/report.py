@@ -20,6 +20,7 @@ from benchmarks.common.tables import table
 from benchmarks.learning import report as learning
 from benchmarks.learning.tables import beside
 from benchmarks.memory.tables import tables as memory_tables
+from benchmarks.peers.tables import tables as peers_tables
 from benchmarks.pictures import HEADLINE, draw_headline, draw_speed, draw_trust_region
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
@@ -30,6 +31,7 @@ FOLDER = RESULTS / "tables"
 FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "trust_region": trust_region_tables,
     "speed": speed_tables,
+    "peers": peers_tables,
     "memory": memory_tables,
     "scaling": scaling_tables,
     "checkpoint": checkpoint_tables,

@@ -1,140 +1,183 @@
-"""Environments and models to time."""
+"""What is timed: tasks with their environments, settings and targets."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import numpy as np
-import rl_zoo3
+import rl_zoo3.import_envs  # noqa: F401  # registers CartPoleNoVel-v1
 import sb3_contrib
-import yaml
-from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage
 
 import sb3_trpo
+from benchmarks.common.random_env import Frames
+from benchmarks.speed.batched import BatchedPointMass
+from benchmarks.speed.extractors import SmallImageExtractor
+from benchmarks.speed.settings import of_ours, of_rl_zoo
+from sb3_trpo.extras import needs
+from sb3_trpo.recurrent import RecurrentTRPO
 
-CLASSES: dict[str, type[BaseAlgorithm]] = {"ours": sb3_trpo.TRPO, "sb3-contrib": sb3_contrib.TRPO, "PPO": PPO}
-RL_ZOO = Path(rl_zoo3.__file__).parent / "hyperparams" / "trpo.yml"
-
-
-class BatchedPointMass(VecEnv):
-    """Point masses to steer to the origin, all stepped by one NumPy expression; episodes last 200 steps."""
-
-    def __init__(self, n_envs: int) -> None:
-        super().__init__(n_envs, spaces.Box(-np.inf, np.inf, (8,), np.float32), spaces.Box(-1.0, 1.0, (4,), np.float32))
-        self._rng = np.random.default_rng(0)
-        self._age = self._rng.integers(0, 200, n_envs)
-        self._state = self._start(n_envs)
-
-    def _start(self, n: int) -> np.ndarray:
-        return self._rng.normal(size=(n, 8)).astype(np.float32)
-
-    def reset(self) -> np.ndarray:
-        self._state = self._start(self.num_envs)
-        return self._state.copy()
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._actions = actions
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        self._state[:, 4:] += 0.1 * self._actions
-        self._state[:, :4] += 0.1 * self._state[:, 4:]
-        rewards = -np.square(self._state).sum(axis=1)
-        self._age += 1
-        dones = self._age >= 200
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for index in np.flatnonzero(dones):
-            infos[index] = {"TimeLimit.truncated": True, "terminal_observation": self._state[index].copy()}
-        self._state[dones] = self._start(int(dones.sum()))
-        self._age[dones] = 0
-        return self._state.copy(), rewards, dones, infos
-
-    def close(self) -> None: ...
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self, attr_name, None)] * self.num_envs
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None: ...
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return [None] * self.num_envs
-
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * self.num_envs
+Classes = Mapping[str, type[BaseAlgorithm]]
+TRPOS: Classes = MappingProxyType({"ours": sb3_trpo.TRPO, "sb3-contrib": sb3_contrib.TRPO})
+"""By package. Others take turns with them: see :class:`Case`."""
+N_CRITIC_UPDATES = 10
+"""sb3-contrib's default, which is not ours."""
 
 
-class TimedVecEnv(VecEnvWrapper):
-    """Adds up the time spent in steps."""
-
-    def __init__(self, venv: VecEnv) -> None:
-        super().__init__(venv)
-        self.seconds = 0.0
-
-    def reset(self) -> np.ndarray:
-        return self.venv.reset()
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self._start = time.perf_counter()
-        self.venv.step_async(actions)
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        result = self.venv.step_wait()
-        self.seconds += time.perf_counter() - self._start
-        return result
-
-
-def make_env(name: str) -> VecEnv:
+def same_passes(_package: str) -> dict[str, Any]:
     """
-    Make the environments of a case.
+    Choose the defaults of sb3-contrib's TRPO.
 
-    :param name: the task, with ``x8`` for eight environments, ``+norm`` or ``+zoo`` for VecNormalize, or ``batched``
+    :return: keywords of the constructor, the same for both packages
+    """
+    return {"n_critic_updates": N_CRITIC_UPDATES}
+
+
+class Case(NamedTuple):
+    """
+    Something to time ``learn()`` on.
+
+    :param make_env: makes the environments
+    :param settings: from the package to keywords of the constructor
+    :param policy: name of the policy
+    :param classes: the algorithms of both packages
+    :param n_rollouts: number of rollouts in each timing
+    :param has_ppo: whether PPO with its defaults takes part, and whether ``train()`` is timed alone as well
+    :param in_cpu_time: whether to count the process's CPU time instead of wall time
+    """
+
+    make_env: Callable[[], VecEnv]
+    settings: Callable[[str], dict[str, Any]] = same_passes
+    policy: str = "MlpPolicy"
+    classes: Classes = TRPOS
+    n_rollouts: int = 2
+    has_ppo: bool = False
+    in_cpu_time: bool = False
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """The clock to time with, in seconds."""
+        return time.process_time if self.in_cpu_time else time.perf_counter
+
+
+def make_env(task: Any, n_envs: int = 1, is_normalized: bool = False, gamma: float = 0.99) -> VecEnv:
+    """
+    Make environments as most scripts do.
+
+    :param task: name or class of the environment
+    :param n_envs: number of environments
+    :param is_normalized: whether to wrap them in ``VecNormalize``
+    :param gamma: discount factor for normalizing rewards
     :return: a new VecEnv
     """
-    if name.startswith("batched"):
-        return BatchedPointMass(1024)
-    task, _, variant = name.partition("+")
-    env = make_vec_env(task.removesuffix("x8"), n_envs=8 if task.endswith("x8") else 2 if variant == "zoo" else 1, seed=0)
-    return VecNormalize(env) if variant else env
+    env = make_vec_env(task, n_envs, seed=0)
+    return VecNormalize(env, gamma=gamma) if is_normalized else env
 
 
-def settings_of(name: str, package: str) -> dict[str, Any]:
+def make_minigrid() -> VecEnv:
     """
-    Choose hyperparameters, the same for both TRPOs.
+    Make MiniGrid's key and door with the image of what the agent sees, which is 7x7 cells, channels first.
 
-    :param name: the case
-    :param package: key of ``CLASSES``; sb3-contrib averages the KL over action dimensions, ours sums it
+    :return: 8 environments
+    """
+    with needs("This benchmark needs", "bench"):
+        from minigrid.wrappers import ImgObsWrapper
+    return VecTransposeImage(make_vec_env("MiniGrid-DoorKey-5x5-v0", 8, seed=0, wrapper_class=ImgObsWrapper))
+
+
+def batched_settings(package: str) -> dict[str, Any]:
+    """
+    Choose settings for 1,024 environments.
+
+    :param package: its name
     :return: keywords of the constructor
     """
-    shared = {"n_steps": 16} if name.startswith("batched") else {}
-    if package == "PPO":
-        return shared
-    if not name.endswith("+zoo"):
-        return shared | {"n_critic_updates": 10}  # sb3-contrib's default, which is not ours
-    settings = yaml.safe_load(RL_ZOO.read_text())[name.removesuffix("-v5+zoo") + "-v4"]
-    for key in ("policy", "n_timesteps", "n_envs", "normalize"):
-        settings.pop(key, None)
-    learning_rate, target_kl = float(settings.pop("learning_rate")), settings.pop("target_kl")
-    return settings | {"learning_rate": learning_rate, "target_kl": target_kl * (1 if package == "sb3-contrib" else 6)}
+    return same_passes(package) | {"n_steps": 16}
 
 
-def make_model(name: str, package: str, env: VecEnv | None = None, **settings: Any) -> BaseAlgorithm:
+def recurrent_settings(package: str) -> dict[str, Any]:
     """
-    Make a model of a case, with a logger that writes nothing.
+    Choose our settings of an LSTM policy, with as many passes over the rollout in both; PPO's are its default, 10.
 
-    :param name: the case
-    :param package: key of ``CLASSES``
-    :param env: replaces the case's own environments
-    :param settings: further keywords of the constructor
+    :param package: its name
+    :return: keywords of the constructor; PPO keeps its learning rate
+    """
+    lstm = {"lstm_hidden_size": 64, "net_arch": {"pi": [64], "vf": [64]}}
+    shared = {"n_steps": 128, "gamma": 0.98, "gae_lambda": 0.9, "policy_kwargs": lstm}
+    return shared | ({"n_critic_updates": N_CRITIC_UPDATES, "target_kl": 0.03} if package == "ours" else {})
+
+
+def image_settings(_package: str, n_steps: int, n_critic_updates: int, **policy_kwargs: Any) -> dict[str, Any]:
+    """
+    Choose settings on images: policy and critic have an extractor each, which sb3-contrib's default is not.
+
+    :param n_steps: steps of a rollout in each environment
+    :param n_critic_updates: passes over the rollout
+    :param policy_kwargs: further keywords of the policy
+    :return: keywords of the constructor, the same for both packages
+    """
+    policy_kwargs |= {"share_features_extractor": False}
+    return {"n_steps": n_steps, "n_critic_updates": n_critic_updates, "batch_size": 256, "policy_kwargs": policy_kwargs}
+
+
+CHEETAH = "HalfCheetah-v5"
+CASES = {
+    **{task: Case(partial(make_env, task), has_ppo=True) for task in ("CartPole-v1", "Pendulum-v1", "Hopper-v5", CHEETAH)},
+    "HalfCheetah-v5x8": Case(partial(make_env, CHEETAH, 8), n_rollouts=1),
+    "HalfCheetah-v5+norm": Case(partial(make_env, CHEETAH, 1, True)),
+    "HalfCheetah-v5+zoo": Case(partial(make_env, CHEETAH, 2, True), partial(of_rl_zoo, "HalfCheetah-v4", n_action_dims=6)),
+    "Pendulum-v1+gSDE": Case(partial(make_env, "Pendulum-v1", 2), partial(of_ours, "Pendulum-v1", n_action_dims=1)),
+    "Swimmer-v5+gSDE": Case(
+        partial(make_env, "Swimmer-v5", 4, True, gamma=0.999), partial(of_ours, "Swimmer-v5", n_action_dims=2)
+    ),
+    "CartPoleNoVel-v1+LSTM": Case(
+        partial(make_env, "CartPoleNoVel-v1", 8, True, gamma=0.98),
+        recurrent_settings,
+        "MlpLstmPolicy",
+        {"ours": RecurrentTRPO, "sb3-contrib": sb3_contrib.RecurrentPPO},
+    ),
+    "frames": Case(
+        partial(make_env, Frames, 8), partial(image_settings, n_steps=64, n_critic_updates=4), "CnnPolicy", n_rollouts=1
+    ),
+    "MiniGrid": Case(
+        make_minigrid,
+        partial(image_settings, n_steps=128, n_critic_updates=N_CRITIC_UPDATES, features_extractor_class=SmallImageExtractor),
+        "CnnPolicy",
+        n_rollouts=1,
+        in_cpu_time=True,
+    ),
+    "batched": Case(partial(BatchedPointMass, 1024), batched_settings, n_rollouts=1),
+}
+"""By the names in ``speed.json``."""
+
+
+def make_model(case: Case, package: str, **settings: Any) -> BaseAlgorithm:
+    """
+    Make a model of a case.
+
+    :param case: the case
+    :param package: key of the case's classes, or ``"PPO"`` for PPO with its own defaults
+    :param settings: replace keywords of the constructor
     :return: the model, on the CPU
     """
-    policy = settings.pop("policy", "MlpPolicy")
-    chosen = settings_of(name, package) | settings
-    model = CLASSES[package](policy, env or make_env(name), seed=0, device="cpu", **chosen)
+    keywords = (case.settings(package) if package != "PPO" else {}) | settings
+    cls = PPO if package == "PPO" else case.classes[package]
+    return quiet(cls(case.policy, case.make_env(), seed=0, device="cpu", **keywords))
+
+
+def quiet(model: BaseAlgorithm) -> BaseAlgorithm:
+    """
+    Give a model a logger that writes nothing.
+
+    :param model: the model
+    :return: the same
+    """
     model.set_logger(Logger(folder=None, output_formats=[]))
     return model

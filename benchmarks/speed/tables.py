@@ -7,24 +7,7 @@ from typing import Any
 
 from benchmarks.common.tables import table
 from benchmarks.common.timing import show
-
-NAMES = {
-    "HalfCheetah-v5x8": "HalfCheetah-v5, 8 environments",
-    "HalfCheetah-v5+norm": "HalfCheetah-v5, VecNormalize",
-    "HalfCheetah-v5+zoo": "HalfCheetah-v5, RL Zoo's settings",
-    "batched": "1,024 batched environments",
-}
-TARGETS = {
-    "CartPole-v1": 5.0,
-    "Pendulum-v1": 4.5,
-    "HalfCheetah-v5": 4.3,
-    "Hopper-v5": 3.0,
-    "HalfCheetah-v5x8": 2.2,
-    "HalfCheetah-v5+norm": 3.0,
-    "HalfCheetah-v5+zoo": 3.0,
-    "batched": 3.0,
-}
-"""The least ratios of ``learn()`` that we aim for."""
+from benchmarks.speed.targets import TARGETS
 
 
 def tables(raw: dict[str, Any]) -> dict[str, str]:
@@ -39,27 +22,41 @@ def tables(raw: dict[str, Any]) -> dict[str, str]:
         "speed_learn": learn_table(parts["learn"]),
         "speed_train": train_table(parts["train"], parts["learn"]),
         "speed_fisher": fisher_table(parts["fisher"]),
-        "speed_shares": shares_table(parts["shares"]),
+        "speed_shares": shares_table(parts["shares_before"], parts.get("shares", {})),
         "speed_growth": growth_text(parts["growth"]),
     }
 
 
 def learn_table(learn: Mapping[str, Any]) -> str:
     """
-    Tabulate ``learn()``.
+    Tabulate ``learn()`` beside its targets.
 
     :param learn: results by case
     :return: Markdown
     """
     rows = []
     for name, result in learn.items():
-        ratio, target = result["learn"], TARGETS[name]
+        ratio, over_bare, target = result["learn"], result["over_bare_env"], TARGETS[name]
+        learn_target = judged(f"{target.learn:g}", ratio["median"] >= target.learn)
+        bare_target = ""
+        if target.over_bare is not None:
+            bare_target = judged(f"{target.over_bare:g}", over_bare["median"] <= target.over_bare)
         ppo = show(result["learn_of_ppo"]) if "learn_of_ppo" in result else ""
         speed = f"{result['steps_per_second']['ours']:,.0f}"
-        outcome = "met" if ratio["median"] >= target else "missed"
-        rows.append([NAMES.get(name, name), show(ratio), f"{target}", outcome, ppo, show(result["over_bare_env"]), speed])
-    head = ("`learn()`", "sb3-contrib / ours", "target", "", "PPO / ours", "ours / bare environment", "ours, steps/s")
+        rows.append([target.label, show(ratio), learn_target, show(over_bare), bare_target, ppo, speed])
+    head = ("`learn()`", "sb3-contrib / ours", "at least", "ours / bare environment", "at most", "PPO / ours", "ours, steps/s")
     return table(head, rows)
+
+
+def judged(target: str, is_met: bool) -> str:
+    """
+    Say whether a target is met.
+
+    :param target: the number
+    :param is_met: whether the median reaches it
+    :return: such as ``9: missed``
+    """
+    return f"{target}: {'met' if is_met else 'missed'}"
 
 
 def train_table(train: Mapping[str, Any], learn: Mapping[str, Any]) -> str:
@@ -94,16 +91,22 @@ def fisher_table(fisher: Mapping[str, Any]) -> str:
     return table(("Fisher product", "ours / its matrix products", "double backward / ours", "forward mode / ours"), rows)
 
 
-def shares_table(shares: Mapping[str, Any]) -> str:
+def shares_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """
-    Tabulate where the time of ``learn()`` goes.
+    Tabulate where the time of ``learn()`` goes, and where it went before version 0.2.0.
 
-    :param shares: results by case
+    :param before: shares by case, measured then
+    :param after: results by case
     :return: Markdown
     """
-    parts = list(next(iter(shares.values())))
-    rows = ([NAMES.get(name, name), *(f"{result[part]:.0%}" for part in parts)] for name, result in shares.items())
-    return table(("share of wall time", *parts), rows)
+    parts = list(next(iter(before.values())))
+    rows = []
+    for name, target in TARGETS.items():
+        measured = {"before": before.get(name), "after": after.get(name, {}).get("shares")}
+        for when, shares in measured.items():
+            if shares is not None:
+                rows.append([target.label, when, *(f"{shares[part]:.0%}" for part in parts)])
+    return table(("share of wall time", "", *parts), rows)
 
 
 def growth_text(growth: Mapping[str, Any]) -> str:
