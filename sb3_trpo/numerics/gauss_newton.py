@@ -71,7 +71,7 @@ def linearize(z: Outputs, theta: Sequence[th.Tensor]) -> Linearization:
     :param theta: the tensors to differentiate with respect to
     :return: the products, valid until ``theta`` is changed in place
     """
-    varying = [tensor for tensor in z if tensor.requires_grad]
+    varying = _varying(z)
     seeds = [th.zeros_like(tensor, requires_grad=True) for tensor in varying]  # any u: only the graph of J^T u is needed
     product_with_seeds = flatten(th.autograd.grad(varying, theta, seeds, create_graph=True, materialize_grads=True))
 
@@ -79,11 +79,28 @@ def linearize(z: Outputs, theta: Sequence[th.Tensor]) -> Linearization:
         tangents = iter(th.autograd.grad(product_with_seeds, seeds, v, retain_graph=True, materialize_grads=True))
         return tuple(next(tangents) if tensor.requires_grad else th.zeros_like(tensor) for tensor in z)
 
+    return Linearization(jvp, vjp_of(z, theta))
+
+
+def vjp_of(z: Outputs, theta: Sequence[th.Tensor]) -> Callable[[Outputs], th.Tensor]:
+    """
+    Make the product ``J^T u`` from the autograd graph of z: one backward pass.
+
+    :param z: outputs with a graph that leads to ``theta``; outputs without a graph count as constants
+    :param theta: the tensors to differentiate with respect to
+    :return: the product, valid until ``theta`` is changed in place
+    """
+    varying = _varying(z)
+
     def vjp(u: Outputs) -> th.Tensor:
         cotangents = [part for part, tensor in zip(u, z, strict=True) if tensor.requires_grad]
         return flatten(th.autograd.grad(varying, theta, cotangents, retain_graph=True, materialize_grads=True))
 
-    return Linearization(jvp, vjp)
+    return vjp
+
+
+def _varying(z: Outputs) -> list[th.Tensor]:
+    return [tensor for tensor in z if tensor.requires_grad]
 
 
 def weighted(metric: Metric, weights: th.Tensor) -> Metric:

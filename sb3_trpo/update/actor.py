@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
+from sb3_trpo.networks.forward_mode import are_adjoint, forward_jvp
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
-from sb3_trpo.numerics.gauss_newton import Linearization, Outputs, linearize
+from sb3_trpo.numerics.gauss_newton import Linearization, Outputs, linearize, vjp_of
 from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class LocalPolicy(NamedTuple):
@@ -69,29 +73,37 @@ class Actor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class AutogradActor:
     """
     Any SB3 policy, run by its own methods.
+
+    ``J v`` comes from forward mode if there are convolutions, for which it is quicker, and otherwise from a backward pass
+    through the backward pass.
 
     :param policy: the policy, in evaluation mode
     :param parameters: the tensors to differentiate with respect to
     :param kinds: known kinds of distributions
     """
 
-    policy: ActorCriticPolicy
-    parameters: Sequence[th.Tensor]
-    kinds: Sequence[DistributionKind] = CORE_KINDS
     chunk_limits: ClassVar[ChunkLimits] = GRAPH_LIMITS
+
+    def __init__(
+        self, policy: ActorCriticPolicy, parameters: Sequence[th.Tensor], kinds: Sequence[DistributionKind] = CORE_KINDS
+    ) -> None:
+        self._policy = policy
+        self._parameters = parameters
+        self._kinds = kinds
+        self._tries_forward_mode = any(isinstance(module, CONVOLUTIONS) for module in policy.modules())
+        self._is_checked = False
 
     def kind_of(self, distribution: Distribution) -> DistributionKind:
         """Look up the kind: a custom policy may return any distribution."""
-        return kind_of(distribution, self.kinds)
+        return kind_of(distribution, self._kinds)
 
     def distribution(self, inputs: PolicyInputs) -> Distribution:
         """Compute the action distribution."""
-        with twice_differentiable(self.policy):  # the kernels of local(), so that unchanged parameters give a KL of exactly 0
-            return inputs.distribution(self.policy)
+        with twice_differentiable(self._policy):  # the kernels of local(): unchanged parameters give a KL of exactly 0
+            return inputs.distribution(self._policy)
 
     def local(self, inputs: PolicyInputs) -> LocalPolicy:
         """Compute the action distribution with the graph of its derivatives."""
@@ -100,9 +112,40 @@ class AutogradActor:
         z = kind.parameters(distribution)
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
-            return flatten(th.autograd.grad(scalar, self.parameters, retain_graph=retain_graph, materialize_grads=True))
+            return flatten(th.autograd.grad(scalar, self._parameters, retain_graph=retain_graph, materialize_grads=True))
 
-        return LocalPolicy(kind, distribution, gradient, lambda: linearize(z, self.parameters), math.inf)
+        return LocalPolicy(kind, distribution, gradient, lambda: self._linearize(z, inputs), math.inf)
+
+    def _linearize(self, z: Outputs, inputs: PolicyInputs) -> Linearization:
+        """Make the products with J."""
+        if not self._tries_forward_mode:
+            return linearize(z, self._parameters)
+
+        def outputs() -> Outputs:
+            distribution = inputs.distribution(self._policy)
+            return self.kind_of(distribution).parameters(distribution)
+
+        def jvp(v: th.Tensor) -> Outputs:
+            return forward_jvp(self._policy, self._parameters, unflatten(v, self._parameters), outputs)
+
+        forward = Linearization(jvp, vjp_of(z, self._parameters))
+
+        @cache  # not before a product is needed: the policy has one distribution object, which the surrogate still reads
+        def chosen() -> Linearization:
+            return forward if self._may_use(forward, z) else linearize(z, self._parameters)
+
+        return Linearization(lambda v: chosen().jvp(v), forward.vjp)
+
+    def _may_use(self, forward: Linearization, z: Outputs) -> bool:
+        """Try forward mode once: torch has no formula for some operations, and parts under ``no_grad`` mislead it."""
+        if not self._is_checked:
+            self._is_checked = True
+            n_parameters = sum(parameter.numel() for parameter in self._parameters)
+            try:
+                self._tries_forward_mode = are_adjoint(forward, z, n_parameters)
+            except RuntimeError:  # NotImplementedError is one
+                self._tries_forward_mode = False
+        return self._tries_forward_mode
 
 
 class NetworkActor:

@@ -10,10 +10,12 @@ from helpers.contract_tools import moved_since, observations, parameters
 from helpers.envs import RandomEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from sb3_trpo import TRPO
 from sb3_trpo.networks import double_backward
-from sb3_trpo.networks.double_backward import twice_differentiable, without_cudnn
+from sb3_trpo.networks.double_backward import UNFUSED_ATTENTION, twice_differentiable, without_cudnn
+from sb3_trpo.numerics.trust_region import Outcome
 
 LAYERS = {
     "GRU": partial(nn.GRU, 2, 3),
@@ -130,3 +132,51 @@ def test_plain_policies_may_have_recurrent_extractors():
     plain = model.policy.get_distribution(states).distribution.probs
     with twice_differentiable(model.policy):
         assert th.equal(model.policy.get_distribution(states).distribution.probs, plain)
+
+
+class Attentive(BaseFeaturesExtractor):
+    """Lets the numbers of an observation attend to each other."""
+
+    def __init__(self, observation_space, by_function=False):
+        super().__init__(observation_space, 6)
+        self.embed, self.by_function, self.noted = nn.Linear(1, 2), by_function, []
+        self.layer = nn.TransformerEncoderLayer(2, 1, 4, batch_first=True)
+
+    def forward(self, x):
+        tokens = self.embed(x.unsqueeze(2))
+        if self.by_function:
+            self.noted.append(th.backends.cuda.flash_sdp_enabled())
+            return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+        self.noted.append(th.backends.mha.get_fastpath_enabled())
+        return self.layer(tokens).flatten(1)
+
+
+@pytest.mark.parametrize("by_function", [False, True])
+def test_policies_may_attend(by_function):
+    kwargs = {
+        "features_extractor_class": Attentive,
+        "features_extractor_kwargs": {"by_function": by_function},
+        "net_arch": [4],
+        "normalize_images": False,
+    }
+    model = TRPO("MlpPolicy", RandomEnv(), n_steps=32, batch_size=32, n_critic_updates=1, policy_kwargs=kwargs, seed=0)
+    before = parameters(model.policy)
+    model.learn(64)
+    assert model.policy_outcome is Outcome.ACCEPTED
+    assert any(name.startswith("features_extractor") for name in moved_since(before, model.policy))
+    noted = model.policy.pi_features_extractor.noted
+    assert {True, False} <= set(noted)  # fused where it acts, not where it is differentiated
+    assert th.backends.mha.get_fastpath_enabled()
+    assert th.backends.cuda.flash_sdp_enabled()
+
+
+def test_attention_stays_unfused_until_the_last_thread_leaves():
+    first, second = UNFUSED_ATTENTION(), UNFUSED_ATTENTION()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not th.backends.mha.get_fastpath_enabled()
+    assert not th.backends.cuda.flash_sdp_enabled()
+    second.__exit__(None, None, None)
+    assert th.backends.mha.get_fastpath_enabled()
+    assert th.backends.cuda.flash_sdp_enabled()

@@ -16,6 +16,7 @@ from helpers.oracle import (
 from helpers.stacks import FUNCTIONS
 from torch import nn
 
+from sb3_trpo.networks.forward_mode import forward_jvp
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
@@ -122,7 +123,7 @@ def test_a_policy_without_networks_or_with_other_parameters_than_theirs_is_left_
         parameters = [*setup.parameters, *more]
         actor = make_actor(setup.policy, networks, parameters)
         assert type(actor) is AutogradActor
-        assert actor.parameters is parameters
+        assert actor._parameters is parameters
 
 
 def test_the_order_of_the_parameters_is_free():
@@ -299,3 +300,53 @@ def test_a_rebuilt_chunk_is_freed_before_the_next_one_is_built(monkeypatch, room
     assert max(watch.before) == watch.alive() == n_kept
     del model
     assert watch.alive() == 0
+
+
+class Constant(nn.Module):
+    """Passes its input on, times a number that backpropagation takes for a constant."""
+
+    def forward(self, x):
+        with th.no_grad():
+            scale = 1.0 + x.square().mean()
+        return x * scale
+
+
+class WithoutFormula(th.autograd.Function):
+    """An operation that torch cannot differentiate in forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2.0 * x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 2.0 * cotangent
+
+
+class Doubling(nn.Module):
+    def forward(self, x):
+        return WithoutFormula.apply(x)
+
+
+def forward_modes(monkeypatch, module):
+    """Count the products by forward mode in two Fisher products, which have to be those of two backward passes."""
+    setup, calls = Setup(CASES["cnn"]), []
+    setup.policy.pi_features_extractor.linear.append(module)
+    counted = forward_jvp
+    monkeypatch.setattr("sb3_trpo.update.actor.forward_jvp", lambda *arguments: calls.append(None) or counted(*arguments))
+    products = [setup.model("autograd").fisher @ setup.vector()]
+    n_calls = len(calls)
+    monkeypatch.setattr("sb3_trpo.update.actor.CONVOLUTIONS", ())
+    products.append(setup.model("autograd").fisher @ setup.vector())
+    th.testing.assert_close(*products, rtol=1e-12, atol=1e-12)
+    assert len(calls) == n_calls  # without convolutions there is nothing to gain
+    return n_calls
+
+
+def test_convolutions_are_differentiated_in_forward_mode(monkeypatch):
+    assert forward_modes(monkeypatch, nn.Softplus()) == 2  # one to check it
+
+
+@pytest.mark.parametrize("module", [Constant(), Doubling()], ids=["no_grad", "no formula"])
+def test_where_forward_mode_is_wrong_or_missing_it_is_tried_once(module, monkeypatch):
+    assert forward_modes(monkeypatch, module) == 1
