@@ -16,12 +16,13 @@ import torch as th
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from sb3_trpo.numerics.torch_private import (
+    TimesSlope,
     elu_backward,
     gelu_backward,
     leaky_relu_backward,
+    relu_backward,
     silu_backward,
     tanh_backward,
-    threshold_backward,
 )
 
 
@@ -30,7 +31,7 @@ class Activation(NamedTuple):
     An activation and its slope.
 
     :param function: ``a -> h`` by torch, with the bits of the module; may overwrite a if the slope is computed from h
-    :param times_slope: ``(d, a) -> d * slope``, or ``(d, h) -> d * slope``
+    :param times_slope: ``(d, a, out=None) -> d * slope``, or the same with h in place of a
     :param slope_from_input: whether ``times_slope`` takes a rather than h
     :param fast: ``(a, out) -> None`` on a CPU, by a library that is faster than torch; equal to ``function`` up to rounding
     :param array: ``(a, out=)`` by NumPy, if it has such a function; equal to ``function`` up to rounding
@@ -38,7 +39,7 @@ class Activation(NamedTuple):
     """
 
     function: Callable[[th.Tensor], th.Tensor]
-    times_slope: Callable[[th.Tensor, th.Tensor], th.Tensor]
+    times_slope: TimesSlope
     slope_from_input: bool
     fast: Callable[[np.ndarray, np.ndarray], None] | None = None
     array: Callable[..., object] | None = None
@@ -63,19 +64,19 @@ def _numpy_relu_backward(d: np.ndarray, h: np.ndarray, out: np.ndarray) -> None:
     np.multiply(d, h > 0.0, out=out)
 
 
-IDENTITY = Activation(lambda a: a, lambda d, _: d, slope_from_input=False)
+IDENTITY = Activation(lambda a: a, lambda d, _, out=None: d, slope_from_input=False)
 
 
 @cache
 def _tanh() -> Activation:
-    return Activation(th.tanh_, tanh_backward, False, _numpy_tanh, np.tanh, _numpy_tanh_backward)
+    return Activation(th.tanh_, tanh_backward(), False, _numpy_tanh, np.tanh, _numpy_tanh_backward)
 
 
 @cache
 def _relu(inplace: bool = False) -> Activation:
     return Activation(
         th.relu_,
-        lambda d, h: threshold_backward(d, h, 0),
+        relu_backward(),
         slope_from_input=False,
         array=partial(np.maximum, 0.0),
         array_times_slope=_numpy_relu_backward,
@@ -84,28 +85,26 @@ def _relu(inplace: bool = False) -> Activation:
 
 @cache
 def _elu(alpha: float = 1.0, inplace: bool = False) -> Activation:
-    return Activation(lambda a: F.elu(a, alpha), lambda d, a: elu_backward(d, a, alpha), slope_from_input=True)
+    return Activation(lambda a: F.elu(a, alpha), elu_backward(alpha), slope_from_input=True)
 
 
 @cache
 def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Activation:
     return Activation(
         lambda a: F.leaky_relu(a, negative_slope),
-        lambda d, a: leaky_relu_backward(d, a, negative_slope),
+        leaky_relu_backward(negative_slope),
         slope_from_input=True,
     )
 
 
 @cache
 def _silu(inplace: bool = False) -> Activation:
-    return Activation(F.silu, silu_backward, slope_from_input=True)
+    return Activation(F.silu, silu_backward(), slope_from_input=True)
 
 
 @cache
 def _gelu(approximate: str = "none") -> Activation:
-    return Activation(
-        lambda a: F.gelu(a, approximate=approximate), lambda d, a: gelu_backward(d, a, approximate), slope_from_input=True
-    )
+    return Activation(lambda a: F.gelu(a, approximate=approximate), gelu_backward(approximate), slope_from_input=True)
 
 
 ACTIVATIONS: dict[Callable[..., Any], Callable[..., Activation]] = {

@@ -61,7 +61,7 @@ class Dense:
 
     def product(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor | None) -> th.Tensor:
         """Compute ``W x + b``."""
-        if not _is_narrow(weight):
+        if not is_narrow(weight):
             return self(x, weight, bias)
         x = x.flatten(1)
         return (weight.mm(x.t()) if bias is None else th.addmm(bias[:, None], weight, x.t())).t()
@@ -69,7 +69,7 @@ class Dense:
     def add(self, a: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """Compute ``a + W x`` in place."""
         x = x.flatten(1)
-        return a.t().addmm_(weight, x.t()).t() if _is_narrow(weight) else a.addmm_(x, weight.t())
+        return a.t().addmm_(weight, x.t()).t() if is_narrow(weight) else a.addmm_(x, weight.t())
 
     def vjp_input(self, delta: th.Tensor, x: th.Tensor, weight: th.Tensor) -> th.Tensor:
         """Differentiate in x."""
@@ -88,8 +88,13 @@ class Dense:
         th.sum(delta, 0, out=out)
 
 
-def _is_narrow(weight: th.Tensor) -> bool:
-    """Check whether W should be on the left: for a single output it makes no difference."""
+def is_narrow(weight: th.Tensor) -> bool:
+    """
+    Check whether W should be on the left of a product. For a single output it makes no difference.
+
+    :param weight: W of a dense layer
+    :return: whether it has few outputs
+    """
     return 1 < len(weight) < min(NARROW, weight.shape[1])
 
 

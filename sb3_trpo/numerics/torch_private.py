@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import Protocol
 
 import torch as th
 from torch import nn
@@ -17,53 +18,79 @@ from torch.optim import optimizer as optimizer_hooks
 
 _version: Callable[[th.Tensor], int] = attrgetter("_version")
 
-# The kernels that autograd itself uses to multiply a cotangent by an activation's slope: results are the same to the last bit.
-# The slope is computed from the output h for tanh and ReLU, and from the input a for the others.
-tanh_backward: Callable[[th.Tensor, th.Tensor], th.Tensor] = th.ops.aten.tanh_backward
-"""``(d, h) -> d (1 - h^2)``."""
-threshold_backward: Callable[[th.Tensor, th.Tensor, float], th.Tensor] = th.ops.aten.threshold_backward
-"""``(d, h, threshold) -> d`` where ``h > threshold``, else 0."""
-silu_backward: Callable[[th.Tensor, th.Tensor], th.Tensor] = th.ops.aten.silu_backward
-"""``(d, a) -> d`` times the slope of SiLU."""
 
-
-def elu_backward(d: th.Tensor, a: th.Tensor, alpha: float) -> th.Tensor:
+class TimesSlope(Protocol):
     """
-    Multiply by the slope of ELU.
+    Multiplies a cotangent, or a tangent, by an activation's slope.
 
-    :param d: cotangent of the output
-    :param a: the input
+    The kernels are those that autograd itself uses: results are the same to the last bit. They compute the slope from the
+    output h for tanh and ReLU, and from the input a for the others.
+    """
+
+    def __call__(self, d: th.Tensor, kept: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        """
+        Multiply.
+
+        :param d: the cotangent of h, or the tangent of a
+        :param kept: h or a
+        :param out: where to write the product, possibly d itself; ``None`` makes a new tensor
+        :return: the product
+        """
+        ...
+
+
+def _with_out(multiply: Callable[..., th.Tensor]) -> TimesSlope:
+    """Make the kernels' ``grad_input`` an optional ``out``."""
+
+    def times_slope(d: th.Tensor, kept: th.Tensor, out: th.Tensor | None = None) -> th.Tensor:
+        return multiply(d, kept) if out is None else multiply(d, kept, grad_input=out)
+
+    return times_slope
+
+
+def tanh_backward() -> TimesSlope:
+    """Make ``(d, h) -> d (1 - h^2)``."""
+    return _with_out(th.ops.aten.tanh_backward)
+
+
+def relu_backward() -> TimesSlope:
+    """Make ``(d, h) -> d`` where ``h > 0``, else 0."""
+    return _with_out(lambda d, h, **out: th.ops.aten.threshold_backward(d, h, 0, **out))
+
+
+def silu_backward() -> TimesSlope:
+    """Make ``(d, a) -> d`` times the slope of SiLU."""
+    return _with_out(th.ops.aten.silu_backward)
+
+
+def elu_backward(alpha: float) -> TimesSlope:
+    """
+    Make ``(d, a) -> d`` times the slope of ELU.
+
     :param alpha: ELU's parameter
-    :return: cotangent of the input
+    :return: the product
     """
-    scaled: th.Tensor = th.ops.aten.elu_backward(d, alpha, 1, 1, False, a)
-    return scaled
+    return _with_out(lambda d, a, **out: th.ops.aten.elu_backward(d, alpha, 1, 1, False, a, **out))
 
 
-def leaky_relu_backward(d: th.Tensor, a: th.Tensor, negative_slope: float) -> th.Tensor:
+def leaky_relu_backward(negative_slope: float) -> TimesSlope:
     """
-    Multiply by the slope of leaky ReLU.
+    Make ``(d, a) -> d`` times the slope of leaky ReLU.
 
-    :param d: cotangent of the output
-    :param a: the input
     :param negative_slope: slope for negative inputs
-    :return: cotangent of the input
+    :return: the product
     """
-    scaled: th.Tensor = th.ops.aten.leaky_relu_backward(d, a, negative_slope, False)
-    return scaled
+    return _with_out(lambda d, a, **out: th.ops.aten.leaky_relu_backward(d, a, negative_slope, False, **out))
 
 
-def gelu_backward(d: th.Tensor, a: th.Tensor, approximate: str) -> th.Tensor:
+def gelu_backward(approximate: str) -> TimesSlope:
     """
-    Multiply by the slope of GELU.
+    Make ``(d, a) -> d`` times the slope of GELU.
 
-    :param d: cotangent of the output
-    :param a: the input
     :param approximate: ``"none"`` or ``"tanh"``, as in ``nn.GELU``
-    :return: cotangent of the input
+    :return: the product
     """
-    scaled: th.Tensor = th.ops.aten.gelu_backward(d, a, approximate=approximate)
-    return scaled
+    return _with_out(lambda d, a, **out: th.ops.aten.gelu_backward(d, a, approximate=approximate, **out))
 
 
 def copy_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:

@@ -23,6 +23,7 @@ from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.forward_mode import are_adjoint, forward_jvp
 from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.networks.prepared_products import PreparedProducts, Workspace
 from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearization, Outputs, linearize, vjp_of
@@ -30,6 +31,12 @@ from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.transitions import CACHE_LIMITS, GRAPH_LIMITS, ChunkLimits
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+JVP = Callable[[], th.Tensor]
+"""Computes ``J v`` of a stack, with v where it has been prepared to look for it."""
+VJP = Callable[[th.Tensor], object]
+"""Computes ``J^T u`` of a stack, and writes it where it has been prepared to."""
 
 
 class LocalPolicy(NamedTuple):
@@ -171,6 +178,10 @@ class NetworkActor:
         head_positions = [index.get(id(tensor)) for tensor in networks.head.parameters]
         self._trained = {i: position for i, position in enumerate(head_positions) if position is not None}
         """Position in ``parameters`` of each head parameter, by its index in the head; frozen ones are missing."""
+        # Products read v from here and write J^T u to here, so that their views of both can be made once.
+        self._v, self._flat = (th.zeros_like(flatten(parameters).detach()) for _ in range(2))
+        self._d_parameters, self._cotangents = unflatten(self._v, parameters), unflatten(self._flat, parameters)
+        self._workspaces: dict[int, Workspace] = {}
         self._latest: tuple[PyTorchObs, th.Tensor] | None = None
         self.chunk_limits = CACHE_LIMITS if parameters[0].device.type == "cpu" else GRAPH_LIMITS
 
@@ -192,20 +203,21 @@ class NetworkActor:
         # Autograd differentiates everything after this tensor: the head, and whatever is computed from the distribution. The
         # stack differentiates everything before it.
         output = intermediates.output.requires_grad_()
+        jvp, vjp = self._stack_products(observations, intermediates)
 
         def gradient(scalar: th.Tensor, retain_graph: bool) -> th.Tensor:
             leaves = [output, *(self._networks.head.parameters[i] for i in self._trained)]
             of_output, *of_trained = th.autograd.grad(scalar, leaves, retain_graph=retain_graph, materialize_grads=True)
-            return self._flat_vjp(observations, intermediates, of_output, of_trained)
+            return self._flat_vjp(vjp, of_output, of_trained)
 
         seen = observations.values() if isinstance(observations, dict) else (observations,)
-        tensors = (*seen, *intermediates.hidden, *intermediates.slope_inputs)
+        prepared = [self._features(observations)] if self._networks.actor.is_dense else []  # products of dense layers keep it
+        tensors = (*seen, *prepared, *intermediates.hidden, *intermediates.slope_inputs)
         # By identity: an activation's output is both the next layer's x and what its own slope is computed from.
         n_bytes = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
         distribution = inputs.restrict(self._networks.head.distribution(output))
-        return LocalPolicy(
-            self.kind_of(distribution), distribution, gradient, lambda: self._linearize(observations, intermediates), n_bytes
-        )
+        kind = self.kind_of(distribution)
+        return LocalPolicy(kind, distribution, gradient, lambda: self._linearize(output.detach(), jvp, vjp), n_bytes)
 
     def _features(self, observations: PyTorchObs) -> th.Tensor:
         """Compute the features, or reuse the last ones: with a single chunk, every product has the same observations."""
@@ -214,43 +226,48 @@ class NetworkActor:
         return self._latest[1]
 
     @th.no_grad()
-    def _flat_vjp(
-        self,
-        observations: PyTorchObs,
-        intermediates: Intermediates,
-        of_output: th.Tensor,
-        of_trained: Sequence[th.Tensor],
-    ) -> th.Tensor:
+    def _flat_vjp(self, stack_vjp: VJP, of_output: th.Tensor, of_trained: Sequence[th.Tensor]) -> th.Tensor:
         """Compute the flat ``J^T u`` from the cotangents of the stack's output and of the head's trained parameters."""
-        flat = of_output.new_zeros(sum(parameter.numel() for parameter in self._parameters))
-        out = unflatten(flat, self._parameters)
-        of_stack = [out[position] for position in self._stack_positions]
-        self._networks.actor.vjp(self._features(observations), intermediates, of_output, of_stack)
+        stack_vjp(of_output)
         for position, cotangent in zip(self._trained.values(), of_trained, strict=True):
-            out[position].copy_(cotangent)
-        return flat
+            self._cotangents[position].copy_(cotangent)
+        return self._flat.clone()
 
-    def _linearize(self, observations: PyTorchObs, intermediates: Intermediates) -> Linearization:
+    def _linearize(self, output: th.Tensor, stack_jvp: JVP, stack_vjp: VJP) -> Linearization:
         """Chain the derivatives of the stack and of the head."""
         head = self._networks.head
-        derivative = head.linearize(intermediates.output.detach())
+        derivative = head.linearize(output)
 
         @th.no_grad()
         def jvp(v: th.Tensor) -> Outputs:
-            views = unflatten(v, self._parameters)
-            of_stack = [views[position] for position in self._stack_positions]
-            d_output = self._networks.actor.jvp(self._features(observations), intermediates, of_stack)
+            self._v.copy_(v)
             d_head = [
-                views[self._trained[i]] if i in self._trained else th.zeros_like(tensor)
+                self._d_parameters[self._trained[i]] if i in self._trained else th.zeros_like(tensor)
                 for i, tensor in enumerate(head.parameters)
             ]
-            return derivative.jvp(d_output, d_head)
+            return derivative.jvp(stack_jvp(), d_head)
 
         def vjp(u: Outputs) -> th.Tensor:
             of_output, of_head = derivative.vjp(u)
-            return self._flat_vjp(observations, intermediates, of_output, [of_head[i] for i in self._trained])
+            return self._flat_vjp(stack_vjp, of_output, [of_head[i] for i in self._trained])
 
         return Linearization(jvp, vjp)
+
+    def _stack_products(self, observations: PyTorchObs, intermediates: Intermediates) -> tuple[JVP, VJP]:
+        """Make the products with the stack's derivative, which find v in ``_v`` and write to ``_flat``."""
+        actor = self._networks.actor
+        v, out = ([views[i] for i in self._stack_positions] for views in (self._d_parameters, self._cotangents))
+        if not actor.is_dense:
+            return (
+                lambda: actor.jvp(self._features(observations), intermediates, v),
+                lambda u: actor.vjp(self._features(observations), intermediates, u, out),
+            )
+        n_rows = len(intermediates.output)
+        if n_rows not in self._workspaces:
+            self._workspaces[n_rows] = Workspace(actor, n_rows)
+        x = self._features(observations)
+        prepared = PreparedProducts(actor, x, intermediates, v, out, self._workspaces[n_rows])
+        return prepared.jvp, prepared.vjp
 
 
 def make_actor(

@@ -13,14 +13,15 @@ import sb3_trpo
 from sb3_trpo.numerics import torch_private
 
 PACKAGE = Path(sb3_trpo.__file__).parent
-BACKWARD = {
-    "tanh": (nn.Tanh(), lambda d, _, h: torch_private.tanh_backward(d, h)),
-    "relu": (nn.ReLU(), lambda d, _, h: torch_private.threshold_backward(d, h, 0)),
-    "silu": (nn.SiLU(), lambda d, a, _: torch_private.silu_backward(d, a)),
-    "elu": (nn.ELU(0.7), lambda d, a, _: torch_private.elu_backward(d, a, 0.7)),
-    "leaky relu": (nn.LeakyReLU(0.2), lambda d, a, _: torch_private.leaky_relu_backward(d, a, 0.2)),
-    "gelu": (nn.GELU(), lambda d, a, _: torch_private.gelu_backward(d, a, "none")),
-    "gelu by tanh": (nn.GELU("tanh"), lambda d, a, _: torch_private.gelu_backward(d, a, "tanh")),
+FROM_INPUT, FROM_OUTPUT = True, False
+SLOPES = {
+    "tanh": (nn.Tanh(), torch_private.tanh_backward(), FROM_OUTPUT),
+    "relu": (nn.ReLU(), torch_private.relu_backward(), FROM_OUTPUT),
+    "silu": (nn.SiLU(), torch_private.silu_backward(), FROM_INPUT),
+    "elu": (nn.ELU(0.7), torch_private.elu_backward(0.7), FROM_INPUT),
+    "leaky relu": (nn.LeakyReLU(0.2), torch_private.leaky_relu_backward(0.2), FROM_INPUT),
+    "gelu": (nn.GELU(), torch_private.gelu_backward("none"), FROM_INPUT),
+    "gelu by tanh": (nn.GELU("tanh"), torch_private.gelu_backward("tanh"), FROM_INPUT),
 }
 
 
@@ -28,13 +29,17 @@ def noop(*_):
     """Do nothing, as a hook."""
 
 
-@pytest.mark.parametrize(("module", "backward"), BACKWARD.values(), ids=BACKWARD)
-def test_without_autograds_kernels_gradients_of_plain_networks_round_differently(module, backward):
+@pytest.mark.parametrize(("module", "times_slope", "takes_input"), SLOPES.values(), ids=SLOPES)
+def test_without_autograds_kernels_gradients_of_plain_networks_round_differently(module, times_slope, takes_input):
     a = th.linspace(-3.0, 3.0, 101).requires_grad_()
     d = th.linspace(1.0, 2.0, 101)
     h = module(a)
     (expected,) = th.autograd.grad(h, a, d)
-    assert th.equal(backward(d, a.detach(), h.detach()), expected)
+    kept, before = (a if takes_input else h).detach(), d.clone()
+    assert th.equal(times_slope(d, kept), expected)
+    assert th.equal(d, before)
+    times_slope(d, kept, d)  # in place
+    assert th.equal(d, expected)
 
 
 def test_without_one_call_for_all_copies_an_interrupt_leaves_a_policy_half_written():
