@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, MlpExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -93,27 +93,33 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     :return: the networks on the policy's own tensors, or ``None``
     """
     kind = find_kind(policy.action_dist, kinds)
-    if kind is None or not _computes_as_known(policy, kind):
+    if kind is None or not computes_as_known(policy, kind.policies, KNOWN_METHODS):
         return None
-    if any(map(_is_altered, policy.modules())) or is_patched(policy.action_dist):
+    if any(map(is_altered, policy.modules())) or is_patched(policy.action_dist):
         return None
     head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
-    takes_vectors = _takes_vectors(policy)
-    features = _as_floats if takes_vectors else _read_features(policy)
-    actor = _read_stack([*_trunk(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net])
-    critic = _read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
+    features, takes_vectors = features_of(policy)
+    actor = read_stack([*_trunk(policy.pi_features_extractor), *policy.mlp_extractor.policy_net, policy.action_net])
+    critic = read_stack([*_trunk(policy.vf_features_extractor), *policy.mlp_extractor.value_net, policy.value_net])
     if head is None or actor is None or critic is None:
         return None
     if head.needs_last_hidden:
         actor = actor.with_last_input()
     networks = Networks(features, takes_vectors, actor, head, critic)
-    return networks if _are_uniform([*networks.policy_tensors, *critic.tensors]) else None
+    return networks if are_uniform([*networks.policy_tensors, *critic.tensors]) else None
 
 
-def _computes_as_known(policy: ActorCriticPolicy, kind: DistributionKind) -> bool:
-    """Check that methods, and the types of the parts that call each other, are the known ones."""
+def computes_as_known(policy: ActorCriticPolicy, classes: Sequence[type[BasePolicy]], methods: Sequence[str]) -> bool:
+    """
+    Check that methods, and the types of the parts that call each other, are the known ones.
+
+    :param policy: the policy
+    :param classes: known policies
+    :param methods: names of the methods that one of them must have in common with the policy
+    :return: whether nothing but the layers is left to look at
+    """
     own = type(policy)
-    inherits = any(all(getattr(own, name) is getattr(known, name) for name in KNOWN_METHODS) for known in kind.policies)
+    inherits = any(all(getattr(own, name) is getattr(known, name, None) for name in methods) for known in classes)
     nets = policy.mlp_extractor
     return (
         inherits
@@ -133,8 +139,13 @@ def _extract_alike(policy: ActorCriticPolicy) -> bool:
     return kind is type(critic) and kind in _PLAIN_EXTRACTORS and _PLAIN_EXTRACTORS[kind](actor, critic)
 
 
-def _is_altered(module: nn.Module) -> bool:
-    """Check for anything that changes what a module computes without changing its type."""
+def is_altered(module: nn.Module) -> bool:
+    """
+    Check for anything that changes what a module computes without changing its type.
+
+    :param module: the module
+    :return: whether there is anything
+    """
     return is_hooked_or_compiled(module) or is_patched(module)
 
 
@@ -151,6 +162,17 @@ def is_patched(thing: object) -> bool:
 def _trunk(extractor: Any) -> Iterable[Any]:
     """List the layers of a features extractor; extractors without parameters have none."""
     return [*extractor.cnn, *extractor.linear] if type(extractor) is NatureCNN else []
+
+
+def features_of(policy: ActorCriticPolicy) -> tuple[Features, bool]:
+    """
+    Read what a policy with known extractors does before its first layer with weights.
+
+    :param policy: the policy
+    :return: the function, and whether its results are the numbers of the observation, unchanged
+    """
+    takes_vectors = _takes_vectors(policy)
+    return (_as_floats if takes_vectors else _read_features(policy)), takes_vectors
 
 
 def _takes_vectors(policy: ActorCriticPolicy) -> bool:
@@ -188,8 +210,13 @@ def _read_features(policy: ActorCriticPolicy) -> Features:
     return concatenated if type(extractor) is CombinedExtractor else channels_last
 
 
-def _read_stack(modules: Iterable[Any]) -> Stack | None:
-    """Pair affine maps with the activations after them; give up at the first module that does not fit."""
+def read_stack(modules: Iterable[Any]) -> Stack | None:
+    """
+    Pair affine maps with the activations after them.
+
+    :param modules: the modules, in the order in which they are called
+    :return: the layers, ``None`` if a module does not fit
+    """
     layers: list[Layer] = []
     may_activate = False  # whether the last layer has no activation yet
     for module in modules:
@@ -242,8 +269,13 @@ def _read_convolution(module: nn.Conv2d) -> Affine | None:
 _AFFINE: dict[type[nn.Module], Callable[..., Affine | None]] = {nn.Linear: lambda _: Dense(), nn.Conv2d: _read_convolution}
 
 
-def _are_uniform(tensors: list[th.Tensor]) -> bool:
-    """Check for plain parameters of one type and device, without hooks on their gradients."""
+def are_uniform(tensors: list[th.Tensor]) -> bool:
+    """
+    Check for plain parameters of one type and device, without hooks on their gradients.
+
+    :param tensors: the tensors, at least one
+    :return: whether all of them are
+    """
     first = tensors[0]
     return all(
         type(tensor) is nn.Parameter

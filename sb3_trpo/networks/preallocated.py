@@ -152,6 +152,29 @@ def pays_by_arrays(stack: Stack, n_rows: int) -> bool:
     return n_rows == 1 or n_rows * max(layer.weight.numel() for layer in stack.layers) <= SMALL_PRODUCT
 
 
+class RowRunner(Protocol):
+    """Computes one array from another, on a few rows."""
+
+    def run(self) -> None:
+        """Compute it. NumPy may raise on underflow; then this can be called again."""
+        ...
+
+
+def row_runner(stack: Stack, n_rows: int) -> tuple[RowRunner, np.ndarray, np.ndarray]:
+    """
+    Choose what runs a stack on a few rows.
+
+    :param stack: the layers, dense and on the CPU
+    :param n_rows: number of rows
+    :return: the runner, its input and its output
+    """
+    if pays_by_arrays(stack, n_rows) or not stack.is_dense:  # the last layer may pass its input on
+        runner = ArrayRunner(stack, n_rows)
+        return runner, runner.input, runner.output
+    preallocated = PreallocatedRunner(stack, n_rows)
+    return preallocated, preallocated.input.numpy(), preallocated.output.numpy()
+
+
 def _affine_call(layer: Layer, x: th.Tensor, a: th.Tensor) -> Callable[[], object]:
     """Prepare ``a = W x + b``."""
     weight = layer.weight.detach()

@@ -17,6 +17,7 @@ from sb3_trpo.contrib_base import ContribTRPO
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.maskable.trpo import MaskableTRPO
 from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, MaskableRecurrentRolloutBuffer
+from sb3_trpo.recurrent.collecting import MaskedRecurrentActingPolicy, RecurrentActingPolicy
 from sb3_trpo.recurrent.policies import (
     CnnLstmPolicy,
     MaskableCnnLstmPolicy,
@@ -27,6 +28,7 @@ from sb3_trpo.recurrent.policies import (
     MultiInputLstmPolicy,
 )
 from sb3_trpo.recurrent.reader import MaskedSegmentReader, SegmentReader, fresh_states
+from sb3_trpo.rollouts.collection.fast_collector import ActingPolicies
 from sb3_trpo.rollouts.reader import RolloutReader
 
 with needs(*CONTRIB):
@@ -56,6 +58,7 @@ class RecurrentTRPO(ContribTRPO):
         RecurrentDictRolloutBuffer,
     )
     rollout_reader: ClassVar[type[RolloutReader]] = SegmentReader
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(buffer_classes, RecurrentActingPolicy)
     policy: RecurrentActorCriticPolicy
     _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTM states along, and uses nothing that is PPO's
 
@@ -86,6 +89,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         MaskableRecurrentDictRolloutBuffer,
     )
     rollout_reader: ClassVar[type[RolloutReader]] = MaskedSegmentReader
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(buffer_classes, MaskedRecurrentActingPolicy)
 
     def predict(
         self,

@@ -7,7 +7,7 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_trpo.networks.plain_network import _read_stack
+from sb3_trpo.networks.plain_network import read_stack
 
 FUNCTIONS = {
     "none": None,
@@ -49,7 +49,7 @@ def inner(left, right) -> th.Tensor:
 def check(modules: nn.Sequential, x: th.Tensor) -> None:
     """Compare the output and both products of a stack with torch's."""
     names, tensors = zip(*modules.named_parameters(), strict=True)
-    stack, features = _read_stack(modules), x.clone()
+    stack, features = read_stack(modules), x.clone()
     assert all(left is right for left, right in zip(stack.tensors, tensors, strict=True))
 
     def function(*values):

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, _read_stack, read_networks
+from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, read_stack, read_networks
 
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
 ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
@@ -359,7 +359,7 @@ def test_a_shared_extractor_must_be_one():
     ids=repr,
 )
 def test_what_is_not_a_plain_stack_is_not_read(modules):
-    assert _read_stack(modules) is None
+    assert read_stack(modules) is None
 
 
 @pytest.mark.parametrize(
@@ -371,6 +371,6 @@ def test_what_is_not_a_plain_stack_is_not_read(modules):
     ids=["first", "of other dimensions"],
 )
 def test_a_stack_with_an_unusual_flatten_is_not_mistaken_for_another_one(modules):
-    x, stack = th.randn(3, 1, 2, 2), _read_stack(modules)
+    x, stack = th.randn(3, 1, 2, 2), read_stack(modules)
     with th.no_grad():
         assert stack is None or th.equal(stack(x), modules(x))

@@ -9,7 +9,7 @@ from helpers.stacks import FUNCTIONS, close, mlp
 from helpers.states import same
 from torch import nn
 
-from sb3_trpo.networks.plain_network import _read_stack
+from sb3_trpo.networks.plain_network import read_stack
 from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
 
 WIDTHS, N_ROWS = [3, 7, 4, 2], 6
@@ -21,7 +21,7 @@ class Case:
     def __init__(self, name="tanh", bias=True, dtype=th.float64, widths=WIDTHS, modules=None):
         th.manual_seed(0)
         self.modules = modules or mlp(widths, [name] * (len(widths) - 1), bias, dtype)
-        self.stack = _read_stack(self.modules)
+        self.stack = read_stack(self.modules)
         self.gradient = [th.full_like(tensor, th.nan) for tensor in self.stack.tensors]
 
     def draw(self, n_rows=N_ROWS, shape=None):

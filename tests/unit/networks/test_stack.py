@@ -7,7 +7,7 @@ from helpers.stacks import FUNCTIONS, TOLERANCES, check, close, mlp, with_functi
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sb3_trpo.networks.plain_network import _read_stack
+from sb3_trpo.networks.plain_network import read_stack
 
 dtypes = st.sampled_from(list(TOLERANCES))
 functions = st.sampled_from(list(FUNCTIONS))
@@ -32,13 +32,13 @@ def test_one_tensor_may_serve_two_layers_of_the_forward_pass():
     shared = nn.Linear(3, 3, dtype=th.float64)
     modules, x = nn.Sequential(shared, nn.Tanh(), shared), th.randn(5, 3, dtype=th.float64)
     with th.no_grad():
-        close(_read_stack(modules)(x), modules(x))
+        close(read_stack(modules)(x), modules(x))
 
 
 def test_other_tensors_make_another_stack_of_the_same_kind():
     th.manual_seed(0)
     one, other = (mlp([3, 4, 2], ["elu-0.5", "none"]) for _ in range(2))
-    stack, x = _read_stack(one), th.randn(5, 3, dtype=th.float64)
+    stack, x = read_stack(one), th.randn(5, 3, dtype=th.float64)
     moved = stack.with_tensors(list(other.parameters()))
     with th.no_grad():
         close(moved(x), other(x))
@@ -47,5 +47,5 @@ def test_other_tensors_make_another_stack_of_the_same_kind():
 
 def test_a_stack_with_a_convolution_is_not_dense():
     dense, image = mlp([3, 2], ["none"]), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 1))
-    assert _read_stack(dense).is_dense
-    assert not _read_stack(image).is_dense
+    assert read_stack(dense).is_dense
+    assert not read_stack(image).is_dense
