@@ -178,8 +178,8 @@ class Sequences(NamedTuple):
     The parts of a rollout between episode starts, laid side by side.
 
     Rows of the rollout are ordered by (step, env). Packed, they are ordered by their distance from the start of their part,
-    and then from the longest part to the shortest. So each step of all parts is a block of rows, for the first parts of the block
-    before.
+    and then from the longest part to the shortest. So the packed rows are blocks, one for each distance, and every block has
+    rows of the first parts of the block before.
 
     :param order: index of the row in the rollout, for each packed row
     :param counts: number of rows in each block

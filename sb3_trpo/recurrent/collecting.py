@@ -232,6 +232,7 @@ class RecurrentActingPolicy(ActingPolicy):
             self._n_valued = step
         for rows in (*self._of_actor, *self._of_critic, self._buffer.values):
             rows[step] = 0.0
+        self._step = step - 1
 
     def complete(self) -> None:
         """Fill in all that is missing, and give the states after the last step to the algorithm."""

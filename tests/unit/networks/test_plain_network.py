@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, read_stack, read_networks
+from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, read_networks, read_stack
 
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
 ACTIONS = [BOX_ACTION, spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)]
