@@ -7,9 +7,10 @@ and keeps something for every new shape. Symbols are those of ``lstm.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -60,10 +61,20 @@ class LstmStack:
         """Where the weights are."""
         return self.layers[0][0].device
 
+    def with_tensors(self, tensors: Sequence[th.Tensor]) -> LstmStack:
+        """
+        Build the same LSTM on other tensors.
+
+        :param tensors: like :attr:`tensors`
+        :return: the LSTM
+        """
+        remaining = iter(tensors)
+        return LstmStack(tuple(tuple(islice(remaining, len(layer))) for layer in self.layers))
+
     @th.no_grad()
     def on_cpu(self) -> LstmStack:
         """Copy the weights to the CPU."""
-        return LstmStack(tuple(tuple(tensor.to("cpu", copy=True) for tensor in layer) for layer in self.layers))
+        return self.with_tensors([tensor.to("cpu", copy=True) for tensor in self.tensors])
 
 
 class Gates:

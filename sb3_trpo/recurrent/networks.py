@@ -61,6 +61,11 @@ class RecurrentNetworks(NamedTuple):
         return self.critic_lstm is not None and self.critic_lstm is not self.actor_lstm
 
     @property
+    def policy_tensors(self) -> list[th.Tensor]:
+        """What the action distribution depends on."""
+        return [*self.actor_lstm.tensors, *self.networks.policy_tensors]
+
+    @property
     def lstm_tensors(self) -> list[th.Tensor]:
         """The weights of the LSTMs."""
         own = self.critic_lstm.tensors if self.critic_lstm is not None and self.has_own_lstm else []

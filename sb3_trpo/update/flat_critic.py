@@ -18,9 +18,9 @@ t       number of steps taken
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -37,6 +37,8 @@ from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import FeatureEpoch
 from sb3_trpo.update.critic import CriticFit, FitOutcome, fit_critic, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
+
+T = TypeVar("T")
 
 
 def trainable_part(critic: Stack, parameters: Iterable[nn.Parameter]) -> tuple[Stack, Stack] | None:
@@ -167,15 +169,61 @@ def fit_stack(
     def runner(n_rows: int) -> Runner:
         return PreallocatedRunner(copy, n_rows, gradient) if copy.is_dense else AllocatingRunner(copy, gradient)
 
+    def differentiate(minibatch: tuple[th.Tensor, th.Tensor], weight: float) -> WeightedErrors:
+        x, returns = minibatch
+        network = runner(len(x))
+        errors = weight * (network(x) - returns)
+        network.vjp(2.0 * errors)
+        return WeightedErrors(errors, weight * len(x))
+
+    return fit_by_adam(adam, epoch, differentiate, n_epochs, max_grad_norm, communicator, shard)
+
+
+class WeightedErrors(NamedTuple):
+    """
+    Differences between values and returns in a minibatch.
+
+    :param errors: the differences, 0 for padding
+    :param n: number of transitions, without padding
+    """
+
+    errors: th.Tensor
+    n: float
+
+
+@th.no_grad()
+def fit_by_adam(
+    adam: FlatAdam,
+    epoch: Callable[[], Iterable[T]],
+    differentiate: Callable[[T, float], WeightedErrors],
+    n_epochs: int,
+    max_grad_norm: float | None,
+    communicator: Communicator = ALONE,
+    shard: MinibatchShard | None = None,
+) -> CriticFit:
+    """
+    Regress values on the returns by steps of Adam on one flat vector.
+
+    After an exception or a non-finite result nothing has changed.
+
+    :param adam: the optimizer of the critic's parameters
+    :param epoch: yields the minibatches of one epoch
+    :param differentiate: ``(minibatch, weight) -> errors``, times the weight, at ``adam.theta``; writes the gradient of the
+        sum of their squares to ``adam.g``
+    :param n_epochs: number of epochs
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
+    :return: the record of the fit
+    """
     errors, sizes = list[th.Tensor](), list[float]()
     for _ in range(n_epochs):
-        for (x, returns), weight in weighted_minibatches(epoch(), shard):
-            network = runner(len(x))
-            errors.append(weight * (network(x) - returns))
-            sizes.append(weight * len(x))
-            network.vjp(2.0 * errors[-1])
+        for minibatch, weight in weighted_minibatches(epoch(), shard):
+            found, n = differentiate(minibatch, weight)
+            errors.append(found)
+            sizes.append(n)
             # The gradient of the sum, as the ranks' minibatches may differ in size: they are averaged together.
-            adam.g.copy_(communicator.mean(adam.g, sizes[-1]))
+            adam.g.copy_(communicator.mean(adam.g, n))
             if max_grad_norm:
                 adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
             adam.step()
