@@ -106,11 +106,9 @@ class RecurrentCritic:
         tensors = [*lstm.tensors, *layers.tensors]
         n_lstm = len(lstm.tensors)
         theta, gradient = unflatten(adam.theta, tensors), unflatten(adam.g, tensors)
-        self._g = adam.g
         self._lstm = lstm.with_tensors([view.detach().requires_grad_() for view in theta[:n_lstm]])
-        self._lstm_gradient = lstm.with_tensors(gradient[:n_lstm])
-        self._layers, self._layers_gradient = layers.with_tensors(theta[n_lstm:]), gradient[n_lstm:]
-        self._of_part = [th.zeros_like(tensor) for tensor in self._layers_gradient]
+        self._layers = layers.with_tensors(theta[n_lstm:])
+        self._gradient = gradient
 
     def differentiate(self, minibatch: Sequence[Sequences], weight: float) -> WeightedErrors:
         """
@@ -120,13 +118,20 @@ class RecurrentCritic:
         :param weight: factor of all errors
         :return: the errors
         """
-        self._g.zero_()
-        errors = [self._differentiate(part, weight) for part in minibatch]
+        errors = []
+        for index, part in enumerate(minibatch):
+            found, gradient = self._differentiate(part, weight)
+            errors.append(found)
+            for total, of_part in zip(self._gradient, gradient, strict=True):
+                if index == 0:
+                    total.copy_(of_part)
+                else:
+                    total.add_(of_part)
         return WeightedErrors(th.cat(errors), weight * sum(part.n for part in minibatch))
 
-    def _differentiate(self, part: Sequences, weight: float) -> th.Tensor:
-        """Compute the errors of one part, and add its part of the gradient."""
-        runs, h = [], part.x
+    def _differentiate(self, part: Sequences, weight: float) -> tuple[th.Tensor, list[th.Tensor]]:
+        """Compute the errors of one part, and its part of the gradient."""
+        runs, h = list[LayerRun](), part.x
         for index, weights in enumerate(self._lstm.layers):
             states = (state[index : index + 1] for state in part.states)
             runs.append(LayerRun((h.requires_grad_(index > 0), *states, *weights)))
@@ -134,19 +139,19 @@ class RecurrentCritic:
         latents = h.flatten(0, 1)
         kept = self._layers.forward(latents)
         errors = weight * part.weights * (kept.output - part.returns)
-        delta = self._layers.vjp(latents, kept, 2.0 * errors, self._of_part)
-        for total, found in zip(self._layers_gradient, self._of_part, strict=True):
-            total.add_(found)
-        self._add_vjp(runs, self._layers.vjp_features(latents, delta).view_as(h))
-        return errors
+        of_layers = [th.empty_like(tensor) for tensor in self._layers.tensors]
+        delta = self._layers.vjp(latents, kept, 2.0 * errors, of_layers)
+        dh = self._layers.vjp_features(latents, delta).view_as(h)
+        return errors, [*_vjp(runs, dh), *of_layers]
 
-    def _add_vjp(self, runs: Sequence[LayerRun], dh: th.Tensor | None) -> None:
-        """Add the part of the gradient that belongs to the LSTM, from the cotangent of its output."""
-        for run, gradient in zip(reversed(runs), reversed(self._lstm_gradient.layers), strict=True):
-            dh, _, _, *of_weights = run.vjp(dh, None)
-            for total, found in zip(gradient, of_weights, strict=True):
-                assert found is not None
-                total.add_(found)
+
+def _vjp(runs: Sequence[LayerRun], dh: th.Tensor | None) -> list[th.Tensor]:
+    """Compute the part of the gradient that belongs to the LSTM's weights, from the cotangent of its output."""
+    gradient: list[th.Tensor] = []
+    for run in reversed(runs):
+        dh, _, _, *of_weights = run.vjp(dh, None)
+        gradient = [*(each for each in of_weights if each is not None), *gradient]
+    return gradient
 
 
 def fit_recurrent_values(

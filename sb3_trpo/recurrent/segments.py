@@ -160,12 +160,11 @@ def padded_rows(segments: Sequence[Segment], is_rounded: bool = False) -> Padded
     :return: the rows and their weights
     """
     # Padding needs valid rows, for they are read and go through the network; weights of 0 remove them from all sums.
-    starts, lengths = np.array(segments).T
-    steps, n_rows = np.arange(lengths.max()), int(lengths.sum())
+    n_segments, n_steps = len(segments), max(length for _, length in segments)
     if is_rounded:
-        steps = np.arange(padded_size(len(steps)))
-        n_more = padded_size(len(starts)) - len(starts)
-        starts, lengths = np.pad(starts, (0, n_more), mode="edge"), np.pad(lengths, (0, n_more))
+        n_segments, n_steps = padded_size(n_segments), padded_size(n_steps)
+    starts, lengths = np.array([*segments, *[(segments[-1].start, 0)] * (n_segments - len(segments))]).T
+    steps = np.arange(n_steps)
     rows = (starts[:, None] + np.minimum(steps, np.maximum(lengths, 1)[:, None] - 1)).reshape(-1)
     weights = (steps < lengths[:, None]).astype(np.float32).reshape(-1)
-    return PaddedRows(rows, starts, weights, len(rows) - n_rows)
+    return PaddedRows(rows, starts, weights, len(rows) - int(lengths.sum()))

@@ -242,7 +242,7 @@ def test_grouping_changes_no_result_as_long_as_no_segment_is_cut(name):
     model, _ = variant(name, n_envs=3)
     longest = max(segment.length for segment in cut(model))
     sizes = {size: len(reader_of(model).chunks(1, size)) for size in (longest, 2 * longest, WHOLE)}
-    assert sizes[longest] > sizes[2 * longest] > sizes[WHOLE]
+    assert sizes[longest] > sizes[WHOLE] > 1
     whole = results_of(model, WHOLE)
     for size in sizes:
         th.testing.assert_close(results_of(model, size), whole, rtol=1e-8, atol=1e-10)
