@@ -49,3 +49,13 @@ def test_a_stack_with_a_convolution_is_not_dense():
     dense, image = mlp([3, 2], ["none"]), nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 1))
     assert read_stack(dense).is_dense
     assert not read_stack(image).is_dense
+
+
+def test_the_cotangent_of_the_features_is_autograds():
+    th.manual_seed(0)
+    modules, x = mlp([3, 4, 2], ["elu-0.5", "tanh"]), th.randn(5, 3, dtype=th.float64, requires_grad=True)
+    stack, u = read_stack(modules), th.randn(5, 2, dtype=th.float64)
+    (expected,) = th.autograd.grad(modules(x), x, u)
+    with th.no_grad():
+        delta = stack.vjp(x, stack.forward(x), u, [th.empty_like(tensor) for tensor in stack.tensors])
+        close(stack.vjp_features(x, delta), expected)
