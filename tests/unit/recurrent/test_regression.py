@@ -53,7 +53,7 @@ CASES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(CASES, st.integers(1, 2), st.sampled_from([3, 8, 100]), st.sampled_from([None, 0.5]), st.booleans())
 def test_a_fit_is_the_general_one(case, n_layers, batch_size, max_grad_norm, has_bias):
     env = vec_env(case["n_envs"], p_end=case["p_end"])
