@@ -5,7 +5,7 @@ A segment is the part of one episode of one environment that lies in the rollout
 acting policy had there, or zeros where the episode starts. From there on, the state is recomputed by the policy that is being
 evaluated, so that gradients reach back through the whole segment.
 
-An LSTM runs over the segments of a group in parallel, padded to the same length. Padding has weight 0, and every mean is
+An LSTM runs over the segments of a group in parallel, padded to the same length, which is one of few. Padding has weight 0, and every mean is
 ``sum(w x) / sum(w)``, so neither the grouping nor the padding changes a result beyond rounding.
 """
 
@@ -93,7 +93,8 @@ def grouped_by_length(segments: Sequence[Segment], size: int) -> list[list[Segme
     A group takes time for the call, for each of its steps, and for each of its rows, padding included.
 
     :param segments: the segments, at least one
-    :param size: maximum number of rows per group, padding included; a longer segment forms a group alone
+    :param size: maximum number of rows per group, padding included but not what :func:`padded_rows` adds by rounding; a longer
+        segment forms a group alone
     :return: the groups, longest segments first
     """
     ordered = sorted(segments, key=lambda segment: -segment.length)
