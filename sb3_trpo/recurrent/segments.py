@@ -5,8 +5,8 @@ A segment is the part of one episode of one environment that lies in the rollout
 acting policy had there, or zeros where the episode starts. From there on, the state is recomputed by the policy that is being
 evaluated, so that gradients reach back through the whole segment.
 
-An LSTM runs over the segments of a group in parallel, padded to the same length, which is one of few. Padding has weight 0, and every mean is
-``sum(w x) / sum(w)``, so neither the grouping nor the padding changes a result beyond rounding.
+An LSTM runs over the segments of a group in parallel, padded to the same length, which is one of few. Padding has
+weight 0, and every mean is ``sum(w x) / sum(w)``, so neither the grouping nor the padding changes a result beyond rounding.
 """
 
 from __future__ import annotations
