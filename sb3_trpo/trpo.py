@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from torch import nn
 
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.trust_region import Outcome
@@ -22,11 +23,11 @@ from sb3_trpo.rollouts.validation import require_finite
 from sb3_trpo.settings import Scheduled, explains_unknown_keywords
 from sb3_trpo.training_loop import TrainingLoop
 from sb3_trpo.update.advice import warn_about_mismatch
-from sb3_trpo.update.critic import FitOutcome
+from sb3_trpo.update.critic import CriticFit, FitOutcome, FitSettings
 from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
 from sb3_trpo.update.flat_critic import fit_values
 from sb3_trpo.update.modes import critic_mode, update_statistics
-from sb3_trpo.update.parameter_split import ParameterSplit, split_of
+from sb3_trpo.update.parameter_split import ParameterSplit, PolicyTensors, split_of
 from sb3_trpo.update.policy_step import PolicyStepSettings, policy_step
 from sb3_trpo.update.surrogate import MISMATCH
 
@@ -175,10 +176,14 @@ class TRPO(TrainingLoop):
         check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
         now, batch = self._evaluate_schedules(), RolloutBatch([self.rollout_buffer], self.rollout_reader)
         networks = read_networks(self.policy, self.distribution_kinds)
-        split = split_of(self.policy, networks, batch, self.chunk_size, self._communicator, self.distribution_kinds)
+        split = self._split(networks, batch)
         self._improve_policy(batch, networks, split, now)
         self._fit_critic(batch, networks, split)
         self._finish_update(batch)
+
+    def _split(self, networks: PolicyTensors | None, batch: RolloutBatch) -> ParameterSplit:
+        """Find out what the action distribution depends on."""
+        return split_of(self.policy, networks, batch, self.chunk_size, self._communicator, self.distribution_kinds)
 
     def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
         """Take one trust-region step."""
@@ -197,10 +202,16 @@ class TRPO(TrainingLoop):
         """Regress the values on the returns, in parameters that the policy does not depend on."""
         parameters, settings = list(split.critic.values()), (self.n_critic_updates, self.batch_size, self.max_grad_norm)
         with critic_mode(self.policy), timed(self.logger, "time/critic_seconds"):
-            fit = fit_values(self.policy, networks, parameters, batch, *settings, self._communicator)
+            fit = self._fit_values(networks, parameters, batch, settings)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}", fit.outcome.value)
         record(self.logger, critic_diagnostics(fit))
+
+    def _fit_values(
+        self, networks: Networks | None, parameters: list[nn.Parameter], batch: RolloutBatch, settings: FitSettings
+    ) -> CriticFit:
+        """Fit the critic, in whichever way is the fastest for it."""
+        return fit_values(self.policy, networks, parameters, batch, *settings, self._communicator)
 
     def _finish_update(self, batch: RolloutBatch) -> None:
         """Update running statistics such as batch norm's, and record what concerns the update as a whole."""

@@ -139,15 +139,18 @@ class LayerRun:
         dx, dh_0, dc_0, *d_weights = v
         dh = th.zeros_like(h_0[0]) if dh_0 is None else dh_0[0]
         dc = th.zeros_like(c_0[0]) if dc_0 is None else dc_0[0]
-        da, slopes, r_t = self._gate_tangents(dx, *d_weights), self._slopes, r.t()
-        n = 3 * h_0.shape[2]  # where o begins: i, f and g act through c, o acts on h directly
-        steps = []
-        for da_t, of_gates, of_previous_c, of_c in zip(da, slopes.of_gates, slopes.of_previous_c, slopes.of_c, strict=True):
-            scaled = of_gates * th.addmm(da_t, dh, r_t)
-            dc = th.addcmul(scaled[:, :n].unflatten(1, (3, -1)).sum(1), of_previous_c, dc)
-            dh = th.addcmul(scaled[:, n:], of_c, dc)
-            steps.append(dh)
-        return th.stack(steps), dc[None]
+        da, r_t = self._gate_tangents(dx, *d_weights), r.t()
+        gates = da.view(*da.shape[:2], 4, -1)
+        through_c, direct = gates[:, :, :3], gates[:, :, 3]  # i, f and g act through c, o acts on h directly
+        tangents = th.empty_like(self._h)
+        # The views are made once for all steps: a step has little arithmetic, and calls would take most of its time.
+        _, of_gates, of_previous_c, of_c = self._slopes
+        for parts in zip(da, of_gates, through_c, direct, of_previous_c, of_c, tangents, strict=True):
+            da_t, of_gates_t, through_c_t, direct_t, of_previous_c_t, of_c_t, dh_t = parts
+            da_t.addmm_(dh, r_t).mul_(of_gates_t)
+            dc = th.addcmul(through_c_t.sum(1), of_previous_c_t, dc)
+            dh = th.addcmul(direct_t, of_c_t, dc, out=dh_t)
+        return tangents, dc[None]
 
 
 class _Layer(th.autograd.Function):

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, cast
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
@@ -110,9 +110,9 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     :return: the networks on the policy's own tensors, or ``None``
     """
     kind = find_kind(policy.action_dist, kinds)
-    if kind is None or not _computes_as_known(policy, kind):
+    if kind is None or not computes_as_known(policy, kind.policies, KNOWN_METHODS):
         return None
-    if any(map(_is_altered, policy.modules())) or is_patched(policy.action_dist):
+    if any(map(is_altered, policy.modules())) or is_patched(policy.action_dist):
         return None
     head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
     actor, critic = _read_stacks(policy)
@@ -120,23 +120,34 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
         return None
     if head.needs_last_hidden:
         actor = actor.with_last_input()
-    takes_vectors = _takes_vectors(policy)
-    features = _as_floats if takes_vectors else _read_features(policy, _reads_images(actor))
+    features, takes_vectors = features_of(policy, _reads_images(actor))
     networks = Networks(features, takes_vectors, actor, head, critic)
-    return networks if _are_uniform([*networks.policy_tensors, *critic.tensors]) else None
+    return networks if are_uniform([*networks.policy_tensors, *critic.tensors]) else None
 
 
-def _computes_as_known(policy: ActorCriticPolicy, kind: DistributionKind) -> bool:
-    """Check that the policy calls its parts as SB3's do."""
+def computes_as_known(policy: ActorCriticPolicy, classes: Sequence[type[BasePolicy]], methods: Sequence[str]) -> bool:
+    """
+    Check that a policy calls its parts as a known one does.
+
+    :param policy: the policy
+    :param classes: known policies
+    :param methods: names of the methods that one of them must have in common with the policy
+    :return: whether nothing but the parts is left to look at
+    """
     own = type(policy)
-    inherits = any(all(getattr(own, name) is getattr(known, name) for name in KNOWN_METHODS) for known in kind.policies)
+    inherits = any(all(getattr(own, name) is getattr(known, name, None) for name in methods) for known in classes)
     shared, actor, critic = policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor
     is_shared = shared is actor is critic or not policy.share_features_extractor
     return inherits and is_shared and not has_global_module_hooks()
 
 
-def _is_altered(module: nn.Module) -> bool:
-    """Check for anything that changes what a module computes without changing its type."""
+def is_altered(module: nn.Module) -> bool:
+    """
+    Check for anything that changes what a module computes without changing its type.
+
+    :param module: the module
+    :return: whether there is anything
+    """
     return is_hooked_or_compiled(module) or is_patched(module)
 
 
@@ -196,6 +207,18 @@ def _reads_images(stack: Stack) -> bool:
     return isinstance(stack.layers[0].affine, Convolution)
 
 
+def features_of(policy: ActorCriticPolicy, are_images: bool = False) -> tuple[Features, bool]:
+    """
+    Read what a policy does before its first layer.
+
+    :param policy: the policy
+    :param are_images: whether the first layer is a convolution
+    :return: the function, and whether its results are the numbers of the observation, unchanged
+    """
+    takes_vectors = _takes_vectors(policy)
+    return (_as_floats if takes_vectors else _read_features(policy, are_images)), takes_vectors
+
+
 def _takes_vectors(policy: ActorCriticPolicy) -> bool:
     """Check that SB3's preprocessing has nothing to do: no image to scale, no choice to encode, no matrix to flatten."""
     space = policy.observation_space
@@ -233,15 +256,36 @@ def _read_features(policy: ActorCriticPolicy, are_images: bool) -> Features:
     return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
 
 
+def extracts_numbers(policy: ActorCriticPolicy) -> bool:
+    """
+    Check that features are nothing but the numbers of an observation, as SB3's preprocessing returns them.
+
+    :param policy: the policy
+    :return: whether its extractors only flatten and concatenate
+    """
+    pair: list[Any] = [policy.pi_features_extractor, policy.vf_features_extractor]
+    if all(type(extractor) is CombinedExtractor for extractor in pair):
+        return _only_concatenate(*pair)
+    return all(type(extractor) is FlattenExtractor and _flattens(extractor.flatten) for extractor in pair)
+
+
+def _flattens(module: nn.Module) -> bool:
+    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
+
+
 def _only_concatenate(actor: Any, critic: Any) -> bool:
     """Check that CombinedExtractors read the same entries of the observation, in the same order, and none by convolutions."""
     parts = [*actor.extractors.values(), *critic.extractors.values()]
-    only_flatten = all(type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1) for part in parts)
-    return only_flatten and list(actor.extractors) == list(critic.extractors)
+    return list(actor.extractors) == list(critic.extractors) and all(map(_flattens, parts))
 
 
-def _are_uniform(tensors: list[th.Tensor]) -> bool:
-    """Check for plain parameters of one type and device, without hooks on their gradients."""
+def are_uniform(tensors: list[th.Tensor]) -> bool:
+    """
+    Check for plain parameters of one type and device, without hooks on their gradients.
+
+    :param tensors: the tensors, at least one
+    :return: whether all of them are
+    """
     first = tensors[0]
     return all(
         type(tensor) is nn.Parameter

@@ -133,7 +133,7 @@ class Stack:
         assert tangent is not None
         return tangent
 
-    def vjp(self, x: th.Tensor, intermediates: Intermediates, u: th.Tensor, out: Sequence[th.Tensor]) -> None:
+    def vjp(self, x: th.Tensor, intermediates: Intermediates, u: th.Tensor, out: Sequence[th.Tensor]) -> th.Tensor:
         """
         Compute ``J^T u``, summed over the batch, by backpropagation.
 
@@ -141,16 +141,30 @@ class Stack:
         :param intermediates: what it kept
         :param u: shape ``(n, n_outputs)``
         :param out: tensors like :attr:`tensors`, to write the result to
+        :return: derivative of ``u^T h`` in a of the first layer, for :meth:`vjp_features`
         """
         inputs = [x, *intermediates.hidden]
         rows = list(zip(self.layers, inputs, intermediates.slope_inputs, self.by_layer(out), strict=True))
+        delta = u
         for layer, x_l, kept, (dw, db) in reversed(rows):
             delta = layer.activation.times_slope(u, kept)
             layer.affine.vjp_weight(delta, x_l, dw)
             if db is not None:
                 layer.affine.vjp_bias(delta, db)
-            if layer is not self.layers[0]:  # features are not differentiated
+            if layer is not self.layers[0]:  # few need the cotangent of the features
                 u = layer.affine.vjp_input(delta, x_l, layer.weight)
+        return delta
+
+    def vjp_features(self, x: th.Tensor, delta: th.Tensor) -> th.Tensor:
+        """
+        Differentiate ``u^T h`` in the features.
+
+        :param x: the features
+        :param delta: the result of :meth:`vjp`
+        :return: a tensor like the features
+        """
+        first = self.layers[0]
+        return first.affine.vjp_input(delta, x, first.weight)
 
     def with_last_input(self) -> Stack:
         """

@@ -84,29 +84,39 @@ class SegmentReader(RolloutReader):
         return Chunks([partial(self.read, group) for group in groups], self.advantages[rows_of(segments)])
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
-        """Shuffle the segments, and start a new minibatch whenever a segment ends beyond the next multiple of its size."""
+        """Read the minibatches of segments."""
+        for segments in self.shuffled_segments(batch_size):
+            yield [self.read(group) for group in grouped_by_length(segments, batch_size)]
+
+    def shuffled_segments(self, batch_size: int) -> Iterator[list[Segment]]:
+        """
+        Shuffle the segments, and start a new minibatch whenever one ends beyond the next multiple of the size.
+
+        :param batch_size: transitions per minibatch, about
+        :return: the segments of each minibatch
+        """
         segments = self._segments(batch_size)
         order = np.random.permutation(len(segments))
         ends = np.cumsum([segments[index].length for index in order])
         starts_minibatch = np.diff((ends - 1) // batch_size)  # no minibatch is empty, for no segment is longer than one
         for part in np.split(order, np.flatnonzero(starts_minibatch) + 1):
-            groups = grouped_by_length([segments[index] for index in part], batch_size)
-            yield [self.read(group) for group in groups]
+            yield [segments[index] for index in part]
 
     def spread_inputs(self, n: int) -> PolicyInputs:
         """Read every k-th transition, with the LSTM state that the acting policy had there."""
         stride = math.ceil(self.n_transitions / n)
-        return self.read([Segment(row, 1) for row in range(0, self.n_transitions, stride)]).inputs
+        return self.read([Segment(row, 1) for row in range(0, self.n_transitions, stride)], is_rounded=False).inputs
 
-    def read(self, segments: Sequence[Segment]) -> Transitions:
+    def read(self, segments: Sequence[Segment], is_rounded: bool = True) -> Transitions:
         """
         Read segments, padded to the same length.
 
         :param segments: the segments, at least one
+        :param is_rounded: whether to pad to one of few lengths and numbers of segments
         :return: their transitions, segment after segment, shape ``(n_segments * longest,)``
         """
         buffer = self._buffer
-        rows, starts, weights, n_padding = padded_rows(segments)
+        rows, starts, weights, n_padding = padded_rows(segments, is_rounded)
         return Transitions(
             inputs=self._inputs(rows, starts),
             actions=actions_for_log_prob(buffer.to_torch(buffer.actions[rows].astype(np.float32)), buffer.action_space),
@@ -120,6 +130,22 @@ class SegmentReader(RolloutReader):
     def _segments(self, longest: int) -> list[Segment]:
         return segments_of(self._buffer.episode_starts.reshape(-1), self._buffer.buffer_size, longest)
 
+    def _states(self, kept: np.ndarray, rows: np.ndarray | slice) -> th.Tensor:
+        """Arrange states before some rows as an LSTM expects them, zero where episodes start; cuDNN needs contiguous ones."""
+        # Where an episode starts, the buffer holds the state in which the one before ended.
+        continues = 1.0 - self._buffer.episode_starts[rows].reshape(1, -1, 1)
+        return th.as_tensor(np.ascontiguousarray(kept[rows].swapaxes(0, 1) * continues), device=self._buffer.device)
+
+    def critic_states(self) -> tuple[th.Tensor, th.Tensor]:
+        """Read the critic's h and c before all rows, zero where episodes start, shape ``(n_layers, n_rows, n_hidden)``."""
+        everywhere = slice(None)
+        h, c = self._buffer.hidden_states_vf, self._buffer.cell_states_vf
+        return self._states(h, everywhere), self._states(c, everywhere)
+
+    def all_observations(self) -> PyTorchObs:
+        """Read the observations of all rows."""
+        return obs_as_tensor(self._buffer.observations, self._buffer.device)
+
     def _inputs(self, rows: np.ndarray, starts: np.ndarray) -> PolicyInputs:
         """
         Read what the policy acted on.
@@ -129,16 +155,9 @@ class SegmentReader(RolloutReader):
         :return: the inputs, on the buffer's device
         """
         buffer = self._buffer
-        # Where an episode starts, the buffer holds the state in which the one before ended.
-        continues = 1.0 - buffer.episode_starts[starts].reshape(1, -1, 1)
-
-        def state(kept: np.ndarray) -> th.Tensor:
-            """Arrange initial states as the LSTM expects them, zero where episodes start; cuDNN needs contiguous ones."""
-            return th.as_tensor(np.ascontiguousarray(kept[starts].swapaxes(0, 1) * continues), device=buffer.device)
-
         states = RNNStates(
-            (state(buffer.hidden_states_pi), state(buffer.cell_states_pi)),
-            (state(buffer.hidden_states_vf), state(buffer.cell_states_vf)),
+            (self._states(buffer.hidden_states_pi, starts), self._states(buffer.cell_states_pi, starts)),
+            (self._states(buffer.hidden_states_vf, starts), self._states(buffer.cell_states_vf, starts)),
         )
         observations = obs_as_tensor(map_parts(itemgetter(rows), buffer.observations), buffer.device)
         return SegmentInputs(observations, states, th.zeros(len(rows), device=buffer.device))

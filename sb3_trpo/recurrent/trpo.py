@@ -12,11 +12,15 @@ from typing import Any, ClassVar
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import BasePolicy
+from torch import nn
 
 from sb3_trpo.contrib_base import ContribTRPO
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.maskable.trpo import MaskableTRPO
+from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.recurrent.buffers import MaskableRecurrentDictRolloutBuffer, MaskableRecurrentRolloutBuffer
+from sb3_trpo.recurrent.collecting import MaskedRecurrentActingPolicy, RecurrentActingPolicy
+from sb3_trpo.recurrent.networks import read_recurrent_networks
 from sb3_trpo.recurrent.policies import (
     CnnLstmPolicy,
     MaskableCnnLstmPolicy,
@@ -27,7 +31,12 @@ from sb3_trpo.recurrent.policies import (
     MultiInputLstmPolicy,
 )
 from sb3_trpo.recurrent.reader import MaskedSegmentReader, SegmentReader, fresh_states
+from sb3_trpo.recurrent.regression import fit_recurrent_values
+from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.rollouts.collection.fast_collector import ActingPolicies
 from sb3_trpo.rollouts.reader import RolloutReader
+from sb3_trpo.update.critic import CriticFit, FitSettings
+from sb3_trpo.update.parameter_split import ParameterSplit, PolicyTensors
 
 with needs(*CONTRIB):
     from sb3_contrib import RecurrentPPO
@@ -56,12 +65,23 @@ class RecurrentTRPO(ContribTRPO):
         RecurrentDictRolloutBuffer,
     )
     rollout_reader: ClassVar[type[RolloutReader]] = SegmentReader
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(buffer_classes, RecurrentActingPolicy)
     policy: RecurrentActorCriticPolicy
     _general_loop = RecurrentPPO.collect_rollouts  # carries the LSTM states along, and uses nothing that is PPO's
 
     def _setup_model(self) -> None:
         super()._setup_model()
         self._last_lstm_states = fresh_states(self.policy, self.n_envs)
+
+    def _split(self, networks: PolicyTensors | None, batch: RolloutBatch) -> ParameterSplit:
+        return super()._split(networks or read_recurrent_networks(self.policy, self.distribution_kinds), batch)
+
+    def _fit_values(
+        self, networks: Networks | None, parameters: list[nn.Parameter], batch: RolloutBatch, settings: FitSettings
+    ) -> CriticFit:
+        recurrent = read_recurrent_networks(self.policy, self.distribution_kinds)  # again, for dropout is switched on now
+        fit = recurrent and fit_recurrent_values(self.policy, recurrent, parameters, batch, *settings, self._communicator)
+        return fit or super()._fit_values(networks, parameters, batch, settings)
 
     def _buffer_settings(self, n_steps: int) -> dict[str, Any]:
         n_layers, _, n_hidden = self.policy.lstm_hidden_state_shape
@@ -86,6 +106,7 @@ class MaskableRecurrentTRPO(MaskableTRPO, RecurrentTRPO):
         MaskableRecurrentDictRolloutBuffer,
     )
     rollout_reader: ClassVar[type[RolloutReader]] = MaskedSegmentReader
+    acting_policies: ClassVar[ActingPolicies] = dict.fromkeys(buffer_classes, MaskedRecurrentActingPolicy)
 
     def predict(
         self,

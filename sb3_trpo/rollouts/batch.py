@@ -25,22 +25,23 @@ class RolloutBatch:
     """
 
     def __init__(self, buffers: Sequence[RolloutBuffer], reader: type[RolloutReader]) -> None:
-        self._readers = [reader(buffer) for buffer in buffers]
+        self.readers = [reader(buffer) for buffer in buffers]
+        """One for each rollout."""
 
     @property
     def n_transitions(self) -> int:
         """Number of transitions, without padding."""
-        return sum(reader.n_transitions for reader in self._readers)
+        return sum(reader.n_transitions for reader in self.readers)
 
     @property
     def values(self) -> np.ndarray:
         """Values that the critic gave while the rollouts were collected, shape ``(n_transitions,)``."""
-        return np.concatenate([reader.values for reader in self._readers])
+        return np.concatenate([reader.values for reader in self.readers])
 
     @property
     def returns(self) -> np.ndarray:
         """Lambda-returns, shape ``(n_transitions,)``."""
-        return np.concatenate([reader.returns for reader in self._readers])
+        return np.concatenate([reader.returns for reader in self.readers])
 
     def chunks(self, every: int, size: int) -> Chunks:
         """
@@ -50,7 +51,7 @@ class RolloutBatch:
         :param size: maximum number of transitions per chunk, padding included
         :return: the chunks, with the advantages as they were estimated
         """
-        return Chunks.joined([reader.chunks(every, size) for reader in self._readers])
+        return Chunks.joined([reader.chunks(every, size) for reader in self.readers])
 
     def minibatches(self, batch_size: int) -> Iterator[Minibatch]:
         """
@@ -59,7 +60,7 @@ class RolloutBatch:
         :param batch_size: transitions per minibatch
         :return: the minibatches; their order is drawn from NumPy's generator
         """
-        return chain.from_iterable(reader.minibatches(batch_size) for reader in self._readers)
+        return chain.from_iterable(reader.minibatches(batch_size) for reader in self.readers)
 
     def feature_epoch(self, features: Features, is_costly: bool, batch_size: int) -> FeatureEpoch | None:
         """
@@ -70,7 +71,7 @@ class RolloutBatch:
         :param batch_size: transitions per minibatch
         :return: starts an epoch when called; ``None`` if the critic's value depends on more than an observation
         """
-        epochs = [reader.feature_epoch(features, is_costly, batch_size) for reader in self._readers]
+        epochs = [reader.feature_epoch(features, is_costly, batch_size) for reader in self.readers]
         prepared = [epoch for epoch in epochs if epoch is not None]
         return None if len(prepared) < len(epochs) else lambda: chain.from_iterable(epoch() for epoch in prepared)
 
@@ -81,4 +82,4 @@ class RolloutBatch:
         :param n: maximum number of states
         :return: the inputs, without padding
         """
-        return self._readers[-1].spread_inputs(n)
+        return self.readers[-1].spread_inputs(n)

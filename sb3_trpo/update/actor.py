@@ -23,7 +23,7 @@ from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
 from sb3_trpo.networks.forward_mode import are_adjoint, forward_jvp
 from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.prepared_products import PreparedProducts, Workspace
+from sb3_trpo.networks.prepared.products import PreparedProducts, Workspace
 from sb3_trpo.networks.stack import Intermediates
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearization, Outputs, linearize, vjp_of

@@ -18,6 +18,9 @@ from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard, mean_gradients, weighted_minibatches
 from sb3_trpo.rollouts.reader import Minibatch
 
+FitSettings = tuple[int, int, float | None]
+"""Epochs, transitions per minibatch of all ranks together, and the bound on the norm of the gradient."""
+
 
 class FitOutcome(Enum):
     """How a critic fit ended."""

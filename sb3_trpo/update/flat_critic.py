@@ -18,9 +18,9 @@ t       number of steps taken
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -28,9 +28,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.networks.array_runner import ArrayRunner, pays_by_arrays
 from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner, Runner
+from sb3_trpo.networks.prepared.array_runner import ArrayRunner, pays_by_arrays
+from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner, Runner
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
@@ -39,6 +39,8 @@ from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import FeatureEpoch
 from sb3_trpo.update.critic import CriticFit, FitOutcome, fit_critic, mean_loss
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
+
+T = TypeVar("T")
 
 
 def trainable_part(critic: Stack, parameters: Iterable[nn.Parameter]) -> tuple[Stack, Stack] | None:
@@ -165,14 +167,62 @@ def fit_stack(
     # Views into the flat vectors: runners read theta and write g without copying.
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
     runner = cache(partial(_runner, copy, gradient))  # one for whole minibatches, one for a shorter last one
+
+    def differentiate(minibatch: tuple[th.Tensor, th.Tensor], weight: float) -> WeightedErrors:
+        x, returns = minibatch
+        network = runner(len(x))
+        errors = weight * (network(x) - returns)
+        network.vjp(2.0 * errors)
+        return WeightedErrors(errors, weight * len(x))
+
+    return fit_by_adam(adam, epoch, differentiate, n_epochs, max_grad_norm, communicator, shard)
+
+
+class WeightedErrors(NamedTuple):
+    """
+    Differences between values and returns in a minibatch.
+
+    :param errors: the differences, 0 for padding
+    :param n: number of transitions, without padding
+    """
+
+    errors: th.Tensor
+    n: float
+
+
+@th.no_grad()
+def fit_by_adam(
+    adam: FlatAdam,
+    epoch: Callable[[], Iterable[T]],
+    differentiate: Callable[[T, float], WeightedErrors],
+    n_epochs: int,
+    max_grad_norm: float | None,
+    communicator: Communicator = ALONE,
+    shard: MinibatchShard | None = None,
+) -> CriticFit:
+    """
+    Regress values on the returns by steps of Adam on one flat vector.
+
+    After an exception or a non-finite result nothing has changed.
+
+    :param adam: the optimizer of the critic's parameters
+    :param epoch: yields the minibatches of one epoch
+    :param differentiate: ``(minibatch, weight) -> errors``, times the weight, at ``adam.theta``; writes the gradient of the
+        sum of their squares to ``adam.g``
+    :param n_epochs: number of epochs
+    :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
+    :param communicator: connects the ranks, which have different minibatches and take the same steps
+    :param shard: this rank's part of the minibatches, ``None`` for all of them
+    :return: the record of the fit
+    """
     errors, sizes = list[th.Tensor](), list[float]()
     with np.errstate(all="ignore"):  # whether a fit has diverged shows in its result
         for _ in range(n_epochs):
-            for (x, returns), weight in weighted_minibatches(epoch(), shard):
-                network = runner(len(x))
-                errors.append(weight * (network(x) - returns))
-                sizes.append(weight * len(x))
-                _gradient(network, errors[-1], sizes[-1], adam.g, communicator)
+            for minibatch, weight in weighted_minibatches(epoch(), shard):
+                found, n = differentiate(minibatch, weight)
+                errors.append(found)
+                sizes.append(n)
+                _average(adam.g, n, communicator)
                 if max_grad_norm:
                     adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
                 adam.step()
@@ -190,13 +240,12 @@ def _runner(critic: Stack, gradient: Sequence[th.Tensor], n_rows: int) -> Runner
     return PreallocatedRunner(critic, n_rows, gradient) if critic.is_dense else AllocatingRunner(critic, gradient)
 
 
-def _gradient(network: Runner, errors: th.Tensor, n: float, g: th.Tensor, communicator: Communicator) -> None:
-    """Write the gradient of the mean squared error to g, which the network writes ``J^T u`` to: the mean over all ranks."""
+def _average(total: th.Tensor, n: float, communicator: Communicator) -> None:
+    """Average a sum over this rank's transitions over those of all ranks, whose minibatches may differ in size; in place."""
     if communicator.size == 1:
-        network.vjp(errors * (2.0 / n))
-    else:  # the sum first, as the ranks' minibatches may differ in size
-        network.vjp(2.0 * errors)
-        g.copy_(communicator.mean(g, n))
+        total.div_(n)
+    else:
+        total.copy_(communicator.mean(total, n))
 
 
 def _totals(errors: list[th.Tensor]) -> th.Tensor:

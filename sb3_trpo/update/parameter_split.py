@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -20,7 +20,6 @@ from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 from sb3_trpo.networks.double_backward import twice_differentiable
-from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.flat import assign
 from sb3_trpo.numerics.gauss_newton import Outputs
 from sb3_trpo.parallel.communicator import ALONE, Communicator
@@ -31,6 +30,15 @@ from sb3_trpo.update.modes import evaluation_mode
 
 ParametersAt = Callable[[PolicyInputs], Outputs]
 """Computes z, the parameters of the policy's distribution, at some states."""
+
+
+class PolicyTensors(Protocol):
+    """A policy whose structure is known."""
+
+    @property
+    def policy_tensors(self) -> list[th.Tensor]:
+        """What the action distribution depends on."""
+        ...
 
 
 class ParameterSplit(NamedTuple):
@@ -77,7 +85,7 @@ class ParameterSplit(NamedTuple):
 
 def split_of(
     policy: ActorCriticPolicy,
-    networks: Networks | None,
+    networks: PolicyTensors | None,
     batch: RolloutBatch | Sequence[PolicyInputs],
     chunk_size: int | None = None,
     communicator: Communicator = ALONE,
@@ -87,7 +95,7 @@ def split_of(
     Split the trainable parameters of a policy; done at every update, because users freeze and replace parts in between.
 
     :param policy: the actor-critic policy
-    :param networks: its networks if it is a plain stack, which then show the split
+    :param networks: its networks if they are known, which then show the split
     :param batch: the rollout in which to look for it otherwise, or some states if there is no rollout yet
     :param chunk_size: number of states to look at together, ``None`` to choose by observation size
     :param communicator: connects the ranks, each of which has its own rollout
@@ -139,7 +147,7 @@ def split_parameters(
     )
 
 
-def split_by_structure(policy: ActorCriticPolicy, networks: Networks) -> ParameterSplit:
+def split_by_structure(policy: ActorCriticPolicy, networks: PolicyTensors) -> ParameterSplit:
     """
     Split the trainable parameters of a policy with known networks, without running it.
 

@@ -130,7 +130,7 @@ def policy_step(
             fisher_chunks=fisher_chunks,
             ent_coef=settings.ent_coef,
             mean=communicator.mean,
-            are_few=2 * batch.n_transitions <= size,  # twice, because up to half of a chunk may be padding
+            are_few=2 * batch.n_transitions <= size,  # twice, because of the padding between segments
             # An error up to this one is harmless even if all of it is rounding, so its cause need not be found.
             tolerance=min(MISMATCH, math.sqrt(ROUNDING_SHARE * settings.target_kl)),
         )

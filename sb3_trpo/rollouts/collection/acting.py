@@ -8,42 +8,30 @@ and what its actor returned.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.distributions.base import NAN_ADVICE
-from sb3_trpo.networks.plain_network import Networks
+from sb3_trpo.distributions.base import NAN_ADVICE, DistributionKind
+from sb3_trpo.networks.plain_network import Networks, read_networks
+from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.weight_watch import WeightWatch
+from sb3_trpo.rollouts.collection.buffer_rows import array_pairs, arrays_of, merged, per_state, restored, stacked
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
-from sb3_trpo.rollouts.collection.step_actor import CPU, ImageActor, VectorActor, step_actor
+from sb3_trpo.rollouts.collection.step_actor import CPU, ImageActor, Prepared, VectorActor, row_runner, step_actor
+from sb3_trpo.rollouts.collection.truncation import TruncatedEpisode, truncated_episodes
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
-from sb3_trpo.rollouts.validation import require_finite_end, truncated_observation
-
-
-class TruncatedEpisode(NamedTuple):
-    """
-    An episode that a time limit cut off. Its last reward still lacks the bootstrapped value.
-
-    :param step: index of its last step in the rollout
-    :param env_index: index of the environment
-    :param last_observation: the observation after that step, in the plain space
-    """
-
-    step: int
-    env_index: int
-    last_observation: Any
 
 
 class ActingPolicy:
@@ -58,12 +46,15 @@ class ActingPolicy:
     :param env: the training environments
     """
 
+    late_names: ClassVar[tuple[str, ...]] = ("obs_tensor", "values", "log_probs")
+    """Variables of SB3's loop that are computed only if a callback reads them, which few do."""
+
     def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: RolloutEnv) -> None:
         self._algorithm = algorithm
         self._networks = networks
         self._buffer = buffer
         self._env = env
-        self._watch = WeightWatch(algorithm.policy, [*networks.policy_tensors, *networks.critic.tensors])
+        self._watch = WeightWatch(algorithm.policy, self._weights())
         self._action_shape = (buffer.n_envs, *algorithm.policy.action_space.shape)  # type: ignore[misc]  # never a Dict
         # What the actor returned at each step, and the parameters of its distribution that no network computes (log_std): the
         # log-probabilities are computed from these, without evaluating the actor again. A callback may change them meanwhile.
@@ -76,6 +67,21 @@ class ActingPolicy:
         self._truncated: list[TruncatedEpisode] = []
         self.extra_locals: dict[str, Any] = {}
         """Variables of the present step for callbacks, in addition to those of SB3's loop."""
+
+    @classmethod
+    def read(cls, policy: ActorCriticPolicy, kinds: Sequence[DistributionKind]) -> Any:
+        """
+        Read a policy's networks.
+
+        :param policy: the policy
+        :param kinds: known kinds of distributions
+        :return: what the constructor takes as networks; ``None`` if this class cannot act for the policy
+        """
+        return read_networks(policy, kinds)
+
+    def _weights(self) -> list[th.Tensor]:
+        """List everything that actions and values depend on."""
+        return [*self._networks.policy_tensors, *self._networks.critic.tensors]
 
     def __enter__(self) -> ActingPolicy:
         """Get ready to act."""
@@ -95,12 +101,16 @@ class ActingPolicy:
         """
         self._copy = self._networks.copied_to(self._device)
         acting = self._networks if self._networks.actor.tensors[0].device == self._device else self._copy
-        self._actor = step_actor(acting, self._buffer.n_envs)
+        self._actor = step_actor(acting, self._buffer.n_envs, self._runner)
         head = acting.head.with_parameters([tensor.to(CPU) for tensor in acting.head.parameters])
         self._sampler = head.sampler(th.from_numpy(self._actor.output))
         present = [tensor.detach().numpy() for tensor in head.parameters]
         self._head_rows = list(zip(self._head_parameters, present, strict=True))
         self._watch.start()
+
+    def _runner(self, actor: Stack) -> Prepared:
+        """Make what runs a dense actor on one row per environment; return it with its input and its output."""
+        return row_runner(actor, self._buffer.n_envs)
 
     def follow_changes(self) -> None:
         """
@@ -174,12 +184,7 @@ class ActingPolicy:
         :param infos: the step's info dicts, one per environment
         :raises ValueError: if such an observation is not finite
         """
-        for env_index in ended:
-            last = truncated_observation(infos[env_index])
-            if last is not None:
-                require_finite_end(infos[env_index], int(env_index), self._buffer.pos)
-                copied = copy.deepcopy(last)  # the environment may overwrite it
-                self._truncated.append(TruncatedEpisode(self._buffer.pos, env_index, self._env.plain.encode(copied)))
+        self._truncated += truncated_episodes(self._buffer.pos, ended, infos, self._env.plain)
 
     @th.no_grad()
     def values_at(self, observations: Observation) -> th.Tensor:
@@ -191,34 +196,48 @@ class ActingPolicy:
         """
         return self._copy.critic(self._copy.features(obs_as_tensor(observations, self._device))).cpu()
 
-    @th.no_grad()
-    def _values_of(self, steps: slice) -> th.Tensor:
-        """Compute the values of some steps, shape ``(n, 1)``."""
-        if self._shared is None:
-            return self.values_at(map_parts(_merged, map_parts(itemgetter(steps), self._buffer.observations)))
-        _, rest = self._copy.critic.split(self._networks.n_shared_layers)
-        return rest(th.from_numpy(_merged(self._shared[steps])).to(self._device)).cpu()
+    def last_values(self) -> th.Tensor:
+        """Compute the values of the observations after the last step, shape ``(n_envs, 1)``, on the CPU."""
+        return self.values_at(self._env.plain.encode(self._algorithm._last_obs))
 
-    def late_variable(self, name: str) -> th.Tensor:
+    def variables_at_end(self, last_values: th.Tensor) -> dict[str, Any]:
+        """
+        Tell what the loop's variables are when the rollout is complete.
+
+        :param last_values: the result of :meth:`last_values`
+        :return: those that callbacks find changed since the last step, by name
+        """
+        return {"values": last_values.to(self._algorithm.device), "n_steps": self._buffer.pos}
+
+    def late_variable(self, name: str) -> Any:
         """
         Compute a variable of the present step, for a callback that asks for it.
 
-        :param name: ``obs_tensor``, ``values`` or ``log_probs``
+        :param name: one of :attr:`late_names`
         :return: what SB3's loop has under this name, on the algorithm's device
         """
         if name == "obs_tensor":
             return cast("th.Tensor", obs_as_tensor(self._present_observations(), self._algorithm.device))
         if name == "values":
-            return self.values_at(self._present_observations()).to(self._algorithm.device)
+            return self._present_values().to(self._algorithm.device)
         actions = self._actions.reshape(self._buffer.n_envs, -1)
         return self._log_probs(slice(self._step, self._step + 1), actions).to(self._algorithm.device)
+
+    def _present_values(self) -> th.Tensor:
+        return self.values_at(self._present_observations())
 
     def _present_observations(self) -> Observation:
         """Read what the policy acted on from the buffer: by now the environments may have overwritten their own arrays."""
         original, rows = self._observations, self._buffer.observations
         if isinstance(original, dict):
-            return {key: _restored(rows[key][self._step], part) for key, part in original.items()}
-        return _restored(rows[self._step], original)
+            return {key: restored(rows[key][self._step], part) for key, part in original.items()}
+        return restored(rows[self._step], original)
+
+    def forget_step(self) -> None:
+        """Erase what was written at the present step, which a callback has ended: SB3's loop writes after the callback."""
+        for rows in arrays_of(self._buffer.observations):
+            rows[self._buffer.pos] = 0
+        self._buffer.episode_starts[self._buffer.pos] = 0.0
 
     def complete(self) -> None:
         """Fill in the values, log-probabilities and bootstrapped rewards of all steps that lack them."""
@@ -231,60 +250,41 @@ class ActingPolicy:
         n_steps = max(1, default_chunk_size(buffer.observation_space, PASS_LIMITS) // buffer.n_envs)
         for start in range(self._n_complete, buffer.pos, n_steps):
             steps = slice(start, min(start + n_steps, buffer.pos))
-            buffer.values[steps] = self._values_of(steps).numpy().reshape(-1, buffer.n_envs)
-            log_probs = self._log_probs(steps, _merged(buffer.actions[steps]))
+            self._write_values(steps)
+            log_probs = self._log_probs(steps, merged(buffer.actions[steps]))
             buffer.log_probs[steps] = log_probs.numpy().reshape(-1, buffer.n_envs)
         self._n_complete = buffer.pos
         if self._truncated:
             steps_cut, envs_cut, last = zip(*self._truncated, strict=True)
-            values = self.values_at(_stacked(last, buffer))
+            values = self._values_after(list(steps_cut), list(envs_cut), stacked(last, buffer))
             bootstrapped = self._algorithm.gamma * values.flatten()
             buffer.rewards[list(steps_cut), list(envs_cut)] += bootstrapped.numpy()
             self._truncated.clear()
+
+    def _seen(self, steps: slice) -> Observation:
+        """Read what the policy saw at some steps, step after step."""
+        return map_parts(merged, map_parts(itemgetter(steps), self._buffer.observations))
+
+    def _write_values(self, steps: slice) -> None:
+        """Compute the values at some steps, the next ones that lack them."""
+        self._buffer.values[steps] = self._values_of(steps).numpy().reshape(-1, self._buffer.n_envs)
+
+    @th.no_grad()
+    def _values_of(self, steps: slice) -> th.Tensor:
+        if self._shared is None:
+            return self.values_at(self._seen(steps))
+        _, rest = self._copy.critic.split(self._networks.n_shared_layers)
+        return rest(th.from_numpy(merged(self._shared[steps])).to(self._device)).cpu()
+
+    def _values_after(self, steps: list[int], envs: list[int], observations: Observation) -> th.Tensor:
+        """Compute the values of observations that followed some steps of some environments."""
+        return self.values_at(observations)
 
     @th.no_grad()
     def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
         """Compute log-probabilities of actions, shape ``(n, n_dimensions)``, from what the actor returned at some steps."""
         output, chosen = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
-        parameters = [self._per_state(rows[steps]) for rows in self._head_parameters]
+        parameters = [per_state(rows[steps], self._buffer.n_envs) for rows in self._head_parameters]
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())
-
-    def _per_state(self, rows: np.ndarray) -> th.Tensor:
-        """Repeat the head's parameters for each environment, unless no step has changed them: gSDE's take much memory."""
-        if (rows == rows[0]).all():
-            return th.from_numpy(rows[0])
-        return th.from_numpy(rows).repeat_interleave(self._buffer.n_envs, dim=0)
-
-
-def array_pairs(observations: Observation, buffer: RolloutBuffer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """
-    Pair each array of observations with the buffer's array for it.
-
-    :param observations: plain observations, shape ``(n_envs, ...)`` or a dict of such arrays
-    :param buffer: a rollout buffer for these observations
-    :return: pairs of arrays of shapes ``(n_envs, ...)`` and ``(n_steps, n_envs, ...)``
-    """
-    rows: Observation = buffer.observations
-    if isinstance(observations, dict) and isinstance(rows, dict):
-        return [(observations[key], part) for key, part in rows.items()]
-    return [(cast("np.ndarray", observations), cast("np.ndarray", rows))]
-
-
-def _restored(row: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Copy a row of the buffer, in the shape and type of what was written into it."""
-    return row.reshape(like.shape).astype(like.dtype)
-
-
-def _merged(rows: np.ndarray) -> np.ndarray:
-    """Merge the first two dimensions, step and environment."""
-    return rows.reshape(-1, *rows.shape[2:])
-
-
-def _stacked(observations: Sequence[Any], buffer: RolloutBuffer) -> Observation:
-    """Stack single observations in the shapes that the buffer has for them."""
-    if isinstance(buffer.observations, dict):
-        stacks = {key: np.stack([each[key] for each in observations]) for key in buffer.observations}
-        return {key: part.reshape(-1, *buffer.observations[key].shape[2:]) for key, part in stacks.items()}
-    return np.stack(observations).reshape(-1, *buffer.observations.shape[2:])

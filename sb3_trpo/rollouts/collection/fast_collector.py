@@ -23,9 +23,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
-from sb3_trpo.networks.plain_network import Networks, is_patched, read_networks
+from sb3_trpo.networks.plain_network import is_patched
 from sb3_trpo.rollouts.advantages import compute_advantages
-from sb3_trpo.rollouts.collection.acting import ActingPolicy, array_pairs
+from sb3_trpo.rollouts.collection.acting import ActingPolicy
+from sb3_trpo.rollouts.collection.buffer_rows import array_pairs
 from sb3_trpo.rollouts.collection.callback_locals import (
     LazyVariable,
     RolloutLocals,
@@ -39,8 +40,6 @@ from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
 
 SET_AT_EACH_STEP = ("n_steps", "actions", "clipped_actions", "new_obs", "rewards", "dones")
 """Variables of SB3's loop that callbacks find as the present step has left them; ``infos`` are copied for them first."""
-LATE = ("obs_tensor", "values", "log_probs")
-"""Variables of SB3's loop that are computed only if a callback reads them, which few do."""
 EPISODE_KEYS = repeat("episode")
 """Monitor's key for an ended episode, repeated so that ``map`` can pair it with the info of each environment."""
 ActingPolicies = Mapping[type[RolloutBuffer], type[ActingPolicy]]
@@ -101,10 +100,13 @@ class FastCollector:
         """
         return n_rollout_steps == self.buffer.buffer_size and self._networks() is not None
 
-    def _networks(self) -> Networks | None:
+    def _networks(self) -> Any:
         """Read the policy's networks; return ``None`` if policy, buffer, spaces or observations are of an unknown kind."""
-        networks, buffer, actions = read_networks(self.algorithm.policy, self.kinds), self.buffer, self.buffer.actions
-        if networks is None or type(buffer) not in self.acting_policies or is_patched(buffer):
+        buffer, actions = self.buffer, self.buffer.actions
+        if type(buffer) not in self.acting_policies or is_patched(buffer):
+            return None
+        networks = self.acting_policies[type(buffer)].read(self.algorithm.policy, self.kinds)
+        if networks is None:
             return None
         if isinstance(self.algorithm.policy.action_space, spaces.Box) and not np.can_cast(np.float32, actions.dtype):
             return None  # late log-probabilities are those of the actions in the buffer, which would be rounded
@@ -135,10 +137,10 @@ class FastCollector:
             is_complete = self._fill(callback, policy)
             policy.complete()  # also the steps before a callback's end: SB3's loop has completed them by then
             if is_complete:
-                last_values = policy.values_at(self.env.plain.encode(algorithm._last_obs))
+                last_values = policy.last_values()
                 last_dones = cast("np.ndarray", algorithm._last_episode_starts)
                 compute_advantages(buffer, last_values.numpy().flatten(), last_dones)
-                callback.update_locals({"values": last_values.to(algorithm.device), "n_steps": buffer.pos})
+                callback.update_locals(policy.variables_at_end(last_values))
                 callback.on_rollout_end()
         return is_complete
 
@@ -147,7 +149,7 @@ class FastCollector:
         algorithm, env, buffer = self.algorithm, self.env, self.buffer
         now, stepper = PresentStep(), Stepper(env.venv)
         known = RolloutLocals({"self": algorithm, "env": env.venv, "callback": callback, "rollout_buffer": buffer})
-        known.update({name: LazyVariable(policy.late_variable, name) for name in LATE})
+        known.update({name: LazyVariable(policy.late_variable, name) for name in policy.late_names})
         known.update({name: LazyVariable(getattr, now, name) for name in SET_AT_EACH_STEP})
         known.update(n_rollout_steps=buffer.buffer_size, infos=LazyVariable(now.read_infos, stepper))
         is_watched, is_known = may_change_things(callback), False
@@ -170,7 +172,7 @@ class FastCollector:
                 callback.update_locals(known)
                 is_known = True
             if not callback.on_step():
-                _forget_step(buffer)
+                policy.forget_step()
                 return False
 
             # Most steps end no episode. NumPy's any() takes five times as long as count_nonzero(), and map() looks into infos
@@ -199,13 +201,6 @@ def _within_bounds(actions: np.ndarray, policy: ActorCriticPolicy) -> np.ndarray
     if not isinstance(space, spaces.Box):
         return actions
     return policy.unscale_action(actions) if policy.squash_output else np.minimum(np.maximum(actions, space.low), space.high)
-
-
-def _forget_step(buffer: RolloutBuffer) -> None:
-    """Erase what the policy wrote at the step where the callback ended the rollout: SB3's loop writes after the callback."""
-    for rows in [*buffer.observations.values()] if isinstance(buffer.observations, dict) else [buffer.observations]:
-        rows[buffer.pos] = 0
-    buffer.episode_starts[buffer.pos] = 0.0
 
 
 def _write_step(buffer: RolloutBuffer, actions: np.ndarray, rewards: np.ndarray) -> None:

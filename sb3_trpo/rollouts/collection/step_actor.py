@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.networks.array_runner import ArrayRunner, pays_by_arrays
-from sb3_trpo.networks.plain_network import Networks
-from sb3_trpo.networks.preallocated import PreallocatedRunner
+from sb3_trpo.networks.plain_network import Features, Networks
+from sb3_trpo.networks.prepared.array_runner import ArrayRunner, pays_by_arrays
+from sb3_trpo.networks.prepared.preallocated import PreallocatedRunner
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation
@@ -37,16 +38,27 @@ class StepActor(Protocol):
         ...
 
 
+class RowRunner(Protocol):
+    """Computes one array from another, on one row per environment."""
+
+    def run(self) -> None:
+        """Compute it. NumPy may raise on underflow; then this can be called again."""
+        ...
+
+
+Prepared = tuple[RowRunner, np.ndarray, np.ndarray]
+"""A runner, the array that it reads and the array that it writes."""
+
+
 class VectorActor:
     """
-    A dense actor on vectors, which are its input as they are.
+    An actor on vectors, which are its input as they are.
 
-    :param networks: the networks, on the CPU
-    :param n_envs: number of environments
+    :param prepared: runs it
     """
 
-    def __init__(self, networks: Networks, n_envs: int) -> None:
-        self._runner, self.input, self.output = _dense_runner(networks.actor, n_envs)
+    def __init__(self, prepared: Prepared) -> None:
+        self._runner, self.input, self.output = prepared
 
     def __call__(self, observations: Observation) -> None:
         """Run the actor; its input then holds the observations in float32."""
@@ -59,15 +71,15 @@ class VectorActor:
 
 class FeatureActor:
     """
-    A dense actor on observations that have to be encoded first: choices, matrices, dicts.
+    An actor on observations that have to be encoded first: choices, matrices, dicts.
 
-    :param networks: the networks, on the CPU
-    :param n_envs: number of environments
+    :param features: encodes them
+    :param prepared: runs it
     """
 
-    def __init__(self, networks: Networks, n_envs: int) -> None:
-        self._features = networks.features
-        self._runner, self._input, self.output = _dense_runner(networks.actor, n_envs)
+    def __init__(self, features: Features, prepared: Prepared) -> None:
+        self._features = features
+        self._runner, self._input, self.output = prepared
 
     def __call__(self, observations: Observation) -> None:
         """Run the actor."""
@@ -100,23 +112,31 @@ class ImageActor:
         self.output[:] = self._rest(hidden).cpu().numpy()
 
 
-def step_actor(networks: Networks, n_envs: int) -> StepActor:
+def row_runner(stack: Stack, n_rows: int) -> Prepared:
+    """
+    Choose what runs a dense stack on a few rows.
+
+    :param stack: the layers, on the CPU
+    :param n_rows: number of rows
+    :return: the runner, its input and its output
+    """
+    if pays_by_arrays(stack, n_rows) or not stack.is_dense:  # the last layer may pass its input on
+        runner = ArrayRunner(stack, n_rows)
+        return runner, runner.input, runner.output
+    preallocated = PreallocatedRunner(stack, n_rows)
+    return preallocated, preallocated.input.numpy(), preallocated.output.numpy()
+
+
+def step_actor(networks: Networks, n_envs: int, prepare: Callable[[Stack], Prepared]) -> StepActor:
     """
     Choose what runs the actor.
 
     :param networks: the networks, on the CPU unless they read images
     :param n_envs: number of environments
+    :param prepare: makes what runs a dense actor
     :return: the actor
     """
     if networks.of_images:
         return ImageActor(networks, n_envs)
-    return VectorActor(networks, n_envs) if networks.takes_vectors else FeatureActor(networks, n_envs)
-
-
-def _dense_runner(actor: Stack, n_envs: int) -> tuple[ArrayRunner | PreallocatedRunner, np.ndarray, np.ndarray]:
-    """Choose what runs a dense actor on one row per environment; return it with its input and its output as arrays."""
-    if pays_by_arrays(actor, n_envs) or not actor.is_dense:  # the last layer may pass its input on
-        runner = ArrayRunner(actor, n_envs)
-        return runner, runner.input, runner.output
-    preallocated = PreallocatedRunner(actor, n_envs)
-    return preallocated, preallocated.input.numpy(), preallocated.output.numpy()
+    prepared = prepare(networks.actor)
+    return VectorActor(prepared) if networks.takes_vectors else FeatureActor(networks.features, prepared)

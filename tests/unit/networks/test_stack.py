@@ -60,3 +60,13 @@ def test_a_stack_counts_its_outputs_and_passes_only_the_last_input_on():
         assert th.equal(longer(x), th.cat([modules(x), modules[:-1](x)], dim=1))
     convolution = read_stack(nn.Sequential(nn.Conv2d(2, 3, 1)))
     assert convolution.n_outputs == 3
+
+
+def test_the_cotangent_of_the_features_is_autograds():
+    th.manual_seed(0)
+    modules, x = mlp([3, 4, 2], ["elu-0.5", "tanh"]), th.randn(5, 3, dtype=th.float64, requires_grad=True)
+    stack, u = read_stack(modules), th.randn(5, 2, dtype=th.float64)
+    (expected,) = th.autograd.grad(modules(x), x, u)
+    with th.no_grad():
+        delta = stack.vjp(x, stack.forward(x), u, [th.empty_like(tensor) for tensor in stack.tensors])
+        close(stack.vjp_features(x, delta), expected)

@@ -13,7 +13,7 @@ from helpers.envs import BOX_ACTION, DICT
 from helpers.recurrent_tools import ACTIONS, CHOICES, CRITICS, collected, small_model, vec_env
 
 from sb3_trpo.maskable.reader import MaskedInputs
-from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
+from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO, segments as segments_module
 from sb3_trpo.recurrent.reader import SegmentReader, fresh_states
 from sb3_trpo.recurrent.segments import segments_of
 from sb3_trpo.rollouts.advantages import standardization
@@ -23,6 +23,13 @@ from sb3_trpo.update.critic import squared_errors
 from sb3_trpo.update.surrogate import PolicyObjective
 
 WHOLE = 10**4
+
+
+@pytest.fixture(autouse=True)
+def several_groups(monkeypatch):
+    """Make calls cheap, so that even a small rollout is read in several groups."""
+    monkeypatch.setattr(segments_module, "CALL_COST", 5)
+    monkeypatch.setattr(segments_module, "STEP_COST", 0)
 
 
 def made(algorithm=RecurrentTRPO, space=BOX_ACTION, n_envs=2, policy_kwargs=None, p_end=0.2, **options):
@@ -219,8 +226,8 @@ def test_padding_never_matters(name, monkeypatch):
     model, _ = variant(name)
     plain, n_padding, honest = results_of(model, WHOLE), [], SegmentReader.read
 
-    def read(reader, segments):
-        samples = honest(reader, segments)
+    def read(reader, segments, **options):
+        samples = honest(reader, segments, **options)
         n_padding.append(int((samples.weights == 0).sum()))
         assert n_padding[-1] == samples.n_padding
         return disturbed(samples)
@@ -235,7 +242,7 @@ def test_grouping_changes_no_result_as_long_as_no_segment_is_cut(name):
     model, _ = variant(name, n_envs=3)
     longest = max(segment.length for segment in cut(model))
     sizes = {size: len(reader_of(model).chunks(1, size)) for size in (longest, 2 * longest, WHOLE)}
-    assert sizes[longest] > sizes[2 * longest] > sizes[WHOLE]
+    assert sizes[longest] > sizes[WHOLE] > 1
     whole = results_of(model, WHOLE)
     for size in sizes:
         th.testing.assert_close(results_of(model, size), whole, rtol=1e-8, atol=1e-10)

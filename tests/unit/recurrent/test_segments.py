@@ -1,12 +1,22 @@
 """How a rollout is cut into segments, and how these are chosen, grouped and padded."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from sb3_trpo.recurrent.segments import Segment, every_kth, grouped_by_length, padded_rows, rows_of, segments_of
+from sb3_trpo.recurrent.segments import (
+    CALL_COST,
+    STEP_COST,
+    Segment,
+    every_kth,
+    grouped_by_length,
+    padded_rows,
+    padded_size,
+    rows_of,
+    segments_of,
+)
 
 LENGTHS = st.integers(1, 30)
 
@@ -27,25 +37,41 @@ def test_segments_cover_a_rollout_once_and_cross_no_start(n_envs, n_steps, longe
         assert starts[after.start] or after.start % n_steps == 0 or before.length == longest
 
 
+def cost_of(groups):
+    return sum(CALL_COST + group[0].length * (STEP_COST + len(group)) for group in groups)
+
+
 @settings(max_examples=100)
-@given(st.lists(LENGTHS, min_size=1, max_size=40), st.integers(1, 200))
-def test_groups_hold_each_segment_once_and_are_at_most_half_padding(lengths, size):
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(1, 3000))
+def test_groups_hold_each_segment_once_and_no_others_take_less_time(lengths, size):
     segments = [Segment(index, length) for index, length in enumerate(lengths)]
     groups = grouped_by_length(segments, size)
     assert sorted(segment for group in groups for segment in group) == segments
-    for group in groups:
-        longest = max(segment.length for segment in group)
-        assert group[0].length == longest
-        assert len(group) * longest <= size or len(group) == 1
-        assert 2 * sum(segment.length for segment in group) >= len(group) * longest
-    for group, after in pairwise(groups):  # no group is closed without need
-        assert 2 * after[0].length < group[0].length or (len(group) + 1) * group[0].length > size
+    ordered = sorted(segments, key=lambda segment: -segment.length)
+    assert [segment.length for group in groups for segment in group] == [segment.length for segment in ordered]
+
+    def fits(group):
+        return len(group) * group[0].length <= size or len(group) == 1
+
+    assert all(map(fits, groups))
+    for choice in product([False, True], repeat=len(ordered) - 1):
+        edges = [0, *(index for index, is_cut in enumerate(choice, start=1) if is_cut), len(ordered)]
+        others = [ordered[first:end] for first, end in pairwise(edges)]
+        assert cost_of(groups) <= cost_of(others) or not all(map(fits, others))
 
 
 def test_few_groups_are_needed_where_memory_is_no_bound():
     lengths = np.random.default_rng(0).integers(1, 1000, 300)
     groups = grouped_by_length([Segment(0, int(length)) for length in lengths], 10**9)
-    assert len(groups) <= math.ceil(math.log2(1000))
+    assert len(groups) <= 2 * math.ceil(math.log2(1000))
+    assert sum(len(group) * group[0].length for group in groups) < 1.2 * lengths.sum()
+
+
+def test_sizes_recur():
+    sizes = [padded_size(n) for n in range(1, 1025)]
+    assert sizes[:10] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10]
+    assert all(n <= size <= 1.25 * n for n, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) == 8 + 4 * 7
 
 
 def test_every_kth_segment_is_counted_from_the_shortest():
@@ -64,9 +90,12 @@ def test_rows_are_padded_by_repeating_the_last_one():
     assert weights.dtype == np.float32
 
 
-@given(st.lists(LENGTHS, min_size=1, max_size=10))
-def test_padded_rows_without_padding_are_the_rows(lengths):
+@given(st.lists(LENGTHS, min_size=1, max_size=10), st.booleans())
+def test_padded_rows_without_padding_are_the_rows(lengths, is_rounded):
     segments = [Segment(100 * index, length) for index, length in enumerate(lengths)]
-    rows, _, weights, n_padding = padded_rows(segments)
+    rows, starts, weights, n_padding = padded_rows(segments, is_rounded)
+    sizes = len(lengths), max(lengths)
+    assert (len(starts), len(rows) // len(starts)) == (tuple(map(padded_size, sizes)) if is_rounded else sizes)
+    assert set(rows) <= set(rows_of(segments))
     assert np.array_equal(rows[weights > 0], rows_of(segments))
     assert n_padding == (weights == 0).sum()

@@ -18,9 +18,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.array_runner import ArrayRunner
 from sb3_trpo.networks.plain_network import read_networks
-from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
+from sb3_trpo.networks.prepared.array_runner import ArrayRunner
+from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.critic import FitOutcome, fit_critic

@@ -8,10 +8,10 @@ from helpers.envs import BOX_ACTION, IMAGE, VECTOR
 from helpers.rollouts import PAIR, model_of, several
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.networks.array_runner import ArrayRunner
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.networks.preallocated import PreallocatedRunner
-from sb3_trpo.rollouts.collection.step_actor import FeatureActor, ImageActor, VectorActor, step_actor
+from sb3_trpo.networks.prepared.array_runner import ArrayRunner
+from sb3_trpo.networks.prepared.preallocated import PreallocatedRunner
+from sb3_trpo.rollouts.collection.step_actor import FeatureActor, ImageActor, VectorActor, row_runner, step_actor
 
 
 def case(space, n_envs=2, **settings):
@@ -20,6 +20,10 @@ def case(space, n_envs=2, **settings):
     networks = read_networks(model.policy)
     assert networks is not None
     return networks, model._plain.encode(model.env.reset())
+
+
+def prepared(networks: Networks, n_envs: int):
+    return step_actor(networks, n_envs, lambda stack: row_runner(stack, n_envs))
 
 
 def expected(networks: Networks, observations):
@@ -44,7 +48,7 @@ CASES = {
 @pytest.mark.parametrize(("space", "kind", "settings"), CASES.values(), ids=CASES)
 def test_the_output_is_the_actors_also_after_the_weights_have_changed(space, kind, settings, n_envs):
     networks, observations = case(space, n_envs, **settings)
-    actor = step_actor(networks, n_envs)
+    actor = prepared(networks, n_envs)
     assert type(actor) is kind
     for _ in range(2):
         actor(observations)
@@ -57,7 +61,7 @@ def test_the_output_is_the_actors_also_after_the_weights_have_changed(space, kin
 @pytest.mark.parametrize(("n_envs", "runner"), [(2, ArrayRunner), (600, PreallocatedRunner)])
 def test_many_environments_are_run_by_torch(n_envs, runner):
     networks, observations = case(VECTOR, n_envs)
-    actor = step_actor(networks, n_envs)
+    actor = prepared(networks, n_envs)
     assert type(actor._runner) is runner
     actor(observations)
     np.testing.assert_allclose(actor.output, expected(networks, observations), rtol=1e-4, atol=1e-5)
@@ -66,7 +70,7 @@ def test_many_environments_are_run_by_torch(n_envs, runner):
 def test_observations_of_another_shape_are_refused():
     networks, observations = case(VECTOR)
     with pytest.raises(ValueError, match=r"observations have shape \(1, 3\), not \(2, 3\)"):
-        step_actor(networks, 2)(observations[:1])
+        prepared(networks, 2)(observations[:1])
 
 
 @pytest.mark.parametrize("is_shared", [True, False])
@@ -74,7 +78,7 @@ def test_what_actor_and_critic_share_is_there_for_the_critic(is_shared):
     kwargs = {"share_features_extractor": is_shared, "net_arch": [4]}
     networks, observations = case(IMAGE, policy="CnnPolicy", policy_kwargs=kwargs)
     assert networks.n_shared_layers == (4 if is_shared else 0)
-    actor = step_actor(networks, 2)
+    actor = prepared(networks, 2)
     actor(observations)
     if not is_shared:
         assert actor.shared is None

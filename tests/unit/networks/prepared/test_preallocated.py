@@ -7,7 +7,7 @@ from helpers.stacks import FUNCTIONS, close, mlp, read_stack
 from helpers.states import same
 from torch import nn
 
-from sb3_trpo.networks.preallocated import AllocatingRunner, PreallocatedRunner
+from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner
 
 WIDTHS, N_ROWS = [3, 7, 4, 2], 6
 

@@ -10,7 +10,7 @@ from helpers.stacks import FUNCTIONS, PassesLastInput, mlp, read_stack, with_fun
 from hypothesis import given, strategies as st
 from torch import nn
 
-from sb3_trpo.networks.array_runner import SINGLE_THREADED, SMALL_LAYER, ArrayRunner, pays_by_arrays
+from sb3_trpo.networks.prepared.array_runner import SINGLE_THREADED, SMALL_LAYER, ArrayRunner, pays_by_arrays, product_call
 from sb3_trpo.rollouts.floating_point import quietly_if_needed
 
 
@@ -151,3 +151,16 @@ def test_arrays_pay_where_every_layer_is_small(n_rows, widths, dtype, pays):
 
 def test_arrays_do_not_run_convolutions():
     assert not pays_by_arrays(read_stack(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten(), nn.Linear(4, 1))), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 700, 500), (3, 40, 30), (200, 40, 60)], ids=str)
+def test_products_large_and_small_are_products(shape):
+    n, k, m = shape
+    rng = np.random.default_rng(0)
+    left, right = rng.standard_normal((n, k)).astype(np.float32), rng.standard_normal((m, k)).astype(np.float32).T
+    out = np.empty((n, m), np.float32)
+    call = product_call(left, right, out)
+    for _ in range(2):
+        call()
+        np.testing.assert_allclose(out, left.astype(float) @ right.astype(float), atol=1e-3)
+        left *= -2.0  # it reads what is there when it is called

@@ -31,7 +31,7 @@ SMALL_LAYER = 2**13
 
 class ArrayRunner:
     """
-    Runs a dense stack forward, and then backward. It is a :class:`~sb3_trpo.networks.preallocated.Runner`.
+    Runs a dense stack forward, and then backward. It is a :class:`~sb3_trpo.networks.prepared.preallocated.Runner`.
 
     It sees what is written in place into the stack's tensors, but not that a tensor is given other memory
     (``tensor.data = ...``). NumPy may complain about underflow or overflow, as the user has set.
@@ -63,7 +63,7 @@ class ArrayRunner:
         a = whole[:, :n_outputs]
         if passed_on:
             self._forward.append(partial(np.copyto, whole[:, n_outputs:], x))
-        self._forward.append(_product_call(x, layer.weight.detach().numpy().T, a))
+        self._forward.append(product_call(x, layer.weight.detach().numpy().T, a))
         if layer.bias is not None:
             self._forward.append(partial(np.add, a, layer.bias.detach().numpy(), out=a))
         return whole
@@ -110,9 +110,16 @@ def pays_by_arrays(stack: Stack, n_rows: int) -> bool:
     return is_known and n_rows * max(max(weight.shape) for weight in weights) <= SMALL_LAYER
 
 
-def _product_call(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> Callable[[], object]:
-    """Prepare a matrix product."""
-    if left.size * right.shape[1] <= SINGLE_THREADED:
+def product_call(left: np.ndarray, right: np.ndarray, out: np.ndarray) -> Callable[[], object]:
+    """
+    Prepare a matrix product, by NumPy or torch, whichever is quicker.
+
+    :param left: shape ``(n, k)``
+    :param right: shape ``(k, m)``
+    :param out: shape ``(n, m)``
+    :return: computes the product of what the arguments hold when it is called
+    """
+    if len(left) == 1 or left.size * right.shape[1] <= SINGLE_THREADED:
         return partial(np.matmul, left, right, out=out)
     return partial(th.mm, th.from_numpy(left), th.from_numpy(right), out=th.from_numpy(out))
 
@@ -127,11 +134,11 @@ def _vjp_call(
     """Prepare the map from the cotangent of h to that of x; it writes the layer's part of ``J^T u`` to ``dw`` and ``db``."""
     delta, dx = np.empty((len(x), len(layer.weight)), np.float32), np.empty_like(x)
     times_slope = partial(_times_slope, layer.activation, kept, delta)
-    calls = [_product_call(delta.T, x, dw.numpy())]
+    calls = [product_call(delta.T, x, dw.numpy())]
     if db is not None:
         calls.append(partial(np.matmul, np.ones(len(x), np.float32), delta, out=db.numpy()))
     if not is_first:  # nobody needs the cotangent of the features
-        calls.append(_product_call(delta, layer.weight.detach().numpy(), dx))
+        calls.append(product_call(delta, layer.weight.detach().numpy(), dx))
 
     def vjp(u: np.ndarray) -> np.ndarray:
         times_slope(u)

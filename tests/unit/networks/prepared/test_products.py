@@ -6,7 +6,7 @@ from helpers.stacks import FUNCTIONS, close, mlp, read_stack
 from hypothesis import given, strategies as st
 
 from sb3_trpo.networks.affine import NARROW
-from sb3_trpo.networks.prepared_products import PreparedProducts, Workspace
+from sb3_trpo.networks.prepared.products import PreparedProducts, Workspace
 
 
 class Case:
