@@ -22,7 +22,9 @@ PACKAGES = re.compile(r"/(sb3_trpo|stable_baselines3|sb3_contrib)/")
 COLLECTING = re.compile(r"collect")
 """The names of functions in these packages that collect a rollout begin so, such as SB3's ``collect_rollouts``."""
 PARTS = {
-    "env": re.compile(r"/common/vec_env/|/gymnasium/|/minigrid/|/collection/(stepping|normalizing|environment)|/speed/batched\.py$"),
+    "env": re.compile(
+        r"/common/vec_env/|/gymnasium/|/minigrid/|/collection/(stepping|normalizing|environment)|/speed/batched\.py$"
+    ),
     "actor": re.compile(r"/collection/(acting|step_actor)|/sb3_trpo/(networks|distributions)/|/policies\.py$|/torch/"),
 }
 """Parts of collecting by the files that work for them; the rest are the buffer, callbacks and the loop itself."""
