@@ -142,7 +142,16 @@ class GlooCommunicator(DistributedCommunicator):
     def _reduce(self, values: th.Tensor) -> None:
         if values.numel() * values.element_size() > SHORT_MESSAGE:
             super()._reduce(values)
-        elif self.is_first:
+        else:
+            self.reduce_through_first_rank(values)
+
+    def reduce_through_first_rank(self, values: th.Tensor) -> None:
+        """
+        Add up over the ranks, in place, in the order of the ranks.
+
+        :param values: terms of this rank, then the sums
+        """
+        if self.is_first:
             parts = values.new_empty(self.size, *values.shape)
             self._receive_all(parts, values)
             th.sum(parts, 0, out=values)

@@ -65,7 +65,7 @@ class PolicyObjective:
         """
         theta = flatten(self.parameters).detach()
         totals, weight = theta.new_zeros(len(theta) + 3), 0.0
-        gradient, sums = totals.split([len(theta), 3])  # views: one message carries both
+        gradient, sums = th.split(totals, [len(theta), 3])  # views: one message carries both
         snapshots: list[Outputs] = []
         fisher_chunks = self.chunks if self.fisher_chunks is None else self.fisher_chunks
         curvatures = CurvatureStore(self.actor, fisher_chunks, self.are_few)
@@ -75,7 +75,7 @@ class PolicyObjective:
             sums += chunk_sums
             gradient += chunk_gradient
             weight += chunk.weight
-        mean_gradient, means = self.mean(totals, weight).split([len(theta), 3])
+        mean_gradient, means = th.split(self.mean(totals, weight), [len(theta), 3])
         mean_surrogate, mean_entropy, squared_error = means.tolist()
         error = math.sqrt(squared_error)
         is_rounding = self._is_rounding(error, snapshots)
