@@ -24,34 +24,39 @@ WORLDS = (2, 3, 4, 6, 8)
 """Numbers of ranks."""
 SHOWN = (10, 1_000, 10_000, 30_000, 100_000, 1_000_000)
 """Lengths in the table; a single number is a special case of gloo's."""
-ROUNDS = 7
+ROUNDS = 25
 METHODS = ("first rank", "all-reduce")
 
 
 def measure_collectives(communicator: GlooCommunicator) -> dict[str, Any]:
     """
-    Time both ways of reducing, in turn.
+    Time both ways of reducing, in turn, with all lengths in each round.
 
     :param communicator: connects the ranks
     :return: for each length and method, seconds of each round: wall time and CPU time of the first rank, and the CPU time of
         all ranks together
     """
-    return {str(length): _measure(communicator, th.zeros(length)) for length in LENGTHS}
+    found = {str(length): {method: dict[str, list[float]](wall=[], cpu=[], cpu_of_all=[]) for method in METHODS}
+             for length in LENGTHS}  # fmt: skip
+    for _ in range(ROUNDS):
+        for length in LENGTHS:
+            for method, seconds in _measure(communicator, th.zeros(length)).items():
+                for measure, value in seconds.items():
+                    found[str(length)][method][measure].append(value)
+    return found
 
 
-def _measure(communicator: GlooCommunicator, vector: th.Tensor) -> dict[str, dict[str, list[float]]]:
+def _measure(communicator: GlooCommunicator, vector: th.Tensor) -> dict[str, dict[str, float]]:
     jobs: dict[str, Callable[[], object]] = {
         "first rank": lambda: communicator.reduce_through_first_rank(vector),
         "all-reduce": lambda: dist.all_reduce(vector),
     }
-    repeats = max(4, min(50, 2_000_000 // len(vector)) // (communicator.size - 1))
-    found = {name: dict[str, list[float]](wall=[], cpu=[], cpu_of_all=[]) for name in jobs}
-    for _ in range(ROUNDS):
-        for name, job in jobs.items():
-            wall, cpu = (each / repeats for each in _timed(job, repeats))
-            found[name]["wall"].append(wall)
-            found[name]["cpu"].append(cpu)
-            found[name]["cpu_of_all"].append(float(communicator.sum(th.tensor(cpu, dtype=th.float64))))
+    repeats = max(2, min(30, 1_000_000 // len(vector)) // (communicator.size - 1))
+    found = {}
+    for name, job in jobs.items():
+        wall, cpu = (each / repeats for each in _timed(job, repeats))
+        cpu_of_all = float(communicator.sum(th.tensor(cpu, dtype=th.float64)))
+        found[name] = {"wall": wall, "cpu": cpu, "cpu_of_all": cpu_of_all}
     return found
 
 
