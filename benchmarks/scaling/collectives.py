@@ -1,8 +1,8 @@
 """
 Where gloo's all-reduce overtakes messages through the first rank: both, for several numbers of ranks and lengths.
 
-A machine with fewer cores than ranks makes wall times too long. CPU times are less sensitive to that, and a rank cannot be
-done before it has spent its own: with a core for each rank, its CPU time is a lower bound of the time of a reduction.
+A machine with fewer cores than ranks makes wall times too long, and more so for the method that sends more messages. CPU times
+depend less on the number of cores: that of a rank is about what it would be busy for on cores of its own.
 """
 
 from __future__ import annotations

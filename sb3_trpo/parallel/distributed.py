@@ -26,9 +26,9 @@ Bytes up to which sums over gloo go through the first rank, for any number of ra
 
 gloo's all-reduce goes around a ring of P ranks in ``2 (P - 1)`` steps, and each waits for a process to wake up. On two cores,
 1,000 numbers take 0.8, 4.5 and 16 ms with 2, 4 and 8 ranks, but 0.3, 1.8 and 2.7 ms through the first rank, which needs about
-as much CPU time for it as for its part of the ring. The ring is quicker from between 100,000 and 1,000,000 numbers on. In the
-first rank's CPU time, which bounds the time if each rank has a core, that is already so from between 30,000 and 100,000 on
-(``benchmarks/scaling/collectives.py``).
+as much CPU time for it as for its part of the ring. The ring is quicker from between 100,000 and 1,000,000 numbers on; from
+between 30,000 and 100,000 on it takes the first rank less CPU time, which matters more if each rank has a core. More than
+eight ranks have not been measured (``benchmarks/scaling/collectives.py``).
 """
 
 
