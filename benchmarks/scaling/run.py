@@ -26,8 +26,9 @@ import torch.distributed as dist
 from stable_baselines3.common.logger import Logger
 
 from benchmarks.common.environment import RESULTS, ROOT, environment
+from benchmarks.scaling import collectives
 from sb3_trpo import TRPO
-from sb3_trpo.parallel.distributed import DistributedCommunicator, connect
+from sb3_trpo.parallel.distributed import GlooCommunicator, connect
 from sb3_trpo.update.flat_adam import FlatAdam
 
 TASK = "HalfCheetah-v5"
@@ -35,8 +36,6 @@ CPU = th.device("cpu")
 ROUNDS = 5
 WEAK = ((2048, 128), (2048, 256), (2048, 512), (2048, 1024), (8192, 512), (8192, 1024))
 """Steps per rollout and transitions per minibatch of the critic, both per rank; the first pair is the default."""
-LENGTHS = (1, 100, 5_000, 50_000, 500_000, 5_000_000)
-"""Lengths of the float32 vectors that are reduced."""
 WORLDS = (2, 3, 4)
 UPDATES: dict[str, dict[str, Any]] = {
     "64x64": {"width": 64, "n_steps": 2048, "n_critic_updates": 10, "cg_max_steps": 15, "batch_size": 128},
@@ -121,25 +120,7 @@ def timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_collectives(communicator: DistributedCommunicator) -> dict[str, Any]:
-    """Time our reduction and gloo's all-reduce."""
-    found: dict[str, Any] = {}
-    for length in LENGTHS:
-        vector = th.ones(length)
-        repeats = 200 if length <= 50_000 else 20 if length <= 500_000 else 5
-        jobs = {
-            "sum": lambda vector=vector: communicator.sum(vector),
-            "all_reduce": lambda vector=vector: dist.all_reduce(vector),
-        }
-        times: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in range(3):
-            for name, job in jobs.items():
-                times[name].append(timed(lambda job=job, repeats=repeats: [job() for _ in range(repeats)]) / repeats)
-        found[str(length)] = times
-    return found
-
-
-def measure_updates(communicator: DistributedCommunicator) -> dict[str, Any]:
+def measure_updates(communicator: GlooCommunicator) -> dict[str, Any]:
     """Time updates of one rank while the others wait, and of all ranks; count the messages of the latter."""
     found: dict[str, Any] = {}
     for name, settings in UPDATES.items():
@@ -165,14 +146,14 @@ def measure_updates(communicator: DistributedCommunicator) -> dict[str, Any]:
     return found
 
 
-def measure_alone(communicator: DistributedCommunicator, settings: dict[str, Any]) -> list[float]:
+def measure_alone(communicator: GlooCommunicator, settings: dict[str, Any]) -> list[float]:
     """Time updates of the first rank while the others wait."""
     update = ready_to_update(make(1, **settings)) if communicator.is_first else int
     update()
     return [timed(update) for _ in range(5)]
 
 
-def critic_unbucketed(communicator: DistributedCommunicator, model: TRPO) -> Callable[[], None]:
+def critic_unbucketed(communicator: GlooCommunicator, model: TRPO) -> Callable[[], None]:
     """Make an update that reduces the critic's gradient tensor by tensor."""
     update, step = ready_to_update(model), FlatAdam.step
     sizes = [each.numel() for part, each in model.policy.named_parameters() if "value" in part]
@@ -189,7 +170,7 @@ def critic_unbucketed(communicator: DistributedCommunicator, model: TRPO) -> Cal
     return job
 
 
-def measure_weak(communicator: DistributedCommunicator) -> dict[str, Any]:
+def measure_weak(communicator: GlooCommunicator) -> dict[str, Any]:
     """Time learn() in turn: one rank while the other waits, two runs at the same time, and two ranks of one run."""
     found: dict[str, Any] = {}
     for n_steps, batch_size in WEAK:
@@ -223,8 +204,8 @@ def _learn(model: TRPO | None, iterations: int) -> None:
         model.learn(n_timesteps, reset_num_timesteps=model.num_timesteps == 0)
 
 
-JOBS: dict[str, Callable[[DistributedCommunicator], dict[str, Any]]] = {
-    "collectives": measure_collectives,
+JOBS: dict[str, Callable[[GlooCommunicator], dict[str, Any]]] = {
+    "collectives": collectives.measure_collectives,
     "updates": measure_updates,
     "weak": measure_weak,
 }
@@ -239,7 +220,7 @@ def work(job: str, out: Path) -> None:
     """
     th.set_num_threads(1)
     communicator = connect(True, CPU)
-    assert isinstance(communicator, DistributedCommunicator)
+    assert isinstance(communicator, GlooCommunicator)
     found = JOBS[job](communicator)
     if communicator.is_first:
         out.write_text(json.dumps(found))
@@ -277,7 +258,7 @@ def main() -> None:
     path = RESULTS / "scaling.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in args.part:
-        worlds = WORLDS[:1] if part == "weak" else WORLDS
+        worlds = {"weak": WORLDS[:1], "collectives": collectives.WORLDS}.get(part, WORLDS)
         found = {str(n_ranks): launch(part, n_ranks) for n_ranks in worlds}
         results[part] = {"environment": environment(), "ranks": found}
         path.write_text(json.dumps(results, indent=1) + "\n")

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.common.environment import RESULTS
 from benchmarks.common.tables import table
+from benchmarks.scaling.collectives import collectives_table
 from benchmarks.scaling.model import Model, Update
 
 CORES = 2
@@ -46,6 +47,7 @@ def tables(raw: dict[str, Any]) -> dict[str, str]:
     return {
         "scaling_weak": weak_table(raw),
         "scaling_messages": messages_text(raw),
+        "scaling_collectives": collectives_table(raw),
         "scaling_model": model_text(raw, model),
         "scaling_fit": fit_table(raw, model),
         "scaling_predictions": prediction_table(model),
@@ -82,23 +84,16 @@ def weak_table(raw: dict[str, Any]) -> str:
 
 def messages_text(raw: dict[str, Any]) -> str:
     """
-    Describe what messages cost, and what two measures against that cost gain.
+    Describe what it gains to reduce a gradient as one vector.
 
     :param raw: contents of ``scaling.json``
-    :return: a list
+    :return: a sentence
     """
     buckets = {name: np.median(times) for name, times in raw["weak"]["ranks"]["2"]["update, buckets"].items()}
-    lines = [
-        f"- An update of two ranks takes {buckets['one vector']:.3f} s if the critic's gradient is reduced as one vector, "
+    return (
+        f"An update of two ranks takes {buckets['one vector']:.3f} s if the critic's gradient is reduced as one vector, "
         f"and {buckets['a message per tensor']:.3f} s with a message for each tensor."
-    ]
-    for n_ranks, of in raw["collectives"]["ranks"].items():
-        ours, ring = (1e3 * np.median(of["5000"][name]) for name in ("sum", "all_reduce"))
-        lines.append(
-            f"- {n_ranks} ranks reduce a vector of 5,000 numbers in {ours:.1f} ms through the first rank, and in "
-            f"{ring:.1f} ms by gloo's ring."
-        )
-    return "\n".join(lines)
+    )
 
 
 def model_text(raw: dict[str, Any], model: Model) -> str:

@@ -41,25 +41,35 @@ def standardization(advantages: np.ndarray, returns: np.ndarray, communicator: C
     :param communicator: connects the ranks
     :return: shift b and scale c of ``(A - b) * c``, the same on every rank
     """
-    n, mean, squares = pooled_moments(advantages, communicator)
+    own = *moments(advantages), np.abs(returns).max()
+    of_ranks = communicator.gather(th.tensor(own, dtype=th.float64)).numpy()
+    n, mean, squares = pooled(of_ranks[:, :3])
     spread = math.sqrt(squares / (n - 1.0)) if n > 1.0 else 0.0  # n - 1 as in torch's std(), which SB3 uses
-    largest = float(communicator.gather(th.tensor(np.abs(returns).max())).max())
+    largest = float(of_ranks[:, 3].max())
     rounding = ROUNDINGS * np.finfo(np.float32).eps * largest
     return mean, 0.0 if spread <= rounding else 1.0 / (spread + 1e-8)  # 1e-8 as in SB3
 
 
-def pooled_moments(values: np.ndarray, communicator: Communicator) -> PooledMoments:
+def moments(values: np.ndarray) -> tuple[float, float, float]:
     """
-    Compute the moments of values that are spread over several ranks.
+    Compute what a rank tells the others about its values.
 
     :param values: this rank's values, shape ``(n,)``
-    :param communicator: connects the ranks
+    :return: their number, their sum, and the sum of their squared distances from their own mean
+    """
+    # From its own mean, because sums of squares would cancel where the mean is far from 0.
+    values = values.astype(np.float64)
+    return len(values), values.sum(), np.square(values - values.mean()).sum()
+
+
+def pooled(of_ranks: np.ndarray) -> PooledMoments:
+    """
+    Pool the moments of all ranks.
+
+    :param of_ranks: :func:`moments` of each rank, shape ``(size, 3)``
     :return: moments of the values of all ranks together
     """
-    # Each rank sends squared distances from its own mean. Sums of squares would cancel where the mean is far from 0.
-    values = values.astype(np.float64)
-    own = len(values), values.sum(), np.square(values - values.mean()).sum()
-    n, total, squares = communicator.gather(th.tensor(own, dtype=th.float64)).numpy().T
+    n, total, squares = of_ranks.T
     mean = total.sum() / n.sum()
     return PooledMoments(float(n.sum()), float(mean), float((squares + n * np.square(total / n - mean)).sum()))
 

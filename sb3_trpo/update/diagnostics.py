@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
@@ -20,7 +21,7 @@ from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
-from sb3_trpo.rollouts.advantages import pooled_moments
+from sb3_trpo.rollouts.advantages import moments, pooled
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.update.critic import CriticFit
 
@@ -113,8 +114,9 @@ def explained_variance(values: np.ndarray, returns: np.ndarray, communicator: Co
     :param communicator: connects the ranks, each with its own values and returns
     :return: 1 for a perfect critic, 0 for one no better than a constant; NaN if the returns do not vary
     """
-    unexplained = pooled_moments(returns - values, communicator).squares
-    total = pooled_moments(returns, communicator).squares
+    own = moments(returns - values), moments(returns)
+    of_ranks = communicator.gather(th.tensor(own, dtype=th.float64)).numpy()
+    unexplained, total = pooled(of_ranks[:, 0]).squares, pooled(of_ranks[:, 1]).squares
     return math.nan if total == 0.0 else 1.0 - unexplained / total
 
 

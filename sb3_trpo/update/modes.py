@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trpo.numerics.flat import assign
+from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.inputs import PolicyInputs
@@ -93,7 +93,8 @@ def follow_statistics(policy: ActorCriticPolicy, inputs: PolicyInputs, communica
     # Ranks that skipped a single state take part all the same: every rank must enter every reduction.
     buffers = [buffer for layer in statistical_layers(policy) for buffer in layer.buffers(recurse=False)]
     floats = [buffer for buffer in buffers if buffer.is_floating_point()]
-    assign(floats, [communicator.sum(buffer) / communicator.size for buffer in floats])
+    if floats:
+        assign(floats, unflatten(communicator.mean(flatten(floats), 1.0), floats))
 
 
 def _show(policy: ActorCriticPolicy, inputs: PolicyInputs) -> None:

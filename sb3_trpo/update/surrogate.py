@@ -64,24 +64,25 @@ class PolicyObjective:
         :return: the problem, with what the same pass over the rollout shows about the policy
         """
         theta = flatten(self.parameters).detach()
-        gradient = th.zeros_like(theta)
-        sums, weight = gradient.new_zeros(3), 0.0
+        totals, weight = theta.new_zeros(len(theta) + 3), 0.0
+        gradient, sums = th.split(totals, [len(theta), 3])  # views: one message carries both
         snapshots: list[Outputs] = []
         fisher_chunks = self.chunks if self.fisher_chunks is None else self.fisher_chunks
         curvatures = CurvatureStore(self.actor, fisher_chunks, self.are_few)
         for chunk in self.chunks:
             z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
             snapshots.append(z)
-            sums = sums + chunk_sums
+            sums += chunk_sums
             gradient += chunk_gradient
             weight += chunk.weight
-        mean_surrogate, mean_entropy, squared_error = self.mean(sums, weight).tolist()
+        mean_gradient, means = th.split(self.mean(totals, weight), [len(theta), 3])
+        mean_surrogate, mean_entropy, squared_error = means.tolist()
         error = math.sqrt(squared_error)
         is_rounding = self._is_rounding(error, snapshots)
         model = LocalModel(
             self.parameters,
             surrogate=mean_surrogate,
-            gradient=self.mean(gradient, weight),
+            gradient=mean_gradient,
             fisher=GaussNewtonOperator(theta, curvatures, self.mean),
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),

@@ -1,4 +1,5 @@
 import hashlib
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -129,6 +130,22 @@ def use_the_scripts_own_group(rank):
 
 def test_a_process_group_that_the_script_has_made_is_used_and_never_left():
     assert in_ranks(2, use_the_scripts_own_group) == [(3, True, 2)] * 2
+
+
+def reductions_of_lengths(rank):
+    """Count how often gloo's all-reduce is called for the longest short message, and for one that is longer."""
+    communicator = connect(None, CPU)
+    with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+        counts = []
+        for n in (SHORT_MESSAGE // 4, SHORT_MESSAGE // 4 + 1):
+            communicator.sum(th.zeros(n))
+            counts.append(all_reduce.call_count)
+    return counts
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_short_messages_go_through_the_first_rank_and_long_ones_around_gloos_ring(size):
+    assert in_ranks(size, reductions_of_lengths) == [[0, 1]] * size
 
 
 def reduce_by_collectives(rank):

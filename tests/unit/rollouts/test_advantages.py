@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
 from sb3_trpo.parallel.communicator import Communicator
-from sb3_trpo.rollouts.advantages import compute_advantages, pooled_moments, standardization
+from sb3_trpo.rollouts.advantages import compute_advantages, moments, pooled, standardization
 from sb3_trpo.rollouts.reader import TransitionReader
 
 
@@ -47,7 +47,7 @@ def test_advantages_that_differ_by_rounding_only_weigh_nothing(level, chunk_size
 
 
 class Pair(Communicator):
-    """One of two ranks; what the other one gathers is given."""
+    """One of two ranks; what the other one gathers is given, for a single message."""
 
     def __init__(self, *others) -> None:
         self.others = [*others]
@@ -56,15 +56,11 @@ class Pair(Communicator):
         return th.stack((values, th.as_tensor(self.others.pop(0), dtype=values.dtype)))
 
 
-def own_moments(values):
-    return [len(values), values.sum(), np.square(values - values.mean()).sum()]
-
-
 @pytest.mark.parametrize("n_other", [1, 5, 40])
 def test_moments_of_ranks_are_those_of_all_their_numbers_together(n_other):
     rng = np.random.default_rng(0)
     here, there = rng.normal(3.0, 2.0, 7), rng.normal(-5.0, 0.1, n_other)
-    n, mean, squares = pooled_moments(here, Pair(own_moments(there)))
+    n, mean, squares = pooled(np.array([moments(here), moments(there)]))
     whole = np.concatenate([here, there])
     assert n == len(whole)
     assert mean == pytest.approx(whole.mean())
@@ -73,9 +69,8 @@ def test_moments_of_ranks_are_those_of_all_their_numbers_together(n_other):
 
 def test_rounding_is_judged_by_the_largest_return_of_all_ranks():
     advantages = np.array([1.0, 1.0 + 1e-4], np.float32)
-    moments = own_moments(advantages.astype(np.float64))
     for largest, is_noise in ((1.0, False), (1e4, True)):
-        _, scale = standardization(advantages, np.ones(2, np.float32), Pair(moments, largest))
+        _, scale = standardization(advantages, np.ones(2, np.float32), Pair([*moments(advantages), largest]))
         assert (scale == 0.0) == is_noise
 
 

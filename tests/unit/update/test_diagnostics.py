@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from helpers.ranks import in_threads
 from stable_baselines3.common.logger import Logger
 
 from sb3_trpo.numerics.trust_region import Outcome, Step
-from sb3_trpo.update.diagnostics import improvement_ratio, record, step_diagnostics
+from sb3_trpo.update.diagnostics import explained_variance, improvement_ratio, record, step_diagnostics
 
 STEP = Step(Outcome.ACCEPTED, surrogate=0.5, kl=0.01, gradient_norm=1.0, expected_improvement=0.4, improvement=0.3)
 
@@ -30,3 +32,16 @@ def test_a_step_without_a_line_search_logs_nothing_about_it():
     assert not {key for key in values if "cg_" in key or "line_search_steps" in key or "step_fraction" in key}
     assert values["train/is_line_search_success"] == 0.0
     assert values["train/kl_divergence_loss"] == 0.0
+
+
+def test_the_explained_variance_of_ranks_is_that_of_all_their_values_together():
+    rng = np.random.default_rng(0)
+    returns, errors = rng.normal(5.0, 2.0, 60).astype(np.float32), rng.normal(-1.0, 0.5, 60).astype(np.float32)
+    parts = {0: slice(0, 13), 1: slice(13, 60)}
+
+    def of_rank(communicator):
+        part = parts[communicator.rank]
+        return explained_variance((returns + errors)[part], returns[part], communicator)
+
+    expected = 1.0 - errors.astype(np.float64).var() / returns.astype(np.float64).var()
+    assert in_threads(2, of_rank) == [pytest.approx(expected, rel=1e-5)] * 2
