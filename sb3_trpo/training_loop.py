@@ -6,8 +6,8 @@ The update itself, ``train()``, is left to the subclass :class:`~sb3_trpo.trpo.T
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -24,18 +24,15 @@ from sb3_trpo.callbacks import lifecycle_of
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.extras import require_for_learning
-from sb3_trpo.numerics.trust_region import Outcome
-from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.consistency import require_same, shapes_of
 from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
-from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, widen_types
-from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector
+from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector, collect
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
-from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
 from sb3_trpo.settings import (
     SCHEDULES,
     Scheduled,
@@ -45,12 +42,13 @@ from sb3_trpo.settings import (
     parse_total_timesteps,
     warn_about_batch_size,
 )
-from sb3_trpo.update.advice import advise, is_unwanted
-from sb3_trpo.update.critic import FitOutcome
-from sb3_trpo.update.diagnostics import timed
+from sb3_trpo.update.advice import AdvisingAlgorithm
+from sb3_trpo.update.diagnostics import path_diagnostics, record, timed
+
+SelfTrainingLoop = TypeVar("SelfTrainingLoop", bound="TrainingLoop")
 
 
-class TrainingLoop(OnPolicyAlgorithm):
+class TrainingLoop(AdvisingAlgorithm):
     """An on-policy algorithm that runs on any supported space, alone or as one of several ranks, and can be resumed."""
 
     action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
@@ -75,10 +73,6 @@ class TrainingLoop(OnPolicyAlgorithm):
     sub_sampling_factor: int
     fisher_subsampling: int
     normalize_advantage: bool
-    _advised: set[str]
-    _outcome_counts: dict[str, int]
-    _n_iterations: int
-    _communicator: Communicator = ALONE
     _general_loop = OnPolicyAlgorithm.collect_rollouts
     """Collects rollouts that the fast loop cannot; a variant may have another one."""
 
@@ -144,21 +138,13 @@ class TrainingLoop(OnPolicyAlgorithm):
         :return: whether the rollout is complete, rather than ended by the callback
         :raises ValueError: if the policy cannot act on an observation, because it is not finite or has another shape
         """
-        assert self._last_obs is not None, "SB3 resets the environments before it collects"
-        inner, general = RolloutEnv(env, self._plain), partial(collect_by, self._general_loop, self)
-        try:
-            with timed(self.logger, "time/collect_seconds"):
-                widen_types(rollout_buffer, self._plain.encode(self._last_obs))
-                collector = FastCollector(self, inner, rollout_buffer, self.acting_policies, self.distribution_kinds)
-                if collector.can_collect(n_rollout_steps):
-                    return collector.collect(callback, general)
-                return general(inner, callback, rollout_buffer, n_rollout_steps)
-        except (TypeError, ValueError, RuntimeError):
-            fault = unfit_observation(self._last_obs, self.observation_space, self.n_envs, rollout_buffer.pos)
-            fault = fault or unfit_type(self.policy)
-            if fault is None:
-                raise
-            raise fault from None  # a traceback from inside torch would explain less
+        with timed(self.logger, "time/collect_seconds"):
+            collector = FastCollector(
+                self, RolloutEnv(env, self._plain), rollout_buffer, self.acting_policies, self.distribution_kinds
+            )
+            is_complete, is_fast = collect(collector, callback, n_rollout_steps, self._general_loop)
+        record(self.logger, path_diagnostics(self.verbose, rollout=is_fast))
+        return is_complete
 
     def predict(
         self,
@@ -178,6 +164,27 @@ class TrainingLoop(OnPolicyAlgorithm):
         """
         actions, state = super().predict(self._plain.encode(observation), state, episode_start, deterministic)
         return self._plain.decode(actions), state
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[SelfTrainingLoop], path: str | Path, env: GymEnv, device: th.device | str = "auto", **settings: Any
+    ) -> SelfTrainingLoop:
+        """
+        Load the model of a checkpoint for evaluation. To continue training, run the training script again.
+
+        No code from the checkpoint is executed: classes that are not SB3's or torch's have to be given as ``settings``.
+
+        :param path: folder of a :class:`~sb3_trpo.checkpoint.ResumableCheckpoint`, for its newest intact checkpoint, or the
+            folder of one checkpoint
+        :param env: environment of the model. A ``VecNormalize`` in it gets the statistics of the run
+        :param device: device of the networks
+        :param settings: keywords of the constructor that replace those in the checkpoint
+        :return: the model
+        :raises ValueError: if there is no intact checkpoint, or it does not fit the environment
+        """
+        from sb3_trpo.checkpoint.loading import load_model
+
+        return load_model(cls, Path(path), env, device, settings)
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -257,19 +264,6 @@ class TrainingLoop(OnPolicyAlgorithm):
         self._update_learning_rate(self.policy.optimizer)  # SB3's method, which records the rate but knows only this rank's
         update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
         return Scheduled(**values)
-
-    def _count(self, outcome: Outcome | FitOutcome, name: str, description: str) -> None:
-        """Count an outcome for the log. The first time that an unwanted one occurs, advise the user what to do about it."""
-        self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
-        is_end = self._current_progress_remaining == 0.0 and self._n_iterations > 1
-        if is_unwanted(outcome, is_end) and self._is_first_time(description):
-            advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}: {description}", self.verbose)
-
-    def _is_first_time(self, topic: str) -> bool:
-        """Return whether to inform the user about a topic: the first time only, and on the first rank only."""
-        is_new = topic not in self._advised
-        self._advised.add(topic)
-        return is_new and self._communicator.is_first
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch as th
@@ -24,7 +23,14 @@ from sb3_trpo.settings import Scheduled, explains_unknown_keywords
 from sb3_trpo.training_loop import TrainingLoop
 from sb3_trpo.update.advice import warn_about_mismatch
 from sb3_trpo.update.critic import CriticFit, FitOutcome, FitSettings
-from sb3_trpo.update.diagnostics import critic_diagnostics, record, state_diagnostics, step_diagnostics, timed
+from sb3_trpo.update.diagnostics import (
+    critic_diagnostics,
+    path_diagnostics,
+    record,
+    state_diagnostics,
+    step_diagnostics,
+    timed,
+)
 from sb3_trpo.update.flat_critic import fit_values
 from sb3_trpo.update.modes import critic_mode, update_statistics
 from sb3_trpo.update.parameter_split import ParameterSplit, PolicyTensors, split_of
@@ -190,13 +196,15 @@ class TRPO(TrainingLoop):
         self.policy.set_training_mode(False)  # with dropout the old policy would not be one distribution
         settings, parameters = PolicyStepSettings.of(self, *now), list(split.policy.values())
         with timed(self.logger, "time/policy_step_seconds"):
-            step, entropy, log_prob_error = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
+            done = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
+        step = done.step
         self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
-        if log_prob_error > MISMATCH and self._is_first_time("mismatch"):
-            warn_about_mismatch(log_prob_error)
+        if done.log_prob_error > MISMATCH and self._is_first_time("mismatch"):
+            warn_about_mismatch(done.log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower(), step.description)
-        record(self.logger, step_diagnostics(step, settings.target_kl, entropy))
+        record(self.logger, step_diagnostics(step, settings.target_kl, done.entropy))
+        record(self.logger, path_diagnostics(self.verbose, policy_step=done.is_fast))
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
         """Regress the values on the returns, in parameters that the policy does not depend on."""
@@ -205,7 +213,7 @@ class TRPO(TrainingLoop):
             fit = self._fit_values(networks, parameters, batch, settings)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}", fit.outcome.value)
-        record(self.logger, critic_diagnostics(fit))
+        record(self.logger, critic_diagnostics(fit) | path_diagnostics(self.verbose, critic=fit.is_fast))
 
     def _fit_values(
         self, networks: Networks | None, parameters: list[nn.Parameter], batch: RolloutBatch, settings: FitSettings
@@ -257,27 +265,6 @@ class TRPO(TrainingLoop):
         """
         if self._communicator.is_first:
             super().save(path, exclude, include)
-
-    @classmethod
-    def from_checkpoint(
-        cls: type[SelfTRPO], path: str | Path, env: GymEnv, device: th.device | str = "auto", **settings: Any
-    ) -> SelfTRPO:
-        """
-        Load the model of a checkpoint for evaluation. To continue training, run the training script again.
-
-        No code from the checkpoint is executed: classes that are not SB3's or torch's have to be given as ``settings``.
-
-        :param path: folder of a :class:`~sb3_trpo.checkpoint.ResumableCheckpoint`, for its newest intact checkpoint, or the
-            folder of one checkpoint
-        :param env: environment of the model. A ``VecNormalize`` in it gets the statistics of the run
-        :param device: device of the networks
-        :param settings: keywords of the constructor that replace those in the checkpoint
-        :return: the model
-        :raises ValueError: if there is no intact checkpoint, or it does not fit the environment
-        """
-        from sb3_trpo.checkpoint.loading import load_model
-
-        return load_model(cls, Path(path), env, device, settings)
 
     def _setup_model(self) -> None:
         super()._setup_model()

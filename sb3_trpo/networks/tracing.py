@@ -62,7 +62,9 @@ class TracedTensor:
         return TracedTensor(affine is DENSE, (*self.layers, Layer(affine, weight, bias, IDENTITY)))
 
     def _dense(self, weight: th.Tensor, bias: th.Tensor | None = None) -> TracedTensor:
-        if not self.is_flat:  # it would act on the last dimension alone
+        below = self.layers[-1] if self.layers else None
+        fits = below is None or below.affine is not DENSE or len(below.weight) == weight.shape[1]
+        if not self.is_flat or not fits:  # it would act on the last dimension alone, or raise torch's error
             raise NotPlainError(F.linear)
         return self._with_layer(DENSE, weight, bias)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
 from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.update.critic import FitOutcome
 
 ADVICE: Mapping[Outcome | FitOutcome, str] = {
@@ -73,3 +76,25 @@ def warn_about_mismatch(log_prob_error: float) -> None:
         UserWarning,
         stacklevel=2,
     )
+
+
+class AdvisingAlgorithm(OnPolicyAlgorithm):
+    """An algorithm that counts the outcomes of its updates, and advises its user about unwanted ones."""
+
+    _advised: set[str]
+    _outcome_counts: dict[str, int]
+    _n_iterations: int
+    _communicator: Communicator = ALONE
+
+    def _count(self, outcome: Outcome | FitOutcome, name: str, description: str) -> None:
+        """Count an outcome for the log. The first time that an unwanted one occurs, advise the user what to do about it."""
+        self._outcome_counts[name] = self._outcome_counts.get(name, 0) + 1
+        is_end = self._current_progress_remaining == 0.0 and self._n_iterations > 1
+        if is_unwanted(outcome, is_end) and self._is_first_time(description):
+            advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}: {description}", self.verbose)
+
+    def _is_first_time(self, topic: str) -> bool:
+        """Return whether to inform the user about a topic: the first time only, and on the first rank only."""
+        is_new = topic not in self._advised
+        self._advised.add(topic)
+        return is_new and self._communicator.is_first

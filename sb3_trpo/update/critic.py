@@ -36,10 +36,12 @@ class CriticFit:
 
     :param outcome: how the fit ended
     :param loss: squared error, averaged over each minibatch and then over minibatches; ``None`` if there were none
+    :param is_fast: whether the critic was differentiated layer by layer
     """
 
     outcome: FitOutcome
     loss: float | None
+    is_fast: bool = False
 
 
 def fit_critic(

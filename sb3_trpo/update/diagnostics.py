@@ -71,14 +71,26 @@ def improvement_ratio(step: Step) -> float | None:
     return step.improvement / step.expected_improvement
 
 
-def critic_diagnostics(fit: CriticFit) -> dict[str, Value]:
+def critic_diagnostics(fit: CriticFit, verbose: int = 0) -> dict[str, Value]:
     """
     List what to log about a critic fit.
 
     :param fit: the record of the fit
+    :param verbose: the model's
     :return: values by logger key
     """
-    return {"train/value_loss": fit.loss}
+    return {"train/value_loss": fit.loss, **path_diagnostics(verbose, critic=fit.is_fast)}
+
+
+def path_diagnostics(verbose: int, **is_fast: bool) -> dict[str, Value]:
+    """
+    List which parts of an iteration were fast rather than general, for those who ask for details.
+
+    :param verbose: the model's; less than 2 lists nothing
+    :param is_fast: whether a part was fast, by its name
+    :return: 1 or 0 by logger key
+    """
+    return {f"train/fast_{part}": float(value) for part, value in is_fast.items()} if verbose >= 2 else {}
 
 
 def state_diagnostics(

@@ -230,7 +230,7 @@ def fit_by_adam(
     if sound and errors:
         adam.commit()
     loss = mean_loss(_totals(errors), sizes, communicator) if errors else None
-    return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss)
+    return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss, is_fast=True)
 
 
 def _runner(critic: Stack, gradient: Sequence[th.Tensor], n_rows: int) -> Runner:

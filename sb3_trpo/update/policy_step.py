@@ -30,7 +30,7 @@ from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.rollouts.advantages import standardization
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.transitions import Chunks, default_chunk_size
-from sb3_trpo.update.actor import make_actor
+from sb3_trpo.update.actor import NetworkActor, make_actor
 from sb3_trpo.update.constraints import mean_kl
 from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
 
@@ -89,11 +89,13 @@ class PolicyStep(NamedTuple):
     :param entropy: mean joint entropy of the old policy, in nats
     :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
         differ from those stored when the policy acted; 0 if rounding is the reason
+    :param is_fast: whether the policy was differentiated layer by layer
     """
 
     step: Step
     entropy: float
     log_prob_error: float
+    is_fast: bool
 
 
 def policy_step(
@@ -141,7 +143,7 @@ def policy_step(
             line_search=BacktrackingLineSearch(settings.line_search_shrinking_factor, settings.line_search_max_iter),
             damping=settings.cg_damping,
         )
-    return PolicyStep(step, entropy, log_prob_error)
+    return PolicyStep(step, entropy, log_prob_error, isinstance(actor, NetworkActor))
 
 
 def _choose_transitions(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from operator import contains
 from typing import Any, cast
@@ -34,9 +35,10 @@ from sb3_trpo.rollouts.collection.callback_locals import (
     may_change_things,
     share_locals,
 )
-from sb3_trpo.rollouts.collection.environment import RolloutEnv, holds
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, holds, widen_types
 from sb3_trpo.rollouts.collection.stepping import Infos, Stepper
 from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
+from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
 
 SET_AT_EACH_STEP = ("n_steps", "actions", "clipped_actions", "new_obs", "rewards", "dones")
 """Variables of SB3's loop that callbacks find as the present step has left them; ``infos`` are copied for them first."""
@@ -189,6 +191,35 @@ class FastCollector:
         reports = np.flatnonzero(np.logical_or(dones, [*map(contains, infos, EPISODE_KEYS)]))
         self.algorithm._update_info_buffer([infos[env_index] for env_index in reports], dones[reports])
         policy.note_truncated(np.flatnonzero(dones), infos)
+
+
+def collect(
+    collector: FastCollector, callback: BaseCallback, n_rollout_steps: int, loop: Callable[..., bool]
+) -> tuple[bool, bool]:
+    """
+    Fill a buffer by the fast loop if it knows the policy and the buffer, else by another one.
+
+    :param collector: the fast loop
+    :param callback: called at each step
+    :param n_rollout_steps: steps per environment
+    :param loop: ``collect_rollouts`` of an algorithm, which takes any policy
+    :return: whether the rollout is complete, rather than ended by the callback; and whether the fast loop was chosen
+    :raises ValueError: if the policy cannot act on an observation, because it is not finite or has another shape
+    """
+    algorithm, env, buffer = collector.algorithm, collector.env, collector.buffer
+    assert algorithm._last_obs is not None, "SB3 resets the environments before it collects"
+    general = partial(collect_by, loop, algorithm)
+    try:
+        widen_types(buffer, env.plain.encode(algorithm._last_obs))
+        if collector.can_collect(n_rollout_steps):
+            return collector.collect(callback, general), True
+        return general(env, callback, buffer, n_rollout_steps), False
+    except (TypeError, ValueError, RuntimeError):
+        fault = unfit_observation(algorithm._last_obs, algorithm.observation_space, algorithm.n_envs, buffer.pos)
+        fault = fault or unfit_type(algorithm.policy)
+        if fault is None:
+            raise
+        raise fault from None  # a traceback from inside torch would explain less
 
 
 def _within_bounds(actions: np.ndarray, policy: ActorCriticPolicy) -> np.ndarray:

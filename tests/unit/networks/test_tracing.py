@@ -100,6 +100,11 @@ def test_a_dense_layer_needs_a_row_of_numbers_and_a_convolution_an_image():
     assert trace([convolution, nn.Flatten(), dense], is_flat=False) is not None
 
 
+def test_layers_that_do_not_fit_are_left_to_torchs_error():
+    assert trace([nn.Linear(2, 3), nn.Linear(4, 2)], is_flat=True) is None
+    assert trace([nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)], is_flat=True) is not None
+
+
 def test_stacks_are_the_same_if_operations_and_tensors_are():
     def stack(slope=0.1, bias=BIAS):
         return trace([lambda x: F.leaky_relu(F.linear(x, WEIGHT, bias), slope)], is_flat=True)
