@@ -163,7 +163,7 @@ def is_patched(thing: object) -> bool:
 
 def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
     """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
-    modes = (policy.training,) if all(map(_is_known, policy.modules())) else (True, False)
+    modes = (policy.training,) if all(map(is_known, policy.modules())) else (True, False)
     readings = []
     for is_training in modes:
         with nullcontext() if is_training is policy.training else in_mode(policy, is_training):
@@ -173,8 +173,13 @@ def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]
     return first if is_one else (None, None)
 
 
-def _is_known(module: nn.Module) -> bool:
-    """Check that a module does the same in both modes, unless torch is asked for something that no plain stack does."""
+def is_known(module: nn.Module) -> bool:
+    """
+    Check that a module does the same in both modes, unless it asks torch for something that no plain stack does.
+
+    :param module: the module
+    :return: whether it is torch's, SB3's or ours rather than a user's
+    """
     return type(module).__module__.partition(".")[0] in ("torch", "stable_baselines3", "sb3_trpo", "sb3_contrib")
 
 

@@ -32,6 +32,7 @@ from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.prepared.array_runner import ArrayRunner, pays_by_arrays
 from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner, Runner
 from sb3_trpo.networks.stack import Stack
+from sb3_trpo.networks.upper_critic import are_constant, read_upper_critic
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard, shard_minibatches, weighted_minibatches
@@ -81,33 +82,36 @@ class StackRegression(NamedTuple):
 @th.no_grad()
 def plain_regression(
     policy: ActorCriticPolicy,
-    networks: Networks,
+    networks: Networks | None,
     parameters: Sequence[nn.Parameter],
     batch: RolloutBatch,
     batch_size: int,
 ) -> StackRegression | None:
     """
-    Prepare a fit without autograd.
+    Prepare a fit without autograd: of the critic's layers, or of those above features that the fit does not change.
 
     :param policy: the policy that holds the critic; its ``optimizer`` is continued
-    :param networks: the policy's networks, on its own tensors
+    :param networks: the policy's networks, on its own tensors; ``None`` if it is not a plain stack
     :param parameters: parameters that the critic may move
     :param batch: what the critic is fitted to
     :param batch_size: transitions per minibatch
     :return: the fit, or ``None`` if the critic or the optimizer needs the general one
     """
-    parts = trainable_part(networks.critic, parameters)
-    if parts is None:
+    read = read_upper_critic(policy, parameters) if networks is None else (networks.features, networks.critic)
+    parts = None if read is None else trainable_part(read[1], parameters)
+    if read is None or parts is None:
         return None
-    fixed, critic = parts
+    of_observations, (fixed, critic) = read[0], parts
     adam = flat_adam(policy.optimizer, critic.tensors)
     if adam is None:
         return None
+    if networks is None and not are_constant(of_observations, batch.spread_inputs(2).observations, policy.device):
+        return None
 
     def features(observations: PyTorchObs) -> th.Tensor:
-        return fixed(networks.features(observations))
+        return fixed(of_observations(observations))
 
-    epoch = batch.feature_epoch(features, bool(fixed.layers), batch_size)
+    epoch = batch.feature_epoch(features, networks is None or bool(fixed.layers), batch_size)
     return None if epoch is None else StackRegression(critic, adam, epoch)
 
 
@@ -136,7 +140,7 @@ def fit_values(
     """
     shard = shard_minibatches(batch_size, batch.n_transitions, communicator)
     own_size = batch_size if shard is None else shard.batch_size
-    regression = None if networks is None else plain_regression(policy, networks, parameters, batch, own_size)
+    regression = plain_regression(policy, networks, parameters, batch, own_size)
     if regression is not None:
         return fit_stack(regression, n_epochs, max_grad_norm, communicator, shard)
     minibatches = partial(batch.minibatches, own_size)

@@ -1,0 +1,57 @@
+"""
+The critic above a features extractor that it does not train, such as one that it shares with the policy.
+
+Whatever the extractor computes, its features stay the same during a fit. So they need to be computed once only, and what is
+left of the critic is a plain stack of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_trpo.networks.plain_network import Features, are_uniform, computes_as_known, is_altered, is_known
+from sb3_trpo.networks.stack import Stack
+from sb3_trpo.networks.tracing import trace
+
+
+def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> tuple[Features, Stack] | None:
+    """
+    Read the critic's layers above its features extractor.
+
+    :param policy: the policy
+    :param parameters: parameters that the critic may move
+    :return: the function from observations to features, and the layers; ``None`` if the extractor is to be moved too, or
+        anything above it is not plain
+    """
+    if not computes_as_known(policy, [ActorCriticPolicy], ("predict_values", "extract_features")):
+        return None
+    extractor, above = policy.vf_features_extractor, (policy.mlp_extractor, policy.value_net)
+    is_moved = {*map(id, extractor.parameters())} & {*map(id, parameters)}
+    is_plain = all(is_known(module) for part in above for module in part.modules())
+    if is_moved or not is_plain or any(map(is_altered, policy.modules())):
+        return None
+    stack = trace([policy.mlp_extractor.forward_critic, policy.value_net], is_flat=True)
+
+    def features(observations: PyTorchObs) -> th.Tensor:
+        return BasePolicy.extract_features(policy, observations, extractor)
+
+    return (features, stack) if stack is not None and are_uniform(stack.tensors) else None
+
+
+@th.no_grad()
+def are_constant(features: Features, observations: PyTorchObs, device: th.device) -> bool:
+    """
+    Check that features are the same at each call: dropout, for example, draws new numbers each time.
+
+    :param features: the function
+    :param observations: some observations
+    :param device: where they are computed
+    :return: whether two calls agree bit for bit; torch's generators are as before afterwards
+    """
+    with th.random.fork_rng([] if device.type == "cpu" else [device], device_type="cuda"):
+        return th.equal(features(observations), features(observations))
