@@ -11,25 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import takewhile
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
-from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
 from sb3_trpo.networks.affine import Convolution
+from sb3_trpo.networks.features import Features, are_rows, concatenates, features_of
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.tracing import in_mode, same_stacks, trace
 from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
-
-Features = Callable[[PyTorchObs], th.Tensor]
-"""Turns observations, a tensor or a dict of tensors, into the input of a stack."""
 
 KNOWN_METHODS = (
     "__call__",
@@ -112,7 +106,7 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     kind = find_kind(policy.action_dist, kinds)
     if kind is None or not computes_as_known(policy, kind.policies, KNOWN_METHODS):
         return None
-    if any(map(is_altered, policy.modules())) or is_patched(policy.action_dist):
+    if is_anything_altered(policy):
         return None
     head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
     actor, critic = _read_stacks(policy)
@@ -139,6 +133,17 @@ def computes_as_known(policy: ActorCriticPolicy, classes: Sequence[type[BasePoli
     shared, actor, critic = policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor
     is_shared = shared is actor is critic or not policy.share_features_extractor
     return inherits and is_shared and not has_global_module_hooks()
+
+
+def is_anything_altered(policy: ActorCriticPolicy) -> bool:
+    """
+    Check for what a trace does not show, or must not be shown to: layers may change their buffers whenever they run.
+
+    :param policy: the policy
+    :return: whether a module or the distribution is altered, or there are any buffers
+    """
+    has_buffers = next(policy.buffers(), None) is not None
+    return has_buffers or any(map(is_altered, policy.modules())) or is_patched(policy.action_dist)
 
 
 def is_altered(module: nn.Module) -> bool:
@@ -188,8 +193,8 @@ def _readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | Non
     nets = policy.mlp_extractor
     extractors: Any = policy.pi_features_extractor, policy.vf_features_extractor
     starts: Any = [[extractor] for extractor in extractors]
-    is_flat = _is_flat(policy.observation_space)
-    if all(type(extractor) is CombinedExtractor for extractor in extractors) and _only_concatenate(*extractors):
+    is_flat = are_rows(policy.observation_space)
+    if concatenates(policy):
         starts, is_flat = [[], []], True  # the features are what it returns
     latents: list[tuple[Callable[..., Any], Callable[..., Any]]] = [(nets.forward_actor, nets.forward_critic)]
     if policy.share_features_extractor:
@@ -203,85 +208,8 @@ def _readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | Non
     ]
 
 
-def _is_flat(space: spaces.Space[Any]) -> bool:
-    """Check whether SB3's preprocessing returns a row of numbers for each observation."""
-    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or len(space.shape or ()) == 1
-
-
 def _reads_images(stack: Stack) -> bool:
     return isinstance(stack.layers[0].affine, Convolution)
-
-
-def features_of(policy: ActorCriticPolicy, are_images: bool = False) -> tuple[Features, bool]:
-    """
-    Read what a policy does before its first layer.
-
-    :param policy: the policy
-    :param are_images: whether the first layer is a convolution
-    :return: the function, and whether its results are the numbers of the observation, unchanged
-    """
-    takes_vectors = _takes_vectors(policy)
-    return (_as_floats if takes_vectors else _read_features(policy, are_images)), takes_vectors
-
-
-def _takes_vectors(policy: ActorCriticPolicy) -> bool:
-    """Check that SB3's preprocessing has nothing to do: no image to scale, no choice to encode, no matrix to flatten."""
-    space = policy.observation_space
-    return isinstance(space, spaces.Box) and len(space.shape) == 1
-
-
-def _as_floats(observations: PyTorchObs) -> th.Tensor:
-    assert isinstance(observations, th.Tensor)
-    return observations.float()
-
-
-def _read_features(policy: ActorCriticPolicy, are_images: bool) -> Features:
-    """Choose the function from observations to the stacks' input: SB3's preprocessing, flattened except for convolutions."""
-    space, extractor = policy.observation_space, cast("Any", policy.pi_features_extractor)
-
-    def preprocessed(observations: PyTorchObs) -> Any:
-        return preprocess_obs(observations, space, normalize_images=policy.normalize_images)
-
-    def concatenated(observations: PyTorchObs) -> th.Tensor:
-        parts = preprocessed(observations)
-        return th.cat([parts[key].flatten(1) for key in extractor.extractors], dim=1)
-
-    def channels_last(observations: PyTorchObs) -> th.Tensor:
-        assert isinstance(observations, th.Tensor)
-        if observations.device.type == "cpu":  # weight gradients of convolutions then take less than half the time
-            observations = observations.contiguous(memory_format=th.channels_last)
-        if not (policy.normalize_images and is_image_space(space)):
-            return observations.float()
-        return observations.to(th.float32, copy=True).div_(255.0)  # in place: SB3's division makes a second copy
-
-    if are_images:
-        return channels_last
-    if isinstance(space, spaces.Dict):
-        return concatenated
-    return lambda observations: cast("th.Tensor", preprocessed(observations).flatten(1))
-
-
-def extracts_numbers(policy: ActorCriticPolicy) -> bool:
-    """
-    Check that features are nothing but the numbers of an observation, as SB3's preprocessing returns them.
-
-    :param policy: the policy
-    :return: whether its extractors only flatten and concatenate
-    """
-    pair: list[Any] = [policy.pi_features_extractor, policy.vf_features_extractor]
-    if all(type(extractor) is CombinedExtractor for extractor in pair):
-        return _only_concatenate(*pair)
-    return all(type(extractor) is FlattenExtractor and _flattens(extractor.flatten) for extractor in pair)
-
-
-def _flattens(module: nn.Module) -> bool:
-    return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
-
-
-def _only_concatenate(actor: Any, critic: Any) -> bool:
-    """Check that CombinedExtractors read the same entries of the observation, in the same order, and none by convolutions."""
-    parts = [*actor.extractors.values(), *critic.extractors.values()]
-    return list(actor.extractors) == list(critic.extractors) and all(map(_flattens, parts))
 
 
 def are_uniform(tensors: list[th.Tensor]) -> bool:

@@ -14,7 +14,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.networks.plain_network import Features, are_uniform, computes_as_known, is_altered, is_known
+from sb3_trpo.networks.features import Features
+from sb3_trpo.networks.plain_network import are_uniform, computes_as_known, is_altered, is_known
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.tracing import trace
 
@@ -32,7 +33,7 @@ def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Paramet
         return None
     extractor, above = policy.vf_features_extractor, (policy.mlp_extractor, policy.value_net)
     is_moved = {*map(id, extractor.parameters())} & {*map(id, parameters)}
-    is_plain = all(is_known(module) for part in above for module in part.modules())
+    is_plain = all(is_known(module) and not [*module.buffers()] for part in above for module in part.modules())
     if is_moved or not is_plain or any(map(is_altered, policy.modules())):
         return None
     stack = trace([policy.mlp_extractor.forward_critic, policy.value_net], is_flat=True)

@@ -13,16 +13,14 @@ from torch import nn
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import find_kind
 from sb3_trpo.extras import CONTRIB, needs
+from sb3_trpo.networks.features import extracts_numbers, features_of
 from sb3_trpo.networks.lstm import is_supported
 from sb3_trpo.networks.plain_network import (
     KNOWN_METHODS,
     Networks,
     are_uniform,
     computes_as_known,
-    extracts_numbers,
-    features_of,
-    is_altered,
-    is_patched,
+    is_anything_altered,
 )
 from sb3_trpo.networks.prepared.lstm_steps import LstmStack
 from sb3_trpo.networks.stack import Stack
@@ -107,8 +105,7 @@ def _does_something_else(policy: RecurrentActorCriticPolicy) -> bool:
         policy.squash_output
         or not extracts_numbers(policy)
         or type(policy.mlp_extractor) is not MlpExtractor
-        or any(map(is_altered, policy.modules()))
-        or is_patched(policy.action_dist)
+        or is_anything_altered(policy)
         or not all(map(is_supported, lstms))
     )
 

@@ -114,7 +114,7 @@ CASES: dict[str, tuple[type[TRPO], str, Any, dict[str, Any], int, int]] = {
         partial(RestlessEnv, VECTOR),
         {"batch_size": 64, "policy_kwargs": {"lstm_hidden_size": 8}},
         2,
-        2,
+        1,
     ),
 }
 
