@@ -7,6 +7,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
+import sb3_trpo.zoo.memory_tasks  # noqa: F401  # for the mazes
 from sb3_trpo import TRPO
 from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
 from sb3_trpo.zoo.masking import evaluate
