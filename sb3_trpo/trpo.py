@@ -213,7 +213,7 @@ class TRPO(TrainingLoop):
             fit = self._fit_values(networks, parameters, batch, settings)
         self.critic_outcome = fit.outcome
         self._count(fit.outcome, f"critic_{fit.outcome.name.lower()}", fit.outcome.value)
-        record(self.logger, critic_diagnostics(fit) | path_diagnostics(self.verbose, critic=fit.is_fast))
+        record(self.logger, critic_diagnostics(fit, self.verbose))
 
     def _fit_values(
         self, networks: Networks | None, parameters: list[nn.Parameter], batch: RolloutBatch, settings: FitSettings

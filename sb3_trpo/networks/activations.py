@@ -8,7 +8,7 @@ An activation acts on each element alone, so J v and J^T u take the same product
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,12 +67,15 @@ def _numpy_relu_backward(d: np.ndarray, h: np.ndarray, out: np.ndarray) -> None:
 IDENTITY = Activation(lambda a: a, lambda d, _, out=None: d, slope_from_input=False)
 
 
-@cache
+KEPT = lru_cache(maxsize=64)
+
+
+@KEPT
 def _tanh() -> Activation:
     return Activation(th.tanh_, tanh_backward(), False, _numpy_tanh, np.tanh, _numpy_tanh_backward)
 
 
-@cache
+@KEPT
 def _relu(inplace: bool = False) -> Activation:
     return Activation(
         th.relu_,
@@ -83,12 +86,12 @@ def _relu(inplace: bool = False) -> Activation:
     )
 
 
-@cache
+@KEPT
 def _elu(alpha: float = 1.0, inplace: bool = False) -> Activation:
     return Activation(lambda a: F.elu(a, alpha), elu_backward(alpha), slope_from_input=True)
 
 
-@cache
+@KEPT
 def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Activation:
     return Activation(
         lambda a: F.leaky_relu(a, negative_slope),
@@ -97,12 +100,12 @@ def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Activati
     )
 
 
-@cache
+@KEPT
 def _silu(inplace: bool = False) -> Activation:
     return Activation(F.silu, silu_backward(), slope_from_input=True)
 
 
-@cache
+@KEPT
 def _gelu(approximate: str = "none") -> Activation:
     return Activation(lambda a: F.gelu(a, approximate=approximate), gelu_backward(approximate), slope_from_input=True)
 

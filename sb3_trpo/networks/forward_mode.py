@@ -7,6 +7,7 @@ formula for each operation, which torch lacks for some, and it does not stop at 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,8 @@ from torch.autograd import forward_ad
 
 from sb3_trpo.numerics.gauss_newton import Linearization, Outputs
 
+ONE_AT_A_TIME = threading.Lock()
+"""torch has one level of dual numbers for the whole process, which threads would nest."""
 TOLERANCE = 1e-3
 """Relative difference of ``u^T (J v)`` and ``(J^T u)^T v`` that rounding in float32 explains."""
 
@@ -34,7 +37,7 @@ def forward_jvp(
     :return: tensors like z
     :raises NotImplementedError: if torch cannot differentiate an operation in forward mode
     """
-    with forward_ad.dual_level():
+    with ONE_AT_A_TIME, forward_ad.dual_level():
         pairs = zip(parameters, tangents, strict=True)
         duals = [forward_ad.make_dual(parameter.detach(), tangent) for parameter, tangent in pairs]  # type: ignore[no-untyped-call]
         with substituted(module, parameters, duals):

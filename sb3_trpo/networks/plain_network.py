@@ -9,7 +9,6 @@ run by its own methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -19,12 +18,16 @@ from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
-from sb3_trpo.networks.affine import Convolution
-from sb3_trpo.networks.features import Features, are_rows, concatenates, features_of
-from sb3_trpo.networks.stack import Stack
-from sb3_trpo.networks.tracing import in_mode, same_stacks, trace
+from sb3_trpo.networks.activations import IDENTITY
+from sb3_trpo.networks.affine import Convolution, Dense
+from sb3_trpo.networks.reading.features import Features, are_rows, concatenates, features_of, some_inputs
+from sb3_trpo.networks.reading.purity import undisturbed
+from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, same_stacks, trace
+from sb3_trpo.networks.stack import Stack, identity
 from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
+Functions = list[Callable[[Any], Any]]
+"""Functions that follow each other, such as modules."""
 KNOWN_METHODS = (
     "__call__",
     "forward",
@@ -66,9 +69,10 @@ class Networks(NamedTuple):
 
     @property
     def n_shared_layers(self) -> int:
-        """Number of layers from the first on that actor and critic have in common, with the same tensors."""
+        """Number of layers from the first on that actor and critic have in common; 0 if their result is still an image."""
         pairs = zip(self.actor.layers, self.critic.layers, strict=False)
-        return len([*takewhile(lambda pair: pair[0].weight is pair[1].weight, pairs)])
+        shared = [one for one, _ in takewhile(lambda pair: identity(pair[0]) == identity(pair[1]), pairs)]
+        return len(shared) if shared and isinstance(shared[-1].affine, Dense) else 0
 
     @th.no_grad()
     def copied_to(self, device: th.device) -> Networks:
@@ -113,6 +117,8 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     if head is None or actor is None or critic is None or _reads_images(actor) is not _reads_images(critic):
         return None
     if head.needs_last_hidden:
+        if not is_single_layer(policy.action_net):
+            return None  # its input is not the last layer's
         actor = actor.with_last_input()
     features, takes_vectors = features_of(policy, _reads_images(actor))
     networks = Networks(features, takes_vectors, actor, head, critic)
@@ -168,14 +174,25 @@ def is_patched(thing: object) -> bool:
 
 def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
     """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
-    modes = (policy.training,) if all(map(is_known, policy.modules())) else (True, False)
-    readings = []
-    for is_training in modes:
-        with nullcontext() if is_training is policy.training else in_mode(policy, is_training):
-            readings += _readings(policy)
-    first = readings[0]
-    is_one = all(same_stacks(*pair) for other in readings for pair in zip(first, other, strict=True))
+    if all(map(is_known, policy.modules())):
+        first, *others = _readings(policy)
+    else:
+        with undisturbed(policy) as purity:
+            first, *others = [reading for is_training in (True, False) for reading in _checked(policy, is_training)]
+        if not purity.is_kept:
+            return None, None
+    is_one = all(same_stacks(*pair) for other in others for pair in zip(first, other, strict=True))
     return first if is_one else (None, None)
+
+
+def _checked(policy: ActorCriticPolicy, is_training: bool) -> list[tuple[Stack | None, Stack | None]]:
+    """Read networks with modules of the user's in one mode, and compare what is read with what they compute at some states."""
+    with in_mode(policy, is_training):
+        readings = _readings(policy)
+        x = some_inputs(policy)
+        pairs = [pair for reading, way in zip(readings, _ways(policy), strict=True) for pair in zip(reading, way, strict=True)]
+        is_right = x is not None and all(stack is None or computes_alike(functions, stack, x) for stack, functions in pairs)
+    return readings if is_right else [(None, None)]
 
 
 def is_known(module: nn.Module) -> bool:
@@ -189,23 +206,32 @@ def is_known(module: nn.Module) -> bool:
 
 
 def _readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | None]]:
-    """Trace each network by itself and, if they have features in common, both together, as ``forward`` runs them."""
+    """Trace actor and critic in each way in which they may be run."""
+    is_flat = are_rows(policy.observation_space) or concatenates(policy)
+    return [(trace(actor, is_flat), trace(critic, is_flat)) for actor, critic in _ways(policy)]
+
+
+def _ways(policy: ActorCriticPolicy) -> list[tuple[Functions, Functions]]:
+    """List what actor and critic call: each network by itself and, if they share features, both as ``forward`` runs them."""
     nets = policy.mlp_extractor
     extractors: Any = policy.pi_features_extractor, policy.vf_features_extractor
-    starts: Any = [[extractor] for extractor in extractors]
-    is_flat = are_rows(policy.observation_space)
-    if concatenates(policy):
-        starts, is_flat = [[], []], True  # the features are what it returns
-    latents: list[tuple[Callable[..., Any], Callable[..., Any]]] = [(nets.forward_actor, nets.forward_critic)]
+    below: list[list[Any]] = [[], []] if concatenates(policy) else [[extractor] for extractor in extractors]
+    latents: list[tuple[Any, Any]] = [(nets.forward_actor, nets.forward_critic)]
     if policy.share_features_extractor:
         latents.append((lambda x: nets(x)[0], lambda x: nets(x)[1]))
-    return [
-        (
-            trace([*starts[0], of_actor, policy.action_net], is_flat),
-            trace([*starts[1], of_critic, policy.value_net], is_flat),
-        )
-        for of_actor, of_critic in latents
-    ]
+    heads = policy.action_net, policy.value_net
+    return [([*below[0], actor, heads[0]], [*below[1], critic, heads[1]]) for actor, critic in latents]
+
+
+def is_single_layer(module: nn.Module) -> bool:
+    """
+    Check that a module is one dense layer without activation.
+
+    :param module: the module, such as the policy's ``action_net``
+    :return: whether it is
+    """
+    read = trace([module], is_flat=True)
+    return read is not None and len(read.layers) == 1 and read.layers[0].activation is IDENTITY
 
 
 def _reads_images(stack: Stack) -> bool:

@@ -33,6 +33,16 @@ class Layer(NamedTuple):
     activation: Activation
 
 
+def identity(layer: Layer) -> tuple[object, ...]:
+    """
+    Describe what a layer computes and with which tensors.
+
+    :param layer: the layer
+    :return: equal for layers that do the same with the very same tensors
+    """
+    return layer.affine, id(layer.weight), id(layer.bias), id(layer.activation)
+
+
 class Intermediates(NamedTuple):
     """
     What a forward pass keeps for the derivatives.

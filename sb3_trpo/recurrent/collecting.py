@@ -88,7 +88,7 @@ class RecurrentActingPolicy(ActingPolicy):
         self._before = ArrayStates(*map(np.empty_like, self._after))
         self._critic_after = _as_arrays(last.vf)
         """The state of the critic's own LSTM after the last step that has a value."""
-        self._n_valued = 0
+        self._n_valued, self._step = 0, -1
         super().__init__(algorithm, networks.networks, buffer, env)
 
     @classmethod
@@ -118,7 +118,7 @@ class RecurrentActingPolicy(ActingPolicy):
         :return: the actions, not clipped, shape ``(n_envs, *action_shape)``
         :raises ValueError: if the policy returns NaN
         """
-        self._starts = np.asarray(starts)
+        self._starts, self._step = np.asarray(starts), self._buffer.pos
         for before, after, rows in zip(self._before, self._after, self._of_actor, strict=True):
             before[:] = rows[self._buffer.pos] = after
         if self._starts.any():
@@ -234,11 +234,12 @@ class RecurrentActingPolicy(ActingPolicy):
             rows[step] = 0.0
         self._step = step - 1
 
-    def complete(self) -> None:
-        """Fill in all that is missing, and give the states after the last step to the algorithm."""
-        super().complete()
+    def __exit__(self, *error: object) -> None:
+        """Give the states after the last step to the algorithm, also if an error has ended the rollout."""
         algorithm: Any = self._algorithm
+        self._write_values(slice(0, self._buffer.pos))
         algorithm._last_lstm_states = self._states(self._buffer.pos)
+        super().__exit__(*error)
 
 
 class MaskedRecurrentActingPolicy(MaskedActingPolicy, RecurrentActingPolicy):

@@ -13,7 +13,6 @@ from torch import nn
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import find_kind
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.networks.features import extracts_numbers, features_of
 from sb3_trpo.networks.lstm import is_supported
 from sb3_trpo.networks.plain_network import (
     KNOWN_METHODS,
@@ -21,10 +20,12 @@ from sb3_trpo.networks.plain_network import (
     are_uniform,
     computes_as_known,
     is_anything_altered,
+    is_single_layer,
 )
 from sb3_trpo.networks.prepared.lstm_steps import LstmStack
+from sb3_trpo.networks.reading.features import extracts_numbers, features_of
+from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.networks.tracing import trace
 from sb3_trpo.recurrent.policies import MaskableRecurrentActorCriticPolicy
 
 with needs(*CONTRIB):
@@ -118,6 +119,8 @@ def _read_layers(policy: RecurrentActorCriticPolicy, kind: DistributionKind) -> 
     if head is None or actor is None or critic is None:
         return None
     if head.needs_last_hidden:
+        if not is_single_layer(policy.action_net):
+            return None
         actor = actor.with_last_input()
     features, takes_vectors = features_of(policy)
     actor_lstm = _read_lstm(policy.lstm_actor)

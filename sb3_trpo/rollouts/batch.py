@@ -8,7 +8,7 @@ from itertools import chain
 import numpy as np
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.networks.features import Features
+from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.rollouts.inputs import PolicyInputs
 from sb3_trpo.rollouts.reader import FeatureEpoch, Minibatch, RolloutReader
 from sb3_trpo.rollouts.transitions import Chunks

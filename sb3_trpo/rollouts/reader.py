@@ -18,8 +18,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.networks.features import Features
 from sb3_trpo.networks.plain_network import is_patched
+from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.rollouts.inputs import ObservationInputs, PolicyInputs
 from sb3_trpo.rollouts.plain_spaces import map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, Chunks, Transitions, default_chunk_size

@@ -71,7 +71,7 @@ def improvement_ratio(step: Step) -> float | None:
     return step.improvement / step.expected_improvement
 
 
-def critic_diagnostics(fit: CriticFit, verbose: int = 0) -> dict[str, Value]:
+def critic_diagnostics(fit: CriticFit, verbose: int) -> dict[str, Value]:
     """
     List what to log about a critic fit.
 

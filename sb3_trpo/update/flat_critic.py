@@ -31,8 +31,8 @@ from torch import nn
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.prepared.array_runner import ArrayRunner, pays_by_arrays
 from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner, Runner
+from sb3_trpo.networks.reading.upper_critic import are_constant, read_upper_critic
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.networks.upper_critic import are_constant, read_upper_critic
 from sb3_trpo.numerics.flat import unflatten
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import MinibatchShard, shard_minibatches, weighted_minibatches
@@ -105,11 +105,12 @@ def plain_regression(
     adam = flat_adam(policy.optimizer, critic.tensors)
     if adam is None:
         return None
-    if networks is None and not are_constant(of_observations, batch.spread_inputs(2).observations, policy.device):
+    if networks is None and not are_constant(policy, of_observations, batch.spread_inputs(4).observations):
         return None
 
     def features(observations: PyTorchObs) -> th.Tensor:
-        return fixed(of_observations(observations))
+        made = fixed(of_observations(observations))
+        return made.flatten(1) if critic.is_dense else made  # fixed convolutions return images
 
     epoch = batch.feature_epoch(features, networks is None or bool(fixed.layers), batch_size)
     return None if epoch is None else StackRegression(critic, adam, epoch)

@@ -7,8 +7,8 @@ import pytest
 import torch as th
 from torch import nn
 
+from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.networks.tracing import trace
 
 FUNCTIONS = {
     "none": None,

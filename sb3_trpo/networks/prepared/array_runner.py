@@ -20,7 +20,7 @@ from sb3_trpo.networks.stack import Layer, Stack
 
 SINGLE_THREADED = 2**18
 """
-Multiplications up to which NumPy's OpenBLAS takes a product on one thread.
+Multiplications up to which OpenBLAS, which NumPy's wheels come with, takes a product on one thread.
 
 It would share a larger one among as many threads as the machine has cores, whatever ``torch.set_num_threads`` allows, so torch
 takes that one.

@@ -116,25 +116,26 @@ class FastCollector:
         fits = all(holds(rows.dtype, seen.dtype) for seen, rows in array_pairs(observations, buffer))
         return networks if fits else None
 
-    def collect(self, callback: BaseCallback, general_loop: Callable[..., bool]) -> bool:
+    def collect(self, callback: BaseCallback, general_loop: Callable[..., bool]) -> tuple[bool, bool]:
         """
         Fill the buffer, if :meth:`can_collect` allows it.
 
         :param callback: called at each step
         :param general_loop: SB3's loop, used if the callback changes something to an unknown kind when the rollout starts
-        :return: ``True`` if the rollout is complete, ``False`` if the callback ended it
+        :return: whether the rollout is complete, rather than ended by the callback; and whether this loop has collected it
         :raises ValueError: if the policy returns NaN
         """
         algorithm, buffer = self.algorithm, self.buffer
         algorithm.policy.set_training_mode(False)
+        variables = RolloutLocals(callback.locals)  # those of the last rollout, before it is erased
         buffer.reset()
         if algorithm.use_sde:
             algorithm.policy.reset_noise(buffer.n_envs)
-        share_locals(callback, RolloutLocals(callback.locals))  # only such a dict can hold variables that are computed late
+        share_locals(callback, variables)  # only such a dict can hold variables that are computed late
         callback.on_rollout_start()
         networks = self._networks()  # again: the callback may have altered the policy or reset the environments
         if networks is None:
-            return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size)
+            return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size), False
         with self.acting_policies[type(buffer)](algorithm, networks, buffer, self.env) as policy:
             is_complete = self._fill(callback, policy)
             policy.complete()  # also the steps before a callback's end: SB3's loop has completed them by then
@@ -144,7 +145,7 @@ class FastCollector:
                 compute_advantages(buffer, last_values.numpy().flatten(), last_dones)
                 callback.update_locals(policy.variables_at_end(last_values))
                 callback.on_rollout_end()
-        return is_complete
+        return is_complete, True
 
     def _fill(self, callback: BaseCallback, policy: ActingPolicy) -> bool:
         """Step until the buffer is full or the callback ends the rollout; return whether it is full."""
@@ -203,7 +204,7 @@ def collect(
     :param callback: called at each step
     :param n_rollout_steps: steps per environment
     :param loop: ``collect_rollouts`` of an algorithm, which takes any policy
-    :return: whether the rollout is complete, rather than ended by the callback; and whether the fast loop was chosen
+    :return: whether the rollout is complete, rather than ended by the callback; and whether the fast loop has collected it
     :raises ValueError: if the policy cannot act on an observation, because it is not finite or has another shape
     """
     algorithm, env, buffer = collector.algorithm, collector.env, collector.buffer
@@ -212,7 +213,7 @@ def collect(
     try:
         widen_types(buffer, env.plain.encode(algorithm._last_obs))
         if collector.can_collect(n_rollout_steps):
-            return collector.collect(callback, general), True
+            return collector.collect(callback, general)
         return general(env, callback, buffer, n_rollout_steps), False
     except (TypeError, ValueError, RuntimeError):
         fault = unfit_observation(algorithm._last_obs, algorithm.observation_space, algorithm.n_envs, buffer.pos)

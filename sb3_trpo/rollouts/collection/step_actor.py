@@ -9,10 +9,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trpo.networks.features import Features
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.networks.prepared.array_runner import ArrayRunner, pays_by_arrays
 from sb3_trpo.networks.prepared.preallocated import PreallocatedRunner
+from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation

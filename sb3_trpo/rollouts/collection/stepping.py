@@ -32,6 +32,8 @@ KEEP_NO_INFOS = (VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
 METHODS = frozenset({"step", "step_async", "step_wait"})
 KNOWN_METHODS = {name: getattr(DummyVecEnv, name) for name in (*METHODS, "_obs_from_buf")}
 """What is replaced here."""
+SUBPROC_METHODS = {name: getattr(SubprocVecEnv, name) for name in METHODS}
+"""What is called in two parts here."""
 
 Infos = list[dict[str, Any]]
 Stepped = tuple[Any, np.ndarray, np.ndarray, Infos]
@@ -125,7 +127,8 @@ def steps_elsewhere(venv: VecEnv) -> bool:
     :return: whether it is SB3's ``SubprocVecEnv``, with none but SB3's own wrappers around it
     """
     bottom = innermost(venv)
-    return type(bottom) is SubprocVecEnv and not is_patched(bottom)
+    is_sb3s = all(getattr(SubprocVecEnv, name) is method for name, method in SUBPROC_METHODS.items())
+    return is_sb3s and type(bottom) is SubprocVecEnv and not is_patched(bottom)
 
 
 def step_without_copies(venv: DummyVecEnv) -> Stepped:

@@ -1,5 +1,7 @@
 """Forward mode: its products are those of backpropagation, and the module has its own parameters afterwards."""
 
+import threading
+
 import pytest
 import torch as th
 from torch import nn
@@ -111,3 +113,25 @@ def test_an_operation_without_a_formula_raises():
 
     with pytest.raises(RuntimeError):
         forward_jvp(module, [module.weight], [th.ones(2, 2)], outputs)
+
+
+def test_threads_take_turns():
+    cases, found, errors = [case() for _ in range(2)], [[], []], []
+
+    def run(index):
+        module, theta, outputs = cases[index]
+        v = [th.ones_like(tensor) for tensor in theta]
+        try:
+            found[index] += [forward_jvp(module, theta, v, outputs)[0] for _ in range(30)]
+        except RuntimeError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for results, (_, theta, outputs) in zip(found, cases, strict=True):
+        right, *_ = linearize(outputs(), theta).jvp(th.ones_like(flatten(theta)))
+        th.testing.assert_close(th.stack(results), right.expand(30, *right.shape), rtol=1e-10, atol=1e-10)

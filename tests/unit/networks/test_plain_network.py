@@ -23,6 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune
 
 from sb3_trpo import TRPO, MlpPolicy, MultiInputPolicy
+from sb3_trpo.networks.activations import IDENTITY
 from sb3_trpo.networks.plain_network import KNOWN_METHODS, Networks, read_networks
 
 PAIR = spaces.Dict(near=VECTOR, far=spaces.Box(-1.0, 1.0, (2, 2)), choice=spaces.Discrete(3))
@@ -163,6 +164,70 @@ class Residual(OwnMlp):
         return th.relu(self.block[1](hidden + hidden))
 
 
+class Counting(OwnMlp):
+    """Counts its calls."""
+
+    n_calls = 0
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.n_calls += 1
+        return super().forward(observations)
+
+
+class Remembering(OwnMlp):
+    """Keeps what it has computed first, and uses its shape from then on."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = super().forward(observations)
+        if not hasattr(self, "reference"):
+            self.reference = hidden.detach()
+        return hidden
+
+
+class Drawing(OwnMlp):
+    """Draws a random number at each call."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if th.rand(1) < -1.0:
+            return observations
+        return super().forward(observations)
+
+
+class ByBatchSize(OwnMlp):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = super().forward(observations)
+        return hidden if observations.shape[0] == 1 else th.tanh(hidden)
+
+
+class Shielded(OwnMlp):
+    """Does not train its layers."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        with th.no_grad():
+            return super().forward(observations)
+
+
+class InPlace(OwnMlp):
+    """Does not use the result of its last activation, which is in place."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = th.relu(self.block[0](observations))
+        hidden = self.block[1](hidden)
+        F.leaky_relu(hidden, 0.5, inplace=True)
+        return hidden
+
+
+def with_head(head: Callable[[], nn.Module], **kwargs: Any) -> Callable[[], TRPO]:
+    """Build a model with gSDE and another last part of the actor."""
+
+    def make() -> TRPO:
+        model = with_gsde(**kwargs)
+        model.policy.action_net = head()
+        return model
+
+    return make
+
+
 def subclassed(path: str) -> Callable[[], TRPO]:
     """Turn a part of the policy into an instance of a subclass, which may compute anything."""
 
@@ -232,6 +297,7 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "own MLP": lambda: model_of(features_extractor_class=OwnMlp),
     "own networks": lambda: model_of(WithOwnNets),
     "own networks, shared features": lambda: model_of(WithOwnNets, share_features_extractor=True),
+    "activation in place": lambda: model_of(features_extractor_class=InPlace),
     **{f"gSDE, {kwargs}": partial(with_gsde, **kwargs) for kwargs in GSDE},
 }
 
@@ -388,6 +454,14 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "custom extractor": lambda: model_of(features_extractor_class=Halved),
     "another computation in training mode": lambda: model_of(features_extractor_class=NoisyInTraining),
     "the same, in evaluation mode": lambda: in_evaluation_mode(model_of(features_extractor_class=NoisyInTraining)),
+    "counting calls": lambda: model_of(features_extractor_class=Counting),
+    "remembering": lambda: model_of(features_extractor_class=Remembering),
+    "drawing": lambda: model_of(features_extractor_class=Drawing),
+    "by batch size": lambda: model_of(features_extractor_class=ByBatchSize),
+    "under no_grad": lambda: model_of(features_extractor_class=Shielded),
+    "gSDE with a deeper head": with_head(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))),
+    "gSDE with an activation at the end": with_head(lambda: nn.Sequential(nn.Linear(5, 2), nn.Tanh())),
+    "buffers": altered(lambda policy: policy.register_buffer("mean", th.zeros(1))),
     "residual": lambda: model_of(features_extractor_class=Residual),
     "networks that differ when run together": altered_own_networks,
     "image among others": lambda: model_of("MultiInputPolicy", DICT),
@@ -415,6 +489,7 @@ OTHER: dict[str, Callable[[], TRPO]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The policy's distribution depends on:UserWarning")  # parameters under no_grad
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("make", OTHER.values(), ids=OTHER)
 def test_what_is_not_a_plain_stack_is_left_alone(make):
@@ -460,3 +535,24 @@ def test_a_shared_extractor_must_be_one():
     assert is_plain(policy)
     policy.features_extractor = FlattenExtractor(policy.observation_space)
     assert not is_plain(policy)
+
+
+@pytest.mark.parametrize("kind", [Counting, Remembering, Drawing, InPlace])
+def test_reading_leaves_no_trace(kind):
+    policy = model_of(features_extractor_class=kind).policy
+    before, rng = [dict(vars(module)) for module in policy.modules()], th.get_rng_state()
+    read_networks(policy)
+    after = [dict(vars(module)) for module in policy.modules()]
+    assert all(one.keys() == other.keys() for one, other in zip(before, after, strict=True))
+    assert all(one[key] is other[key] for one, other in zip(before, after, strict=True) for key in one)
+    assert th.equal(th.get_rng_state(), rng)
+
+
+def test_layers_are_shared_up_to_the_first_that_differs_in_anything():
+    model = model_of("CnnPolicy", IMAGE, share_features_extractor=True, net_arch=[])
+    assert networks_of(model).n_shared_layers == 4
+    networks = networks_of(model)
+    *below, last = networks.actor.layers
+    other = networks._replace(actor=type(networks.actor)((*below[:-1], below[-1]._replace(activation=IDENTITY), last)))
+    assert other.n_shared_layers == 0  # three convolutions, whose result is an image
+    assert networks_of(model_of("CnnPolicy", IMAGE)).n_shared_layers == 0

@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, MlpLstmPolicy, RecurrentTRPO
+from sb3_trpo.rollouts.collection.fast_collector import FastCollector
 
 STATES = ("hidden_states_pi", "cell_states_pi", "hidden_states_vf", "cell_states_vf")
 LOCALS = (*PER_STEP, "episode_starts", "lstm_states")
@@ -266,3 +267,28 @@ def test_nan_is_reported(algorithm):
         model.policy.lstm_actor.bias_hh_l0.fill_(th.nan)
     with pytest.raises(ValueError, match="NaN"):
         model.learn(12)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_memory_is_that_of_the_last_step_after_an_error(error):
+    """Training that goes on later then continues the episodes with what they remember."""
+
+    class Failing(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls == 6:
+                raise error
+            return True
+
+    states = []
+    for is_fast in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not is_fast:
+                patch.setattr(FastCollector, "can_collect", lambda *_: False)
+            model = model_of()
+            with pytest.raises(error):
+                model.learn(10**4, callback=Failing())
+        states.append(model._last_lstm_states)
+        assert model.num_timesteps == 6 * model.n_envs
+    for ours, theirs in zip(states[0], states[1], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

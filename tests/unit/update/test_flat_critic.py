@@ -45,6 +45,20 @@ def freeze_lower_layer(policy):
     policy.mlp_extractor.value_net[0].requires_grad_(False)
 
 
+def drop_dense(policy):
+    """Let the shared extractor end in its convolutions."""
+    extractor = policy.features_extractor
+    n_features = extractor.linear[0].in_features
+    extractor.linear = nn.Sequential()
+    for net in (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net):
+        net[0] = nn.Linear(n_features, 4)
+    policy.optimizer = th.optim.Adam(policy.parameters(), lr=LEARNING_RATE, eps=1e-5)
+
+
+def freeze_convolutions(policy):
+    policy.vf_features_extractor.cnn.requires_grad_(False)
+
+
 def turn_channels_last(policy):
     policy.to(memory_format=th.channels_last)
 
@@ -58,6 +72,8 @@ KINDS = {
     "cnn": (CnnPolicy, IMAGE, FEW, None),
     "cnn-deeper": (CnnPolicy, IMAGE, FEW | {"net_arch": [4]}, None),
     "cnn-channels-last": (CnnPolicy, IMAGE, FEW, turn_channels_last),
+    "cnn-shared-without-dense": (CnnPolicy, IMAGE, {"share_features_extractor": True, "net_arch": [4]}, drop_dense),
+    "cnn-frozen-convolutions": (CnnPolicy, IMAGE, FEW, freeze_convolutions),
     "cnn-shared": (CnnPolicy, IMAGE, FEW | {"share_features_extractor": True}, None),
     "shared": (MlpPolicy, VECTOR, SMALL, share_hidden_layers),
     "frozen-below": (MlpPolicy, VECTOR, SMALL, freeze_lower_layer),

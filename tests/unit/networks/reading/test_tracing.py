@@ -8,7 +8,7 @@ from helpers.stacks import read_stack
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sb3_trpo.networks.tracing import in_mode, same_stacks, trace
+from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, same_stacks, trace
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,23 @@ def test_a_stack_with_an_unusual_flatten_is_not_mistaken_for_another_one(modules
         assert stack is None or th.equal(stack(x), modules(x))
 
 
+@th.no_grad()
+def without_gradient(x):
+    return F.linear(x, WEIGHT)
+
+
+class Straight(th.autograd.Function):
+    """Doubles the input, in a way that no stand-in sees."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.mul(2.0)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
 WEIGHT, BIAS = nn.Parameter(th.ones(2, 2)), nn.Parameter(th.zeros(2))
 
 
@@ -66,6 +83,14 @@ WEIGHT, BIAS = nn.Parameter(th.ones(2, 2)), nn.Parameter(th.zeros(2))
         lambda x: F.linear(x, WEIGHT).numpy(),
         lambda x: 1 / 0,
         lambda x: th.zeros(2, 2),
+        lambda x: F.linear(x, WEIGHT) if x.shape[0] == 1 else F.linear(x, WEIGHT, BIAS),
+        lambda x: F.linear(x, WEIGHT) if x.size(0) > 1 else F.linear(x, WEIGHT, BIAS),
+        lambda x: F.linear(x, WEIGHT) if x == 0 else F.linear(x, WEIGHT, BIAS),
+        lambda x: F.linear(x, WEIGHT).reshape(x.shape[-1], -1),
+        lambda x: F.linear(x, WEIGHT).reshape(*x.shape),
+        lambda x: F.linear(x, WEIGHT) if x in [1, 2] else None,
+        without_gradient,
+        Straight.apply,
     ],
 )
 def test_anything_else_that_a_function_does_is_not_read(function):
@@ -144,3 +169,68 @@ def test_another_thread_runs_the_same_module_meanwhile():
     assert trace([waiting], is_flat=True) is not None
     thread.join()
     assert th.equal(outputs[0], layer(x))
+
+
+def in_place(x):
+    h = F.linear(x, WEIGHT)
+    F.relu(h, inplace=True)
+    nn.Flatten()(h)
+    return h
+
+
+def of_a_module(x):
+    h = F.linear(x, WEIGHT)
+    nn.ELU(0.5, inplace=True)(h)
+    return h
+
+
+def on_a_copy(x):
+    h = F.linear(x, WEIGHT)
+    F.relu(h)  # a new tensor, which nobody reads
+    return h
+
+
+@pytest.mark.parametrize("function", [in_place, of_a_module, on_a_copy])
+def test_operations_in_place_change_what_others_hold(function):
+    x = th.randn(5, 2)
+    with th.no_grad():
+        assert th.equal(trace([function], is_flat=True)(x), function(x))
+
+
+def test_a_trace_needs_gradients_only_inside():
+    with th.no_grad():
+        assert trace([nn.Linear(2, 2)], is_flat=True) is not None
+
+
+def test_nothing_is_read_where_types_are_changed():
+    def cast(x):
+        with th.autocast("cpu", th.bfloat16):
+            return F.linear(x, WEIGHT)
+
+    assert trace([cast], is_flat=True) is None
+
+
+class StopsGradient(th.autograd.Function):
+    """Returns its input, and no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 0.0 * cotangent
+
+
+def test_what_computes_something_else_than_was_read_is_noticed():
+    th.manual_seed(0)
+    one, two = nn.Linear(2, 3), nn.Linear(3, 2)
+    stack, x = trace([one, nn.Tanh(), two], is_flat=True), th.randn(2, 2)
+    assert computes_alike([one, nn.Tanh(), two], stack, x)
+    assert not computes_alike([one, two], stack, x)  # outputs
+    assert not computes_alike([one, nn.Tanh(), two, lambda h: h.detach()], stack, x)
+    assert not computes_alike([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # the first layer's gradient
+    assert not computes_alike([one, lambda _: 1 / 0], stack, x)
+    for parameter in one.parameters():
+        parameter.requires_grad_(False)
+    assert computes_alike([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # where it has no effect

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -25,6 +27,21 @@ def are_rows(space: spaces.Space[Any]) -> bool:
     :return: whether it does, rather than an image or a dict
     """
     return isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or len(space.shape or ()) == 1
+
+
+def some_inputs(policy: ActorCriticPolicy) -> th.Tensor | None:
+    """
+    Make up what the policy's extractors may be given, as SB3's preprocessing returns it.
+
+    :param policy: the policy
+    :return: for two states, the same at each call; ``None`` for Dict observations
+    """
+    space = copy.deepcopy(policy.observation_space)  # so that the policy's space keeps its generator
+    if isinstance(space, spaces.Dict):
+        return None
+    space.seed(0)
+    observations, _ = policy.obs_to_tensor(np.stack([space.sample() for _ in range(2)]))
+    return cast("th.Tensor", preprocess_obs(observations, space, normalize_images=policy.normalize_images))
 
 
 def features_of(policy: ActorCriticPolicy, are_images: bool = False) -> tuple[Features, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -12,7 +13,7 @@ from torch import nn
 
 from sb3_trpo import TRPO, MlpPolicy
 from sb3_trpo.networks.plain_network import read_networks
-from sb3_trpo.networks.upper_critic import are_constant, read_upper_critic
+from sb3_trpo.networks.reading.upper_critic import are_constant, read_upper_critic
 
 OBSERVATIONS = th.randn(5, 3, generator=th.Generator().manual_seed(0))
 
@@ -91,14 +92,24 @@ def test_an_extractor_that_the_critic_trains_is_left_alone():
     assert read_upper_critic(model.policy, of_critic(model)) is not None
 
 
-@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("p", [0.0, 0.01, 0.5])
 def test_features_with_dropout_are_not_constant_and_no_draw_is_lost(p):
     model = model_of(p=p)
     model.policy.set_training_mode(True)
     features, _ = read_upper_critic(model.policy, of_critic(model))
     before = th.get_rng_state()
-    assert are_constant(features, OBSERVATIONS, model.device) is (p == 0.0)
+    assert are_constant(model.policy, features, OBSERVATIONS) is (p == 0.0)
     assert th.equal(th.get_rng_state(), before)
+
+
+def test_features_that_depend_on_other_observations_are_not_constant():
+    model = model_of()
+    features, _ = read_upper_critic(model.policy, of_critic(model))
+    assert are_constant(model.policy, features, OBSERVATIONS)
+    assert not are_constant(model.policy, lambda seen: features(seen) - features(seen).mean(0), OBSERVATIONS)
+    assert not are_constant(model.policy, lambda seen: features(seen) + th.tensor(float(np.random.rand() < 0.0)), OBSERVATIONS)
+    paired = {"a": OBSERVATIONS, "b": OBSERVATIONS}
+    assert are_constant(model.policy, lambda seen: features(seen["a"]) + features(seen["b"]), paired)
 
 
 @pytest.mark.parametrize(("p", "is_fast"), [(0.0, 1.0), (0.5, 0.0)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from inspect import signature
 from typing import Any, NoReturn
 
 import torch as th
@@ -20,27 +20,51 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from sb3_trpo.networks.activations import ACTIVATIONS, IDENTITY
 from sb3_trpo.networks.affine import DENSE, Affine, Convolution
-from sb3_trpo.networks.stack import Layer, Stack
+from sb3_trpo.networks.stack import Layer, Stack, identity
 
-BATCH_SIZE = object()
-"""Stands for the number of rows; a module may only hand it back, to keep the first dimension while it flattens the others."""
+ALIKE = 1e-4
+"""Difference of float32 results, relative to the largest, that the order of sums explains."""
 
 
 class NotPlainError(Exception):
     """A module does something that a plain stack does not do."""
 
 
-@dataclass(frozen=True, eq=False)
-class TracedTensor:
+class Unknown:
+    """Something that depends on the data: no branch may be taken on it."""
+
+    def _refuse(self, *_: object) -> bool:
+        raise NotPlainError("a comparison")
+
+    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
+class BatchSize(Unknown):
+    """Stands for the number of rows, which a module may only hand back, to keep it while it flattens other dimensions."""
+
+
+class Shape(Unknown):
+    """Stands for a shape of which the first entry alone is known to be the number of rows."""
+
+    def __getitem__(self, index: object) -> BatchSize:
+        return BatchSize() if type(index) is int and index == 0 else _refuse()
+
+    def __iter__(self) -> NoReturn:
+        _refuse()
+
+
+class TracedTensor(Unknown):
     """
     A stand-in for the tensor that some layers have computed.
 
     :param is_flat: whether it stands for a tensor of shape ``(n, n_features)``, rather than one with more dimensions
-    :param layers: the layers so far
+    :param layers: the layers so far; an operation in place changes them for all who hold the stand-in
     """
 
-    is_flat: bool
-    layers: tuple[Layer, ...] = ()
+    def __init__(self, is_flat: bool, layers: tuple[Layer, ...] = ()) -> None:
+        self.is_flat = is_flat
+        self.layers = layers
 
     @classmethod
     def __torch_function__(
@@ -50,13 +74,12 @@ class TracedTensor:
         traced, *others = args or (None,)
         if not isinstance(traced, TracedTensor) or any(isinstance(other, TracedTensor) for other in others):
             raise NotPlainError(function)
+        if not th.is_grad_enabled() or th.is_autocast_enabled(_device_of(others)):
+            raise NotPlainError("gradients are switched off, or types changed")
         if function in ACTIVATIONS:
             return traced._activated(function, *others, **(kwargs or {}))
         record = _RECORDS.get(function, _refuse)
         return record(traced, *others, **(kwargs or {}))
-
-    def __bool__(self) -> bool:
-        raise NotPlainError(bool)
 
     def _with_layer(self, affine: Affine, weight: th.Tensor, bias: th.Tensor | None) -> TracedTensor:
         return TracedTensor(affine is DENSE, (*self.layers, Layer(affine, weight, bias, IDENTITY)))
@@ -85,8 +108,11 @@ class TracedTensor:
         if not self.layers or self.layers[-1].activation is not IDENTITY:
             raise NotPlainError(function)
         *others, last = self.layers
-        activation = ACTIVATIONS[function](*args, **kwargs)
-        return TracedTensor(self.is_flat, (*others, last._replace(activation=activation)))
+        layers = (*others, last._replace(activation=ACTIVATIONS[function](*args, **kwargs)))
+        if not _is_in_place(function, *args, **kwargs):
+            return TracedTensor(self.is_flat, layers)
+        self.layers = layers
+        return self
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> TracedTensor:
         """Merge all dimensions but the first. A dense layer does this by itself, so it takes no layer."""
@@ -102,24 +128,35 @@ class TracedTensor:
         """Record an activation."""
         return self._activated(th.tanh)
 
-    def size(self, dim: int) -> object:
+    def size(self, dim: int) -> BatchSize:
         """Return the number of rows; other sizes are not known."""
-        return BATCH_SIZE if dim == 0 else _refuse()
+        return self.shape[dim]
 
     @property
-    def shape(self) -> tuple[object]:
-        """The number of rows; other sizes are not known."""
-        return (BATCH_SIZE,)
+    def shape(self) -> Shape:
+        """The shape, of which the number of rows alone may be asked."""
+        return Shape()
 
     def reshape(self, *shape: Any) -> TracedTensor:
         """Merge all dimensions but the first; other shapes are refused."""
-        return self.flatten(1) if shape == (BATCH_SIZE, -1) else _refuse()
+        is_known = len(shape) == 2 and type(shape[0]) is BatchSize and type(shape[1]) is int and shape[1] == -1
+        return self.flatten(1) if is_known else _refuse()
 
     view = reshape
 
 
 def _pair(sizes: Any) -> tuple[int, ...]:
     return (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
+
+
+def _is_in_place(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    """Check for the argument ``inplace``."""
+    bound = signature(ACTIVATIONS[function]).bind(*args, **kwargs)
+    return bool(bound.arguments.get("inplace", False))
+
+
+def _device_of(arguments: Iterable[object]) -> str:
+    return next((argument.device.type for argument in arguments if isinstance(argument, th.Tensor)), "cpu")
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:
@@ -143,12 +180,46 @@ def trace(functions: Iterable[Callable[[Any], Any]], is_flat: bool) -> Stack | N
     """
     traced: Any = TracedTensor(is_flat)
     try:
-        for function in functions:
-            traced = function(traced)
+        with th.enable_grad():
+            for function in functions:
+                traced = function(traced)
     except Exception:  # whatever the user's code makes of a stand-in
         return None
     is_read = isinstance(traced, TracedTensor) and traced.layers
     return Stack(traced.layers) if is_read else None
+
+
+def computes_alike(functions: Iterable[Callable[[Any], Any]], stack: Stack, x: th.Tensor) -> bool:
+    """
+    Compare what has been read with the functions themselves, derivatives included.
+
+    :param functions: as for :func:`trace`
+    :param stack: what it has returned
+    :param x: some features
+    :return: whether outputs and ``J^T u`` agree up to rounding
+    """
+    u: Any = x
+    try:
+        with th.enable_grad():
+            for function in functions:
+                u = function(u)
+            pairs = zip(_with_gradients(u, stack), _with_gradients(stack(x), stack), strict=True)
+        return all(_is_close(one, other) for one, other in pairs)
+    except Exception:  # whatever the user's code does with data
+        return False
+
+
+def _with_gradients(h: th.Tensor, stack: Stack) -> list[th.Tensor]:
+    """Differentiate outputs, weighted unevenly, in the tensors of a stack."""
+    tensors = [tensor for tensor in stack.tensors if tensor.requires_grad]
+    u = th.linspace(1.0, 2.0, h.numel(), dtype=h.dtype, device=h.device).view_as(h)
+    gradient = th.autograd.grad(h, tensors, u, allow_unused=True, materialize_grads=True) if tensors else ()
+    return [h.detach(), *gradient]
+
+
+def _is_close(one: th.Tensor, other: th.Tensor) -> bool:
+    scale = 1.0 + float(other.abs().max())
+    return one.shape == other.shape and bool((one - other).abs().max() <= ALIKE * scale)
 
 
 def same_stacks(one: Stack | None, other: Stack | None) -> bool:
@@ -161,11 +232,7 @@ def same_stacks(one: Stack | None, other: Stack | None) -> bool:
     """
     if one is None or other is None:
         return one is other
-    return [_identity(layer) for layer in one.layers] == [_identity(layer) for layer in other.layers]
-
-
-def _identity(layer: Layer) -> tuple[object, ...]:
-    return layer.affine, id(layer.weight), id(layer.bias), id(layer.activation)
+    return [*map(identity, one.layers)] == [*map(identity, other.layers)]
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_trpo.networks.features import Features
 from sb3_trpo.networks.plain_network import are_uniform, computes_as_known, is_altered, is_known
+from sb3_trpo.networks.reading.features import Features
+from sb3_trpo.networks.reading.purity import undisturbed
+from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.networks.tracing import trace
 
 
 def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> tuple[Features, Stack] | None:
@@ -45,14 +46,16 @@ def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Paramet
 
 
 @th.no_grad()
-def are_constant(features: Features, observations: PyTorchObs, device: th.device) -> bool:
+def are_constant(policy: ActorCriticPolicy, features: Features, observations: PyTorchObs) -> bool:
     """
-    Check that features are the same at each call: dropout, for example, draws new numbers each time.
+    Check that features depend on nothing but the observation: dropout draws numbers, and batch norm may mix states.
 
+    :param policy: its modules compute the features; they and all random generators are as before afterwards
     :param features: the function
-    :param observations: some observations
-    :param device: where they are computed
-    :return: whether two calls agree bit for bit; torch's generators are as before afterwards
+    :param observations: some observations, at least two
+    :return: whether calls change nothing and agree, with all observations and with the first one alone
     """
-    with th.random.fork_rng([] if device.type == "cpu" else [device], device_type="cuda"):
-        return th.equal(features(observations), features(observations))
+    first = {key: part[:1] for key, part in observations.items()} if isinstance(observations, dict) else observations[:1]
+    with undisturbed(policy) as purity:
+        found, again, alone = features(observations), features(observations), features(first)
+    return purity.is_kept and th.equal(found, again) and th.allclose(alone[0], found[0], rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_trpo import MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.features import are_rows, concatenates, extracts_numbers, features_of
+from sb3_trpo.networks.reading.features import are_rows, concatenates, extracts_numbers, features_of
 
 MATRIX = spaces.Box(-1.0, 1.0, (2, 3))
 PAIR = spaces.Dict(near=VECTOR, far=MATRIX)

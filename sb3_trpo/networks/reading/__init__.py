@@ -1,0 +1,1 @@
+"""Reading what a policy computes, without running it in earnest."""
