@@ -9,7 +9,7 @@ run by its own methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import torch as th
@@ -174,7 +174,7 @@ def is_patched(thing: object) -> bool:
 
 def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
     """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
-    if all(map(is_known, policy.modules())):
+    if all(map(is_known, islice(policy.modules(), 1, None))):  # its parts; its own methods are known
         first, *others = _readings(policy)
     else:
         with undisturbed(policy) as purity:

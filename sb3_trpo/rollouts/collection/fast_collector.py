@@ -127,11 +127,10 @@ class FastCollector:
         """
         algorithm, buffer = self.algorithm, self.buffer
         algorithm.policy.set_training_mode(False)
-        variables = RolloutLocals(callback.locals)  # those of the last rollout, before it is erased
         buffer.reset()
         if algorithm.use_sde:
             algorithm.policy.reset_noise(buffer.n_envs)
-        share_locals(callback, variables)  # only such a dict can hold variables that are computed late
+        share_locals(callback, RolloutLocals(callback.locals))  # only such a dict can hold variables that are computed late
         callback.on_rollout_start()
         networks = self._networks()  # again: the callback may have altered the policy or reset the environments
         if networks is None:
