@@ -8,13 +8,15 @@ adapt. ``tests/unit/numerics/test_torch_private.py`` has a test for each, named 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch as th
 from torch import nn
 from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _version: Callable[[th.Tensor], int] = attrgetter("_version")
 
@@ -161,6 +163,28 @@ def fused_lstm_layer(
     """
     has_biases, n_layers, dropout, is_training, is_bidirectional, batch_first = len(weights) == 4, 1, 0.0, True, False, False
     return th._VF.lstm(x, (h, c), weights, has_biases, n_layers, dropout, is_training, is_bidirectional, batch_first)
+
+
+class RandomNumberError(RuntimeError):
+    """Something wants to draw a random number where none may be drawn."""
+
+
+class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, without types
+    """Refuses operations that draw from torch's generators, in this thread alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if th.Tag.nondeterministic_seeded in func.tags:
+            raise RandomNumberError(f"{func} draws random numbers.")
+        return func(*args, **(kwargs or {}))
+
+
+def without_random_numbers() -> AbstractContextManager[object]:
+    """
+    Refuse to draw random numbers inside a block, before a generator has changed.
+
+    :return: the context manager; a draw from one of torch's generators raises a :class:`RandomNumberError`
+    """
+    return _NoRandomNumbers()  # type: ignore[no-untyped-call]
 
 
 def write_counts(tensors: Iterable[th.Tensor]) -> list[int]:

@@ -2,19 +2,19 @@
 Running modules without a trace of it, and noticing if they do more than compute.
 
 A module of the user's may keep what it has seen, count its calls or draw random numbers. What it computes is then no function
-of its input alone, so it is not read; and whatever it has changed is as it was before.
+of its input alone, so it is not read; and whatever it has changed is as it was before. Other threads are not disturbed, and do
+not disturb: a draw from torch's generators is refused before it happens, rather than undone.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch as th
 from torch import nn
+
+from sb3_trpo.numerics.torch_private import without_random_numbers
 
 
 class Purity:
@@ -26,25 +26,24 @@ class Purity:
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[Purity]:
     """
-    Run a module, or parts of it, and restore afterwards what that has changed: attributes and random generators.
+    Run a module, or parts of it, and restore attributes that this has changed afterwards.
 
     Lists and dicts in attributes are restored too, but not what they contain, nor objects of other kinds.
 
     :param module: the module
     :return: tells, after the block, whether nothing had to be restored
+    :raises RandomNumberError: if a random number is drawn from a generator of torch's
     """
     purity = Purity()
     attributes = [(vars(each), _copied(vars(each))) for each in module.modules()]
-    generators = _generator_states()
     try:
-        yield purity
+        with without_random_numbers():
+            yield purity
     finally:
-        now = _generator_states()
         changed = [(own, before) for own, before in attributes if not _same(own, before)]
-        purity.is_kept = not changed and all(map(_equal, generators, now))
+        purity.is_kept = not changed
         for own, before in changed:
             _restore(own, before)
-        _set_generators(generators)
 
 
 def _copied(own: dict[str, Any]) -> dict[str, Any]:
@@ -77,26 +76,3 @@ def _restore(own: dict[str, Any], before: dict[str, Any]) -> None:
             value.update(items)
         elif items is not None:
             value[:] = items
-
-
-def _generator_states() -> list[Any]:
-    """Read the states of the global generators: torch's, NumPy's and Python's."""
-    of_gpu = [th.cuda.get_rng_state()] if th.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    return [th.get_rng_state(), np.random.get_state(legacy=False), random.getstate(), *of_gpu]
-
-
-def _equal(before: Any, after: Any) -> bool:
-    if isinstance(before, th.Tensor):
-        return th.equal(before, after)
-    if isinstance(before, dict):
-        return before.keys() == after.keys() and all(map(_equal, before.values(), after.values()))
-    return bool(np.array_equal(before, after)) if isinstance(before, np.ndarray) else bool(before == after)
-
-
-def _set_generators(states: list[Any]) -> None:
-    of_torch, of_numpy, of_python, *of_gpu = states
-    th.set_rng_state(of_torch)
-    np.random.set_state(of_numpy)
-    random.setstate(of_python)
-    for state in of_gpu:
-        th.cuda.set_rng_state(state)

@@ -19,6 +19,7 @@ from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.networks.reading.purity import undisturbed
 from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
+from sb3_trpo.numerics.torch_private import RandomNumberError
 
 
 def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> tuple[Features, Stack] | None:
@@ -50,12 +51,15 @@ def are_constant(policy: ActorCriticPolicy, features: Features, observations: Py
     """
     Check that features depend on nothing but the observation: dropout draws numbers, and batch norm may mix states.
 
-    :param policy: its modules compute the features; they and all random generators are as before afterwards
+    :param policy: its modules compute the features; they are as before afterwards, and no random number is drawn
     :param features: the function
     :param observations: some observations, at least two
     :return: whether calls change nothing and agree, with all observations and with the first one alone
     """
     first = {key: part[:1] for key, part in observations.items()} if isinstance(observations, dict) else observations[:1]
-    with undisturbed(policy) as purity:
-        found, again, alone = features(observations), features(observations), features(first)
+    try:
+        with undisturbed(policy) as purity:
+            found, again, alone = features(observations), features(observations), features(first)
+    except RandomNumberError:
+        return False
     return purity.is_kept and th.equal(found, again) and th.allclose(alone[0], found[0], rtol=1e-4, atol=1e-5)

@@ -170,3 +170,11 @@ def test_only_one_file_uses_them_or_any_private_name_of_the_torch_module(path):
     assert not private_names(path) & WRAPPED
     attributes = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     assert not [name for name in attributes if name.startswith(("th._", "torch._"))]
+
+
+def test_without_a_mode_for_one_thread_a_trace_draws_random_numbers():
+    before = th.get_rng_state()
+    with pytest.raises(torch_private.RandomNumberError), torch_private.without_random_numbers():
+        th.rand(1)
+    assert th.equal(th.get_rng_state(), before)
+    assert th.ones(2).sum() == 2.0

@@ -1,13 +1,14 @@
-"""What a module changes is noticed and undone: attributes, what is in their lists and dicts, and random generators."""
+"""What a module changes is noticed and undone, and random numbers are refused."""
 
-import random
+import threading
 
-import numpy as np
 import pytest
 import torch as th
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from sb3_trpo.networks.reading.purity import undisturbed
+from sb3_trpo.numerics.torch_private import RandomNumberError
 
 
 class Module(nn.Module):
@@ -15,14 +16,6 @@ class Module(nn.Module):
         super().__init__()
         self.layer = nn.Linear(2, 2)
         self.calls, self.seen, self.table, self.pair = 0, [th.zeros(1)], {"a": th.ones(1)}, (1, 2)
-
-
-def rng():
-    return th.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-
-
-def same_rng(one, other):
-    return th.equal(one[0], other[0]) and np.array_equal(one[1], other[1]) and one[2] == other[2]
 
 
 CHANGES = {
@@ -35,9 +28,6 @@ CHANGES = {
     "dict": lambda module: module.table.update(b=1),
     "item of a dict": lambda module: module.table.update(a=th.ones(2)),
     "parameter": lambda module: setattr(module.layer, "weight", nn.Parameter(th.ones(2, 2))),
-    "torch": lambda _: th.rand(1),
-    "NumPy": lambda _: np.random.rand(),
-    "Python": lambda _: random.random(),
 }
 
 
@@ -45,7 +35,7 @@ CHANGES = {
 @pytest.mark.parametrize("is_error", [False, True])
 def test_a_change_is_noticed_and_undone(change, is_error):
     module = Module()
-    layer, weight, first, one, before = module.layer, module.layer.weight, module.seen[0], module.table["a"], rng()
+    layer, weight, first, one = module.layer, module.layer.weight, module.seen[0], module.table["a"]
 
     def run():
         with undisturbed(module) as purity:
@@ -66,12 +56,39 @@ def test_a_change_is_noticed_and_undone(change, is_error):
     assert module.seen[0] is first
     assert list(module.table) == ["a"]
     assert module.table["a"] is one
-    assert same_rng(before, rng())
 
 
 def test_what_changes_nothing_is_pure():
-    module, before = Module(), rng()
+    module = Module()
     with undisturbed(module) as purity:
         module.layer(th.ones(1, 2))
     assert purity.is_kept
-    assert same_rng(before, rng())
+
+
+DRAWS = [
+    lambda: th.rand(1),
+    lambda: th.randn(2, generator=th.Generator().manual_seed(0)),
+    lambda: th.ones(1).normal_(),
+    lambda: th.randperm(3),
+    lambda: F.dropout(th.ones(9), 0.5, training=True),
+    lambda: th.bernoulli(th.ones(1)),
+    lambda: th.distributions.Normal(0.0, 1.0).sample(),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_draw_is_refused_before_it_happens(draw):
+    module, before = Module(), th.get_rng_state()
+    with pytest.raises(RandomNumberError, match="draws random numbers"), undisturbed(module):
+        draw()
+    assert th.equal(th.get_rng_state(), before)
+
+
+def test_other_threads_may_draw():
+    drawn = []
+    with undisturbed(Module()) as purity:
+        thread = threading.Thread(target=lambda: drawn.append(th.rand(1)))
+        thread.start()
+        thread.join()
+    assert purity.is_kept
+    assert len(drawn) == 1

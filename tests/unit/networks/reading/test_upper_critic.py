@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -107,7 +106,6 @@ def test_features_that_depend_on_other_observations_are_not_constant():
     features, _ = read_upper_critic(model.policy, of_critic(model))
     assert are_constant(model.policy, features, OBSERVATIONS)
     assert not are_constant(model.policy, lambda seen: features(seen) - features(seen).mean(0), OBSERVATIONS)
-    assert not are_constant(model.policy, lambda seen: features(seen) + th.tensor(float(np.random.rand() < 0.0)), OBSERVATIONS)
     paired = {"a": OBSERVATIONS, "b": OBSERVATIONS}
     assert are_constant(model.policy, lambda seen: features(seen["a"]) + features(seen["b"]), paired)
 
