@@ -184,7 +184,7 @@ def without_random_numbers() -> AbstractContextManager[object]:
 
     :return: the context manager; a draw from one of torch's generators raises a :class:`RandomNumberError`
     """
-    return _NoRandomNumbers()  # type: ignore[no-untyped-call]
+    return _NoRandomNumbers()  # type: ignore[no-untyped-call]  # the same
 
 
 def write_counts(tensors: Iterable[th.Tensor]) -> list[int]:

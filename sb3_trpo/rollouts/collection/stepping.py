@@ -121,7 +121,7 @@ def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
 
 def steps_elsewhere(venv: VecEnv) -> bool:
     """
-    Check that environments step in other processes, and that it makes no difference when they are told to.
+    Check whether environments run in other processes, so that there is time for other work while they step.
 
     :param venv: vectorized environments
     :return: whether it is SB3's ``SubprocVecEnv``, with none but SB3's own wrappers around it

@@ -437,7 +437,7 @@ def test_the_fast_loop_collects_from_them_what_sb3s_collects(space, name, kind):
 
 
 def order_of_calls(venv: VecEnv) -> list[str]:
-    """Step once, and note in which order the environments are told to step and the other work is done."""
+    """Step once, and record in which order actions are sent, other work is done and results are received."""
     calls: list[str] = []
     stepper = Stepper(venv)
     bottom = innermost(venv)
