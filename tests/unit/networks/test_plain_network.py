@@ -207,6 +207,23 @@ class Shielded(OwnMlp):
             return super().forward(observations)
 
 
+class StopsGradient(th.autograd.Function):
+    """Returns its input, and no gradient: a stand-in passes through unnoticed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: th.Tensor) -> th.Tensor:
+        return 0.0 * cotangent
+
+
+class Stopping(OwnMlp):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return StopsGradient.apply(super().forward(observations))
+
+
 class InPlace(OwnMlp):
     """Does not use the result of its last activation, which is in place."""
 
@@ -458,6 +475,7 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "remembering": lambda: model_of(features_extractor_class=Remembering),
     "drawing": lambda: model_of(features_extractor_class=Drawing),
     "by batch size": lambda: model_of(features_extractor_class=ByBatchSize),
+    "other derivatives": lambda: model_of(features_extractor_class=Stopping),
     "under no_grad": lambda: model_of(features_extractor_class=Shielded),
     "gSDE with a deeper head": with_head(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))),
     "gSDE with an activation at the end": with_head(lambda: nn.Sequential(nn.Linear(5, 2), nn.Tanh())),
