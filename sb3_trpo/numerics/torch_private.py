@@ -95,6 +95,39 @@ def gelu_backward(approximate: str) -> TimesSlope:
     return _with_out(lambda d, a, **out: th.ops.aten.gelu_backward(d, a, approximate=approximate, **out))
 
 
+def convolution_vjp(
+    delta: th.Tensor,
+    x: th.Tensor,
+    weight: th.Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    in_weight: bool,
+) -> th.Tensor:
+    """
+    Differentiate ``delta^T (W x)`` of a convolution.
+
+    ``torch.nn.grad`` does it too, but with stand-ins for what it does not read, of which torch learns a wrong order in memory.
+
+    :param delta: cotangent of the output, shape ``(n, n_outputs, height, width)``
+    :param x: the input
+    :param weight: W
+    :param stride: as of ``nn.Conv2d``, like the next three
+    :param padding: zeros at each border
+    :param dilation: distance of the kernel's points
+    :param groups: number of groups of channels
+    :param in_weight: whether to differentiate in W rather than in x
+    :return: the derivative, summed over the batch if it is that in W
+    """
+    wanted = [not in_weight, in_weight, False]
+    backward = th.ops.aten.convolution_backward(
+        delta, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups, wanted
+    )
+    of_either: th.Tensor = backward[in_weight]
+    return of_either
+
+
 def copy_all(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor]) -> None:
     """
     Overwrite tensors in place by a single call into torch, which no Python signal handler can interrupt.

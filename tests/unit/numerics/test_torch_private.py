@@ -42,6 +42,19 @@ def test_without_autograds_kernels_gradients_of_plain_networks_round_differently
     assert th.equal(d, expected)
 
 
+@pytest.mark.parametrize("options", [(2, 1, 1, 1), (1, 0, 2, 1), (1, 1, 1, 2)], ids=str)
+def test_without_autograds_kernel_convolutions_are_differentiated_by_slower_ones(options):
+    stride, padding, dilation, groups = options
+    module = nn.Conv2d(4, 6, 3, stride, padding, dilation, groups, dtype=th.float64)
+    x = th.linspace(-1.0, 1.0, 2 * 4 * 8 * 7, dtype=th.float64).sin().view(2, 4, 8, 7).requires_grad_()
+    a = module(x)
+    delta = th.linspace(1.0, 2.0, a.numel(), dtype=th.float64).view_as(a)
+    of_x, of_weight = th.autograd.grad(a, (x, module.weight), delta)
+    given = delta, x.detach(), module.weight.detach(), module.stride, module.padding, module.dilation, groups
+    th.testing.assert_close(torch_private.convolution_vjp(*given, in_weight=False), of_x)
+    th.testing.assert_close(torch_private.convolution_vjp(*given, in_weight=True), of_weight)
+
+
 def test_without_one_call_for_all_copies_an_interrupt_leaves_a_policy_half_written():
     targets = [nn.Parameter(th.zeros(2)), nn.Parameter(th.zeros(()))]
     with th.no_grad():
