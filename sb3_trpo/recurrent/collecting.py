@@ -8,6 +8,7 @@ complete: between episode starts they depend on nothing but observations, so all
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -22,7 +23,7 @@ from sb3_trpo.maskable.trpo import MaskedActingPolicy
 from sb3_trpo.networks.prepared.lstm_steps import ArrayStates, LstmStep, run_sequences
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.recurrent.networks import RecurrentNetworks, read_recurrent_networks
-from sb3_trpo.rollouts.collection.acting import ActingPolicy
+from sb3_trpo.rollouts.collection.acting import Acting, ActingPolicy
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.collection.step_actor import CPU, Prepared, RowRunner
 from sb3_trpo.rollouts.plain_spaces import Observation
@@ -69,16 +70,16 @@ class RecurrentActingPolicy(ActingPolicy):
     """
     A plain recurrent policy that acts in a rollout and completes the buffer afterwards.
 
+    :param networks: the policy's networks
     :param algorithm: the algorithm; its ``_last_lstm_states`` are the states before the first step, and at the end of the
         rollout those after the last one
-    :param networks: the policy's networks
     :param buffer: the rollout buffer to fill
     :param env: the training environments
     """
 
     late_names = (*ActingPolicy.late_names, "episode_starts", "lstm_states")
 
-    def __init__(self, algorithm: Any, networks: RecurrentNetworks, buffer: RolloutBuffer, env: RolloutEnv) -> None:
+    def __init__(self, networks: RecurrentNetworks, algorithm: Any, buffer: RolloutBuffer, env: RolloutEnv) -> None:
         self._recurrent = networks
         rows = cast("BufferWithStates", buffer)
         self._of_actor = ArrayStates(rows.hidden_states_pi, rows.cell_states_pi)
@@ -89,12 +90,13 @@ class RecurrentActingPolicy(ActingPolicy):
         self._critic_after = _as_arrays(last.vf)
         """The state of the critic's own LSTM after the last step that has a value."""
         self._n_valued, self._step = 0, -1
-        super().__init__(algorithm, networks.networks, buffer, env)
+        super().__init__(networks.networks, algorithm, buffer, env)
 
     @classmethod
-    def read(cls, policy: ActorCriticPolicy, kinds: Sequence[DistributionKind]) -> RecurrentNetworks | None:
+    def read(cls, policy: ActorCriticPolicy, kinds: Sequence[DistributionKind]) -> Acting | None:
         """Read a recurrent policy's networks."""
-        return read_recurrent_networks(policy, kinds)
+        networks = read_recurrent_networks(policy, kinds)
+        return None if networks is None else partial(cls, networks)
 
     def _weights(self) -> list[th.Tensor]:
         return [*super()._weights(), *self._recurrent.lstm_tensors]

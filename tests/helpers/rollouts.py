@@ -111,7 +111,7 @@ class Trace:
             collect = FastCollector.collect
             patch.setattr(FastCollector, "collect", lambda *arguments: self._count() or collect(*arguments))
             if by_sb3:
-                patch.setattr(FastCollector, "can_collect", lambda *_: False)
+                patch.setattr(FastCollector, "prepare", lambda *_: None)
             for _ in range(n_rollouts):
                 self.complete.append(model.collect_rollouts(model.env, root, model.rollout_buffer, model.n_steps))
                 self.buffers.append(copy.deepcopy(model.rollout_buffer))

@@ -9,7 +9,8 @@ and what its actor returned.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from operator import itemgetter
 from typing import Any, ClassVar, cast
 
@@ -33,6 +34,9 @@ from sb3_trpo.rollouts.floating_point import copy_quietly, quietly_if_needed
 from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
 
+Acting = Callable[[OnPolicyAlgorithm, RolloutBuffer, RolloutEnv], "ActingPolicy"]
+"""Makes what acts for one policy, whose networks have been read, in a rollout."""
+
 
 class ActingPolicy:
     """
@@ -40,8 +44,8 @@ class ActingPolicy:
 
     It is a context manager: it watches the weights until it is left.
 
-    :param algorithm: the algorithm, for its policy, discount factor and device
     :param networks: the policy's networks
+    :param algorithm: the algorithm, for its policy, discount factor and device
     :param buffer: the rollout buffer to fill
     :param env: the training environments
     """
@@ -49,7 +53,7 @@ class ActingPolicy:
     late_names: ClassVar[tuple[str, ...]] = ("obs_tensor", "values", "log_probs")
     """Variables of SB3's loop that are computed only if a callback reads them, which few do."""
 
-    def __init__(self, algorithm: OnPolicyAlgorithm, networks: Networks, buffer: RolloutBuffer, env: RolloutEnv) -> None:
+    def __init__(self, networks: Networks, algorithm: OnPolicyAlgorithm, buffer: RolloutBuffer, env: RolloutEnv) -> None:
         self._algorithm = algorithm
         self._networks = networks
         self._buffer = buffer
@@ -69,15 +73,16 @@ class ActingPolicy:
         """Variables of the present step for callbacks, in addition to those of SB3's loop."""
 
     @classmethod
-    def read(cls, policy: ActorCriticPolicy, kinds: Sequence[DistributionKind]) -> Any:
+    def read(cls, policy: ActorCriticPolicy, kinds: Sequence[DistributionKind]) -> Acting | None:
         """
         Read a policy's networks.
 
         :param policy: the policy
         :param kinds: known kinds of distributions
-        :return: what the constructor takes as networks; ``None`` if this class cannot act for the policy
+        :return: makes an instance for them; ``None`` if this class cannot act for the policy
         """
-        return read_networks(policy, kinds)
+        networks = read_networks(policy, kinds)
+        return None if networks is None else partial(cls, networks)
 
     def _weights(self) -> list[th.Tensor]:
         """List everything that actions and values depend on."""

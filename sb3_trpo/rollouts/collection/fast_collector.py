@@ -26,7 +26,7 @@ from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
 from sb3_trpo.networks.plain_network import is_patched
 from sb3_trpo.rollouts.advantages import compute_advantages
-from sb3_trpo.rollouts.collection.acting import ActingPolicy
+from sb3_trpo.rollouts.collection.acting import Acting, ActingPolicy
 from sb3_trpo.rollouts.collection.buffer_rows import array_pairs
 from sb3_trpo.rollouts.collection.callback_locals import (
     LazyVariable,
@@ -93,33 +93,33 @@ class FastCollector:
     acting_policies: ActingPolicies
     kinds: Sequence[DistributionKind] = CORE_KINDS
 
-    def can_collect(self, n_rollout_steps: int) -> bool:
+    def prepare(self, n_rollout_steps: int) -> Acting | None:
         """
-        Check whether this loop would fill the buffer as SB3's would.
+        Read the policy, if this loop would fill the buffer as SB3's would.
 
         :param n_rollout_steps: number of steps per environment to collect
-        :return: whether policy, buffer, spaces and observations are all of a known kind
+        :return: what acts for the policy; ``None`` if policy, buffer, spaces or observations are of an unknown kind
         """
-        return n_rollout_steps == self.buffer.buffer_size and self._networks() is not None
+        return self._read() if n_rollout_steps == self.buffer.buffer_size else None
 
-    def _networks(self) -> Any:
-        """Read the policy's networks; return ``None`` if policy, buffer, spaces or observations are of an unknown kind."""
+    def _read(self) -> Acting | None:
         buffer, actions = self.buffer, self.buffer.actions
         if type(buffer) not in self.acting_policies or is_patched(buffer):
             return None
-        networks = self.acting_policies[type(buffer)].read(self.algorithm.policy, self.kinds)
-        if networks is None:
+        acting = self.acting_policies[type(buffer)].read(self.algorithm.policy, self.kinds)
+        if acting is None:
             return None
         if isinstance(self.algorithm.policy.action_space, spaces.Box) and not np.can_cast(np.float32, actions.dtype):
             return None  # late log-probabilities are those of the actions in the buffer, which would be rounded
         observations = self.env.plain.encode(self.algorithm._last_obs)
         fits = all(holds(rows.dtype, seen.dtype) for seen, rows in array_pairs(observations, buffer))
-        return networks if fits else None
+        return acting if fits else None
 
-    def collect(self, callback: BaseCallback, general_loop: Callable[..., bool]) -> tuple[bool, bool]:
+    def collect(self, acting: Acting, callback: BaseCallback, general_loop: Callable[..., bool]) -> tuple[bool, bool]:
         """
-        Fill the buffer, if :meth:`can_collect` allows it.
+        Fill the buffer.
 
+        :param acting: the result of :meth:`prepare`
         :param callback: called at each step
         :param general_loop: SB3's loop, used if the callback changes something to an unknown kind when the rollout starts
         :return: whether the rollout is complete, rather than ended by the callback; and whether this loop has collected it
@@ -132,10 +132,12 @@ class FastCollector:
             algorithm.policy.reset_noise(buffer.n_envs)
         share_locals(callback, RolloutLocals(callback.locals))  # only such a dict can hold variables that are computed late
         callback.on_rollout_start()
-        networks = self._networks()  # again: the callback may have altered the policy or reset the environments
-        if networks is None:
-            return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size), False
-        with self.acting_policies[type(buffer)](algorithm, networks, buffer, self.env) as policy:
+        if may_change_things(callback):  # it may have altered the policy or reset the environments
+            present = self._read()
+            if present is None:
+                return general_loop(self.env, StartedCallback(callback), buffer, buffer.buffer_size), False
+            acting = present
+        with acting(algorithm, buffer, self.env) as policy:
             is_complete = self._fill(callback, policy)
             policy.complete()  # also the steps before a callback's end: SB3's loop has completed them by then
             if is_complete:
@@ -211,8 +213,9 @@ def collect(
     general = partial(collect_by, loop, algorithm)
     try:
         widen_types(buffer, env.plain.encode(algorithm._last_obs))
-        if collector.can_collect(n_rollout_steps):
-            return collector.collect(callback, general)
+        acting = collector.prepare(n_rollout_steps)
+        if acting is not None:
+            return collector.collect(acting, callback, general)
         return general(env, callback, buffer, n_rollout_steps), False
     except (TypeError, ValueError, RuntimeError):
         fault = unfit_observation(algorithm._last_obs, algorithm.observation_space, algorithm.n_envs, buffer.pos)

@@ -283,7 +283,7 @@ def test_memory_is_that_of_the_last_step_after_an_error(error):
     for is_fast in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not is_fast:
-                patch.setattr(FastCollector, "can_collect", lambda *_: False)
+                patch.setattr(FastCollector, "prepare", lambda *_: None)
             model = model_of()
             with pytest.raises(error):
                 model.learn(10**4, callback=Failing())

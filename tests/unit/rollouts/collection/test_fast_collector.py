@@ -175,7 +175,7 @@ def test_a_rollout_shorter_than_the_buffer_is_left_to_sb3():
 
 def knows(model: TRPO, n_steps: int) -> bool:
     env = RolloutEnv(model.env, model._plain)
-    return FastCollector(model, env, model.rollout_buffer, model.acting_policies).can_collect(n_steps)
+    return FastCollector(model, env, model.rollout_buffer, model.acting_policies).prepare(n_steps) is not None
 
 
 def test_observations_that_the_buffer_would_round_are_left_to_sb3():
