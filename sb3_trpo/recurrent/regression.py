@@ -27,7 +27,7 @@ from sb3_trpo.recurrent.segments import Segment, grouped_by_length, padded_rows
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.update.critic import CriticFit
 from sb3_trpo.update.flat_adam import FlatAdam, flat_adam
-from sb3_trpo.update.flat_critic import WeightedErrors, fit_by_adam
+from sb3_trpo.update.flat_critic import Errors, fit_by_adam
 
 LARGEST_GROUP = 2**13
 """Rows, padding included, that the LSTM processes at a time."""
@@ -110,27 +110,26 @@ class RecurrentCritic:
         self._layers = layers.with_tensors(theta[n_lstm:])
         self._gradient = gradient
 
-    def differentiate(self, minibatch: Sequence[Sequences], weight: float) -> WeightedErrors:
+    def differentiate(self, minibatch: Sequence[Sequences]) -> Errors:
         """
-        Compare values and returns, and write the gradient of the sum of squares.
+        Compare values and returns, and write the gradient of the mean of squares.
 
         :param minibatch: its parts
-        :param weight: factor of all errors
         :return: the errors
         """
-        errors = []
+        errors, n = [], sum(part.n for part in minibatch)
         for index, part in enumerate(minibatch):
-            found, gradient = self._differentiate(part, weight)
+            found, gradient = self._differentiate(part, 2.0 / n)
             errors.append(found)
             for total, of_part in zip(self._gradient, gradient, strict=True):
                 if index == 0:
                     total.copy_(of_part)
                 else:
                     total.add_(of_part)
-        return WeightedErrors(th.cat(errors), weight * sum(part.n for part in minibatch))
+        return Errors(th.cat(errors), n)
 
-    def _differentiate(self, part: Sequences, weight: float) -> tuple[th.Tensor, list[th.Tensor]]:
-        """Compute the errors of one part, and its part of the gradient."""
+    def _differentiate(self, part: Sequences, scale: float) -> tuple[th.Tensor, list[th.Tensor]]:
+        """Compute the errors of one part, and its part of the gradient, whose cotangent is the errors times the scale."""
         runs, h = list[LayerRun](), part.x
         for index, weights in enumerate(self._lstm.layers):
             states = (state[index : index + 1] for state in part.states)
@@ -138,9 +137,9 @@ class RecurrentCritic:
             h, _ = runs[-1].outputs()
         latents = h.flatten(0, 1)
         kept = self._layers.forward(latents)
-        errors = weight * part.weights * (kept.output - part.returns)
+        errors = part.weights * (kept.output - part.returns)
         of_layers = [th.empty_like(tensor) for tensor in self._layers.tensors]
-        delta = self._layers.vjp(latents, kept, 2.0 * errors, of_layers)
+        delta = self._layers.vjp(latents, kept, scale * errors, of_layers)
         dh = self._layers.vjp_features(latents, delta).view_as(h)
         return errors, [*_vjp(runs, dh), *of_layers]
 

@@ -173,17 +173,18 @@ def fit_stack(
     copy, gradient = critic.with_tensors(unflatten(adam.theta, critic.tensors)), unflatten(adam.g, critic.tensors)
     runner = cache(partial(_runner, copy, gradient))  # one for whole minibatches, one for a shorter last one
 
-    def differentiate(minibatch: tuple[th.Tensor, th.Tensor], weight: float) -> WeightedErrors:
+    def differentiate(minibatch: tuple[th.Tensor, th.Tensor]) -> Errors:
         x, returns = minibatch
-        network = runner(len(x))
-        errors = weight * (network(x) - returns)
-        network.vjp(2.0 * errors)
-        return WeightedErrors(errors, weight * len(x))
+        n = x.shape[0]  # len() of a tensor takes longer than some of the arithmetic here
+        network = runner(n)
+        errors = network(x) - returns
+        network.vjp(errors * (2.0 / n))
+        return Errors(errors, n)
 
     return fit_by_adam(adam, epoch, differentiate, n_epochs, max_grad_norm, communicator, shard)
 
 
-class WeightedErrors(NamedTuple):
+class Errors(NamedTuple):
     """
     Differences between values and returns in a minibatch.
 
@@ -192,14 +193,14 @@ class WeightedErrors(NamedTuple):
     """
 
     errors: th.Tensor
-    n: float
+    n: int
 
 
 @th.no_grad()
 def fit_by_adam(
     adam: FlatAdam,
     epoch: Callable[[], Iterable[T]],
-    differentiate: Callable[[T, float], WeightedErrors],
+    differentiate: Callable[[T], Errors],
     n_epochs: int,
     max_grad_norm: float | None,
     communicator: Communicator = ALONE,
@@ -212,29 +213,30 @@ def fit_by_adam(
 
     :param adam: the optimizer of the critic's parameters
     :param epoch: yields the minibatches of one epoch
-    :param differentiate: ``(minibatch, weight) -> errors``, times the weight, at ``adam.theta``; writes the gradient of the
-        sum of their squares to ``adam.g``
+    :param differentiate: ``minibatch -> errors`` at ``adam.theta``; writes the gradient of the mean of their squares to
+        ``adam.g``
     :param n_epochs: number of epochs
     :param max_grad_norm: bound on the norm of the gradient, ``None`` or 0 for no bound
     :param communicator: connects the ranks, which have different minibatches and take the same steps
     :param shard: this rank's part of the minibatches, ``None`` for all of them
     :return: the record of the fit
     """
-    errors, sizes = list[th.Tensor](), list[float]()
+    errors, weights, sizes = list[th.Tensor](), list[float](), list[float]()
     with np.errstate(all="ignore"):  # whether a fit has diverged shows in its result
         for _ in range(n_epochs):
             for minibatch, weight in weighted_minibatches(epoch(), shard):
-                found, n = differentiate(minibatch, weight)
+                found, n = differentiate(minibatch)
                 errors.append(found)
-                sizes.append(n)
-                _average(adam.g, n, communicator)
+                weights.append(weight)
+                sizes.append(weight * n)
+                _average(adam.g, sizes[-1], communicator)
                 if max_grad_norm:
                     adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
                 adam.step()
     sound = adam.is_finite()
     if sound and errors:
         adam.commit()
-    loss = mean_loss(_totals(errors), sizes, communicator) if errors else None
+    loss = mean_loss(_totals(errors, weights), sizes, communicator) if errors else None
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss, is_fast=True)
 
 
@@ -245,16 +247,14 @@ def _runner(critic: Stack, gradient: Sequence[th.Tensor], n_rows: int) -> Runner
     return PreallocatedRunner(critic, n_rows, gradient) if critic.is_dense else AllocatingRunner(critic, gradient)
 
 
-def _average(total: th.Tensor, n: float, communicator: Communicator) -> None:
-    """Average a sum over this rank's transitions over those of all ranks, whose minibatches may differ in size; in place."""
-    if communicator.size == 1:
-        total.div_(n)
-    else:
-        total.copy_(communicator.mean(total, n))
+def _average(g: th.Tensor, n: float, communicator: Communicator) -> None:
+    """Average a mean over n transitions of this rank over those of all ranks, whose numbers may differ; in place."""
+    if communicator.size > 1:
+        g.copy_(communicator.mean(n * g, n))
 
 
-def _totals(errors: list[th.Tensor]) -> th.Tensor:
-    """Sum the squared errors of each minibatch, all at once after the fit: cheaper than one more call in every step."""
+def _totals(errors: list[th.Tensor], weights: list[float]) -> th.Tensor:
+    """Sum the weighted squares of each minibatch's errors, all at once after the fit: cheaper than a call in every step."""
     indices = th.arange(len(errors)).repeat_interleave(th.tensor([len(error) for error in errors]))
     squares = th.cat(errors).flatten().square()
-    return squares.new_zeros(len(errors)).index_add_(0, indices.to(squares.device), squares)
+    return squares.new_zeros(len(errors)).index_add_(0, indices.to(squares.device), squares) * squares.new_tensor(weights)
