@@ -300,6 +300,21 @@ def test_a_dict_of_locals_kept_from_the_start_of_training_goes_on():
     assert (ours.complete, theirs.complete) == ([True], [True])
 
 
+@pytest.mark.parametrize(
+    ("callback", "n"),
+    [(StopTrainingOnMaxEpisodes(10**6), 1), (Intervening(lambda _: True, ()), 2)],
+    ids=["sb3's", "the user's"],
+)
+def test_a_policy_is_read_again_only_if_a_callback_may_have_altered_it_at_the_start(callback, n, monkeypatch):
+    read, calls = ActingPolicy.read, []
+    monkeypatch.setattr(ActingPolicy, "read", lambda *arguments: calls.append(1) or read(*arguments))
+    model = model_of(several(2))
+    _, root = model._setup_learn(10**6, callback)
+    root.on_training_start({"self": model}, {})
+    model.collect_rollouts(model.env, root, model.rollout_buffer, model.n_steps)
+    assert len(calls) == n
+
+
 @pytest.mark.parametrize("at", [1, 6, 8, N_STEPS])
 def test_a_callback_that_stops_leaves_the_buffer_as_sb3s_loop_does(at):
     ours, theirs = both(lambda: model_of(several(3)), lambda: Intervening(lambda _: False, (at,)))
