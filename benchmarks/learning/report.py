@@ -84,9 +84,9 @@ DEFAULTS = (
     "and LunarLander worse."
 )
 LATER = (
-    "The reported runs were made with 0.1.0. These were made with a later version, which is faster, on seeds that nothing else "
-    "was run with: they show whether it learns the same. On HalfCheetah-v5 all three ended above the interval of the "
-    "reported mean, so 0.1.0 was run on the same seeds."
+    "The reported runs were made with 0.1.0. These were made with a later version, which is faster, on seeds of their own: "
+    "they show whether it learns the same. On HalfCheetah-v5 all three ended above the interval of the reported mean, so "
+    "0.1.0 was run on the same seeds."
 )
 
 
