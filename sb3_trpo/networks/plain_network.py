@@ -20,6 +20,7 @@ from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
 from sb3_trpo.networks.activations import IDENTITY
 from sb3_trpo.networks.affine import Convolution, Dense
+from sb3_trpo.networks.originals import are_original
 from sb3_trpo.networks.reading.features import Features, are_rows, concatenates, features_of, some_inputs
 from sb3_trpo.networks.reading.purity import undisturbed
 from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, same_stacks, trace
@@ -136,6 +137,7 @@ def computes_as_known(policy: ActorCriticPolicy, classes: Sequence[type[BasePoli
     """
     own = type(policy)
     inherits = any(all(getattr(own, name) is getattr(known, name, None) for name in methods) for known in classes)
+    inherits = inherits and are_original(own, methods)
     shared, actor, critic = policy.features_extractor, policy.pi_features_extractor, policy.vf_features_extractor
     is_shared = shared is actor is critic or not policy.share_features_extractor
     return inherits and is_shared and not has_global_module_hooks()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -33,7 +33,7 @@ LARGEST_GROUP = 2**13
 """Rows, padding included, that the LSTM processes at a time."""
 
 
-class Sequences(NamedTuple):
+class SegmentBatch(NamedTuple):
     """
     Segments side by side, padded to the same length.
 
@@ -65,7 +65,7 @@ class SequenceEpochs:
         self._returns = th.as_tensor(reader.returns, device=self._x.device)
         self._states = reader.critic_states()
 
-    def epoch(self, batch_size: int) -> Iterator[list[Sequences]]:
+    def epoch(self, batch_size: int) -> Iterator[list[SegmentBatch]]:
         """
         Pass once over the rollout in random order.
 
@@ -75,7 +75,7 @@ class SequenceEpochs:
         for segments in self._reader.shuffled_segments(batch_size):
             yield [self._sequences(group) for group in grouped_by_length(segments, LARGEST_GROUP)]
 
-    def _sequences(self, segments: Sequence[Segment]) -> Sequences:
+    def _sequences(self, segments: Sequence[Segment]) -> SegmentBatch:
         rows, starts, weights, n_padding = padded_rows(segments, is_rounded=True)
         n_segments, device = len(starts), self._x.device
 
@@ -84,7 +84,7 @@ class SequenceEpochs:
 
         index, first = time_first(rows), th.from_numpy(starts).to(device)
         h, c = (state.index_select(1, first) for state in self._states)
-        return Sequences(
+        return SegmentBatch(
             x=self._x.index_select(0, index).view(-1, n_segments, self._x.shape[1]),
             states=(h, c),
             returns=self._returns.index_select(0, index)[:, None],
@@ -110,7 +110,7 @@ class RecurrentCritic:
         self._layers = layers.with_tensors(theta[n_lstm:])
         self._gradient = gradient
 
-    def differentiate(self, minibatch: Sequence[Sequences]) -> Errors:
+    def differentiate(self, minibatch: Sequence[SegmentBatch]) -> Errors:
         """
         Compare values and returns, and write the gradient of the mean of squares.
 
@@ -128,7 +128,7 @@ class RecurrentCritic:
                     total.add_(of_part)
         return Errors(th.cat(errors), n)
 
-    def _differentiate(self, part: Sequences, scale: float) -> tuple[th.Tensor, list[th.Tensor]]:
+    def _differentiate(self, part: SegmentBatch, scale: float) -> tuple[th.Tensor, list[th.Tensor]]:
         """Compute the errors of one part, and its part of the gradient, whose cotangent is the errors times the scale."""
         runs, h = list[LayerRun](), part.x
         for index, weights in enumerate(self._lstm.layers):
@@ -187,9 +187,9 @@ def fit_recurrent_values(
         return None
     shard = shard_minibatches(batch_size, batch.n_transitions, communicator)
     own_size = batch_size if shard is None else shard.batch_size
-    rollouts = [SequenceEpochs(reader, networks) for reader in batch.readers if isinstance(reader, SegmentReader)]
+    rollouts = [SequenceEpochs(cast("SegmentReader", reader), networks) for reader in batch.readers]
 
-    def epoch() -> Iterable[list[Sequences]]:
+    def epoch() -> Iterable[list[SegmentBatch]]:
         return chain.from_iterable(rollout.epoch(own_size) for rollout in rollouts)
 
     critic = RecurrentCritic(lstm, layers, adam)

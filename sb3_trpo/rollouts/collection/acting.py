@@ -26,7 +26,7 @@ from sb3_trpo.distributions.base import NAN_ADVICE, DistributionKind
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.networks.stack import Stack
 from sb3_trpo.networks.weight_watch import WeightWatch
-from sb3_trpo.rollouts.collection.buffer_rows import array_pairs, arrays_of, merged, per_state, restored, stacked
+from sb3_trpo.rollouts.collection.buffer_rows import ChangingArray, array_pairs, arrays_of, merged, restored, stacked
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.collection.step_actor import CPU, ImageActor, Prepared, VectorActor, row_runner, step_actor
 from sb3_trpo.rollouts.collection.truncation import TruncatedEpisode, truncated_episodes
@@ -64,7 +64,7 @@ class ActingPolicy:
         # log-probabilities are computed from these, without evaluating the actor again. A callback may change them meanwhile.
         n_steps, n_outputs = buffer.buffer_size, networks.actor.n_outputs
         self._outputs = np.empty((n_steps, buffer.n_envs, n_outputs), np.float32)
-        self._head_parameters = [np.empty((n_steps, *tensor.shape), np.float32) for tensor in networks.head.parameters]
+        self._head_parameters = [ChangingArray() for _ in networks.head.parameters]
         self._device = algorithm.device if networks.of_images else CPU  # small networks would wait for another device
         self._shared: np.ndarray | None = None
         self._n_complete = 0
@@ -110,7 +110,7 @@ class ActingPolicy:
         head = acting.head.with_parameters([tensor.to(CPU) for tensor in acting.head.parameters])
         self._sampler = head.sampler(th.from_numpy(self._actor.output))
         present = [tensor.detach().numpy() for tensor in head.parameters]
-        self._head_rows = list(zip(self._head_parameters, present, strict=True))
+        self._head_pairs = list(zip(self._head_parameters, present, strict=True))
         self._watch.start()
 
     def _runner(self, actor: Stack) -> Prepared:
@@ -153,8 +153,8 @@ class ActingPolicy:
     def record(self) -> None:
         """Keep what the policy saw and what its actor returned, before the environments overwrite their arrays."""
         self._outputs[self._step] = self._actor.output
-        for rows, present in self._head_rows:
-            rows[self._step] = present
+        for values, present in self._head_pairs:
+            values.note(self._step, present)
         self._write_observations(self._observations)
         if isinstance(self._actor, ImageActor):
             self._keep_shared(self._actor.shared)
@@ -213,6 +213,10 @@ class ActingPolicy:
         :return: those that callbacks find changed since the last step, by name
         """
         return {"values": last_values.to(self._algorithm.device), "n_steps": self._buffer.pos}
+
+    def late_variables(self) -> dict[str, Any]:
+        """Compute all variables of :attr:`late_names` at the present step."""
+        return {name: self.late_variable(name) for name in self.late_names}
 
     def late_variable(self, name: str) -> Any:
         """
@@ -289,7 +293,7 @@ class ActingPolicy:
     def _log_probs(self, steps: slice, actions: np.ndarray) -> th.Tensor:
         """Compute log-probabilities of actions, shape ``(n, n_dimensions)``, from what the actor returned at some steps."""
         output, chosen = th.from_numpy(self._outputs[steps]).flatten(0, 1), th.from_numpy(actions)
-        parameters = [per_state(rows[steps], self._buffer.n_envs) for rows in self._head_parameters]
+        parameters = [values.per_state(steps, self._buffer.n_envs) for values in self._head_parameters]
         distribution = self._networks.head.with_parameters(parameters).distribution(output)
         is_discrete = isinstance(self._algorithm.policy.action_space, spaces.Discrete)
         return distribution.log_prob(chosen.flatten() if is_discrete else chosen.float())

@@ -71,14 +71,36 @@ def stacked(observations: Sequence[Any], buffer: RolloutBuffer) -> Observation:
     return np.stack(observations).reshape(-1, *buffer.observations.shape[2:])
 
 
-def per_state(rows: np.ndarray, n_envs: int) -> th.Tensor:
-    """
-    Arrange parameters of a distribution that were recorded at each step for all states of these steps.
+class ChangingArray:
+    """An array at each step of a rollout, where it seldom changes: each value is kept once, since those of gSDE are large."""
 
-    :param rows: shape ``(n_steps, ...)``
-    :param n_envs: number of environments
-    :return: shape ``(n_steps * n_envs, ...)``, or ``(...)`` if no step has changed them: those of gSDE take much memory
-    """
-    if (rows == rows[0]).all():
-        return th.from_numpy(rows[0])
-    return th.from_numpy(rows).repeat_interleave(n_envs, dim=0)
+    def __init__(self) -> None:
+        self._values: list[np.ndarray] = []
+        self._first_steps: list[int] = []
+        self._last = b""
+
+    def note(self, step: int, present: np.ndarray) -> None:
+        """
+        Keep the value at a step.
+
+        :param step: index of the step, later than all that were noted
+        :param present: the array, which others may change in place
+        """
+        found = present.tobytes()
+        if found != self._last:
+            self._values.append(present.copy())
+            self._first_steps.append(step)
+            self._last = found
+
+    def per_state(self, steps: slice, n_envs: int) -> th.Tensor:
+        """
+        Arrange the values for all states of some steps.
+
+        :param steps: the steps, at least one
+        :param n_envs: number of environments
+        :return: shape ``(n_steps * n_envs, ...)``, or ``(...)`` if it is the same at all these steps
+        """
+        indices = np.searchsorted(self._first_steps, np.arange(steps.start, steps.stop), side="right") - 1
+        if indices[0] == indices[-1]:
+            return th.from_numpy(self._values[indices[0]])
+        return th.from_numpy(np.stack(self._values)[indices]).repeat_interleave(n_envs, dim=0)

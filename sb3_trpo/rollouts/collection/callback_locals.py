@@ -50,6 +50,11 @@ class RolloutLocals(dict[str, Any]):
         value = super().pop(name, *default)
         return value() if isinstance(value, LazyVariable) else value
 
+    def popitem(self) -> tuple[str, Any]:
+        """Look up the last variable and remove it."""
+        name = next(reversed(self))
+        return name, self.pop(name)
+
     def copy(self) -> dict[str, Any]:
         """Compute all variables."""
         return dict(self)
@@ -126,4 +131,4 @@ def _is_foreign(callback: BaseCallback) -> bool:
     parts: list[Any] = [type(callback)]
     if isinstance(callback, ConvertCallback) and callback.callback is not None:
         parts.append(callback.callback)
-    return is_patched(callback) or any(part.__module__.partition(".")[0] not in OURS for part in parts)
+    return is_patched(callback) or any(str(part.__module__).partition(".")[0] not in OURS for part in parts)

@@ -176,6 +176,7 @@ class FastCollector:
                 callback.update_locals(known)
                 is_known = True
             if not callback.on_step():
+                callback.update_locals(policy.late_variables())  # not late any more, as below
                 policy.forget_step()
                 return False
 
@@ -185,6 +186,8 @@ class FastCollector:
                 self._note_ends(now, stepper, policy)
             _write_step(buffer, now.actions, now.rewards)
             algorithm._last_obs, algorithm._last_episode_starts = now.new_obs, now.dones
+        # The buffer changes from now on, and late variables would keep the policy's arrays in memory as long as the callbacks.
+        callback.update_locals(policy.late_variables())
         return True
 
     def _note_ends(self, now: PresentStep, stepper: Stepper, policy: ActingPolicy) -> None:

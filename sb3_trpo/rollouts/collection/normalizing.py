@@ -21,13 +21,13 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_trpo.networks.originals import are_original
 from sb3_trpo.networks.plain_network import is_patched
 
 Stepped = tuple[Any, np.ndarray, np.ndarray, Any]
 """Observations, rewards, dones and infos."""
-METHODS = ("step_wait", "normalize_obs", "_normalize_obs", "normalize_reward", "_update_reward")
-SB3S = {name: getattr(VecNormalize, name) for name in METHODS}
-"""What is replaced here."""
+NORMALIZING_METHODS = frozenset({"step_wait", "normalize_obs", "_normalize_obs", "normalize_reward", "_update_reward"})
+"""Methods of ``VecNormalize`` that are replaced here."""
 
 
 def normalizes_arrays(venv: VecNormalize) -> bool:
@@ -37,7 +37,7 @@ def normalizes_arrays(venv: VecNormalize) -> bool:
     :param venv: the wrapper
     :return: whether :func:`normalize_step` does what it would
     """
-    is_sb3s = all(getattr(VecNormalize, name) is method for name, method in SB3S.items())
+    is_sb3s = are_original(VecNormalize, NORMALIZING_METHODS)
     statistics = (venv.ret_rms, venv.obs_rms) if venv.norm_obs else (venv.ret_rms,)
     is_plain = type(venv) is VecNormalize and not is_patched(venv)
     return is_sb3s and is_plain and _has_floats(venv) and all(type(each) is RunningMeanStd for each in statistics)
@@ -48,9 +48,7 @@ def _has_floats(venv: VecNormalize) -> bool:
     return isinstance(space, spaces.Box) and space.dtype in (np.float32, np.float64)
 
 
-def normalize_step(
-    venv: VecNormalize, stepped: tuple[Any, np.ndarray, np.ndarray, Any]
-) -> tuple[Any, np.ndarray, np.ndarray, Any]:
+def normalize_step(venv: VecNormalize, stepped: Stepped) -> Stepped:
     """
     Update the statistics and normalize one step, as ``VecNormalize.step_wait`` does.
 

@@ -24,19 +24,18 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from sb3_trpo.networks.originals import are_original
 from sb3_trpo.networks.plain_network import is_patched
-from sb3_trpo.rollouts.collection.normalizing import normalize_step, normalizes_arrays
+from sb3_trpo.rollouts.collection.normalizing import NORMALIZING_METHODS, Stepped, normalize_step, normalizes_arrays
 
 KEEP_NO_INFOS = (VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage)
 """SB3's wrappers that change at most the infos of ended episodes, and keep none."""
 METHODS = frozenset({"step", "step_async", "step_wait"})
-KNOWN_METHODS = {name: getattr(DummyVecEnv, name) for name in (*METHODS, "_obs_from_buf")}
-"""What is replaced here."""
-SUBPROC_METHODS = {name: getattr(SubprocVecEnv, name) for name in METHODS}
-"""What is called in two parts here."""
+"""What is replaced here, or called in two parts."""
+METHODS_ABOVE = METHODS | NORMALIZING_METHODS
+"""The same for environments whose rewards and observations are normalized here, too."""
 
 Infos = list[dict[str, Any]]
-Stepped = tuple[Any, np.ndarray, np.ndarray, Infos]
 
 
 class Stepper:
@@ -73,7 +72,7 @@ class Stepper:
         bottom = self._bottom
         if bottom is None or not METHODS.isdisjoint(vars(bottom)):  # a callback may have patched it since
             return cast("Stepped", self._venv.step(actions))
-        if self._below is not None and METHODS.isdisjoint(vars(self._venv)):
+        if self._below is not None and METHODS_ABOVE.isdisjoint(vars(self._venv)):
             return normalize_step(self._venv, self._below._step(actions))  # type: ignore[arg-type]  # a VecNormalize
         if bottom is self._venv:
             bottom.step_async(actions)
@@ -114,8 +113,9 @@ def dummy_below(venv: VecEnv) -> DummyVecEnv | None:
     :return: SB3's own class, with none but SB3's own wrappers around it; ``None`` if there is anything else
     """
     bottom = innermost(venv)
-    is_sb3s = all(getattr(DummyVecEnv, name) is method for name, method in KNOWN_METHODS.items())
-    is_known = is_sb3s and type(bottom) is DummyVecEnv and not is_patched(bottom)
+    is_known = (
+        type(bottom) is DummyVecEnv and not is_patched(bottom) and are_original(DummyVecEnv, (*METHODS, "_obs_from_buf"))
+    )
     return cast("DummyVecEnv", bottom) if is_known else None
 
 
@@ -127,8 +127,7 @@ def steps_elsewhere(venv: VecEnv) -> bool:
     :return: whether it is SB3's ``SubprocVecEnv``, with none but SB3's own wrappers around it
     """
     bottom = innermost(venv)
-    is_sb3s = all(getattr(SubprocVecEnv, name) is method for name, method in SUBPROC_METHODS.items())
-    return is_sb3s and type(bottom) is SubprocVecEnv and not is_patched(bottom)
+    return type(bottom) is SubprocVecEnv and not is_patched(bottom) and are_original(SubprocVecEnv, METHODS)
 
 
 def step_without_copies(venv: DummyVecEnv) -> Stepped:

@@ -32,6 +32,7 @@ READINGS = {
     "item": lambda variables: variables["late"],
     "get": lambda variables: variables.get("late"),
     "pop": lambda variables: variables.pop("late"),
+    "popitem": lambda variables: variables.popitem()[1],
     "setdefault": lambda variables: variables.setdefault("late"),
     "values": lambda variables: list(variables.values())[1],
     "items": lambda variables: dict(variables.items())["late"],
@@ -124,6 +125,7 @@ HARMLESS = {
 FOREIGN = {
     "own": Silent,
     "function": lambda: ConvertCallback(lambda *_: True),
+    "built-in method": lambda: ConvertCallback([].append),
     "prepared function": lambda: ConvertCallback(partial(len)),
     "callable object": lambda: ConvertCallback(OwnCallable()),
     "own kind of a function's": lambda: type("Own", (ConvertCallback,), {"_on_step": lambda _: True})(None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -257,6 +258,38 @@ def test_a_callback_reads_the_variables_of_sb3s_loop(action_space):
 @pytest.mark.parametrize("kwargs", NOISES.values(), ids=NOISES)
 def test_a_callback_reads_them_under_state_dependent_noise(kwargs):
     assert_read_alike(partial(model_with_noise, 2, 4, space=UNEVEN_PAIR, **kwargs))
+
+
+class ReadsAtTheEnd(BaseCallback):
+    """Reads variables after the last rollout, when the update has rearranged the buffer; may end the training."""
+
+    def __init__(self, last_step: int) -> None:
+        super().__init__()
+        self.last_step = last_step
+
+    def _on_step(self) -> bool:
+        return self.n_calls < self.last_step
+
+    def _on_training_end(self) -> None:
+        self.seen = {name: copy.deepcopy(self.locals[name]) for name in ("obs_tensor", "values", "log_probs")}
+
+
+@pytest.mark.parametrize("last_step", [N_STEPS - 2, 10 * N_STEPS], ids=["ended by the callback", "complete"])
+def test_variables_can_be_read_after_the_training(last_step, monkeypatch):
+    ours, theirs = ReadsAtTheEnd(last_step), ReadsAtTheEnd(last_step)
+    model_on(3).learn(N_STEPS * 3, ours)
+    monkeypatch.setattr(FastCollector, "prepare", lambda *_: None)
+    model_on(3).learn(N_STEPS * 3, theirs)
+    assert_close(ours.seen, theirs.seen)
+
+
+def test_callbacks_do_not_keep_what_has_acted(monkeypatch):
+    start, acting = ActingPolicy.__enter__, []
+    monkeypatch.setattr(ActingPolicy, "__enter__", lambda policy: acting.append(weakref.ref(policy)) or start(policy))
+    reader = Reader()
+    model_on(2).learn(N_STEPS * 2, reader)
+    assert reader.locals["values"].shape == (2, 1)
+    assert [policy() for policy in acting] == [None]
 
 
 @pytest.mark.parametrize("nest", NESTED.values(), ids=NESTED)

@@ -337,6 +337,18 @@ def test_a_patch_set_between_two_steps_is_called_and_stays():
     assert "step_wait" in vars(venv)
 
 
+@pytest.mark.parametrize("name", ["normalize_obs", "normalize_reward", "step_wait"])
+def test_a_patch_set_on_a_wrapper_between_two_steps_is_called(name):
+    venv = VecNormalize(dummy())
+    stepper, calls = Stepper(venv), []
+    venv.reset()
+    stepper.step(actions_at(0))
+    original = getattr(venv, name)
+    setattr(venv, name, lambda *arguments: calls.append(None) or original(*arguments))
+    stepper.step(actions_at(1))
+    assert len(calls) == 1
+
+
 class Failing(Reusing):
     """Fails at its fourth step, once."""
 
