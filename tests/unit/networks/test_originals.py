@@ -1,0 +1,35 @@
+"""Methods that somebody has replaced in a library's class are told from its own."""
+
+import functools
+
+import pytest
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from sb3_trpo.networks.originals import are_original
+
+METHODS = [(DummyVecEnv, "step_wait"), (DummyVecEnv, "step"), (ActorCriticPolicy, "forward"), (ActorCriticPolicy, "__call__")]
+
+
+@pytest.mark.parametrize(("owner", "name"), METHODS)
+def test_a_librarys_methods_are_its_own_inherited_ones_too(owner, name):
+    assert are_original(owner, [name])
+
+
+@pytest.mark.parametrize(("owner", "name"), METHODS)
+def test_a_method_put_in_its_place_is_not_even_if_it_passes_for_it(owner, name, monkeypatch):
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def replacement(*arguments):
+        return original(*arguments)
+
+    definer = next(each for each in owner.__mro__ if name in vars(each))
+    monkeypatch.setattr(definer, name, replacement)
+    assert not are_original(owner, ["reset", name])
+
+
+def test_what_is_no_method_or_is_missing_is_not():
+    assert not are_original(VecNormalize, ["observation_space"])
+    assert not are_original(nn.Module, ["step"])
