@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 
+from sb3_trpo.distributions.base import NAN_ADVICE
 from sb3_trpo.rollouts.floating_point import as_float32
 from sb3_trpo.rollouts.plain_spaces import Observation
 
@@ -88,16 +89,16 @@ def unfit_observation(observation: Any, space: spaces.Space[Any], n_envs: int, s
     return non_finite_observation(observation, step)
 
 
-def unfit_type(policy: th.nn.Module) -> ValueError | None:
+def unfit_weights(policy: th.nn.Module) -> ValueError | None:
     """
-    Check that a policy's weights have the type in which SB3 passes observations to it.
+    Check that a policy's weights have the type in which SB3 passes observations to it, and are not NaN.
 
     :param policy: the policy, after it has failed to act
-    :return: an error that names the other type, ``None`` if there is none
+    :return: an error that names the other type or NaN, ``None`` if there is neither
     """
     others = {parameter.dtype for parameter in policy.parameters() if parameter.is_floating_point()} - {th.float32}
     if not others:
-        return None
+        return ValueError(NAN_ADVICE) if any(bool(parameter.isnan().any()) for parameter in policy.parameters()) else None
     return ValueError(
         f"The policy's parameters are of the type {next(iter(others))}, but SB3 passes it observations in torch.float32, "
         "so it could not act. Call model.policy.float(), or let its features extractor convert them."

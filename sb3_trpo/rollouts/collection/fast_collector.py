@@ -38,7 +38,7 @@ from sb3_trpo.rollouts.collection.callback_locals import (
 from sb3_trpo.rollouts.collection.environment import RolloutEnv, collect_by, holds, widen_types
 from sb3_trpo.rollouts.collection.stepping import Infos, Stepper
 from sb3_trpo.rollouts.floating_point import HARMLESS, as_float32
-from sb3_trpo.rollouts.validation import unfit_observation, unfit_type
+from sb3_trpo.rollouts.validation import unfit_observation, unfit_weights
 
 SET_AT_EACH_STEP = ("n_steps", "actions", "clipped_actions", "new_obs", "rewards", "dones")
 """Variables of SB3's loop that callbacks find as the present step has left them; ``infos`` are copied for them first."""
@@ -222,7 +222,7 @@ def collect(
         return general(env, callback, buffer, n_rollout_steps), False
     except (TypeError, ValueError, RuntimeError):
         fault = unfit_observation(algorithm._last_obs, algorithm.observation_space, algorithm.n_envs, buffer.pos)
-        fault = fault or unfit_type(algorithm.policy)
+        fault = fault or unfit_weights(algorithm.policy)
         if fault is None:
             raise
         raise fault from None  # a traceback from inside torch would explain less

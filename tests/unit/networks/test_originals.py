@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
@@ -10,9 +11,10 @@ from torch import nn
 from sb3_trpo.networks.originals import are_original
 
 METHODS = [(DummyVecEnv, "step_wait"), (DummyVecEnv, "step"), (ActorCriticPolicy, "forward"), (ActorCriticPolicy, "__call__")]
+STATIC = RecurrentActorCriticPolicy, "_process_sequence"
 
 
-@pytest.mark.parametrize(("owner", "name"), METHODS)
+@pytest.mark.parametrize(("owner", "name"), [*METHODS, STATIC])
 def test_a_librarys_methods_are_its_own_inherited_ones_too(owner, name):
     assert are_original(owner, [name])
 

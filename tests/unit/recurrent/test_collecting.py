@@ -292,3 +292,24 @@ def test_memory_is_that_of_the_last_step_after_an_error(error):
     for ours, theirs in zip(states[0], states[1], strict=True):
         for one, other in zip(ours, theirs, strict=True):
             th.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_variables_can_be_read_after_the_training():
+    """By then the update has rearranged the buffer."""
+
+    class ReadsAtTheEnd(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            names = ("obs_tensor", "values", "log_probs", "episode_starts", "lstm_states")
+            self.seen = [copy.deepcopy(self.locals[name]) for name in names]
+
+    readers = ReadsAtTheEnd(), ReadsAtTheEnd()
+    for reader in readers:
+        with pytest.MonkeyPatch.context() as patch:
+            if reader is readers[1]:
+                patch.setattr(FastCollector, "prepare", lambda *_: None)
+            model_of().learn(1, callback=reader)
+    ours, theirs = (reader.seen for reader in readers)
+    th.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -307,8 +307,8 @@ def test_no_hook_is_left_on_the_optimizer(end):
     assert not optimizer._global_optimizer_post_hooks
 
 
-@pytest.mark.parametrize(("settings", "message"), [({}, "gave NaN"), ({"use_sde": True}, "Expected parameter scale")], ids=str)
-def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused(settings, message):
+@pytest.mark.parametrize("settings", [{}, {"use_sde": True}], ids=str)
+def test_a_standard_deviation_that_becomes_nan_during_a_rollout_is_refused(settings):
     spoiling = Intervening(lambda callback: callback.model.policy.log_std.data.fill_(np.nan))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="gave NaN"):
         Trace(lambda: model_of(several(2, action_space=BOX_ACTION), **settings), by_sb3=False, callback=spoiling)
