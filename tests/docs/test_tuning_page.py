@@ -49,11 +49,11 @@ RETURNS = returns_by_settings()
 
 
 def alternatives(task: str, name: str, values: list[str]) -> list[list[dict[int, float]]]:
-    """List groups of runs that differ in one setting only, with the given values."""
-    groups = defaultdict(dict)
+    """List groups of runs that differ in one setting only, or in two that go together, with the given values."""
+    groups, names = defaultdict(dict), name.split(" and ")
     for settings, returns in RETURNS[task]:
-        rest = {key: value for key, value in settings.items() if key != name}
-        groups[tuple(sorted(rest.items()))][settings.get(name)] = returns
+        rest = {key: value for key, value in settings.items() if key not in names}
+        groups[tuple(sorted(rest.items()))][" and ".join(settings[each] for each in names)] = returns
     return [[group[value] for value in values] for group in groups.values() if all(value in group for value in values)]
 
 
