@@ -132,14 +132,16 @@ class AutogradActor:
             distribution = inputs.distribution(self._policy)
             return self.kind_of(distribution).parameters(distribution)
 
-        def jvp(v: th.Tensor) -> Outputs:
+        def jvp(v: th.Tensor) -> Outputs:  # the check enables gradients
             return forward_jvp(self._policy, self._parameters, unflatten(v, self._parameters), outputs)
 
         forward = Linearization(jvp, vjp_of(z, self._parameters))
 
         @cache  # not before a product is needed: the policy has one distribution object, which the surrogate still reads
         def chosen() -> Linearization:
-            return forward if self._may_use(forward, z) else linearize(z, self._parameters)
+            if self._may_use(forward, z):
+                return Linearization(th.no_grad()(jvp), forward.vjp)
+            return linearize(z, self._parameters)
 
         return Linearization(lambda v: chosen().jvp(v), forward.vjp)
 
@@ -147,9 +149,8 @@ class AutogradActor:
         """Try forward mode once: torch has no formula for some operations, and parts under ``no_grad`` mislead it."""
         if not self._is_checked:
             self._is_checked = True
-            n_parameters = sum(parameter.numel() for parameter in self._parameters)
             try:
-                self._tries_forward_mode = are_adjoint(forward, z, n_parameters)
+                self._tries_forward_mode = are_adjoint(forward, z, self._parameters)
             except RuntimeError:  # NotImplementedError is one
                 self._tries_forward_mode = False
         return self._tries_forward_mode
