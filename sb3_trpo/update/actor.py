@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -97,7 +98,8 @@ class AutogradActor:
     def __init__(
         self, policy: ActorCriticPolicy, parameters: Sequence[th.Tensor], kinds: Sequence[DistributionKind] = CORE_KINDS
     ) -> None:
-        self._policy = policy
+        self._policy = copy(policy)  # the same modules, with its own distribution object: another thread may predict meanwhile
+        self._policy.action_dist = copy(policy.action_dist)
         self._parameters = parameters
         self._kinds = kinds
         self._tries_forward_mode = any(isinstance(module, CONVOLUTIONS) for module in policy.modules())
@@ -128,8 +130,9 @@ class AutogradActor:
         if not self._tries_forward_mode:
             return linearize(z, self._parameters)
 
-        def outputs() -> Outputs:
-            distribution = inputs.distribution(self._policy)
+        def outputs(policy: ActorCriticPolicy) -> Outputs:
+            policy.action_dist = copy(policy.action_dist)  # the surrogate still reads the policy's own
+            distribution = inputs.distribution(policy)
             return self.kind_of(distribution).parameters(distribution)
 
         def jvp(v: th.Tensor) -> Outputs:  # the check enables gradients
@@ -137,7 +140,7 @@ class AutogradActor:
 
         forward = Linearization(jvp, vjp_of(z, self._parameters))
 
-        @cache  # not before a product is needed: the policy has one distribution object, which the surrogate still reads
+        @cache  # not before a product is needed
         def chosen() -> Linearization:
             if self._may_use(forward, z):
                 return Linearization(th.no_grad()(jvp), forward.vjp)

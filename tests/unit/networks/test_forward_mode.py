@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sb3_trpo.networks.forward_mode import HiddenTangents, are_adjoint, forward_jvp, scaled_by_parameter, substituted
+from sb3_trpo.networks.forward_mode import HiddenTangents, are_adjoint, forward_jvp, scaled_by_parameter, with_parameters
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearization, linearize
 
@@ -89,7 +89,7 @@ def case(kind=Residual):
     module = kind().double()
     x, theta = th.randn(5, 1, 4, 4, dtype=th.float64), list(module.parameters())
 
-    def outputs():
+    def outputs(module=module):
         y = module(x)
         return y, y[:, :1].exp(), th.ones(5)
 
@@ -168,7 +168,7 @@ def test_functions_with_derivatives_of_their_own_are_no_hidden_tangents():
     module, theta, _ = case()
     x = th.randn(5, 1, 4, 4, dtype=th.float64)
 
-    def outputs():
+    def outputs(module=module):
         return (Rounding.apply(module(x)),)
 
     assert are_adjoint(forward_mode(module, theta, outputs), outputs(), theta)
@@ -197,36 +197,41 @@ def test_products_have_no_graph(is_enabled):
     assert not any(tensor.requires_grad for tensor in product)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_module_has_its_own_parameters_whatever_happens(error):
+def test_the_module_keeps_its_own_parameters():
     module, theta, _ = case()
     before = dict(module.named_parameters())
 
-    def fail():
-        assert module.second.weight is not before["second.weight"]
-        assert module.alias.weight is module.second.weight
-        raise error
+    def outputs(copy):
+        assert copy.second.weight is not before["second.weight"]
+        assert copy.alias is copy.second
+        copy.first = copy.second.bias = copy.latest = None
+        assert module.second is module.alias
+        assert all(parameter is before[name] for name, parameter in module.named_parameters())
+        return (copy.last.weight,)
 
-    with pytest.raises(error):
-        forward_jvp(module, theta, [th.ones_like(tensor) for tensor in theta], fail)
-    after = dict(module.named_parameters())
-    assert list(after) == list(before)
-    assert all(after[name] is parameter for name, parameter in before.items())
+    forward_jvp(module, theta, [th.ones_like(tensor) for tensor in theta], outputs)
+    assert list(dict(module.named_parameters())) == list(before)
+    assert not hasattr(module, "latest")
 
 
-def test_other_parameters_stay_where_they_are():
+def test_a_copy_shares_what_is_not_replaced():
     module, _, _ = case()
-    bias, kept = module.last.bias, module.first.weight
-    with substituted(module, [bias], [th.zeros(3)]):
-        assert module.last.bias is not bias
-        assert module.first.weight is kept
-    assert module.last.bias is bias
+    module.norm, module.nothing = nn.BatchNorm1d(3), None
+    module.register_module("missing", None)
+    x, bias = th.randn(5, 1, 4, 4, dtype=th.float64), th.zeros(3, dtype=th.float64)
+    copy = with_parameters(module, [module.last.bias], [bias])
+    assert type(copy) is Residual
+    assert copy.last.bias is bias
+    assert copy.first.weight is module.first.weight
+    assert copy.norm.running_mean is module.norm.running_mean
+    assert copy.missing is None
+    th.testing.assert_close(copy(x), module(x) - module.last.bias)
 
 
 def test_an_operation_without_a_formula_raises():
     module = nn.Linear(2, 2)
 
-    def outputs():
+    def outputs(module):
         q = module(th.ones(1, 1, 2, 2))
         return (F.scaled_dot_product_attention(q, q, q),)
 
@@ -254,3 +259,18 @@ def test_threads_take_turns():
     for results, (_, theta, outputs) in zip(found, cases, strict=True):
         right, *_ = linearize(outputs(), theta).jvp(th.ones_like(flatten(theta)))
         th.testing.assert_close(th.stack(results), right.expand(30, *right.shape), rtol=1e-10, atol=1e-10)
+
+
+def test_other_threads_may_run_the_module_meanwhile():
+    module, theta, outputs = case()
+    v, right = [th.ones_like(tensor) for tensor in theta], outputs()[0].detach()
+    found = []
+
+    def slowly(copy):
+        thread = threading.Thread(target=lambda: found.append(outputs()[0].detach()))
+        thread.start()
+        thread.join()
+        return outputs(copy)
+
+    forward_jvp(module, theta, v, slowly)
+    th.testing.assert_close(found, [right], rtol=0, atol=0)

@@ -375,3 +375,18 @@ MODULES = {
 @pytest.mark.parametrize(("make", "n_tried"), MODULES.values(), ids=MODULES)
 def test_where_forward_mode_is_wrong_or_missing_it_is_checked_once(make, n_tried, monkeypatch):
     assert forward_modes(monkeypatch, make()) == n_tried
+
+
+@pytest.mark.parametrize("case", ["gaussian", "cnn"])
+def test_another_thread_may_predict_between_a_distribution_and_its_products(case):
+    setup = Setup(CASES[case])
+    inputs = setup.transitions.inputs
+
+    def product(between):
+        local = AutogradActor(setup.policy, setup.parameters).local(inputs)
+        between()
+        return [*local.kind.parameters(local.distribution), *local.linearize().jvp(setup.vector())]
+
+    others = type(inputs)(inputs.observations[:1])
+    alone, beside = product(lambda: None), product(lambda: others.distribution(setup.policy))
+    th.testing.assert_close(beside, alone, rtol=0, atol=0)
