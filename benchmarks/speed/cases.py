@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeI
 import sb3_trpo
 from benchmarks.common.random_env import Frames
 from benchmarks.speed.batched import BatchedPointMass
-from benchmarks.speed.extractors import SmallImageExtractor
+from benchmarks.speed.extractors import ResidualImageExtractor, SmallImageExtractor
 from benchmarks.speed.settings import of_ours, of_rl_zoo
 from sb3_trpo.extras import needs
 from sb3_trpo.recurrent import RecurrentTRPO
@@ -146,13 +146,16 @@ CASES = {
     "frames": Case(
         partial(make_env, Frames, 8), partial(image_settings, n_steps=64, n_critic_updates=4), "CnnPolicy", n_rollouts=1
     ),
-    "MiniGrid": Case(
-        make_minigrid,
-        partial(image_settings, n_steps=128, n_critic_updates=N_CRITIC_UPDATES, features_extractor_class=SmallImageExtractor),
-        "CnnPolicy",
-        n_rollouts=1,
-        in_cpu_time=True,
-    ),
+    **{
+        name: Case(
+            make_minigrid,
+            partial(image_settings, n_steps=128, n_critic_updates=N_CRITIC_UPDATES, features_extractor_class=extractor),
+            "CnnPolicy",
+            n_rollouts=1,
+            in_cpu_time=True,
+        )
+        for name, extractor in (("MiniGrid", SmallImageExtractor), ("MiniGrid+residual", ResidualImageExtractor))
+    },
     "batched": Case(partial(BatchedPointMass, 1024), batched_settings, n_rollouts=1),
 }
 """By the names in ``speed.json``."""

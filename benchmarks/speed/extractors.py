@@ -1,4 +1,4 @@
-"""A features extractor of one's own, for images that are too small for SB3's NatureCNN."""
+"""Features extractors of one's own, for images that are too small for SB3's NatureCNN."""
 
 from __future__ import annotations
 
@@ -30,3 +30,25 @@ class SmallImageExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return self.layers(observations)
+
+
+class ResidualImageExtractor(BaseFeaturesExtractor):
+    """
+    A 2x2 convolution, a residual block, then a linear layer with LayerNorm: no stack of plain layers.
+
+    :param observation_space: images with channels first
+    :param features_dim: number of features
+    """
+
+    def __init__(self, observation_space: spaces.Box, features_dim: int = 128) -> None:
+        super().__init__(observation_space, features_dim)
+        n_in, height, width = observation_space.shape
+        self.first = nn.Sequential(nn.Conv2d(n_in, 32, kernel_size=2), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(32, 32, kernel_size=3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, kernel_size=1))
+        self.linear = nn.Linear(32 * (height - 1) * (width - 1), features_dim)
+        self.norm = nn.LayerNorm(features_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = self.first(observations)
+        hidden = th.relu(hidden + self.block(hidden))
+        return th.relu(self.norm(self.linear(hidden.flatten(1))))

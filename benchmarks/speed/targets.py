@@ -31,7 +31,8 @@ TARGETS = {
     "Swimmer-v5+gSDE": Target("Swimmer-v5, gSDE, our settings", 4.0),
     "CartPoleNoVel-v1+LSTM": Target("CartPoleNoVel-v1, LSTM (beside RecurrentPPO)", 6.0),
     "frames": Target("84x84x4 frames, CnnPolicy, 8 environments", 2.0),
-    "MiniGrid": Target("MiniGrid, CNN of one's own (CPU time)", 2.0),
+    "MiniGrid": Target("MiniGrid, plain CNN of one's own (CPU time)", 2.0),
+    "MiniGrid+residual": Target("MiniGrid, residual CNN of one's own (CPU time)", 2.0),
     "batched": Target("1,024 batched environments", 6.0),
 }
 """By the names in ``speed.json``, in the order of the tables."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -97,7 +98,8 @@ class AutogradActor:
     def __init__(
         self, policy: ActorCriticPolicy, parameters: Sequence[th.Tensor], kinds: Sequence[DistributionKind] = CORE_KINDS
     ) -> None:
-        self._policy = policy
+        self._policy = copy(policy)  # the same modules, with its own distribution object: another thread may predict meanwhile
+        self._policy.action_dist = copy(policy.action_dist)
         self._parameters = parameters
         self._kinds = kinds
         self._tries_forward_mode = any(isinstance(module, CONVOLUTIONS) for module in policy.modules())
@@ -128,18 +130,21 @@ class AutogradActor:
         if not self._tries_forward_mode:
             return linearize(z, self._parameters)
 
-        def outputs() -> Outputs:
-            distribution = inputs.distribution(self._policy)
+        def outputs(policy: ActorCriticPolicy) -> Outputs:
+            policy.action_dist = copy(policy.action_dist)  # the surrogate still reads the policy's own
+            distribution = inputs.distribution(policy)
             return self.kind_of(distribution).parameters(distribution)
 
-        def jvp(v: th.Tensor) -> Outputs:
+        def jvp(v: th.Tensor) -> Outputs:  # the check enables gradients
             return forward_jvp(self._policy, self._parameters, unflatten(v, self._parameters), outputs)
 
         forward = Linearization(jvp, vjp_of(z, self._parameters))
 
-        @cache  # not before a product is needed: the policy has one distribution object, which the surrogate still reads
+        @cache  # not before a product is needed
         def chosen() -> Linearization:
-            return forward if self._may_use(forward, z) else linearize(z, self._parameters)
+            if self._may_use(forward, z):
+                return Linearization(th.no_grad()(jvp), forward.vjp)
+            return linearize(z, self._parameters)
 
         return Linearization(lambda v: chosen().jvp(v), forward.vjp)
 
@@ -147,9 +152,8 @@ class AutogradActor:
         """Try forward mode once: torch has no formula for some operations, and parts under ``no_grad`` mislead it."""
         if not self._is_checked:
             self._is_checked = True
-            n_parameters = sum(parameter.numel() for parameter in self._parameters)
             try:
-                self._tries_forward_mode = are_adjoint(forward, z, n_parameters)
+                self._tries_forward_mode = are_adjoint(forward, z, self._parameters)
             except RuntimeError:  # NotImplementedError is one
                 self._tries_forward_mode = False
         return self._tries_forward_mode

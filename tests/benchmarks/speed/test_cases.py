@@ -14,7 +14,7 @@ N_ACTIONS = {"HalfCheetah-v5+zoo": 6, "Swimmer-v5+gSDE": 2, "Pendulum-v1+gSDE": 
 
 @pytest.fixture(params=CASES)
 def name(request):
-    if request.param == "MiniGrid":
+    if request.param.startswith("MiniGrid"):
         pytest.importorskip("minigrid", reason="needs Python 3.11")
     return request.param
 
@@ -67,3 +67,13 @@ def test_a_tiny_run_of_each_new_policy_learns(package):
         model.learn(8 * model.n_envs)
         after = [parameter.detach().numpy() for parameter in model.policy.parameters()]
         assert not all(map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize(("name", "is_fast"), [("MiniGrid", 1), ("MiniGrid+residual", 0)])
+def test_a_plain_cnn_takes_the_fast_path_and_a_residual_one_the_general_way(name, is_fast):
+    pytest.importorskip("minigrid", reason="needs Python 3.11")
+    model = make_model(CASES[name], "ours", n_steps=8, batch_size=8, n_critic_updates=1, verbose=2)
+    logged = {}
+    model.logger.record = lambda key, value, *_, **__: logged.update({key: value})
+    model.learn(8 * model.n_envs)
+    assert [logged[f"train/fast_{part}"] for part in ("rollout", "policy_step", "critic")] == [is_fast] * 3

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sb3_trpo.networks.forward_mode import are_adjoint, forward_jvp, substituted
+from sb3_trpo.networks.forward_mode import HiddenTangents, are_adjoint, forward_jvp, scaled_by_parameter, with_parameters
 from sb3_trpo.numerics.flat import flatten, unflatten
 from sb3_trpo.numerics.gauss_newton import Linearization, linearize
 
@@ -37,12 +37,59 @@ class PartlyWithoutGradient(Residual):
         return outputs * scale
 
 
+class Gain(nn.Module):
+    """Wide layers, and a learned number with a small effect that is read twice."""
+
+    def __init__(self, second):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 512), nn.Linear(512, 128)
+        self.gain = nn.Parameter(th.full((), 0.7))
+        self.kept, self.second = [self.gain], second
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).tanh()) * (1.0 + 0.05 * self.gain * self.second(self))
+
+
+class PartOfAWeight(Gain):
+    """Reads one entry of a large weight without gradient."""
+
+    def __init__(self):
+        super().__init__(lambda module: without_gradient(lambda: module.first.weight[0, 0] + 1.0))
+
+
+def without_gradient(function):
+    with th.no_grad():
+        return function()
+
+
+def in_inference_mode(function):
+    with th.inference_mode():
+        return function()
+
+
+AS_CONSTANTS = {
+    "detach": lambda module: module.gain.detach() * 1.0,
+    "detach in place": lambda module: (module.gain * 1.0).detach_(),
+    "data": lambda module: module.gain.data * 1.0,
+    "numbers": lambda module: module.gain.item(),
+    "inference_mode": lambda module: in_inference_mode(lambda: module.gain * 1.0).clone(),
+}
+"""What backpropagation takes for a constant, and so does forward mode."""
+MISLEADING = {
+    "no_grad": lambda module: without_gradient(lambda: module.gain * 1.0),
+    "in place": lambda module: without_gradient(lambda: th.zeros(1, dtype=th.float64).copy_(module.gain)),
+    "in a list": lambda module: without_gradient(lambda: th.stack([module.gain, module.gain])[0]),
+    "out of reach": lambda module: module.kept[0],
+}
+"""What only one of both takes for a constant."""
+
+
 def case(kind=Residual):
     th.manual_seed(0)
     module = kind().double()
     x, theta = th.randn(5, 1, 4, 4, dtype=th.float64), list(module.parameters())
 
-    def outputs():
+    def outputs(module=module):
         y = module(x)
         return y, y[:, :1].exp(), th.ones(5)
 
@@ -73,41 +120,118 @@ def test_some_of_the_parameters_may_be_constants():
 
 def test_products_that_belong_together_are_told_from_others():
     good = case()
-    assert are_adjoint(forward_mode(*good), good[2](), len(flatten(good[1])))
+    assert are_adjoint(forward_mode(*good), good[2](), good[1])
     bad = case(PartlyWithoutGradient)
-    assert not are_adjoint(forward_mode(*bad), bad[2](), len(flatten(bad[1])))
+    assert not are_adjoint(forward_mode(*bad), bad[2](), bad[1])
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_the_module_has_its_own_parameters_whatever_happens(error):
+@pytest.mark.parametrize("second", AS_CONSTANTS.values(), ids=AS_CONSTANTS)
+def test_constants_of_backpropagation_are_constants_in_forward_mode(second):
+    module, theta, outputs = case(lambda: Gain(second))
+    products, backward, v = forward_mode(module, theta, outputs), linearize(outputs(), theta), flatten(theta).detach()
+    assert are_adjoint(products, outputs(), theta)
+    for one, other in zip(products.jvp(v), backward.jvp(v), strict=True):
+        th.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("second", MISLEADING.values(), ids=MISLEADING)
+def test_an_error_in_a_single_small_parameter_is_found(second):
+    module, theta, outputs = case(lambda: Gain(second))
+    products, backward = forward_mode(module, theta, outputs), linearize(outputs(), theta)
+    e = flatten([th.full_like(parameter, float(parameter is module.gain)) for parameter in theta])
+    assert products.jvp(e)[0].norm() / backward.jvp(e)[0].norm() not in (pytest.approx(1.0, abs=0.1), 0.0)
+    assert not are_adjoint(products, outputs(), theta)
+
+
+def test_an_error_in_a_single_entry_is_found():
+    module, theta, outputs = case(PartOfAWeight)
+    assert not are_adjoint(forward_mode(module, theta, outputs), outputs(), theta)
+
+
+class Rounding(th.autograd.Function):
+    """A straight-through estimator with a derivative in both modes; torch disables gradients inside."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (4.0 * x).round() / 4.0
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 1.0 * cotangent
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 1.0 * tangent
+
+
+def test_functions_with_derivatives_of_their_own_are_no_hidden_tangents():
+    module, theta, _ = case()
+    x = th.randn(5, 1, 4, 4, dtype=th.float64)
+
+    def outputs(module=module):
+        return (Rounding.apply(module(x)),)
+
+    assert are_adjoint(forward_mode(module, theta, outputs), outputs(), theta)
+
+
+def test_only_dual_numbers_are_hidden_tangents():
+    x = th.ones(2)
+    with th.enable_grad(), HiddenTangents() as hidden:
+        (x * th.ones(2, requires_grad=True)).sum()
+        without_gradient(lambda: th.stack([x, x]) * 2.0)
+    assert not hidden.is_found
+
+
+def test_parameters_weigh_the_same_unless_they_are_lost_in_rounding():
+    gradient, like = th.tensor([30.0, 40.0, 0.5, 0.0, 1e-9]), [th.zeros(2), th.zeros(1), th.zeros(1), th.zeros(1)]
+    products = gradient * scaled_by_parameter(gradient, like)
+    assert [float(part.sum()) for part in unflatten(products, like)] == pytest.approx([1.0, 1.0, 0.0, 0.0])
+    assert not scaled_by_parameter(th.zeros(5), like).any()
+
+
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_products_have_no_graph(is_enabled):
+    module, theta, outputs = case()
+    with th.set_grad_enabled(is_enabled):
+        product = forward_jvp(module, theta[2:], [th.ones_like(tensor) for tensor in theta[2:]], outputs)
+    assert not any(tensor.requires_grad for tensor in product)
+
+
+def test_the_module_keeps_its_own_parameters():
     module, theta, _ = case()
     before = dict(module.named_parameters())
 
-    def fail():
-        assert module.second.weight is not before["second.weight"]
-        assert module.alias.weight is module.second.weight
-        raise error
+    def outputs(copy):
+        assert copy.second.weight is not before["second.weight"]
+        assert copy.alias is copy.second
+        copy.first = copy.second.bias = copy.latest = None
+        assert module.second is module.alias
+        assert all(parameter is before[name] for name, parameter in module.named_parameters())
+        return (copy.last.weight,)
 
-    with pytest.raises(error):
-        forward_jvp(module, theta, [th.ones_like(tensor) for tensor in theta], fail)
-    after = dict(module.named_parameters())
-    assert list(after) == list(before)
-    assert all(after[name] is parameter for name, parameter in before.items())
+    forward_jvp(module, theta, [th.ones_like(tensor) for tensor in theta], outputs)
+    assert list(dict(module.named_parameters())) == list(before)
+    assert not hasattr(module, "latest")
 
 
-def test_other_parameters_stay_where_they_are():
+def test_a_copy_shares_what_is_not_replaced():
     module, _, _ = case()
-    bias, kept = module.last.bias, module.first.weight
-    with substituted(module, [bias], [th.zeros(3)]):
-        assert module.last.bias is not bias
-        assert module.first.weight is kept
-    assert module.last.bias is bias
+    module.norm, module.nothing = nn.BatchNorm1d(3), None
+    module.register_module("missing", None)
+    x, bias = th.randn(5, 1, 4, 4, dtype=th.float64), th.zeros(3, dtype=th.float64)
+    copy = with_parameters(module, [module.last.bias], [bias])
+    assert type(copy) is Residual
+    assert copy.last.bias is bias
+    assert copy.first.weight is module.first.weight
+    assert copy.norm.running_mean is module.norm.running_mean
+    assert copy.missing is None
+    th.testing.assert_close(copy(x), module(x) - module.last.bias)
 
 
 def test_an_operation_without_a_formula_raises():
     module = nn.Linear(2, 2)
 
-    def outputs():
+    def outputs(module):
         q = module(th.ones(1, 1, 2, 2))
         return (F.scaled_dot_product_attention(q, q, q),)
 
@@ -135,3 +259,18 @@ def test_threads_take_turns():
     for results, (_, theta, outputs) in zip(found, cases, strict=True):
         right, *_ = linearize(outputs(), theta).jvp(th.ones_like(flatten(theta)))
         th.testing.assert_close(th.stack(results), right.expand(30, *right.shape), rtol=1e-10, atol=1e-10)
+
+
+def test_other_threads_may_run_the_module_meanwhile():
+    module, theta, outputs = case()
+    v, right = [th.ones_like(tensor) for tensor in theta], outputs()[0].detach()
+    found = []
+
+    def slowly(copy):
+        thread = threading.Thread(target=lambda: found.append(outputs()[0].detach()))
+        thread.start()
+        thread.join()
+        return outputs(copy)
+
+    forward_jvp(module, theta, v, slowly)
+    th.testing.assert_close(found, [right], rtol=0, atol=0)

@@ -1,6 +1,7 @@
 """Actors: which one is chosen, that both agree, and what is kept between Fisher products."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch as th
@@ -328,10 +329,26 @@ class Doubling(nn.Module):
         return WithoutFormula.apply(x)
 
 
+class Gain(nn.Module):
+    """A learned number between wide layers, which is read a second time without gradient."""
+
+    def __init__(self, width):
+        super().__init__()
+        n_features = make_policy(CASES["cnn"]).features_dim
+        self.first, self.last = (nn.Linear(*sizes, dtype=th.float64) for sizes in ((n_features, width), (width, n_features)))
+        self.gain = nn.Parameter(th.ones((), dtype=th.float64))
+
+    def forward(self, x):
+        with th.no_grad():
+            factor = self.gain * 1.0
+        return self.last(self.first(x).tanh()) * (1.0 + 0.05 * factor * self.gain)
+
+
 def forward_modes(monkeypatch, module):
     """Count the products by forward mode in two Fisher products, which have to be those of two backward passes."""
     setup, calls = Setup(CASES["cnn"]), []
     setup.policy.pi_features_extractor.linear.append(module)
+    setup.parameters += module.parameters()
     counted = forward_jvp
     monkeypatch.setattr("sb3_trpo.update.actor.forward_jvp", lambda *arguments: calls.append(None) or counted(*arguments))
     products = [setup.model("autograd").fisher @ setup.vector()]
@@ -344,9 +361,32 @@ def forward_modes(monkeypatch, module):
 
 
 def test_convolutions_are_differentiated_in_forward_mode(monkeypatch):
-    assert forward_modes(monkeypatch, nn.Softplus()) == 2  # one to check it
+    assert forward_modes(monkeypatch, nn.Softplus()) == 3  # two to check it
 
 
-@pytest.mark.parametrize("module", [Constant(), Doubling()], ids=["no_grad", "no formula"])
-def test_where_forward_mode_is_wrong_or_missing_it_is_tried_once(module, monkeypatch):
-    assert forward_modes(monkeypatch, module) == 1
+MODULES = {
+    "no_grad": (Constant, 2),
+    "no formula": (Doubling, 1),
+    "64 units": (partial(Gain, 64), 2),
+    "256 units": (partial(Gain, 256), 2),
+}
+
+
+@pytest.mark.parametrize(("make", "n_tried"), MODULES.values(), ids=MODULES)
+def test_where_forward_mode_is_wrong_or_missing_it_is_checked_once(make, n_tried, monkeypatch):
+    assert forward_modes(monkeypatch, make()) == n_tried
+
+
+@pytest.mark.parametrize("case", ["gaussian", "cnn"])
+def test_another_thread_may_predict_between_a_distribution_and_its_products(case):
+    setup = Setup(CASES[case])
+    inputs = setup.transitions.inputs
+
+    def product(between):
+        local = AutogradActor(setup.policy, setup.parameters).local(inputs)
+        between()
+        return [*local.kind.parameters(local.distribution), *local.linearize().jvp(setup.vector())]
+
+    others = type(inputs)(inputs.observations[:1])
+    alone, beside = product(lambda: None), product(lambda: others.distribution(setup.policy))
+    th.testing.assert_close(beside, alone, rtol=0, atol=0)
