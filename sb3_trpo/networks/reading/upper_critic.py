@@ -19,7 +19,7 @@ from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.networks.reading.purity import undisturbed
 from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.numerics.torch_private import RandomNumberError
+from sb3_trpo.numerics.side_effects import SideEffectError
 
 
 def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> tuple[Features, Stack] | None:
@@ -60,6 +60,6 @@ def are_constant(policy: ActorCriticPolicy, features: Features, observations: Py
     try:
         with undisturbed(policy) as purity:
             found, again, alone = features(observations), features(observations), features(first)
-    except RandomNumberError:
+    except SideEffectError:
         return False
     return purity.is_kept and th.equal(found, again) and th.allclose(alone[0], found[0], rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -222,6 +223,71 @@ class StopsGradient(th.autograd.Function):
 class Stopping(OwnMlp):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return StopsGradient.apply(super().forward(observations))
+
+
+class Clamping(OwnMlp):
+    """Keeps its weights within bounds."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        with th.no_grad():
+            self.block[0].weight.clamp_(-0.2, 0.2)
+        return super().forward(observations)
+
+
+class ClampingData(OwnMlp):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.block[0].weight.data.clamp_(-0.2, 0.2)
+        return super().forward(observations)
+
+
+class Renormalizing(OwnMlp):
+    """Gives the weights new memory."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        weight = self.block[0].weight
+        weight.data = weight.data / weight.data.norm(dim=1, keepdim=True)
+        return super().forward(observations)
+
+
+class InTensor(OwnMlp):
+    """Counts its calls in a tensor."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space)
+        self.counter: Any = self.empty()
+
+    def empty(self) -> Any:
+        return th.zeros(1)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter += 1
+        return super().forward(observations)
+
+
+class InArray(InTensor):
+    def empty(self) -> Any:
+        return np.zeros(1)
+
+
+class InDeque(InTensor):
+    def empty(self) -> Any:
+        return deque([1], maxlen=5)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter.append(len(self.counter))
+        return OwnMlp.forward(self, observations)
+
+
+class InSet(InTensor):
+    def empty(self) -> Any:
+        return {0}
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter.add(len(self.counter))
+        return OwnMlp.forward(self, observations)
+
+
+WRITING = (Clamping, ClampingData, Renormalizing, InTensor, InArray, InDeque, InSet)
 
 
 class InPlace(OwnMlp):
@@ -564,6 +630,20 @@ def test_reading_leaves_no_trace(kind):
     assert all(one.keys() == other.keys() for one, other in zip(before, after, strict=True))
     assert all(one[key] is other[key] for one, other in zip(before, after, strict=True) for key in one)
     assert th.equal(th.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("kind", WRITING)
+def test_reading_leaves_what_a_module_writes_to_as_it_was(kind):
+    policy = model_of(features_extractor_class=kind).policy
+    extractors = [policy.pi_features_extractor, policy.vf_features_extractor]
+
+    def state() -> Any:
+        counters = [getattr(each, "counter", None) for each in extractors]
+        return copy.deepcopy((counters, policy.state_dict(), [parameter.data_ptr() for parameter in policy.parameters()]))
+
+    before = state()
+    assert read_networks(policy) is None
+    assert same(state(), before)
 
 
 def test_layers_are_shared_up_to_the_first_that_differs_in_anything():
