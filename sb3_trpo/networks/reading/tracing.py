@@ -4,7 +4,7 @@ Reading what modules compute, by running them on a stand-in for a tensor.
 Modules call torch's functions, and those let an argument that is not a tensor answer for itself (``__torch_function__``). The
 stand-in knows the few functions that make up a plain stack of layers, and records each of them with its weights. So it does
 not matter how a module is written, only what it computes. Whatever else a module does with the stand-in raises an error, which
-means that it is no plain stack. Nothing is patched, so other threads may run modules in the meantime.
+means that it is not a plain stack. Nothing is patched, so other threads may run modules in the meantime.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ class NotPlainError(Exception):
     """A module does something that a plain stack does not do."""
 
 
+def _described(self: object) -> str:
+    """Tell a user whose module prints a stand-in, or writes it to a log, what it is."""
+    return f"<{type(self).__name__} of sb3_trpo, which reads the module>"
+
+
 class Unknown:
     """Something that depends on the data: no branch may be taken on it."""
 
@@ -38,6 +43,7 @@ class Unknown:
 
     __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __hash__ = None  # type: ignore[assignment]
+    __repr__ = _described
 
 
 class BatchSize(Unknown):
@@ -54,13 +60,20 @@ class Shape(Unknown):
         _refuse()
 
 
-class TracedTensor(Unknown):
+class TracedTensor(th.Tensor):
     """
     A stand-in for the tensor that some layers have computed.
+
+    It is a tensor, because modules may check that they are given one; but what is done with it comes here. Should torch pass
+    it by, there are no data for a branch to be taken on.
 
     :param is_flat: whether it stands for a tensor of shape ``(n, n_features)``, rather than one with more dimensions
     :param layers: the layers so far; an operation in place changes them for all who hold the stand-in
     """
+
+    def __new__(cls, is_flat: bool, layers: tuple[Layer, ...] = ()) -> TracedTensor:
+        """Make the tensor."""
+        return th.empty(0, device="meta").as_subclass(cls)
 
     def __init__(self, is_flat: bool, layers: tuple[Layer, ...] = ()) -> None:
         self.is_flat = is_flat
@@ -128,12 +141,12 @@ class TracedTensor(Unknown):
         """Record an activation."""
         return self._activated(th.tanh)
 
-    def size(self, dim: int) -> BatchSize:
+    def size(self, dim: int) -> BatchSize:  # type: ignore[override]  # a stand-in for a number
         """Return the number of rows; other sizes are not known."""
         return self.shape[dim]
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> Shape:  # type: ignore[override]  # a stand-in too
         """The shape, of which the number of rows alone may be asked."""
         return Shape()
 
@@ -142,7 +155,8 @@ class TracedTensor(Unknown):
         is_known = len(shape) == 2 and type(shape[0]) is BatchSize and type(shape[1]) is int and shape[1] == -1
         return self.flatten(1) if is_known else _refuse()
 
-    view = reshape
+    view = reshape  # type: ignore[assignment]
+    __repr__ = _described  # type: ignore[assignment]
 
 
 def _pair(sizes: Any) -> tuple[int, ...]:

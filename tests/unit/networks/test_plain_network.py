@@ -200,6 +200,15 @@ class ByBatchSize(OwnMlp):
         return hidden if observations.shape[0] == 1 else th.tanh(hidden)
 
 
+class Guarded(OwnMlp):
+    """Does something else for a few observations, which made-up ones need not be among."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = super().forward(observations)
+        is_rare = isinstance(observations, th.Tensor) and bool((observations > 0.9999).any())
+        return 3.0 * hidden if is_rare else hidden
+
+
 class Shielded(OwnMlp):
     """Does not train its layers."""
 
@@ -541,6 +550,7 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "remembering": lambda: model_of(features_extractor_class=Remembering),
     "drawing": lambda: model_of(features_extractor_class=Drawing),
     "by batch size": lambda: model_of(features_extractor_class=ByBatchSize),
+    "by a rare observation": lambda: model_of(features_extractor_class=Guarded),
     "other derivatives": lambda: model_of(features_extractor_class=Stopping),
     "under no_grad": lambda: model_of(features_extractor_class=Shielded),
     "gSDE with a deeper head": with_head(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))),
