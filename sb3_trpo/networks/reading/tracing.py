@@ -24,6 +24,8 @@ from sb3_trpo.networks.stack import Layer, Stack, identity
 
 ALIKE = 1e-4
 """Difference of float32 results, relative to the largest, that the order of sums explains."""
+NO_DATA = th.empty(0, device="meta")
+"""A tensor that no branch can be taken on."""
 
 
 class NotPlainError(Exception):
@@ -73,7 +75,7 @@ class TracedTensor(th.Tensor):
 
     def __new__(cls, is_flat: bool, layers: tuple[Layer, ...] = ()) -> TracedTensor:
         """Make the tensor."""
-        return th.empty(0, device="meta").as_subclass(cls)
+        return NO_DATA.as_subclass(cls)
 
     def __init__(self, is_flat: bool, layers: tuple[Layer, ...] = ()) -> None:
         self.is_flat = is_flat
@@ -203,24 +205,23 @@ def trace(functions: Iterable[Callable[[Any], Any]], is_flat: bool) -> Stack | N
     return Stack(traced.layers) if is_read else None
 
 
-def computes_alike(functions: Iterable[Callable[[Any], Any]], stack: Stack, x: th.Tensor) -> bool:
+def outcome(functions: Iterable[Callable[[Any], Any]], stack: Stack, x: th.Tensor) -> list[th.Tensor] | None:
     """
-    Compare what has been read with the functions themselves, derivatives included.
+    Run what has been read.
 
     :param functions: as for :func:`trace`
     :param stack: what it has returned
     :param x: some features
-    :return: whether outputs and ``J^T u`` agree up to rounding
+    :return: outputs, and ``J^T u`` in the stack's tensors; ``None`` if the functions raise an error
     """
-    u: Any = x
+    h: Any = x
     try:
         with th.enable_grad():
             for function in functions:
-                u = function(u)
-            pairs = zip(_with_gradients(u, stack), _with_gradients(stack(x), stack), strict=True)
-        return all(_is_close(one, other) for one, other in pairs)
+                h = function(h)
+            return _with_gradients(h, stack)
     except Exception:  # whatever the user's code does with data
-        return False
+        return None
 
 
 def _with_gradients(h: th.Tensor, stack: Stack) -> list[th.Tensor]:
@@ -231,9 +232,24 @@ def _with_gradients(h: th.Tensor, stack: Stack) -> list[th.Tensor]:
     return [h.detach(), *gradient]
 
 
+def computes_alike(found: list[th.Tensor] | None, stack: Stack, x: th.Tensor) -> bool:
+    """
+    Compare what functions compute with what was read from them, derivatives included.
+
+    :param found: their :func:`outcome`
+    :param stack: what was read
+    :param x: the same features
+    :return: whether all results agree up to rounding
+    """
+    expected = outcome([stack], stack, x)
+    return found is not None and expected is not None and all(map(_is_close, found, expected))
+
+
 def _is_close(one: th.Tensor, other: th.Tensor) -> bool:
-    scale = 1.0 + float(other.abs().max())
-    return one.shape == other.shape and bool((one - other).abs().max() <= ALIKE * scale)
+    if one.shape != other.shape:
+        return False
+    difference, scale = (th.linalg.vector_norm(each, float("inf")) for each in (one - other, other))
+    return bool(difference <= ALIKE * (1.0 + scale))
 
 
 def same_stacks(one: Stack | None, other: Stack | None) -> bool:

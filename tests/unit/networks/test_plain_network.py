@@ -151,6 +151,11 @@ class WithOwnNets(MlpPolicy):
         self.mlp_extractor = OwnNets(self.features_dim)
 
 
+class VectorsWithOwnNets(MultiInputPolicy):
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = OwnNets(self.features_dim)
+
+
 class NoisyInTraining(OwnMlp):
     """Skips its last activation in training mode."""
 
@@ -388,6 +393,8 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "own CNN with a wide head": lambda: model_of("CnnPolicy", IMAGE, features_extractor_class=OwnCnn, net_arch=[64]),
     "own MLP": lambda: model_of(features_extractor_class=OwnMlp),
     "own networks": lambda: model_of(WithOwnNets),
+    "own networks on vectors": lambda: model_of(VectorsWithOwnNets, PAIR),
+    "own activation on vectors": lambda: model_of("MultiInputPolicy", PAIR, activation_fn=type("Own", (nn.Tanh,), {})),
     "own networks, shared features": lambda: model_of(WithOwnNets, share_features_extractor=True),
     "activation in place": lambda: model_of(features_extractor_class=InPlace),
     **{f"gSDE, {kwargs}": partial(with_gsde, **kwargs) for kwargs in GSDE},
@@ -406,6 +413,12 @@ def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors_or
     assert_computes_as_the_policy(copied, old)
     with pytest.raises(AssertionError, match="not close"):
         assert_computes_as_the_policy(copied, model.policy)
+
+
+def test_observations_with_extreme_bounds_make_no_difference():
+    largest = np.finfo(np.float32).max
+    model = model_of(observation_space=spaces.Box(-largest, largest, (3,)), features_extractor_class=OwnMlp)
+    assert is_plain(model.policy)
 
 
 def test_features_of_vectors_are_the_observations_unchanged():
@@ -552,6 +565,9 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "by batch size": lambda: model_of(features_extractor_class=ByBatchSize),
     "by a rare observation": lambda: model_of(features_extractor_class=Guarded),
     "other derivatives": lambda: model_of(features_extractor_class=Stopping),
+    "other derivatives, tiny observations": lambda: model_of(
+        observation_space=spaces.Box(-1e-6, 1e-6, (3,)), features_extractor_class=Stopping
+    ),
     "under no_grad": lambda: model_of(features_extractor_class=Shielded),
     "gSDE with a deeper head": with_head(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))),
     "gSDE with an activation at the end": with_head(lambda: nn.Sequential(nn.Linear(5, 2), nn.Tanh())),
