@@ -9,11 +9,12 @@ run by its own methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind, Head
@@ -23,7 +24,7 @@ from sb3_trpo.networks.affine import Convolution, Dense
 from sb3_trpo.networks.originals import are_original
 from sb3_trpo.networks.reading.features import Features, are_rows, concatenates, features_of, some_inputs
 from sb3_trpo.networks.reading.purity import undisturbed
-from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, same_stacks, trace
+from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, outcome, same_stacks, trace
 from sb3_trpo.networks.stack import Stack, identity
 from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
@@ -176,27 +177,28 @@ def is_patched(thing: object) -> bool:
 
 def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
     """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
-    if all(map(is_known, islice(policy.modules(), 1, None))):  # its parts; its own methods are known
-        first, *others = _readings(policy)
-    else:
-        with undisturbed(policy) as purity:
-            first, *others = [reading for is_training in (True, False) for reading in _checked(policy, is_training)]
-        if not purity.is_kept:
-            return None, None
+    is_known_whole = all(map(is_known, islice(policy.modules(), 1, None)))  # its parts; its own methods are known
+    readings = _readings(policy) if is_known_whole else _checked_readings(policy)
+    first, *others = readings
     is_one = all(same_stacks(*pair) for other in others for pair in zip(first, other, strict=True))
     return first if is_one else (None, None)
 
 
-def _checked(policy: ActorCriticPolicy, is_training: bool) -> list[tuple[Stack | None, Stack | None]]:
-    """Read networks with modules of the user's in one mode; in evaluation mode, compare them with what those compute."""
-    with in_mode(policy, is_training):
-        readings = _readings(policy)
-        if is_training:
-            return readings  # to be the same as in the other mode
-        x = some_inputs(policy)
-        pairs = [pair for reading, way in zip(readings, _ways(policy), strict=True) for pair in zip(reading, way, strict=True)]
-        is_right = x is not None and all(stack is None or computes_alike(functions, stack, x) for stack, functions in pairs)
-    return readings if is_right else [(None, None)]
+def _checked_readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | None]]:
+    """Read networks with modules of the user's in both modes, and compare them with what those compute from data."""
+    x = some_inputs(policy)
+    refused: list[tuple[Stack | None, Stack | None]] = [(None, None)]
+    with undisturbed(policy) as purity:
+        with in_mode(policy, is_training=True):
+            in_training = _readings(policy)
+        with in_mode(policy, is_training=False):
+            readings = _readings(policy)
+            pairs = [*zip(chain(*readings), chain(*_ways(policy)), strict=True)]
+            if x is None or any(stack is None for stack, _ in pairs):
+                return refused
+            outcomes = [(outcome(functions, stack, x), stack) for stack, functions in pairs if stack is not None]
+    is_right = purity.is_kept and all(computes_alike(found, stack, x) for found, stack in outcomes)
+    return [*in_training, *readings] if is_right else refused
 
 
 def is_known(module: nn.Module) -> bool:
@@ -221,7 +223,7 @@ def _ways(policy: ActorCriticPolicy) -> list[tuple[Functions, Functions]]:
     extractors: Any = policy.pi_features_extractor, policy.vf_features_extractor
     below: list[list[Any]] = [[], []] if concatenates(policy) else [[extractor] for extractor in extractors]
     latents: list[tuple[Any, Any]] = [(nets.forward_actor, nets.forward_critic)]
-    if policy.share_features_extractor:
+    if policy.share_features_extractor and type(nets) is not MlpExtractor:  # whose forward does nothing else
         latents.append((lambda x: nets(x)[0], lambda x: nets(x)[1]))
     heads = policy.action_net, policy.value_net
     return [([*below[0], actor, heads[0]], [*below[1], critic, heads[1]]) for actor, critic in latents]

@@ -8,7 +8,7 @@ adapt. ``tests/unit/numerics/test_torch_private.py`` has a test for each, named 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from functools import cache
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from torch.nn.modules import module as module_hooks
 from torch.optim import optimizer as optimizer_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
+DispatchMode = TorchDispatchMode
+"""A block in which every operation of a thread arrives at ``__torch_dispatch__``, with real tensors."""
 _version: Callable[[th.Tensor], int] = attrgetter("_version")
 
 
@@ -198,26 +200,18 @@ def fused_lstm_layer(
     return th._VF.lstm(x, (h, c), weights, has_biases, n_layers, dropout, is_training, is_bidirectional, batch_first)
 
 
-class RandomNumberError(RuntimeError):
-    """Something wants to draw a random number where none may be drawn."""
-
-
-class _NoRandomNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, without types
-    """Refuses operations that draw from torch's generators, in this thread alone."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if th.Tag.nondeterministic_seeded in func.tags:
-            raise RandomNumberError(f"{func} draws random numbers.")
-        return func(*args, **(kwargs or {}))
-
-
-def without_random_numbers() -> AbstractContextManager[object]:
+@cache
+def effects_of(operation: Any) -> tuple[tuple[tuple[int, str], ...], bool]:
     """
-    Refuse to draw random numbers inside a block, before a generator has changed.
+    Look up what an operation that arrives at a ``DispatchMode`` does to memory.
 
-    :return: the context manager; a draw from one of torch's generators raises a :class:`RandomNumberError`
+    :param operation: the operation
+    :return: position and name of each argument that it writes to, and whether its results are in memory of their own
     """
-    return _NoRandomNumbers()  # type: ignore[no-untyped-call]  # the same
+    schema = operation._schema
+    pairs = enumerate(schema.arguments)
+    written = tuple((i, each.name) for i, each in pairs if each.alias_info is not None and each.alias_info.is_write)
+    return written, all(each.alias_info is None for each in schema.returns)
 
 
 def write_counts(tensors: Iterable[th.Tensor]) -> list[int]:

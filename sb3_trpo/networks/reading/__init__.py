@@ -1,1 +1,1 @@
-"""Reading what a policy computes, without running it in earnest."""
+"""Reading what a policy computes, without side effects."""

@@ -31,17 +31,28 @@ def are_rows(space: spaces.Space[Any]) -> bool:
 
 def some_inputs(policy: ActorCriticPolicy) -> th.Tensor | None:
     """
-    Make up what the policy's extractors may be given, as SB3's preprocessing returns it.
+    Make up what the policy's first modules with layers may be given.
 
     :param policy: the policy
-    :return: for two states, the same at each call; ``None`` for Dict observations
+    :return: for two states, the same at each call; ``None`` for Dict observations that are not only concatenated
     """
-    space = copy.deepcopy(policy.observation_space)  # so that the policy's space keeps its generator
+    space: spaces.Space[Any] = policy.observation_space
     if isinstance(space, spaces.Dict):
-        return None
-    space.seed(0)
-    observations, _ = policy.obs_to_tensor(np.stack([space.sample() for _ in range(2)]))
+        if not concatenates(policy):
+            return None
+        parts, _ = policy.obs_to_tensor({key: _some_observations(part) for key, part in space.spaces.items()})
+        return _read_features(policy, are_images=False)(parts)
+    observations, _ = policy.obs_to_tensor(_some_observations(space))
     return cast("th.Tensor", preprocess_obs(observations, space, normalize_images=policy.normalize_images))
+
+
+def _some_observations(space: spaces.Space[Any]) -> np.ndarray:
+    """Make up two observations. Numbers are of order one, whatever the bounds: extreme ones would overflow, or hide errors."""
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return np.random.default_rng(0).standard_normal((2, *space.shape)).astype(space.dtype)
+    own = copy.deepcopy(space)  # so that the policy's space keeps its generator
+    own.seed(0)
+    return np.stack([own.sample() for _ in range(2)])
 
 
 def features_of(policy: ActorCriticPolicy, are_images: bool = False) -> tuple[Features, bool]:

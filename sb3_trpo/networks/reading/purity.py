@@ -1,20 +1,28 @@
 """
 Running modules without a trace of it, and noticing if they do more than compute.
 
-A module of the user's may keep what it has seen, count its calls or draw random numbers. What it computes is then no function
-of its input alone, so it is not read; and whatever it has changed is as it was before. Other threads are not disturbed, and do
-not disturb: a draw from torch's generators is refused before it happens, rather than undone.
+A module of the user's may keep what it has seen, count its calls, constrain its weights or draw random numbers. What it
+computes is then no function of its input alone, so it is not read; and whatever it has changed is as it was before. Other
+threads are not disturbed, and do not disturb: a draw from torch's generators, and a write to a tensor, is refused before it
+happens, rather than undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
+import numpy as np
+import torch as th
 from torch import nn
 
-from sb3_trpo.numerics.torch_private import without_random_numbers
+from sb3_trpo.numerics.side_effects import without_side_effects
+
+DEPTH = 2
+"""How far inside a module's attributes changes are looked for, such as in the tensors of a list, or the list of an object."""
 
 
 class Purity:
@@ -26,53 +34,89 @@ class Purity:
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[Purity]:
     """
-    Run a module, or parts of it, and restore attributes that this has changed afterwards.
+    Run a module, or parts of it, and restore what this has changed in attributes afterwards.
 
-    Lists and dicts in attributes are restored too, but not what they contain, nor objects of other kinds.
+    Tensors, arrays and the usual collections in attributes are restored too, as are attributes of other objects in them.
+    Only tensors that are made in the block may be written to.
 
     :param module: the module
-    :return: tells, after the block, whether nothing had to be restored
-    :raises RandomNumberError: if a random number is drawn from a generator of torch's
+    :return: tells, after the block, whether nothing had to be restored, or refused
+    :raises SideEffectError: if a random number is drawn from a generator of torch's, or another tensor is written to
     """
     purity = Purity()
-    attributes = [(vars(each), _copied(vars(each))) for each in module.modules()]
+    kept = [(holder, _copied(holder)) for holder in _holders(module)]
     try:
-        with without_random_numbers():
+        with without_side_effects() as refusing:
             yield purity
     finally:
-        changed = [(own, before) for own, before in attributes if not _same(own, before)]
-        purity.is_kept = not changed
-        for own, before in changed:
-            _restore(own, before)
+        changed = [(holder, before) for holder, before in kept if not _is_same(holder, before)]
+        purity.is_kept = not changed and not refusing.has_refused
+        for holder, before in changed:
+            _restore(holder, before)
 
 
-def _copied(own: dict[str, Any]) -> dict[str, Any]:
-    """Copy attributes, with lists and dicts one level deep. Those of torch, such as the parameters, change with the module."""
-    return {name: (value, value.copy() if isinstance(value, list | dict) else None) for name, value in own.items()}
+def _holders(module: nn.Module) -> list[Any]:
+    """List what may be changed in place: the attributes of all modules, and what is in them."""
+    found: dict[int, Any] = {}
+    level: Iterable[Any] = map(vars, module.modules())
+    for _ in range(1 + DEPTH):
+        new = {id(holder): holder for holder in level if id(holder) not in found}
+        found |= new
+        level = [holder for above in new.values() for item in _items(above) if (holder := _holder(item)) is not None]
+    return [*found.values()]
 
 
-def _same(own: dict[str, Any], before: dict[str, Any]) -> bool:
-    return own.keys() == before.keys() and all(
-        value is before[name][0] and _has_same_items(value, before[name][1]) for name, value in own.items()
-    )
+def _holder(thing: Any) -> Any:
+    """Return what a thing keeps its state in, if that is known: itself, or the attributes of an object."""
+    if isinstance(thing, th.Tensor):
+        return thing if thing.layout is th.strided else None
+    if isinstance(thing, dict | list | deque | set | np.ndarray):
+        return thing
+    attributes = getattr(thing, "__dict__", None)
+    return attributes if isinstance(attributes, dict) and not isinstance(thing, ModuleType) else None
 
 
-def _has_same_items(value: Any, items: Any) -> bool:
-    """Compare by identity: items may be tensors."""
-    if items is None:
-        return True
-    if isinstance(items, dict):
-        return value.keys() == items.keys() and all(value[key] is item for key, item in items.items())
-    return len(value) == len(items) and all(one is other for one, other in zip(value, items, strict=True))
+def _items(holder: Any) -> Iterable[Any]:
+    if isinstance(holder, dict):
+        return list(holder.values())
+    return list(holder) if isinstance(holder, list | deque) else ()
 
 
-def _restore(own: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in own.keys() - before.keys():
-        del own[name]
-    for name, (value, items) in before.items():
-        own[name] = value
-        if isinstance(items, dict):
-            value.clear()
-            value.update(items)
-        elif items is not None:
-            value[:] = items
+def _copied(holder: Any) -> Any:
+    """Copy what a holder holds, but not the things themselves; of a tensor, keep its memory, which nothing can write to."""
+    if isinstance(holder, th.Tensor):
+        return holder.data, holder.requires_grad, holder.grad if holder.is_leaf else None
+    if isinstance(holder, dict | set):
+        return dict(holder) if isinstance(holder, dict) else set(holder)
+    return holder.copy() if isinstance(holder, np.ndarray) else list(holder)
+
+
+def _is_same(holder: Any, before: Any) -> bool:
+    """Compare items by identity: they may be tensors."""
+    if isinstance(holder, th.Tensor):
+        memory, requires_grad, gradient = before
+        is_same_gradient = not holder.is_leaf or holder.grad is gradient
+        return holder.is_set_to(memory) and holder.requires_grad is requires_grad and is_same_gradient
+    if isinstance(holder, dict):
+        return holder.keys() == before.keys() and all(holder[key] is item for key, item in before.items())
+    if isinstance(holder, np.ndarray):
+        return bool(holder.shape == before.shape and holder.tobytes() == before.tobytes())  # NaN is the same as NaN
+    if isinstance(holder, set):
+        return bool(holder == before)
+    return len(holder) == len(before) and all(one is other for one, other in zip(holder, before, strict=True))
+
+
+def _restore(holder: Any, before: Any) -> None:
+    if isinstance(holder, th.Tensor):
+        holder.data, requires_grad, gradient = before
+        if holder.is_leaf:
+            holder.requires_grad, holder.grad = requires_grad, gradient
+    elif isinstance(holder, dict):
+        for name in holder.keys() - before.keys():
+            del holder[name]
+        holder.update(before)
+    elif isinstance(holder, np.ndarray):
+        holder[...] = before
+    else:
+        holder.clear()
+        (holder.update if isinstance(holder, set) else holder.extend)(before)

@@ -19,7 +19,6 @@ from sb3_trpo.networks.reading.features import Features
 from sb3_trpo.networks.reading.purity import undisturbed
 from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.numerics.torch_private import RandomNumberError
 
 
 def read_upper_critic(policy: ActorCriticPolicy, parameters: Sequence[nn.Parameter]) -> tuple[Features, Stack] | None:
@@ -54,12 +53,21 @@ def are_constant(policy: ActorCriticPolicy, features: Features, observations: Py
     :param policy: its modules compute the features; they are as before afterwards, and no random number is drawn
     :param features: the function
     :param observations: some observations, at least two
-    :return: whether calls change nothing and agree, with all observations and with the first one alone
+    :return: whether calls change nothing and agree: with all observations, in another order, and with each one alone
     """
-    first = {key: part[:1] for key, part in observations.items()} if isinstance(observations, dict) else observations[:1]
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    subsets = [[*range(n)], [*range(n)], [*reversed(range(n))], *([i] for i in range(n))]
     try:
         with undisturbed(policy) as purity:
-            found, again, alone = features(observations), features(observations), features(first)
-    except RandomNumberError:
+            found, again, *others = [features(_selected(observations, subset)) for subset in subsets]
+    except Exception:  # whatever the user's code does, and side effects, which are refused
         return False
-    return purity.is_kept and th.equal(found, again) and th.allclose(alone[0], found[0], rtol=1e-4, atol=1e-5)
+    of_each = zip(others, subsets[2:], strict=True)
+    is_alike = all(th.allclose(other, found[subset], rtol=1e-4, atol=1e-5) for other, subset in of_each)
+    return purity.is_kept and th.equal(found, again) and is_alike
+
+
+def _selected(observations: PyTorchObs, subset: list[int]) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: part[subset] for key, part in observations.items()}
+    return observations[subset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
@@ -150,6 +151,11 @@ class WithOwnNets(MlpPolicy):
         self.mlp_extractor = OwnNets(self.features_dim)
 
 
+class VectorsWithOwnNets(MultiInputPolicy):
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = OwnNets(self.features_dim)
+
+
 class NoisyInTraining(OwnMlp):
     """Skips its last activation in training mode."""
 
@@ -199,6 +205,15 @@ class ByBatchSize(OwnMlp):
         return hidden if observations.shape[0] == 1 else th.tanh(hidden)
 
 
+class Guarded(OwnMlp):
+    """Does something else for a few observations, which made-up ones need not be among."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        hidden = super().forward(observations)
+        is_rare = isinstance(observations, th.Tensor) and bool((observations > 0.9999).any())
+        return 3.0 * hidden if is_rare else hidden
+
+
 class Shielded(OwnMlp):
     """Does not train its layers."""
 
@@ -222,6 +237,71 @@ class StopsGradient(th.autograd.Function):
 class Stopping(OwnMlp):
     def forward(self, observations: th.Tensor) -> th.Tensor:
         return StopsGradient.apply(super().forward(observations))
+
+
+class Clamping(OwnMlp):
+    """Keeps its weights within bounds."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        with th.no_grad():
+            self.block[0].weight.clamp_(-0.2, 0.2)
+        return super().forward(observations)
+
+
+class ClampingData(OwnMlp):
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.block[0].weight.data.clamp_(-0.2, 0.2)
+        return super().forward(observations)
+
+
+class Renormalizing(OwnMlp):
+    """Gives the weights new memory."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        weight = self.block[0].weight
+        weight.data = weight.data / weight.data.norm(dim=1, keepdim=True)
+        return super().forward(observations)
+
+
+class InTensor(OwnMlp):
+    """Counts its calls in a tensor."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space)
+        self.counter: Any = self.empty()
+
+    def empty(self) -> Any:
+        return th.zeros(1)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter += 1
+        return super().forward(observations)
+
+
+class InArray(InTensor):
+    def empty(self) -> Any:
+        return np.zeros(1)
+
+
+class InDeque(InTensor):
+    def empty(self) -> Any:
+        return deque([1], maxlen=5)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter.append(len(self.counter))
+        return OwnMlp.forward(self, observations)
+
+
+class InSet(InTensor):
+    def empty(self) -> Any:
+        return {0}
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        self.counter.add(len(self.counter))
+        return OwnMlp.forward(self, observations)
+
+
+WRITING = (Clamping, ClampingData, Renormalizing, InTensor, InArray, InDeque, InSet)
 
 
 class InPlace(OwnMlp):
@@ -313,6 +393,8 @@ PLAIN: dict[str, Callable[[], TRPO]] = {
     "own CNN with a wide head": lambda: model_of("CnnPolicy", IMAGE, features_extractor_class=OwnCnn, net_arch=[64]),
     "own MLP": lambda: model_of(features_extractor_class=OwnMlp),
     "own networks": lambda: model_of(WithOwnNets),
+    "own networks on vectors": lambda: model_of(VectorsWithOwnNets, PAIR),
+    "own activation on vectors": lambda: model_of("MultiInputPolicy", PAIR, activation_fn=type("Own", (nn.Tanh,), {})),
     "own networks, shared features": lambda: model_of(WithOwnNets, share_features_extractor=True),
     "activation in place": lambda: model_of(features_extractor_class=InPlace),
     **{f"gSDE, {kwargs}": partial(with_gsde, **kwargs) for kwargs in GSDE},
@@ -331,6 +413,12 @@ def test_a_plain_stack_is_read_as_what_it_computes_on_the_policys_own_tensors_or
     assert_computes_as_the_policy(copied, old)
     with pytest.raises(AssertionError, match="not close"):
         assert_computes_as_the_policy(copied, model.policy)
+
+
+def test_observations_with_extreme_bounds_make_no_difference():
+    largest = np.finfo(np.float32).max
+    model = model_of(observation_space=spaces.Box(-largest, largest, (3,)), features_extractor_class=OwnMlp)
+    assert is_plain(model.policy)
 
 
 def test_features_of_vectors_are_the_observations_unchanged():
@@ -475,7 +563,11 @@ OTHER: dict[str, Callable[[], TRPO]] = {
     "remembering": lambda: model_of(features_extractor_class=Remembering),
     "drawing": lambda: model_of(features_extractor_class=Drawing),
     "by batch size": lambda: model_of(features_extractor_class=ByBatchSize),
+    "by a rare observation": lambda: model_of(features_extractor_class=Guarded),
     "other derivatives": lambda: model_of(features_extractor_class=Stopping),
+    "other derivatives, tiny observations": lambda: model_of(
+        observation_space=spaces.Box(-1e-6, 1e-6, (3,)), features_extractor_class=Stopping
+    ),
     "under no_grad": lambda: model_of(features_extractor_class=Shielded),
     "gSDE with a deeper head": with_head(lambda: nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 2))),
     "gSDE with an activation at the end": with_head(lambda: nn.Sequential(nn.Linear(5, 2), nn.Tanh())),
@@ -564,6 +656,20 @@ def test_reading_leaves_no_trace(kind):
     assert all(one.keys() == other.keys() for one, other in zip(before, after, strict=True))
     assert all(one[key] is other[key] for one, other in zip(before, after, strict=True) for key in one)
     assert th.equal(th.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("kind", WRITING)
+def test_reading_leaves_what_a_module_writes_to_as_it_was(kind):
+    policy = model_of(features_extractor_class=kind).policy
+    extractors = [policy.pi_features_extractor, policy.vf_features_extractor]
+
+    def state() -> Any:
+        counters = [getattr(each, "counter", None) for each in extractors]
+        return copy.deepcopy((counters, policy.state_dict(), [parameter.data_ptr() for parameter in policy.parameters()]))
+
+    before = state()
+    assert read_networks(policy) is None
+    assert same(state(), before)
 
 
 def test_layers_are_shared_up_to_the_first_that_differs_in_anything():

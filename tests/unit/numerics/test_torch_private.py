@@ -185,9 +185,19 @@ def test_only_one_file_uses_them_or_any_private_name_of_the_torch_module(path):
     assert not [name for name in attributes if name.startswith(("th._", "torch._"))]
 
 
-def test_without_a_mode_for_one_thread_a_trace_draws_random_numbers():
-    before = th.get_rng_state()
-    with pytest.raises(torch_private.RandomNumberError), torch_private.without_random_numbers():
-        th.rand(1)
-    assert th.equal(th.get_rng_state(), before)
-    assert th.ones(2).sum() == 2.0
+def test_without_schemas_a_trace_writes_to_weights():
+    seen = {}
+
+    class Mode(torch_private.DispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen[str(func)] = torch_private.effects_of(func)
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        x = th.ones(2)
+        x.view(1, 2).clamp_(0.0, 1.0)
+        th.add(x, x, out=th.empty(2))
+    assert seen["aten.ones.default"] == ((), True)
+    assert seen["aten.view.default"] == ((), False)
+    assert seen["aten.clamp_.default"] == (((0, "self"),), False)
+    assert seen["aten.add.out"] == (((3, "out"),), False)

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_trpo import MlpPolicy, MultiInputPolicy
-from sb3_trpo.networks.reading.features import are_rows, concatenates, extracts_numbers, features_of
+from sb3_trpo.networks.reading.features import are_rows, concatenates, extracts_numbers, features_of, some_inputs
 
 MATRIX = spaces.Box(-1.0, 1.0, (2, 3))
 PAIR = spaces.Dict(near=VECTOR, far=MATRIX)
@@ -44,6 +44,33 @@ def test_features_are_what_the_policy_extracts(space, is_row, is_vector):
     th.testing.assert_close(features(seen), expected, rtol=0.0, atol=0.0)
     assert extracts_numbers(policy)
     assert concatenates(policy) is isinstance(space, spaces.Dict)
+
+
+LARGEST = {kind: float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
+BOUNDED = {
+    **{kind.__name__: spaces.Box(-largest, largest, (3,), kind) for kind, largest in LARGEST.items()},
+    "tiny": spaces.Box(-1e-6, 1e-6, (3,)),
+    "none": spaces.Box(-np.inf, np.inf, (3,)),
+    "half": spaces.Box(0.0, np.inf, (3,)),
+    "vectors": PAIR,
+    **{name: SPACES[name][0] for name in ("matrix", "choice", "choices", "bits", "flat image")},
+}
+
+
+@pytest.mark.parametrize("space", BOUNDED.values(), ids=BOUNDED)
+def test_made_up_inputs_are_of_order_one_whatever_the_bounds_and_differ(space):
+    policy, before = policy_for(space), th.get_rng_state()
+    one, other = some_inputs(policy)
+    assert th.equal(some_inputs(policy)[0], one)
+    assert not th.equal(one, other)
+    assert 1e-2 < max(one.abs().max(), other.abs().max()) < 10.0
+    assert one.numel() == policy.features_dim
+    assert th.equal(th.get_rng_state(), before)
+
+
+def test_inputs_are_not_made_up_for_images_among_others():
+    space = spaces.Dict(image=spaces.Box(0, 255, (1, 36, 36), np.uint8), vector=VECTOR)
+    assert some_inputs(MultiInputPolicy(space, BOX_ACTION, lambda _: 1e-3)) is None
 
 
 class Own(FlattenExtractor):

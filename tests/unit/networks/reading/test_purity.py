@@ -1,14 +1,18 @@
 """What a module changes is noticed and undone, and random numbers are refused."""
 
+import copy
 import threading
+from collections import deque
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from sb3_trpo.networks.reading.purity import undisturbed
-from sb3_trpo.numerics.torch_private import RandomNumberError
+from sb3_trpo.numerics.side_effects import SideEffectError
 
 
 class Module(nn.Module):
@@ -58,6 +62,97 @@ def test_a_change_is_noticed_and_undone(change, is_error):
     assert module.table["a"] is one
 
 
+class Holder(nn.Module):
+    """Holds state in all kinds of things."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+        self.layer.bias.grad = th.ones(3)
+        self.array, self.objects = np.array([np.nan, 1.0]), np.array([None, "a"])
+        self.recent, self.seen, self.inside = deque([1, 2], maxlen=2), {1, 2}, [deque([1])]
+        self.object = SimpleNamespace(n=0, log=[])
+
+    def state(self):
+        parts = self.array, self.objects, self.recent, self.seen, self.inside, self.object
+        weights = [(each.tolist(), each.requires_grad, repr(each.grad)) for each in self.parameters()]
+        return copy.deepcopy((parts, weights))
+
+
+def replace(module, data):
+    module.layer.weight.data = data
+
+
+def replace_its_gradient(module):
+    module.layer.bias.grad = None
+
+
+IN_PLACE = {
+    "data": lambda module: replace(module, module.layer.weight.data / 2.0),
+    "shape of data": lambda module: replace(module, module.layer.weight.data.t()),
+    "gradient": replace_its_gradient,
+    "new gradient": lambda module: module.layer.weight.sum().backward(),
+    "flag": lambda module: module.layer.weight.requires_grad_(False),
+    "array": lambda module: np.add(module.array, 1, out=module.array),
+    "objects in an array": lambda module: module.objects.__setitem__(0, "b"),
+    "deque": lambda module: module.recent.append(1),
+    "set": lambda module: module.seen.add(3),
+    "deque in a list": lambda module: module.inside[0].append(2),
+    "attribute of an object": lambda module: setattr(module.object, "n", 1),
+    "list of an object": lambda module: module.object.log.append(1),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_a_change_in_place_is_noticed_and_undone(change):
+    module = Holder()
+    parts, before = [*vars(module).values(), *module.parameters()], module.state()
+    with undisturbed(module) as purity:
+        change(module)
+        assert not same(module.state(), before)
+    assert not purity.is_kept
+    assert all(one is other for one, other in zip(parts, [*vars(module).values(), *module.parameters()], strict=True))
+    assert same(module.state(), before)
+
+
+def same(one, other):
+    try:
+        np.testing.assert_equal(one, other)
+    except AssertionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("is_caught", [False, True])
+def test_a_write_to_a_weight_is_refused_and_noticed(is_caught):
+    module = Holder()
+    before = module.state()
+
+    def run():
+        with undisturbed(module) as purity:
+            try:
+                module.layer.weight.data.zero_()
+            except SideEffectError:
+                if not is_caught:
+                    raise
+        return purity
+
+    if is_caught:
+        assert not run().is_kept
+    else:
+        with pytest.raises(SideEffectError, match="writes to a tensor"):
+            run()
+    assert same(module.state(), before)
+
+
+def test_computing_leaves_other_things_in_place():
+    module = Holder()
+    with undisturbed(module) as purity:
+        loss = module.layer(th.ones(1, 2)).relu_().sum()
+        th.autograd.grad(loss, [*module.parameters()])
+    assert purity.is_kept
+
+
 def test_what_changes_nothing_is_pure():
     module = Module()
     with undisturbed(module) as purity:
@@ -79,7 +174,7 @@ DRAWS = [
 @pytest.mark.parametrize("draw", DRAWS)
 def test_a_draw_is_refused_before_it_happens(draw):
     module, before = Module(), th.get_rng_state()
-    with pytest.raises(RandomNumberError, match="draws random numbers"), undisturbed(module):
+    with pytest.raises(SideEffectError, match="draws random numbers"), undisturbed(module):
         draw()
     assert th.equal(th.get_rng_state(), before)
 

@@ -8,7 +8,7 @@ from helpers.stacks import read_stack
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, same_stacks, trace
+from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, outcome, same_stacks, trace
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,18 @@ class Straight(th.autograd.Function):
         return cotangent
 
 
+class Unchanged(th.autograd.Function):
+    """Returns its input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent
+
+
 WEIGHT, BIAS = nn.Parameter(th.ones(2, 2)), nn.Parameter(th.zeros(2))
 
 
@@ -89,6 +101,15 @@ WEIGHT, BIAS = nn.Parameter(th.ones(2, 2)), nn.Parameter(th.zeros(2))
         lambda x: F.linear(x, WEIGHT).reshape(x.shape[-1], -1),
         lambda x: F.linear(x, WEIGHT).reshape(*x.shape),
         lambda x: F.linear(x, WEIGHT) if x in [1, 2] else None,
+        lambda x: F.linear(x, WEIGHT) * (3 if isinstance(x, th.Tensor) and (x > 0.97).any() else 1),
+        lambda x: F.linear(x, WEIGHT, BIAS if th.is_tensor(x) and x.sum() > 0 else None),
+        lambda x: F.linear(x, WEIGHT, None if isinstance(x, th.Tensor) and x[0, 0] else BIAS),
+        lambda x: F.linear(x, WEIGHT, None if (th.as_tensor(x) > 0).any() else BIAS),
+        lambda x: F.linear(x, WEIGHT, None if (th.tensor(x) > 0).any() else BIAS),
+        lambda x: F.linear(x, WEIGHT, None if (Unchanged.apply(x) > 0).any() else BIAS),
+        lambda x: F.linear(x, WEIGHT, None if len(x) > 1 else BIAS),
+        lambda x: F.linear(x, WEIGHT, None if x.requires_grad else BIAS),
+        lambda x: F.linear(th.vmap(lambda row: row)(x), WEIGHT),
         without_gradient,
         Straight.apply,
     ],
@@ -112,6 +133,20 @@ def test_functions_of_torch_are_read_with_their_arguments(function):
     x = th.randn(5, 2)
     with th.no_grad():
         assert th.equal(trace([function], is_flat=True)(x), function(x))
+
+
+def test_a_module_may_make_sure_that_it_is_given_a_tensor_and_print_it(capsys):
+    def checking(x):
+        assert isinstance(x, th.Tensor)
+        assert th.is_tensor(x)
+        print(x, x.shape, [x.shape[0]])  # as users do to find an error
+        return F.linear(x, WEIGHT)
+
+    assert trace([checking], is_flat=True) is not None
+    assert capsys.readouterr().out == (
+        "<TracedTensor of sb3_trpo, which reads the module> <Shape of sb3_trpo, which reads the module> "
+        "[<BatchSize of sb3_trpo, which reads the module>]\n"
+    )
 
 
 def test_a_dense_layer_needs_a_row_of_numbers_and_a_convolution_an_image():
@@ -222,15 +257,19 @@ class StopsGradient(th.autograd.Function):
         return 0.0 * cotangent
 
 
+def is_read_right(functions, stack, x):
+    return computes_alike(outcome(functions, stack, x), stack, x)
+
+
 def test_what_computes_something_else_than_was_read_is_noticed():
     th.manual_seed(0)
     one, two = nn.Linear(2, 3), nn.Linear(3, 2)
     stack, x = trace([one, nn.Tanh(), two], is_flat=True), th.randn(2, 2)
-    assert computes_alike([one, nn.Tanh(), two], stack, x)
-    assert not computes_alike([one, two], stack, x)  # outputs
-    assert not computes_alike([one, nn.Tanh(), two, lambda h: h.detach()], stack, x)
-    assert not computes_alike([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # the first layer's gradient
-    assert not computes_alike([one, lambda _: 1 / 0], stack, x)
+    assert is_read_right([one, nn.Tanh(), two], stack, x)
+    assert not is_read_right([one, two], stack, x)  # outputs
+    assert not is_read_right([one, nn.Tanh(), two, lambda h: h.detach()], stack, x)
+    assert not is_read_right([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # the first layer's gradient
+    assert not is_read_right([one, lambda _: 1 / 0], stack, x)
     for parameter in one.parameters():
         parameter.requires_grad_(False)
-    assert computes_alike([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # where it has no effect
+    assert is_read_right([one, nn.Tanh(), StopsGradient.apply, two], stack, x)  # where it has no effect

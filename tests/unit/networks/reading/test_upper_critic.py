@@ -110,6 +110,31 @@ def test_features_that_depend_on_other_observations_are_not_constant():
     assert are_constant(model.policy, lambda seen: features(seen["a"]) + features(seen["b"]), paired)
 
 
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda seen: seen * (2.0 if seen.sum() > OBSERVATIONS[0].sum() else 1.0),
+        lambda seen: seen * (2.0 if len(seen) == 1 and seen.max() == OBSERVATIONS[3].max() else 1.0),
+        lambda seen: seen - (seen[:1] if len(seen) > 1 else 0.0),
+        lambda seen: seen * (1.0 + (len(seen) > 1) * th.linspace(0.0, 1.0, len(seen))[:, None]),
+    ],
+    ids=["branch", "one of them", "first row", "position"],
+)
+def test_features_that_depend_on_the_batch_as_a_whole_are_not_constant(mixing):
+    model = model_of()
+    assert are_constant(model.policy, lambda seen: seen, OBSERVATIONS)
+    assert not are_constant(model.policy, mixing, OBSERVATIONS)
+    assert not are_constant(model.policy, lambda seen: mixing(seen["a"]), {"a": OBSERVATIONS})
+
+
+def test_features_are_not_constant_if_a_module_writes_to_its_weights():
+    model = model_of()
+    layer = model.policy.vf_features_extractor.layer
+    before = layer.weight.tolist()
+    assert not are_constant(model.policy, lambda seen: layer(seen + 0.0 * layer.weight.clamp_(-0.1, 0.1).sum()), OBSERVATIONS)
+    assert layer.weight.tolist() == before
+
+
 @pytest.mark.parametrize(("p", "is_fast"), [(0.0, 1.0), (0.5, 0.0)])
 def test_the_fit_is_the_general_one(p, is_fast, monkeypatch):
     def fitted() -> TRPO:
