@@ -23,5 +23,16 @@ def are_original(owner: type, names: Iterable[str]) -> bool:
     return all(_is_known(getattr(owner, name, None)) for name in names)
 
 
+def has_original_methods(owner: type) -> bool:
+    """
+    Check that all methods of a class were written in a known library.
+
+    :param owner: the class
+    :return: whether all functions in it and in the classes that it inherits from are
+    """
+    inherited = (vars(each).items() for each in owner.__mro__)
+    return all(_is_known(value) for items in inherited for _, value in items if isinstance(value, FunctionType))
+
+
 def _is_known(method: object) -> bool:
     return isinstance(method, FunctionType) and method.__globals__["__name__"].partition(".")[0] in LIBRARIES

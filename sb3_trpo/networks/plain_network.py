@@ -21,11 +21,12 @@ from sb3_trpo.distributions.base import DistributionKind, Head
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
 from sb3_trpo.networks.activations import IDENTITY
 from sb3_trpo.networks.affine import Convolution, Dense
-from sb3_trpo.networks.originals import are_original
+from sb3_trpo.networks.originals import LIBRARIES, are_original, has_original_methods
 from sb3_trpo.networks.reading.features import Features, are_rows, concatenates, features_of, some_inputs
 from sb3_trpo.networks.reading.purity import undisturbed
 from sb3_trpo.networks.reading.tracing import computes_alike, in_mode, outcome, same_stacks, trace
 from sb3_trpo.networks.stack import Stack, identity
+from sb3_trpo.numerics.side_effects import SideEffectError
 from sb3_trpo.numerics.torch_private import has_global_module_hooks, has_gradient_hooks, is_hooked_or_compiled
 
 Functions = list[Callable[[Any], Any]]
@@ -112,7 +113,7 @@ def read_networks(policy: ActorCriticPolicy, kinds: Sequence[DistributionKind] =
     kind = find_kind(policy.action_dist, kinds)
     if kind is None or not computes_as_known(policy, kind.policies, KNOWN_METHODS):
         return None
-    if is_anything_altered(policy):
+    if is_altered_or_has_buffers(policy):
         return None
     head = kind.head(policy)  # after the checks: only a policy with known methods has the attributes that a head reads
     actor, critic = _read_stacks(policy)
@@ -144,7 +145,7 @@ def computes_as_known(policy: ActorCriticPolicy, classes: Sequence[type[BasePoli
     return inherits and is_shared and not has_global_module_hooks()
 
 
-def is_anything_altered(policy: ActorCriticPolicy) -> bool:
+def is_altered_or_has_buffers(policy: ActorCriticPolicy) -> bool:
     """
     Check for what a trace does not show, or must not be shown to: layers may change their buffers whenever they run.
 
@@ -152,7 +153,8 @@ def is_anything_altered(policy: ActorCriticPolicy) -> bool:
     :return: whether a module or the distribution is altered, or there are any buffers
     """
     has_buffers = next(policy.buffers(), None) is not None
-    return has_buffers or any(map(is_altered, policy.modules())) or is_patched(policy.action_dist)
+    is_sb3s = has_original_methods(type(policy.action_dist)) and not is_patched(policy.action_dist)
+    return has_buffers or any(map(is_altered, policy.modules())) or not is_sb3s
 
 
 def is_altered(module: nn.Module) -> bool:
@@ -178,8 +180,10 @@ def is_patched(thing: object) -> bool:
 def _read_stacks(policy: ActorCriticPolicy) -> tuple[Stack | None, Stack | None]:
     """Read actor and critic, from features to the last layer, if they are the same in every way in which they may be run."""
     is_known_whole = all(map(is_known, islice(policy.modules(), 1, None)))  # its parts; its own methods are known
-    readings = _readings(policy) if is_known_whole else _checked_readings(policy)
-    first, *others = readings
+    try:
+        first, *others = _readings(policy) if is_known_whole else _checked_readings(policy)
+    except SideEffectError:
+        return None, None
     is_one = all(same_stacks(*pair) for other in others for pair in zip(first, other, strict=True))
     return first if is_one else (None, None)
 
@@ -188,7 +192,7 @@ def _checked_readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Sta
     """Read networks with modules of the user's in both modes, and compare them with what those compute from data."""
     x = some_inputs(policy)
     refused: list[tuple[Stack | None, Stack | None]] = [(None, None)]
-    with undisturbed(policy) as purity:
+    with undisturbed(*policy.children()) as purity:
         with in_mode(policy, is_training=True):
             in_training = _readings(policy)
         with in_mode(policy, is_training=False):
@@ -208,7 +212,7 @@ def is_known(module: nn.Module) -> bool:
     :param module: the module
     :return: whether it is torch's, SB3's or ours rather than a user's
     """
-    return type(module).__module__.partition(".")[0] in ("torch", "stable_baselines3", "sb3_trpo", "sb3_contrib")
+    return type(module).__module__.partition(".")[0] in LIBRARIES
 
 
 def _readings(policy: ActorCriticPolicy) -> list[tuple[Stack | None, Stack | None]]:

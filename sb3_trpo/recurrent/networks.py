@@ -19,7 +19,7 @@ from sb3_trpo.networks.plain_network import (
     Networks,
     are_uniform,
     computes_as_known,
-    is_anything_altered,
+    is_altered_or_has_buffers,
     is_single_layer,
 )
 from sb3_trpo.networks.prepared.lstm_steps import LstmStack
@@ -106,7 +106,7 @@ def _does_something_else(policy: RecurrentActorCriticPolicy) -> bool:
         policy.squash_output
         or not extracts_numbers(policy)
         or type(policy.mlp_extractor) is not MlpExtractor
-        or is_anything_altered(policy)
+        or is_altered_or_has_buffers(policy)
         or not all(map(is_supported, lstms))
     )
 

@@ -19,10 +19,12 @@ import numpy as np
 import torch as th
 from torch import nn
 
-from sb3_trpo.numerics.side_effects import without_side_effects
+from sb3_trpo.numerics.side_effects import SideEffectError, without_side_effects
 
 DEPTH = 2
 """How far inside a module's attributes changes are looked for, such as in the tensors of a list, or the list of an object."""
+MOST_ITEMS, MOST_BYTES = 10_000, 2**20
+"""What is looked at and copied at most, each time: a module may hold a replay memory, or all that it has ever seen."""
 
 
 class Purity:
@@ -32,19 +34,23 @@ class Purity:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[Purity]:
+def undisturbed(*modules: nn.Module) -> Iterator[Purity]:
     """
-    Run a module, or parts of it, and restore what this has changed in attributes afterwards.
+    Run modules, or parts of them, and restore what this has changed in attributes afterwards.
 
     Tensors, arrays and the usual collections in attributes are restored too, as are attributes of other objects in them.
     Only tensors that are made in the block may be written to.
 
-    :param module: the module
+    :param modules: the modules. Nothing else should hold what another thread changes meanwhile: a policy itself does, as its
+        distribution object is set by ``predict``
     :return: tells, after the block, whether nothing had to be restored, or refused
-    :raises SideEffectError: if a random number is drawn from a generator of torch's, or another tensor is written to
+    :raises SideEffectError: if a random number is drawn from a generator of torch's, or another tensor is written to; before
+        the block, if there is too much to look at
     """
-    purity = Purity()
-    kept = [(holder, _copied(holder)) for holder in _holders(module)]
+    purity, holders = Purity(), _holders(modules)
+    if sum(holder.nbytes for holder in holders if isinstance(holder, np.ndarray)) > MOST_BYTES:
+        raise SideEffectError("Arrays are too large to be copied.")
+    kept = [(holder, _copied(holder)) for holder in holders]
     try:
         with without_side_effects() as refusing:
             yield purity
@@ -55,13 +61,15 @@ def undisturbed(module: nn.Module) -> Iterator[Purity]:
             _restore(holder, before)
 
 
-def _holders(module: nn.Module) -> list[Any]:
+def _holders(modules: Iterable[nn.Module]) -> list[Any]:
     """List what may be changed in place: the attributes of all modules, and what is in them."""
     found: dict[int, Any] = {}
-    level: Iterable[Any] = map(vars, module.modules())
+    level: Iterable[Any] = [vars(each) for module in modules for each in module.modules()]
     for _ in range(1 + DEPTH):
         new = {id(holder): holder for holder in level if id(holder) not in found}
         found |= new
+        if sum(map(len, filter(_is_collection, new.values()))) > MOST_ITEMS:
+            raise SideEffectError("There is too much to look at.")
         level = [holder for above in new.values() for item in _items(above) if (holder := _holder(item)) is not None]
     return [*found.values()]
 
@@ -74,6 +82,10 @@ def _holder(thing: Any) -> Any:
         return thing
     attributes = getattr(thing, "__dict__", None)
     return attributes if isinstance(attributes, dict) and not isinstance(thing, ModuleType) else None
+
+
+def _is_collection(holder: Any) -> bool:
+    return isinstance(holder, dict | list | deque | set)
 
 
 def _items(holder: Any) -> Iterable[Any]:

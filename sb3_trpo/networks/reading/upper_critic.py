@@ -58,7 +58,7 @@ def are_constant(policy: ActorCriticPolicy, features: Features, observations: Py
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
     subsets = [[*range(n)], [*range(n)], [*reversed(range(n))], *([i] for i in range(n))]
     try:
-        with undisturbed(policy) as purity:
+        with undisturbed(*policy.children()) as purity:
             found, again, *others = [features(_selected(observations, subset)) for subset in subsets]
     except Exception:  # whatever the user's code does, and side effects, which are refused
         return False

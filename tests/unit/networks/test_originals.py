@@ -4,11 +4,12 @@ import functools
 
 import pytest
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from sb3_trpo.networks.originals import are_original
+from sb3_trpo.networks.originals import are_original, has_original_methods
 
 METHODS = [(DummyVecEnv, "step_wait"), (DummyVecEnv, "step"), (ActorCriticPolicy, "forward"), (ActorCriticPolicy, "__call__")]
 STATIC = RecurrentActorCriticPolicy, "_process_sequence"
@@ -35,3 +36,11 @@ def test_a_method_put_in_its_place_is_not_even_if_it_passes_for_it(owner, name, 
 def test_what_is_no_method_or_is_missing_is_not():
     assert not are_original(VecNormalize, ["observation_space"])
     assert not are_original(nn.Module, ["step"])
+
+
+@pytest.mark.parametrize("owner", [DiagGaussianDistribution, Distribution])
+def test_a_class_with_a_replaced_method_is_told_from_others(owner, monkeypatch):
+    assert has_original_methods(DiagGaussianDistribution)
+    monkeypatch.setattr(owner, "get_actions", lambda *_: None)
+    assert not has_original_methods(DiagGaussianDistribution)
+    assert has_original_methods(CategoricalDistribution) is (owner is DiagGaussianDistribution)

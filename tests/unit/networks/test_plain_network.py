@@ -680,3 +680,17 @@ def test_layers_are_shared_up_to_the_first_that_differs_in_anything():
     other = networks._replace(actor=type(networks.actor)((*below[:-1], below[-1]._replace(activation=IDENTITY), last)))
     assert other.n_shared_layers == 0  # three convolutions, whose result is an image
     assert networks_of(model_of("CnnPolicy", IMAGE)).n_shared_layers == 0
+
+
+def test_reading_leaves_the_distribution_object_to_other_threads():
+    """``predict`` sets its distribution, at any time."""
+    policy, latest = model_of().policy, object()
+
+    class Watching(nn.Tanh):
+        def forward(self, x: th.Tensor) -> th.Tensor:
+            policy.action_dist.distribution = latest  # as another thread would
+            return super().forward(x)
+
+    policy.mlp_extractor.policy_net[1] = Watching()
+    assert read_networks(policy) is not None
+    assert policy.action_dist.distribution is latest

@@ -187,3 +187,11 @@ def test_other_threads_may_draw():
         thread.join()
     assert purity.is_kept
     assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("hoard", [np.zeros(2**19), [0] * 10**5, {"all": [[0]] * 10**5}], ids=["array", "list", "nested"])
+def test_a_module_that_holds_much_is_not_copied(hoard):
+    module = nn.Linear(2, 2)
+    module.hoard = hoard
+    with pytest.raises(SideEffectError, match="too"), undisturbed(module):
+        pytest.fail("the block has begun")
