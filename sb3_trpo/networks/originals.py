@@ -11,16 +11,23 @@ LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_trpo")
 
 def are_original(owner: type, names: Iterable[str]) -> bool:
     """
-    Check that methods of a class were written in a known library.
+    Check that methods of a class are those with which its author defined it.
 
     A replacement has the globals of another module, also if it passes for the original by ``functools.wraps``. So it does not
     matter whether a method was replaced before or after this package was imported.
 
-    :param owner: the class
+    :param owner: the class; what a user's own class defines is its own affair
     :param names: names of methods
-    :return: whether all of them are functions of a known library
+    :return: whether all that it takes from a known library are functions of one
     """
-    return all(_is_known(getattr(owner, name, None)) for name in names)
+    return all(_is_original(owner, name) for name in names)
+
+
+def _is_original(owner: type, name: str) -> bool:
+    definer = next((each for each in owner.__mro__ if name in vars(each)), None)
+    if definer is None:
+        return False
+    return not _is_of_library(definer.__module__) or _is_known(getattr(owner, name))
 
 
 def has_original_methods(owner: type) -> bool:
