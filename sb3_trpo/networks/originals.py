@@ -1,4 +1,4 @@
-"""Telling methods of the libraries that this package builds on from what somebody has put in their place."""
+"""Telling a library's own methods apart from replacements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that somebody has replaced in a library's class are told from its own."""
+"""A library's own methods are told apart from replacements."""
 
 import functools
 
