@@ -13,9 +13,13 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
+
+from sb3_trpo.distributions.policy import AnyDistributionPolicy
+from sb3_trpo.distributions.registry import chosen_distribution
 
 SMALLEST_IMAGE = 36
 """
@@ -63,15 +67,34 @@ class SeparateExtractors(BasePolicy):
         return {**super()._get_constructor_parameters(), "share_features_extractor": self.share_features_extractor}
 
 
-class MlpPolicy(SeparateExtractors, ActorCriticPolicy):
+class ChosenDistribution(AnyDistributionPolicy):
+    """
+    Mixin that lets the user choose the action distribution by name, and keeps the choice through ``policy.save``.
+
+    :param action_distribution: ``"beta"``; ``None`` for the one that SB3 has for the action space
+    :raises ValueError: if the name is unknown, or the distribution does not fit the action space or another argument
+    """
+
+    def __init__(self, *args: Any, action_distribution: str | None = None, **kwargs: Any) -> None:
+        self.action_distribution = action_distribution
+        super().__init__(*args, **kwargs)
+
+    def _choose_distribution(self) -> Distribution | None:
+        return chosen_distribution(self.action_distribution, self.action_space, self.use_sde)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "action_distribution": self.action_distribution}
+
+
+class MlpPolicy(SeparateExtractors, ChosenDistribution):
     """SB3's ``ActorCriticPolicy``: fully connected networks on flattened observations."""
 
 
-class CnnPolicy(SeparateExtractors, ActorCriticCnnPolicy):
+class CnnPolicy(SeparateExtractors, ChosenDistribution, ActorCriticCnnPolicy):
     """SB3's ``ActorCriticCnnPolicy``: convolutional features extractors, one for the policy and one for the critic."""
 
 
-class MultiInputPolicy(SeparateExtractors, MultiInputActorCriticPolicy):
+class MultiInputPolicy(SeparateExtractors, ChosenDistribution, MultiInputActorCriticPolicy):
     """SB3's ``MultiInputActorCriticPolicy`` for Dict observations: combined extractors, one for each network."""
 
 
