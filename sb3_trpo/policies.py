@@ -80,7 +80,7 @@ class ChosenDistribution(AnyDistributionPolicy):
         super().__init__(*args, **kwargs)
 
     def _choose_distribution(self) -> Distribution | None:
-        return chosen_distribution(self.action_distribution, self.action_space, self.use_sde)
+        return chosen_distribution(self.action_distribution, self.action_space, self.use_sde, self.log_std_init)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "action_distribution": self.action_distribution}
