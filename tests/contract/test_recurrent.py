@@ -33,6 +33,7 @@ FEW_OF_DICT = {"features_extractor_kwargs": {"cnn_output_dim": 4}}
 RUNS = {
     "Box": (RecurrentTRPO, "MlpLstmPolicy", {"action_space": BOX_ACTION}, {}),
     "gSDE": (RecurrentTRPO, "MlpLstmPolicy", {"action_space": BOX_ACTION}, {"use_sde": True, "sde_sample_freq": 4}),
+    "Beta": (RecurrentTRPO, "MlpLstmPolicy", {"action_space": BOX_ACTION}, {"policy_kwargs": {"action_distribution": "beta"}}),
     **{name: (RecurrentTRPO, "MlpLstmPolicy", {"action_space": space}, {}) for name, space in CHOICES.items()},
     "Dict": (RecurrentTRPO, "MultiInputLstmPolicy", {"observation_space": DICT}, {"policy_kwargs": FEW_OF_DICT}),
     "image": (RecurrentTRPO, "CnnLstmPolicy", {"observation_space": IMAGE}, {"policy_kwargs": FEW}),

@@ -32,7 +32,11 @@ def train(vec_env_cls, settings, folder, crash):
 
 
 @pytest.mark.parametrize("vec_env_cls", [DummyVecEnv, SubprocVecEnv])
-@pytest.mark.parametrize("settings", [{}, {"use_sde": True, "sde_sample_freq": 4}], ids=["", "gSDE"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_sde": True, "sde_sample_freq": 4}, {"policy_kwargs": {"action_distribution": "beta"}}],
+    ids=["", "gSDE", "Beta"],
+)
 def test_a_run_that_crashes_ends_like_one_that_does_not(vec_env_cls, settings, tmp_path):
     whole, _ = run_until_done(partial(train, vec_env_cls, settings, tmp_path / "whole"))
     pieces, starts = run_until_done(partial(train, vec_env_cls, settings, tmp_path / "pieces"), 400, 700)

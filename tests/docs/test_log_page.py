@@ -14,10 +14,11 @@ from sb3_trpo.update.critic import FitOutcome
 PAGE = (DOCS / "guide" / "log.md").read_text()
 KEYS = {f"outcomes/{outcome.name.lower()}": outcome for outcome in Outcome}
 KEYS |= {f"outcomes/critic_{outcome.name.lower()}": outcome for outcome in FitOutcome}
+BETA = {"policy_kwargs": {"action_distribution": "beta"}}
 ROWS = set(re.findall(r"^\| `((?:train|time|outcomes)/\w+)` \|", PAGE, re.MULTILINE))
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_sde": True}], ids=["", "gSDE"])
+@pytest.mark.parametrize("settings", [{}, {"use_sde": True}, BETA], ids=["", "gSDE", "Beta"])
 def test_every_key_that_an_update_records_has_a_row_and_no_other_has(settings):
     model = TRPO("MlpPolicy", RandomEnv(action_space=BOX_ACTION), n_steps=16, batch_size=16, seed=0, device="cpu", **settings)
     model.learn(16, log_interval=None)  # nothing is dumped, so every key is still there

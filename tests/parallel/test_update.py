@@ -62,6 +62,12 @@ ODD_DICT = spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(3)})
 Case = tuple[type[TRPO], str | type[ActorCriticPolicy], Any, dict[str, Any]]
 CASES: dict[str, Case] = {
     "MLP": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR, BOX_ACTION), {}),
+    "Beta": (
+        TRPO,
+        "MlpPolicy",
+        partial(RandomEnv, VECTOR, BOX_ACTION),
+        {"policy_kwargs": {"action_distribution": "beta"}},
+    ),
     "CNN": (TRPO, "CnnPolicy", partial(RandomEnv, IMAGE), {}),
     "autograd": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR), {"policy_kwargs": {"features_extractor_class": Bent}}),
     "Dict": (TRPO, "MultiInputPolicy", partial(RandomEnv, ODD_DICT), {}),

@@ -127,6 +127,7 @@ VARIANTS = {
     "many units, one environment": {"n_envs": 1, "policy_kwargs": {"lstm_hidden_size": 80}},
     "many units": {"n_envs": 5, "policy_kwargs": {"lstm_hidden_size": 80, "n_lstm_layers": 2}},
     "gSDE": {"use_sde": True, "sde_sample_freq": 3, "action_space": ACTIONS["box"]},
+    "Beta": {"policy_kwargs": {"action_distribution": "beta"}, "action_space": ACTIONS["box"]},
     "one extractor": {"policy_kwargs": {"share_features_extractor": True}},
 }
 

@@ -56,6 +56,7 @@ def in_double(networks: Networks) -> Networks:
 
 SAMPLED: dict[str, dict[str, Any]] = {
     **{name: {"action_space": ACTIONS[name]} for name in ("box", "matrix", "choice", "choices", "bits")},
+    "beta": {"action_space": BOX_ACTION, "action_distribution": "beta"},
     "noise": {"action_space": BOX_ACTION, "use_sde": True},
     "noise, renewed": {"action_space": BOX_ACTION, "use_sde": True, "sde_sample_freq": 4},
     "noise, squashed": {"action_space": BOX_ACTION, "use_sde": True, "squash_output": True},

@@ -118,6 +118,10 @@ def model_with_noise(
 for n, frequency, (name, kwargs) in product((1, 3), (-1, 1, 4), NOISES.items()):
     MODELS[f"{n} with {name}, new every {frequency}"] = partial(model_with_noise, n, frequency, **kwargs)
 MODELS |= {f"{n} with features of noise": partial(model_with_noise, n, 4, True) for n in (1, 3)}
+for n, space in product((1, 3), (BOX_ACTION, UNEVEN_PAIR)):
+    MODELS[f"{n} with a Beta distribution on {space}"] = partial(
+        model_on, n, VECTOR, space, policy_kwargs={"action_distribution": "beta", "net_arch": [16, 16]}
+    )
 for name in ("box", "one number", "matrix", "doubles"):
     MODELS[f"noise on {name}"] = partial(model_with_noise, 2, 4, space=ACTIONS[name], squash_output=name != "box")
 
