@@ -83,6 +83,11 @@ DEFAULTS = (
     "Shorter rollouts with a larger radius learn HalfCheetah and Walker2d faster in these runs, and Hopper, Pendulum "
     "and LunarLander worse."
 )
+BOUNDED = (
+    "Beta-distributed and Gaussian actions on the same seeds, with the settings of `zoo_configs`, which were tuned with "
+    "Gaussians. Neither has gSDE, and the Beta has no `log_std_init`. Where the tuned settings have gSDE, the reported runs "
+    "with it are listed as well. Their seeds are others."
+)
 LATER = (
     "The reported runs were made with 0.1.0. These were made with a later version, which is faster, on seeds of their own: "
     "they show whether it learns the same. On HalfCheetah-v5 all three ended above the interval of the reported mean, so "
@@ -96,7 +101,7 @@ def effort() -> str:
 
     :return: a sentence for tuning, one for reported runs and one for other algorithms
     """
-    reported = stored((*REPORTED, *OTHERS, "wall_clock")).values()
+    reported = stored((*REPORTED, *OTHERS, "wall_clock", "beta")).values()
     ours, others = ([row for row in reported if (row["algorithm"] == "trpo") is own] for own in (True, False))
     kinds = map(spent, (stored(TUNING).values(), ours, others))
     return (
@@ -175,9 +180,31 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
             summaries(superseded, "differences from the present settings"),
         ],
         "Runs of a later version": [LATER, summaries(later(), "version")],
+        "A Beta distribution beside the Gaussian": [BOUNDED, summaries(beside_gsde(), "actions"), picture("beta")],
         "Choices of the constructor's defaults": [DEFAULTS, choices(Study(read("defaults")))],
         "Cost": [effort(), efforts(stored(TUNING).values(), stored(REPORTED).values())],
     }
+
+
+def bounded() -> Study:
+    """
+    Read the results with Beta-distributed and with Gaussian actions.
+
+    :return: the results; methods are distributions
+    """
+    return Study(read("beta"))
+
+
+def beside_gsde() -> Study:
+    """
+    Read the same results, with the reported ones on these tasks that explore by gSDE.
+
+    :return: the results
+    """
+    rows = read("beta")
+    envs = {row["env"] for row in rows}
+    tuned = [row for row in read(*REPORTED) if row["env"] in envs and row["settings"].get("use_sde")]
+    return Study([*rows, *(row | {"label": "Gaussian, gSDE"} for row in tuned)])
 
 
 def later() -> Study:
@@ -215,6 +242,7 @@ PICTURES = {
     "learning_curves": "Learning curves",
     "improvement": "Probability that a run of ours ends above one of sb3-contrib's",
     "wall_clock": "Learning curves against wall-clock time",
+    "beta": "Learning curves of Beta and Gaussian policies",
 }
 """What each picture shows."""
 
@@ -250,11 +278,13 @@ def draw(study: Study, chances: Mapping[str, np.ndarray]) -> None:
     :param study: the results
     :param chances: probabilities of improvement by task
     """
-    in_turn = timed()
-    curves, improvement, clock = (FOLDER / f"{name}.svg" for name in PICTURES)
+    in_turn, of_bounded = timed(), bounded()
+    curves, improvement, clock, beta = (FOLDER / f"{name}.svg" for name in PICTURES)
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], curves)
     draw_improvement(chances, improvement)
     draw_curves(in_turn, in_turn.envs(OURS, PEER), clock, against_seconds=True)
+    if begun := of_bounded.envs():  # none before the first run has ended
+        draw_curves(of_bounded, begun, beta)
 
 
 def main() -> None:
