@@ -21,8 +21,8 @@ GRAY = "#7a7a7a"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00"
 COLORS = {"sb3_trpo": BLUE, "sb3-contrib": VERMILION, "PPO": GREEN, "A2C": PURPLE, "DDPG": ORANGE}
 LINES: dict[str, Any] = {"sb3_trpo": "-", "sb3-contrib": "--", "PPO": "-.", "A2C": ":", "DDPG": (0, (5, 1, 1, 1, 1, 1))}
-COLORS |= {"Gaussian": BLUE, "Beta": VERMILION}
-LINES |= {"Gaussian": "-", "Beta": "--"}
+COLORS |= {"Gaussian": BLUE, "Beta": VERMILION, "Beta, cg_damping 0.01": GREEN}
+LINES |= {"Gaussian": "-", "Beta": "--", "Beta, cg_damping 0.01": "-."}
 STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

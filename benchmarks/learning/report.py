@@ -85,7 +85,8 @@ DEFAULTS = (
 )
 BOUNDED = (
     "Beta-distributed and Gaussian actions on the same seeds, with the settings of `zoo_configs`, which were tuned with "
-    "Gaussians. Neither has gSDE, and the Beta has no `log_std_init`. Where the tuned settings have gSDE, the reported runs "
+    "Gaussians. Neither has gSDE, and the Beta has no `log_std_init`. A lower `cg_damping` was tried "
+    "on the short tasks. Where the tuned settings have gSDE, the reported runs "
     "with it are listed as well. Their seeds are others."
 )
 LATER = (

@@ -17,6 +17,7 @@ from rliable import library as rly, metrics
 RESAMPLES = 2_000
 OURS, PEER = "sb3_trpo", "sb3-contrib"
 NAMES = {"trpo": OURS, "ppo": "PPO", "a2c": "A2C", "ddpg": "DDPG", "gaussian": "Gaussian", "beta": "Beta"}
+NAMES |= {"beta, cg_damping 0.01": "Beta, cg_damping 0.01"}
 
 
 class Study:
