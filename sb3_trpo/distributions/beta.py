@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from sb3_trpo.distributions.base import NAN_ADVICE, DistributionKind, Head, HeadLinearization
+from sb3_trpo.numerics.beta_function import log_beta_function, mean_logs
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs
 from sb3_trpo.numerics.torch_private import standard_gamma
 
@@ -124,6 +125,19 @@ class BetaDistribution(Distribution):
         """Return the most likely actions, at ``u = (alpha - 1) / (alpha + beta - 2)``."""
         return self.actions_of(self._excess + th.finfo(self._excess.dtype).tiny)  # the middle if both are 0
 
+    def mean(self) -> th.Tensor:
+        """Return the mean actions, at ``u = alpha / (alpha + beta)``."""
+        return self.actions_of(1.0 + self._excess)
+
+    def get_actions(self, deterministic: bool = False) -> th.Tensor:
+        """
+        Draw actions, or return the mean ones.
+
+        The mode, which SB3's distributions return, jumps from bound to bound where the density is nearly flat. Where it is
+        not, the two are close.
+        """
+        return self.mean() if deterministic else self.sample()
+
     def std(self) -> th.Tensor:
         """Return the standard deviations of the actions, in their own unit."""
         low, high, *_ = self._bounds_at(self._excess)
@@ -167,29 +181,6 @@ def bounded_box(action_space: spaces.Space[Any]) -> spaces.Box:
             f"{given}, which lacks bounds: set them in a wrapper, such as gymnasium.wrappers.TransformAction, {otherwise}"
         )
     return action_space
-
-
-def log_beta_function(alpha: th.Tensor, beta: th.Tensor) -> th.Tensor:
-    """
-    Compute ``log B(alpha, beta) = lgamma(alpha) + lgamma(beta) - lgamma(alpha + beta)``.
-
-    :param alpha: of any shape
-    :param beta: of the same shape
-    :return: of the same shape
-    """
-    return th.lgamma(alpha) + th.lgamma(beta) - th.lgamma(alpha + beta)
-
-
-def mean_logs(alpha: th.Tensor, beta: th.Tensor) -> Outputs:
-    """
-    Compute ``E[log u] = psi(alpha) - psi(alpha + beta)`` and ``E[log(1 - u)]``, which are also the gradient of ``log B``.
-
-    :param alpha: of any shape
-    :param beta: of the same shape
-    :return: both, of the same shape
-    """
-    of_sum = th.digamma(alpha + beta)
-    return th.digamma(alpha) - of_sum, th.digamma(beta) - of_sum
 
 
 class Beta(DistributionKind):
