@@ -24,12 +24,14 @@ from benchmarks.peers.tables import tables as peers_tables
 from benchmarks.pictures import HEADLINE, draw_headline, draw_speed, draw_trust_region
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
+from benchmarks.state_kl.tables import draw_state_kl, tables as state_kl_tables
 from benchmarks.trust_region.tables import tables as trust_region_tables
 from benchmarks.variants.tables import tables as variants_tables
 
 FOLDER = RESULTS / "tables"
 FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "trust_region": trust_region_tables,
+    "state_kl": state_kl_tables,
     "speed": speed_tables,
     "peers": peers_tables,
     "memory": memory_tables,
@@ -112,6 +114,7 @@ def main() -> None:
     learn = raw("speed")["learn"]["results"]
     draw_speed(learn, RESULTS / "speed.svg")
     draw_trust_region(raw("trust_region")["results"], RESULTS / "trust_region.svg")
+    draw_state_kl(raw("state_kl")["results"], RESULTS / "state_kl.svg")
     draw_headline(learning.latest(), learn, ROOT / "docs" / "headline.png")
     print(FOLDER)
 

@@ -19,7 +19,7 @@ import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 
 P = ParamSpec("P")
-SCHEDULES = ("target_kl", "ent_coef", "learning_rate")
+SCHEDULES = ("target_kl", "ent_coef", "max_state_kl", "learning_rate")
 """Settings that may be functions of the progress remaining."""
 
 
@@ -29,10 +29,12 @@ class Scheduled(NamedTuple):
 
     :param target_kl: the radius of the trust region, in nats
     :param ent_coef: weight of the entropy in the surrogate
+    :param max_state_kl: bound on the KL of single states, in nats; ``None`` for no bound
     """
 
     target_kl: float
     ent_coef: float
+    max_state_kl: float | None = None
 
 
 class Rule(NamedTuple):
@@ -95,12 +97,14 @@ RULES: dict[str, Rule] = {
     "chunk_size": Rule(
         lambda v: v is None or is_integer_from(1)(v), "None or an integer >= 1", "None chooses by observation size."
     ),
+    "state_kl_quantile": Rule(lambda v: 0.0 < v <= 1.0, "a number, in (0, 1]", "1 bounds the KL of every state."),
     "max_grad_norm": Rule(lambda v: v is None or is_finite_from_zero(v), "None or finite and >= 0", "None does not clip."),
 }
 """Rules of the settings that stay constant, by keyword."""
 SCHEDULE_RULES: dict[str, Rule] = {
     "target_kl": Rule(is_finite_from_zero, "a number, finite and >= 0", "At 0 the policy no longer changes."),
     "ent_coef": Rule(math.isfinite, "a number, finite", "The default is 0.0."),
+    "max_state_kl": Rule(lambda v: v >= 0.0, "a number >= 0", "At 0 the policy no longer changes."),
     "learning_rate": Rule(is_finite_from_zero, "a number, finite and >= 0", "The default is 1e-3."),
 }
 """Rules of the values that a schedule returns, by keyword."""
@@ -109,8 +113,11 @@ CONSTANT_RULES: dict[str, Rule] = {
     "target_kl": Rule(
         lambda v: 0.0 < v < math.inf, "a number, finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
     ),
+    "max_state_kl": Rule(
+        lambda v: v is None or v > 0.0, "None or a number > 0", "None sets no bound; several times target_kl is usual."
+    ),
 }
-"""Rules of the same settings when a number is given. A constant ``target_kl`` of 0 would never learn anything."""
+"""Rules of the same settings when a number is given. A constant radius of 0 would never learn anything."""
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -141,23 +148,24 @@ def check_setting(name: str, value: Any, rule: Rule) -> None:
         raise ValueError(f"{name} is {value!r}, but must be {rule.allowed}. {rule.advice}")
 
 
-def evaluate_schedule(name: str, schedule: float | Schedule, progress_remaining: float) -> float:
+def evaluate_schedule(name: str, schedule: float | Schedule | None, progress_remaining: float) -> float | None:
     """
     Evaluate a setting that may be a schedule.
 
     :param name: keyword that the user wrote, one of ``SCHEDULE_RULES``
-    :param schedule: a number, or a function of the progress remaining
+    :param schedule: a number, or a function of the progress remaining; ``None`` where its rule allows it
     :param progress_remaining: 1 at the beginning of training, 0 at the end
-    :return: the value at this progress
+    :return: the value at this progress, ``None`` if that was given
     :raises ValueError: if it is not a number, or not allowed
     """
+    value: float | None
     if callable(schedule):
         value = schedule(progress_remaining)
         check_setting(f"{name} at progress_remaining={progress_remaining:.4g}", value, SCHEDULE_RULES[name])
     else:
         value = schedule
         check_setting(name, value, CONSTANT_RULES[name])
-    return float(value)
+    return None if value is None else float(value)
 
 
 def parse_total_timesteps(total: Any) -> float:

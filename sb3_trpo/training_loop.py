@@ -6,6 +6,7 @@ The update itself, ``train()``, is left to the subclass :class:`~sb3_trpo.trpo.T
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -259,8 +260,9 @@ class TrainingLoop(AdvisingAlgorithm):
         """Set the learning rate, and return the other scheduled settings. All ranks take the first one's values."""
         schedules = {**{name: getattr(self, name) for name in SCHEDULES}, "learning_rate": self.lr_schedule}
         own = [evaluate_schedule(name, each, self._current_progress_remaining) for name, each in schedules.items()]
-        shared = self._communicator.gather(th.tensor(own, dtype=th.float64))[0].tolist()
-        values = dict(zip(schedules, shared, strict=True))
+        numbers = th.tensor([math.nan if value is None else value for value in own], dtype=th.float64)
+        shared = [None if math.isnan(value) else value for value in self._communicator.gather(numbers)[0].tolist()]
+        values: dict[str, Any] = dict(zip(schedules, shared, strict=True))
         self._update_learning_rate(self.policy.optimizer)  # SB3's method, which records the rate but knows only this rank's
         update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
         return Scheduled(**values)

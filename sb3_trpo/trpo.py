@@ -22,7 +22,7 @@ from sb3_trpo.rollouts.validation import require_finite
 from sb3_trpo.settings import Scheduled, explains_unknown_keywords
 from sb3_trpo.training_loop import TrainingLoop
 from sb3_trpo.update.advice import warn_about_mismatch
-from sb3_trpo.update.critic import CriticFit, FitOutcome, FitSettings
+from sb3_trpo.update.critic import CriticFit, FitSettings
 from sb3_trpo.update.diagnostics import (
     critic_diagnostics,
     path_diagnostics,
@@ -80,6 +80,9 @@ class TRPO(TrainingLoop):
     :param ent_coef: weight of the joint entropy in the surrogate, or a schedule. 0 as in the paper
     :param max_grad_norm: bound on the norm of the critic's gradient; ``None`` or 0 for no bound, as in sb3-contrib
     :param chunk_size: transitions differentiated at a time, to bound memory; ``None`` chooses (``rollouts/transitions.py``)
+    :param max_state_kl: largest KL(old || new) at any state of the rollout, in nats, or a schedule: a second bound, on the
+        quantity of the paper's Theorem 1. ``None`` sets no bound; ``math.inf`` only measures and logs the largest KL
+    :param state_kl_quantile: share of the states that must keep ``max_state_kl``, in (0, 1]. 1, every state, as in the theorem
     :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does so
         if there are any (``WORLD_SIZE > 1``, or a process group)
     :raises TypeError: if a keyword is unknown; the message names the right one
@@ -122,6 +125,8 @@ class TRPO(TrainingLoop):
         ent_coef: float | Schedule = 0.0,
         max_grad_norm: float | None = None,
         chunk_size: int | None = None,
+        max_state_kl: float | Schedule | None = None,
+        state_kl_quantile: float = 1.0,
         distributed: bool | None = None,
     ) -> None:
         check_policy(policy)
@@ -133,9 +138,9 @@ class TRPO(TrainingLoop):
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,  # type: ignore[arg-type]  # a schedule is evaluated by train()
+            ent_coef=ent_coef,  # a schedule is evaluated by train()
             vf_coef=0.0,  # the critic has its own regression
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None clips nothing
+            max_grad_norm=max_grad_norm,  # None clips nothing
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -162,14 +167,8 @@ class TRPO(TrainingLoop):
         self.fisher_subsampling = fisher_subsampling
         self.chunk_size = chunk_size
         self.distributed = distributed
-        self._n_iterations = 0
-        self._n_rejected_steps = 0
-        self.policy_outcome: Outcome | None = None
-        """How the last policy step ended."""
-        self.critic_outcome: FitOutcome | None = None
-        """How the last critic fit ended."""
-        self._outcome_counts: dict[str, int] = {}
-        self._advised: set[str] = set()
+        self.max_state_kl = max_state_kl
+        self.state_kl_quantile = state_kl_quantile
         if _init_setup_model:
             self._setup_new_model()
 
@@ -194,7 +193,7 @@ class TRPO(TrainingLoop):
     def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
         """Take one trust-region step."""
         self.policy.set_training_mode(False)  # with dropout the old policy would not be one distribution
-        settings, parameters = PolicyStepSettings.of(self, *now), list(split.policy.values())
+        settings, parameters = PolicyStepSettings.of(self, now), list(split.policy.values())
         with timed(self.logger, "time/policy_step_seconds"):
             done = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
         step = done.step
@@ -203,7 +202,7 @@ class TRPO(TrainingLoop):
             warn_about_mismatch(done.log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower(), step.description)
-        record(self.logger, step_diagnostics(step, settings.target_kl, done.entropy))
+        record(self.logger, step_diagnostics(step, done.constraints, done.entropy))
         record(self.logger, path_diagnostics(self.verbose, policy_step=done.is_fast))
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:

@@ -26,6 +26,8 @@ from sb3_trpo.parallel.vec_env_layers import layers_of
 NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
 """Keywords of the constructor that are described elsewhere, or may differ from one start to the next."""
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
+ADDED_SETTINGS: dict[str, Any] = {"max_state_kl": None, "state_kl_quantile": 1.0}
+"""Settings that checkpoints of version 0.1.0 lack, with the values that do what it did."""
 SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
 """Prefixes of the aspects that a model for evaluation must share with the run."""
 LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "box2d", "box2d-py")
@@ -64,6 +66,7 @@ def differences(saved: dict[str, Any], live: dict[str, Any]) -> list[str]:
     :return: one text for each aspect in which they differ
     """
     absent = "absent"
+    saved = {name: value for name, value in ADDED_SETTINGS.items() if name in live} | saved
     pairs = {name: (saved.get(name, absent), live.get(name, absent)) for name in sorted(saved.keys() | live.keys())}
     return [f"{name}: {before!r} in the checkpoint, {now!r} here" for name, (before, now) in pairs.items() if before != now]
 

@@ -84,7 +84,7 @@ class Step:
 
     :param outcome: how it ended
     :param surrogate: L at the parameters that remain
-    :param kl: value of the first constraint at the parameters that remain, 0 unless accepted
+    :param values: the constraints' values at the parameters that remain, in order; empty unless accepted
     :param gradient_norm: ``|g|``
     :param solution: what the solver found
     :param line_search: how the line search ended
@@ -94,12 +94,17 @@ class Step:
 
     outcome: Outcome
     surrogate: float
-    kl: float = 0.0
+    values: tuple[float, ...] = ()
     gradient_norm: float | None = None
     solution: Solution | None = None
     line_search: LineSearchResult | None = None
     expected_improvement: float | None = None
     improvement: float | None = None
+
+    @property
+    def kl(self) -> float:
+        """Value of the first constraint at the parameters that remain, 0 unless accepted."""
+        return self.values[0] if self.values else 0.0
 
     @property
     def description(self) -> str:
@@ -157,7 +162,7 @@ def _attempt(model: LocalModel, solver: Solver, line_search: LineSearch, damping
     return Step(
         outcome,
         surrogate=search.candidate.surrogate if is_accepted else model.surrogate,
-        kl=search.candidate.kl if is_accepted else 0.0,
+        values=search.candidate.values if is_accepted else (),
         gradient_norm=gradient_norm,
         solution=solution,
         line_search=search,

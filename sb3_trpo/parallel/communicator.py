@@ -8,6 +8,7 @@ exchange is the identity. :class:`~sb3_trpo.parallel.distributed.DistributedComm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -45,6 +46,21 @@ class Communicator:
         :return: the means, shape ``(n,)``
         """
         return total / weight
+
+    def quantile(self, values: th.Tensor, level: float) -> float:
+        """
+        Find the smallest value that at least a share of the values of all ranks does not exceed.
+
+        :param values: of this rank, shape ``(n,)``; ranks may have different numbers of them
+        :param level: the share, in (0, 1]; 1 finds the largest value
+        :return: the value; NaN if any of those above it is NaN
+        """
+        n = int(self.sum(th.tensor(len(values), device=values.device)))
+        n_largest = n - math.ceil(level * n) + 1  # the value is the smallest of these
+        own = values.new_full((n_largest,), -math.inf)
+        n_own = min(n_largest, len(values))
+        own[:n_own] = values.topk(n_own).values  # which counts NaN as largest
+        return float(self.gather(own).flatten().topk(n_largest).values[-1])
 
     def gather(self, values: th.Tensor) -> th.Tensor:
         """

@@ -85,6 +85,15 @@ class Transitions(NamedTuple):
         """
         return terms.sum() if self.weights is None else self.weights.dot(terms)
 
+    def without_padding(self, terms: th.Tensor) -> th.Tensor:
+        """
+        Select the terms of the transitions that are not padding.
+
+        :param terms: one term per transition, shape ``(n,)``
+        :return: shape ``(n - n_padding,)``
+        """
+        return terms if self.weights is None else terms[self.weights > 0.0]
+
 
 class LazySequence(Sequence[T]):
     """

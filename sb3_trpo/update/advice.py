@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -81,10 +82,18 @@ def warn_about_mismatch(log_prob_error: float) -> None:
 class AdvisingAlgorithm(OnPolicyAlgorithm):
     """An algorithm that counts the outcomes of its updates, and advises its user about unwanted ones."""
 
-    _advised: set[str]
-    _outcome_counts: dict[str, int]
-    _n_iterations: int
     _communicator: Communicator = ALONE
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._n_iterations = 0
+        self._n_rejected_steps = 0
+        self.policy_outcome: Outcome | None = None
+        """How the last policy step ended."""
+        self.critic_outcome: FitOutcome | None = None
+        """How the last critic fit ended."""
+        self._outcome_counts: dict[str, int] = {}
+        self._advised: set[str] = set()
 
     def _count(self, outcome: Outcome | FitOutcome, name: str, description: str) -> None:
         """Count an outcome for the log. The first time that an unwanted one occurs, advise the user what to do about it."""

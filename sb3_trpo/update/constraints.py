@@ -1,8 +1,8 @@
 """
 Constraints on a policy step.
 
-A constraint bounds the mean over the rollout of one number per state, its terms. The first constraint, on the mean
-KL(old || new), defines the trust region. To add another one, write a function like :func:`kl_terms` and pass a
+A constraint bounds the mean, or a quantile, over the rollout of one number per state, its terms. The first constraint, on the
+mean KL(old || new), defines the trust region. To add another one, write a function like :func:`kl_terms` and pass a
 :class:`PolicyConstraint` after the first in ``policy_step.py``.
 """
 
@@ -26,14 +26,18 @@ Terms = Callable[[DistributionKind, Outputs, Distribution, Transitions], th.Tens
 @dataclass(frozen=True)
 class PolicyConstraint(Constraint):
     """
-    An upper bound on a mean over the rollout.
+    An upper bound on a mean over the rollout, or on a quantile.
 
     :param name: names the constraint in records
-    :param bound: the largest mean allowed
+    :param bound: the largest value allowed
     :param terms: computes the term of each state, shape ``(n,)``
+    :param log_key: logger key of the value after an accepted step, ``None`` for no log
+    :param level: ``None`` bounds the mean; a number q in (0, 1] the q-quantile of the terms, their maximum if q is 1
     """
 
     terms: Terms
+    log_key: str | None = None
+    level: float | None = None
 
 
 def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
@@ -56,4 +60,19 @@ def mean_kl(target_kl: float) -> PolicyConstraint:
     :param target_kl: the radius of the trust region, in nats
     :return: the constraint that defines the trust region
     """
-    return PolicyConstraint("mean KL(old || new)", target_kl, kl_terms)
+    return PolicyConstraint("mean KL(old || new)", target_kl, kl_terms, "train/kl_divergence_loss")
+
+
+def state_kl(bound: float, level: float) -> PolicyConstraint:
+    """
+    Bound the largest KL(old || new) of any state, or of a share of the states.
+
+    The guarantee of improvement (Schulman et al. 2015, arXiv:1502.05477, Theorem 1) needs the maximum over states bounded. The
+    mean stands in for it (Section 4).
+
+    :param bound: the largest KL allowed, in nats; infinite to measure only
+    :param level: share of the states that must keep the bound, in (0, 1]
+    :return: the constraint
+    """
+    name = "largest KL(old || new) of a state" if level == 1.0 else f"{level:g}-quantile of KL(old || new) over states"
+    return PolicyConstraint(name, bound, kl_terms, "train/state_kl", level)

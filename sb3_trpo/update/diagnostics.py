@@ -23,6 +23,7 @@ from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import moments, pooled
 from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.update.constraints import PolicyConstraint
 from sb3_trpo.update.critic import CriticFit
 from sb3_trpo.update.modes import evaluation_mode
 
@@ -32,12 +33,12 @@ STD_STATES = 256
 """States for the mean standard deviation: the error of a mean is then 6 % of the differences between states."""
 
 
-def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
+def step_diagnostics(step: Step, constraints: Sequence[PolicyConstraint], entropy: float) -> dict[str, Value]:
     """
     List what to log about a trust-region step; ``docs/guide/log.md`` explains each key.
 
     :param step: the record of the step
-    :param target_kl: the radius of its trust region, in nats
+    :param constraints: its constraints; the first is the bound on the mean KL
     :param entropy: mean joint entropy of the policy before the step, in nats
     :return: values by logger key; what the step did not reach is ``None`` or left out
     """
@@ -49,17 +50,23 @@ def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, 
             "train/line_search_steps": step.line_search.evaluations,
             "train/step_fraction": step.line_search.fraction,
         }
-    return reached | {
-        "train/policy_objective": step.surrogate,
-        "train/kl_divergence_loss": step.kl,
-        "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
-        "train/target_kl": target_kl,
-        "train/entropy": entropy,
-        "train/gradient_norm": step.gradient_norm,
-        "train/expected_improvement": step.expected_improvement,
-        "train/improvement": step.improvement,
-        "train/improvement_ratio": improvement_ratio(step),
-    }
+    # A step that is not accepted leaves the policy where it was, so every divergence is 0.
+    values = step.values or (0.0,) * len(constraints)
+    measured = {each.log_key: value for each, value in zip(constraints, values, strict=True) if each.log_key is not None}
+    return (
+        reached
+        | measured
+        | {
+            "train/policy_objective": step.surrogate,
+            "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
+            "train/target_kl": constraints[0].bound,
+            "train/entropy": entropy,
+            "train/gradient_norm": step.gradient_norm,
+            "train/expected_improvement": step.expected_improvement,
+            "train/improvement": step.improvement,
+            "train/improvement_ratio": improvement_ratio(step),
+        }
+    )
 
 
 def improvement_ratio(step: Step) -> float | None:

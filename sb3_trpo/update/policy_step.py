@@ -30,8 +30,9 @@ from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.rollouts.advantages import standardization
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.transitions import Chunks, default_chunk_size
+from sb3_trpo.settings import Scheduled
 from sb3_trpo.update.actor import NetworkActor, make_actor
-from sb3_trpo.update.constraints import mean_kl
+from sb3_trpo.update.constraints import PolicyConstraint, mean_kl, state_kl
 from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
 
 
@@ -42,11 +43,13 @@ class PolicyStepSettings:
 
     :param target_kl: delta, evaluated for this update, in nats
     :param ent_coef: weight of the entropy in L, evaluated for this update
+    :param max_state_kl: bound on the KL of single states, evaluated for this update, in nats; ``None`` for no bound
     :param cg_max_steps: largest number of Fisher-vector products
     :param cg_residual_tol: relative residual at which conjugate gradient stops
     :param cg_damping: lambda
     :param line_search_shrinking_factor: ratio of successive candidates
     :param line_search_max_iter: largest number of candidates
+    :param state_kl_quantile: share of the states that must keep that bound
     :param sub_sampling_factor: k, where the step uses every k-th transition
     :param fisher_subsampling: k, where the Fisher matrix uses every k-th of those
     :param normalize_advantage: whether to standardize the advantages
@@ -56,11 +59,13 @@ class PolicyStepSettings:
 
     target_kl: float
     ent_coef: float
+    max_state_kl: float | None
     cg_max_steps: int
     cg_residual_tol: float
     cg_damping: float
     line_search_shrinking_factor: float
     line_search_max_iter: int
+    state_kl_quantile: float
     sub_sampling_factor: int
     fisher_subsampling: int
     normalize_advantage: bool
@@ -68,17 +73,16 @@ class PolicyStepSettings:
     distribution_kinds: tuple[DistributionKind, ...]
 
     @classmethod
-    def of(cls, model: object, target_kl: float, ent_coef: float) -> PolicyStepSettings:
+    def of(cls, model: object, now: Scheduled) -> PolicyStepSettings:
         """
         Read the settings of a model.
 
         :param model: the algorithm, which has the constant settings as attributes of the same names
-        :param target_kl: value of the schedule, in nats
-        :param ent_coef: value of the schedule
+        :param now: values of the schedules
         :return: the settings
         """
-        constant = [field.name for field in fields(cls) if field.name not in ("target_kl", "ent_coef")]
-        return cls(target_kl, ent_coef, **{name: getattr(model, name) for name in constant})
+        constant = [field.name for field in fields(cls) if field.name not in now._fields]
+        return cls(**now._asdict(), **{name: getattr(model, name) for name in constant})
 
 
 class PolicyStep(NamedTuple):
@@ -86,6 +90,7 @@ class PolicyStep(NamedTuple):
     The record of a policy step.
 
     :param step: the record of its trust-region step
+    :param constraints: what the step had to satisfy; the first is the bound on the mean KL
     :param entropy: mean joint entropy of the old policy, in nats
     :param log_prob_error: root mean square, in nats, by which the log-probabilities of the actions at the old parameters
         differ from those stored when the policy acted; 0 if rounding is the reason
@@ -93,6 +98,7 @@ class PolicyStep(NamedTuple):
     """
 
     step: Step
+    constraints: Sequence[PolicyConstraint]
     entropy: float
     log_prob_error: float
     is_fast: bool
@@ -120,6 +126,7 @@ def policy_step(
     :param communicator: connects the ranks; means are over the batches of all ranks
     :return: the record of the step
     """
+    constraints = _constraints(settings)
     with unvalidated():
         actor = make_actor(policy, networks, parameters, settings.distribution_kinds)
         size = settings.chunk_size or default_chunk_size(policy.observation_space, actor.chunk_limits)
@@ -128,10 +135,10 @@ def policy_step(
             actor,
             parameters,
             chunks,
-            constraints=[mean_kl(settings.target_kl)],
+            constraints=constraints,
             fisher_chunks=fisher_chunks,
             ent_coef=settings.ent_coef,
-            mean=communicator.mean,
+            communicator=communicator,
             are_few=2 * batch.n_transitions <= size,  # twice, because of the padding between segments
             # An error up to this one is harmless even if all of it is rounding, so its cause need not be found.
             tolerance=min(MISMATCH, math.sqrt(ROUNDING_SHARE * settings.target_kl)),
@@ -143,7 +150,15 @@ def policy_step(
             line_search=BacktrackingLineSearch(settings.line_search_shrinking_factor, settings.line_search_max_iter),
             damping=settings.cg_damping,
         )
-    return PolicyStep(step, entropy, log_prob_error, isinstance(actor, NetworkActor))
+    return PolicyStep(step, constraints, entropy, log_prob_error, isinstance(actor, NetworkActor))
+
+
+def _constraints(settings: PolicyStepSettings) -> list[PolicyConstraint]:
+    """List the constraints of the step; the first defines the trust region."""
+    constraints = [mean_kl(settings.target_kl)]
+    if settings.max_state_kl is not None:
+        constraints.append(state_kl(settings.max_state_kl, settings.state_kl_quantile))
+    return constraints
 
 
 def _choose_transitions(

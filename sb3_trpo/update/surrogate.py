@@ -17,10 +17,10 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
-from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Mean, Outputs, weighted
+from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
 from sb3_trpo.numerics.trust_region import LocalModel
-from sb3_trpo.parallel.communicator import ALONE
+from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
 from sb3_trpo.update.constraints import PolicyConstraint
@@ -42,7 +42,7 @@ class PolicyObjective:
     :param constraints: the mean KL(old || new), whose Hessian is the Fisher matrix, and any further ones
     :param fisher_chunks: transitions for the Fisher matrix, possibly fewer; ``None`` for ``chunks``
     :param ent_coef: weight of the entropy in the surrogate
-    :param mean: divides sums over states by their weight; all ranks together
+    :param communicator: connects the ranks, each with its own chunks
     :param are_few: whether all chunks together are small enough to be differentiated at once
     :param tolerance: root mean square error of the log-probabilities, in nats, up to which they count as the acting policy's
     """
@@ -53,7 +53,7 @@ class PolicyObjective:
     constraints: Sequence[PolicyConstraint]
     fisher_chunks: Sequence[Transitions] | None = None
     ent_coef: float = 0.0
-    mean: Mean = ALONE.mean
+    communicator: Communicator = ALONE
     are_few: bool = False
     tolerance: float = MISMATCH
 
@@ -75,7 +75,7 @@ class PolicyObjective:
             sums += chunk_sums
             gradient += chunk_gradient
             weight += chunk.weight
-        mean_gradient, means = th.split(self.mean(totals, weight), [len(theta), 3])
+        mean_gradient, means = th.split(self.communicator.mean(totals, weight), [len(theta), 3])
         mean_surrogate, mean_entropy, squared_error = means.tolist()
         error = math.sqrt(squared_error)
         is_rounding = self._is_rounding(error, snapshots)
@@ -83,7 +83,7 @@ class PolicyObjective:
             self.parameters,
             surrogate=mean_surrogate,
             gradient=mean_gradient,
-            fisher=GaussNewtonOperator(theta, curvatures, self.mean),
+            fisher=GaussNewtonOperator(theta, curvatures, self.communicator.mean),
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),
             # For small changes of log-probabilities, KL is half their mean square. If rounding and the step are independent,
@@ -156,6 +156,8 @@ class PolicyObjective:
         :return: the surrogate (eq. 14) and the constraints' values
         """
         sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
+        on_quantiles = [(i, each.level) for i, each in enumerate(self.constraints) if each.level is not None]
+        kept: dict[int, list[th.Tensor]] = {i: [] for i, _ in on_quantiles}
         for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
             kind = self.actor.kind_of(distribution)
@@ -163,7 +165,11 @@ class PolicyObjective:
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
             sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
             weight += chunk.weight
-        surrogate_mean, *values = self.mean(sums, weight).tolist()
+            for i, terms in kept.items():
+                terms.append(chunk.without_padding(bounded[i]))
+        surrogate_mean, *values = self.communicator.mean(sums, weight).tolist()
+        for i, level in on_quantiles:
+            values[i] = self.communicator.quantile(th.cat(kept[i]), level)
         return Candidate(surrogate_mean, tuple(values))
 
 

@@ -32,7 +32,7 @@ with needs(*ZOO):
     from rl_zoo3.exp_manager import ExperimentManager as RlZooManager
     from rl_zoo3.utils import SimpleLinearSchedule
 
-SCHEDULES = ("target_kl", "ent_coef")
+SCHEDULES = ("target_kl", "ent_coef", "max_state_kl")
 """Settings that may be given as ``lin_<initial value>``, besides RL Zoo's own."""
 NOTE = "rl_zoo.json"
 """File beside checkpoints with the log folder and the seed of their run."""

@@ -115,7 +115,11 @@ def chunked(transitions: Transitions, size: int) -> list[Transitions]:
 def take(transitions: Transitions, rows: slice) -> Transitions:
     observations = transitions.inputs.observations
     chosen = {key: part[rows] for key, part in observations.items()} if isinstance(observations, dict) else observations[rows]
-    return Transitions(ObservationInputs(chosen), *(part[rows] for part in transitions[1:5]))
+    plain = Transitions(ObservationInputs(chosen), *(part[rows] for part in transitions[1:5]))
+    if transitions.weights is None:
+        return plain
+    weights = transitions.weights[rows]
+    return plain._replace(weights=weights, n_padding=int((weights == 0.0).sum()))
 
 
 class CountedReads(Sequence):

@@ -25,7 +25,7 @@ from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
 
 N_STEPS = 24
 KEYS = ("policy_objective", "kl_divergence_loss", "entropy", "gradient_norm", "expected_improvement", "improvement")
-KEYS += ("explained_variance", "value_loss", "cg_iterations", "line_search_steps")
+KEYS += ("state_kl", "explained_variance", "value_loss", "cg_iterations", "line_search_steps")
 
 
 class Bent(FlattenExtractor):
@@ -153,6 +153,18 @@ def require_same_results(results: list[tuple[Any, Any]], tolerance: float = 1e-5
         np.testing.assert_allclose(first["state"][name], value, rtol=0, atol=tolerance, err_msg=name)
     for key, value in whole["log"].items():
         assert first["log"][key] == (pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value), key
+
+
+BOUNDED = {"max_state_kl": 0.01, "line_search_shrinking_factor": 0.5}
+
+
+@pytest.mark.parametrize(("case", "level"), [("MLP", 1.0), ("LSTM", 0.9)])
+def test_ranks_bound_the_kl_of_the_states_of_all_of_them(case, level):
+    results = in_ranks(2, partial(update_both, **BOUNDED, state_kl_quantile=level), case, (1, 3))
+    require_same_results(results)
+    (_, first), *_ = results
+    assert 0.0 < first["log"]["state_kl"] <= 0.01
+    assert first["log"]["line_search_steps"] > 1  # the mean alone would have allowed the full step
 
 
 COMBINATIONS = [("MLP", (2, 1, 2)), ("LSTM", (2, 1, 2)), *((case, (1, 3)) for case in CASES)]

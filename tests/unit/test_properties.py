@@ -106,6 +106,8 @@ SETTINGS = {
     "n_critic_updates": st.integers(1, 2),
     "batch_size": st.integers(4, 24),
     "gae_lambda": st.floats(0.0, 1.0),
+    "max_state_kl": st.none() | log_uniform(1e-4, 0.5),
+    "state_kl_quantile": st.sampled_from([0.5, 0.9, 1.0]),
 }
 
 
@@ -214,9 +216,10 @@ def joint(distribution) -> list[th.distributions.Distribution]:
 
 
 @th.no_grad()
-def mean_kl(old, new, batch: Batch) -> float:
+def joint_kl(old, new, batch: Batch) -> np.ndarray:
+    """Compute KL(old || new) of the joint action at each state."""
     pairs = zip(*(joint(policy.get_distribution(batch.observations)) for policy in (old, new)), strict=True)
-    return float(sum(kl_divergence(p, q) for p, q in pairs).mean())
+    return sum(kl_divergence(p, q) for p, q in pairs).numpy()
 
 
 @th.no_grad()
@@ -258,12 +261,18 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
         outcomes[model.policy_outcome.value] += 1
         accepted = model.policy_outcome.value == "accepted"
         assert log["train/n_rejected_steps"] == (not accepted)
-        kl = mean_kl(old, model.policy, batch)
+        kl_of_states = joint_kl(old, model.policy, batch)
+        kl, max_state_kl = kl_of_states.mean(), case.settings["max_state_kl"]
         (old_surrogate, _), (new_surrogate, size) = (surrogate(policy, batch, ent_coef) for policy in (old, model.policy))
         assert log["train/is_line_search_success"] == accepted
         assert log["train/target_kl"] == target_kl
         assert log["train/kl_divergence_loss"] == pytest.approx(kl, rel=1e-3, abs=1e-8)
         assert log["train/policy_objective"] == pytest.approx(new_surrogate, abs=1e-6 * size)
+        if max_state_kl is not None:
+            quantile = np.quantile(kl_of_states, case.settings["state_kl_quantile"], method="inverted_cdf")
+            assert log["train/state_kl"] == pytest.approx(quantile, rel=1e-3, abs=1e-7)
+            assert quantile <= max_state_kl * (1 + 1e-4) + 1e-7
+            outcomes["close to max_state_kl"] += quantile > 0.5 * max_state_kl
         if accepted:
             assert kl <= target_kl * (1 + 1e-4) + 1e-8
             assert new_surrogate > old_surrogate
@@ -274,6 +283,7 @@ def test_an_update_stays_in_its_region_and_improves_or_changes_no_policy_paramet
     check()
     assert outcomes["accepted"] >= 50
     assert outcomes["KL never satisfied"] >= 10
+    assert outcomes["close to max_state_kl"] >= 5
 
 
 OPTIMIZERS = st.sampled_from(

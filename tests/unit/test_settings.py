@@ -57,6 +57,8 @@ def bad_settings():
     values = (0.0, 1.0, 1, -0.5, 1.5, INF, NAN, None, *WRONG_TYPES)
     yield from (("line_search_shrinking_factor", value, "inside (0, 1)") for value in values)
     yield from (("target_kl", value, "finite and > 0") for value in (0, 0.0, -0.01, INF, -INF, NAN))
+    yield from (("max_state_kl", value, "None or a number > 0") for value in (0, -0.01, -INF, NAN, *WRONG_TYPES))
+    yield from (("state_kl_quantile", value, "in (0, 1]") for value in (0.0, -0.5, 1.0001, INF, NAN, None, *WRONG_TYPES))
     yield from (("learning_rate", value, "finite and >= 0") for value in (-1e-3, INF, NAN))
     yield from (("ent_coef", value, "finite") for value in (INF, -INF, NAN))
     yield from ((name, value, "a number") for name in SCHEDULES for value in (None, *WRONG_TYPES))

@@ -134,9 +134,12 @@ def test_the_progress_does_not_fall_below_0_when_the_last_rollout_overshoots():
 
 def test_schedules_are_evaluated_at_the_present_progress():
     model = noted(target_kl=lambda p: 0.01 * p, ent_coef=lambda p: p, learning_rate=lambda p: 0.1 * p)
+    loose = noted(max_state_kl=lambda p: 0.2 * p)
     model.set_logger(Logger(folder=None, output_formats=[]))
-    model._current_progress_remaining = 0.5
-    assert model._evaluate_schedules() == pytest.approx((0.005, 0.5))
+    model._current_progress_remaining = loose._current_progress_remaining = 0.5
+    assert model._evaluate_schedules() == (pytest.approx(0.005), pytest.approx(0.5), None)
+    loose.set_logger(model.logger)
+    assert loose._evaluate_schedules().max_state_kl == pytest.approx(0.1)
     assert model.policy.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 

@@ -4,6 +4,7 @@ import weakref
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch as th
 from helpers.contract_tools import moved_since, parameters
@@ -29,8 +30,9 @@ from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.flat import assign, flatten, unflatten
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate
 from sb3_trpo.numerics.trust_region import Outcome, trust_region_step
+from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.update.actor import AutogradActor, NetworkActor
-from sb3_trpo.update.constraints import PolicyConstraint, mean_kl
+from sb3_trpo.update.constraints import PolicyConstraint, mean_kl, state_kl
 from sb3_trpo.update.surrogate import PolicyObjective
 
 N_STATES = 7
@@ -205,6 +207,22 @@ def test_further_constraints_are_measured_beside_the_kl(gaussian, size):
     assert rewarded == pytest.approx((log_prob * gaussian.transitions.advantages + old[0].mean[:, 0]).mean().item())
 
 
+@pytest.mark.parametrize("level", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("size", [3, N_STATES])
+def test_a_quantile_of_the_kl_is_that_over_all_states_but_not_over_padding(small, size, level):
+    weights = th.ones(N_STATES, dtype=th.float64)
+    weights[[1, 4]] = 0.0
+    small.transitions = small.transitions._replace(weights=weights, n_padding=2)
+    objective = small.objective(size, constraints=[mean_kl(0.01), state_kl(0.1, level), mean_kl(0.02)])
+    old = small.distributions()
+    model = objective.local_model().model
+    small.move()
+    kl = joint_kl(old, small.distributions()).detach()[weights > 0.0].numpy()
+    mean, quantile, same_mean = model.evaluate().values
+    assert mean == same_mean == pytest.approx(kl.mean())
+    assert quantile == pytest.approx(np.quantile(kl, level, method="inverted_cdf"))
+
+
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_chunks_change_no_result(setup, size):
     whole, parts = (setup.objective(each, ent_coef=0.2).local_model() for each in (N_STATES, size))
@@ -220,11 +238,12 @@ def test_chunks_change_no_result(setup, size):
 def test_every_mean_goes_through_the_one_reduction(gaussian):
     weights = []
 
-    def mean(total, weight):
-        weights.append(weight)
-        return (2.0 * total) / weight
+    class Doubling(Communicator):
+        def mean(self, total, weight):
+            weights.append(weight)
+            return (2.0 * total) / weight
 
-    plain, doubled = gaussian.objective(3).local_model(), gaussian.objective(3, mean=mean).local_model()
+    plain, doubled = gaussian.objective(3).local_model(), gaussian.objective(3, communicator=Doubling()).local_model()
     v = gaussian.random_vector()
     assert doubled.model.surrogate == pytest.approx(2.0 * plain.model.surrogate)
     assert doubled.entropy == pytest.approx(2.0 * plain.entropy)
