@@ -56,6 +56,8 @@ class TrainingLoop(AdvisingAlgorithm):
         spaces.Discrete,
         spaces.MultiDiscrete,
         spaces.MultiBinary,
+        spaces.Tuple,
+        spaces.Dict,
     )
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,

@@ -54,6 +54,16 @@ class DistributionKind(ABC):
     A policy gets a head only if it inherits every method between observation and distribution from one of them, unchanged.
     """
 
+    def bound_to(self, distribution: object, find: Callable[[object], DistributionKind | None]) -> DistributionKind | None:
+        """
+        Find the kind of one distribution among :attr:`distributions`, for kinds that are made of others.
+
+        :param distribution: the distribution
+        :param find: finds the kind of another one, such as a part of it
+        :return: the kind; ``None`` if there is none after all. Most kinds are the same for all their distributions
+        """
+        return self
+
     @abstractmethod
     def parameters(self, distribution: Distribution) -> Outputs:
         """

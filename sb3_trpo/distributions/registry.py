@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.bernoulli import Bernoulli
 from sb3_trpo.distributions.categorical import Categorical
 from sb3_trpo.distributions.gaussian import Gaussian
+from sb3_trpo.distributions.product_kind import Product
 
-CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli())
-"""Kinds of SB3's own distributions."""
+CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Product())
+"""Kinds of SB3's own distributions, and of their products."""
 
 
 def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> DistributionKind | None:
@@ -24,7 +26,7 @@ def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> Distri
     by_class = {listed: kind for kind in kinds for listed in kind.distributions}
     for each in type(distribution).__mro__:
         if each in by_class:
-            return by_class[each]
+            return by_class[each].bound_to(distribution, partial(find_kind, kinds=kinds))
     return None
 
 
