@@ -26,6 +26,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 
+from sb3_trpo.distributions.policy import AnyDistributionPolicy
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs
 
 NAN_ADVICE = (
@@ -47,7 +48,7 @@ class DistributionKind(ABC):
 
     distributions: ClassVar[tuple[type[Distribution], ...]]
     """The SB3 distributions of this kind. Their subclasses belong to it too, unless another kind lists them."""
-    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy,)
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy, AnyDistributionPolicy)
     """
     The policy classes that compute their distribution as :meth:`head` describes it.
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.bernoulli import Bernoulli
@@ -13,6 +17,29 @@ from sb3_trpo.distributions.product_kind import Product
 
 CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Product())
 """Kinds of SB3's own distributions, and of their products."""
+CHOICES: Mapping[str, Callable[[spaces.Space[Any], bool], Distribution]] = {}
+"""Distributions that are chosen by name, each made from the action space and ``use_sde``."""
+
+
+def chosen_distribution(name: str | None, action_space: spaces.Space[Any], use_sde: bool) -> Distribution | None:
+    """
+    Make the distribution that the user has chosen.
+
+    :param name: one of :data:`CHOICES`
+    :param action_space: the plain action space
+    :param use_sde: whether the policy explores by gSDE
+    :return: the distribution; ``None`` without a name
+    :raises ValueError: if the name is unknown, or the distribution does not fit the other arguments
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str) or name not in CHOICES:
+        known = " or ".join(f'"{each}"' for each in CHOICES)
+        raise ValueError(
+            f"action_distribution is {name!r}, but must be {known}, or None for the one that Stable-Baselines3 has "
+            "for the action space."
+        )
+    return CHOICES[name](action_space, use_sde)
 
 
 def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> DistributionKind | None:

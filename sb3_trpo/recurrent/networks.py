@@ -11,6 +11,7 @@ from stable_baselines3.common.torch_layers import MlpExtractor
 from torch import nn
 
 from sb3_trpo.distributions.base import DistributionKind
+from sb3_trpo.distributions.policy import AnyDistributionPolicy
 from sb3_trpo.distributions.registry import find_kind
 from sb3_trpo.extras import CONTRIB, needs
 from sb3_trpo.networks.lstm import is_supported
@@ -26,7 +27,7 @@ from sb3_trpo.networks.prepared.lstm_steps import LstmStack
 from sb3_trpo.networks.reading.features import extracts_numbers, features_of
 from sb3_trpo.networks.reading.tracing import trace
 from sb3_trpo.networks.stack import Stack
-from sb3_trpo.recurrent.policies import MaskableRecurrentActorCriticPolicy
+from sb3_trpo.recurrent.policies import MaskableRecurrentActorCriticPolicy, MlpLstmPolicy
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
@@ -36,6 +37,7 @@ RECURRENT_METHODS = (*KNOWN_METHODS, "_process_sequence")
 """The methods between observation, LSTM state, distribution and value."""
 WITH_MEMORY: Mapping[type[BasePolicy], type[RecurrentActorCriticPolicy]] = {
     ActorCriticPolicy: RecurrentActorCriticPolicy,
+    AnyDistributionPolicy: MlpLstmPolicy,
     MaskableActorCriticPolicy: MaskableRecurrentActorCriticPolicy,
 }
 """The recurrent policy that computes its distribution as a policy without memory does."""

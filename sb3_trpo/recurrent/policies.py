@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_trpo.extras import CONTRIB, needs
-from sb3_trpo.policies import SeparateExtractors
+from sb3_trpo.policies import ChosenDistribution, SeparateExtractors
 
 with needs(*CONTRIB):
     from sb3_contrib.common.maskable.distributions import MaskableDistribution, MaybeMasks, make_masked_proba_distribution
@@ -22,7 +22,7 @@ with needs(*CONTRIB):
     )
 
 
-class _LstmPolicy(SeparateExtractors, RecurrentActorCriticPolicy):
+class _LstmPolicy(SeparateExtractors, ChosenDistribution, RecurrentActorCriticPolicy):
     """
     A recurrent policy whose LSTMs start with open forget gates, and which ``policy.save`` saves completely.
 

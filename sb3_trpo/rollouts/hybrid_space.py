@@ -38,6 +38,11 @@ class Part(NamedTuple):
     space: spaces.Space[Any]
 
     @property
+    def name(self) -> str:
+        """The path as text: ``"1/0"`` is the first part of the second of a Tuple."""
+        return joined(self.path)
+
+    @property
     def n_numbers(self) -> int:
         """How many numbers of the flat action are the part's."""
         return int(np.prod(self.space.shape))  # type: ignore[arg-type]  # basic spaces have a shape
@@ -125,8 +130,6 @@ class HybridSpace(spaces.Box):
         """Compare the structures: equal vectors may mean different actions in two spaces."""
         return isinstance(other, HybridSpace) and self.structure == other.structure
 
-    __hash__ = None  # type: ignore[assignment]  # as Gymnasium's Box, which can change in place
-
     def encode(self, action: Any) -> np.ndarray:
         """
         Flatten an action.
@@ -151,15 +154,15 @@ class HybridSpace(spaces.Box):
         ]
         return actions if np.ndim(numbers) > 1 else actions[0]
 
-    def indices(self, path: Any) -> list[int]:
+    def indices(self, name: Any) -> list[int]:
         """
-        Look up parts.
+        Look up parts by name.
 
-        :param path: of one part, or of a Tuple or Dict that holds several; an index or key is a path of length 1
-        :return: positions in :attr:`parts`; empty if there is nothing at the path
+        :param name: of one part, or of a Tuple or Dict that holds several
+        :return: positions in :attr:`parts`; empty if nothing has this name
         """
-        wanted = path if isinstance(path, tuple) else (path,)
-        return [index for index, part in enumerate(self.parts) if part.path[: len(wanted)] == wanted]
+        below = f"{name}/"
+        return [index for index, part in enumerate(self.parts) if f"{part.name}/".startswith(below)]
 
 
 def parts_of(space: spaces.Space[Any], path: Path = ()) -> Iterator[Part]:
@@ -209,18 +212,18 @@ def _check_part(part: Part) -> None:
         )
 
 
-def describe(path: Path) -> str:
+def joined(path: Path) -> str:
     """
-    Write a path as a user does.
+    Write a path as text. A saved model keeps text as it is, but not tuples or the type of a key.
 
     :param path: where a part is
-    :return: the index or key if it is a single one, otherwise the tuple
+    :return: its indices and keys, with slashes between them
     """
-    return repr(path[0] if len(path) == 1 else path)
+    return "/".join(map(str, path))
 
 
 def _named(path: Path) -> str:
-    return f"at {describe(path)} " if path else ""
+    return f"at {joined(path)!r} " if path else ""
 
 
 def _composites(space: spaces.Space[Any], path: Path = ()) -> Iterator[tuple[Path, spaces.Space[Any]]]:
@@ -251,4 +254,3 @@ def _structured(space: spaces.Space[Any], values: Iterator[Any]) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_structured(each, values) for each in space.spaces)
     return next(values)
-

@@ -24,8 +24,8 @@ NESTED = spaces.Dict(
     }
 )
 """Every kind of part, at two levels, with a start, a table, a number without an axis, and integers."""
-NESTED_PARAMETERS = {"kind": [["aim", "power"], ("aim", 0), None]}
-PLATFORM_PARAMETERS = {0: [(1, 0), (1, 1), (1, 2)]}
+NESTED_PARAMETERS = {"kind": [["aim", "power"], "aim/0", None]}
+PLATFORM_PARAMETERS = {0: ["1/0", "1/1", "1/2"]}
 CASES: dict[str, tuple[spaces.Space[Any], dict[Any, Any] | None]] = {
     "pair": (PAIR, None),
     "platform": (PLATFORM, PLATFORM_PARAMETERS),
@@ -87,6 +87,13 @@ class Aim(gym.Env[np.ndarray, Any]):
         return self.target, reward, True, False, {}
 
 
+def leaves(action: Any) -> list[Any]:
+    """List the values of all parts."""
+    if isinstance(action, dict):
+        return [leaf for each in action.values() for leaf in leaves(each)]
+    return [leaf for each in action for leaf in leaves(each)] if isinstance(action, tuple) else [action]
+
+
 THROWS = {"throw": ["near", "far"]}
 
 
@@ -121,5 +128,3 @@ def expected(distribution: ProductDistribution, terms: list[Any]) -> th.Tensor:
         for option, is_active in enumerate(activity.options):
             total = total + (choice.probs[:, option] * term if is_active else 0.0)
     return total
-
-
