@@ -79,19 +79,13 @@ class ProductDistribution(Distribution):
         activities: Sequence[Activity | None] | None = None,
         log_std_init: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.parts = tuple(parts)
         self.n_numbers = list(n_numbers)
         self.activities = (None,) * len(self.parts) if activities is None else tuple(activities)
         self.log_std_init = log_std_init
         self.n_outputs: list[int] = []
         """How many outputs of the last layer are each part's; known when the layer has been made."""
-        self._dtype: th.dtype | None = None
-
-    @property
-    def is_set(self) -> bool:
-        """Whether the parts have parameters yet."""
-        return self._dtype is not None
 
     @property
     def n_std(self) -> list[int]:
@@ -105,7 +99,7 @@ class ProductDistribution(Distribution):
         :param latent_dim: size of the layer below
         :return: the layer, with the weights that each part's own layer would have; and ``log_std``, if a part is Gaussian
         """
-        made = [part.proba_distribution_net(latent_dim=latent_dim) for part in self.parts]
+        made: list[Any] = [part.proba_distribution_net(latent_dim=latent_dim) for part in self.parts]
         layers = [each[0] if isinstance(each, tuple) else each for each in made]
         self.n_outputs = [layer.out_features for layer in layers]
         joint = nn.Linear(latent_dim, sum(self.n_outputs))
@@ -124,8 +118,8 @@ class ProductDistribution(Distribution):
         :param log_std: of all Gaussian parts, shape ``(n_std,)`` or ``(n, n_std)``; ``None`` if there are none
         :return: the distribution itself
         """
-        outputs = output.split(self.n_outputs, dim=1)
-        stds = [None] * len(self.parts) if log_std is None else log_std.split(self.n_std, dim=-1)
+        outputs = th.split(output, self.n_outputs, dim=1)
+        stds = [None] * len(self.parts) if log_std is None else th.split(log_std, self.n_std, dim=-1)
         # New objects, so that a shallow copy of this one keeps its own.
         parts: list[Any] = [copy(part) for part in self.parts]
         self.parts = tuple(
@@ -142,7 +136,7 @@ class ProductDistribution(Distribution):
         :param actions: flat actions, shape ``(n, n_dimensions)``
         :return: shape ``(n,)``, in nats
         """
-        numbers = actions.split(self.n_numbers, dim=1)
+        numbers = th.split(actions, self.n_numbers, dim=1)
         total = actions.new_zeros(len(actions), dtype=self._dtype)
         for part, own, activity in zip(self.parts, numbers, self.activities, strict=True):
             own_log_prob = part.log_prob(own.long().flatten() if isinstance(part, CategoricalDistribution) else own)

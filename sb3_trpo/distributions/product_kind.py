@@ -23,7 +23,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind, Head, HeadLinearization, Sampler
-from sb3_trpo.distributions.product import Activity, ProductDistribution
+from sb3_trpo.distributions.product import ProductDistribution
 from sb3_trpo.numerics.gauss_newton import Metric, Outputs, weighted
 
 
@@ -35,14 +35,12 @@ class Product(DistributionKind):
     The instance in the registry knows no parts: :meth:`bound_to` makes the one for a product.
 
     :param kinds: the kind of each part
-    :param n_tensors: how many tensors of z are each part's; not known before the network has run
-    :param activities: when each part is active, ``None`` for always
+    :param product: a distribution of this kind, which tells what its parts are
     """
 
     distributions = (ProductDistribution,)
     kinds: tuple[DistributionKind, ...] = ()
-    n_tensors: tuple[int, ...] = ()
-    activities: tuple[Activity | None, ...] = ()
+    product: ProductDistribution | None = None
 
     def bound_to(self, distribution: object, find: Callable[[object], DistributionKind | None]) -> DistributionKind | None:
         """
@@ -55,11 +53,7 @@ class Product(DistributionKind):
         assert isinstance(distribution, ProductDistribution)
         found = [find(part) for part in distribution.parts]
         kinds = tuple(kind for kind in found if kind is not None)
-        if len(kinds) < len(found):
-            return None
-        is_set = distribution.is_set
-        sizes = [len(kind.parameters(part)) for kind, part in zip(kinds, distribution.parts, strict=True)] if is_set else []
-        return Product(kinds, tuple(sizes), distribution.activities)
+        return Product(kinds, distribution) if len(kinds) == len(found) else None
 
     def parameters(self, distribution: Distribution) -> Outputs:
         """Join the parts' z."""
@@ -69,7 +63,8 @@ class Product(DistributionKind):
 
     def kl(self, old: Outputs, new: Outputs) -> th.Tensor:
         """Sum ``P_j KL_j`` over the parts, with P_j of the old policy."""
-        olds, news = self._by_part(old), self._by_part(new)
+        sizes = self._n_tensors()
+        olds, news = split(old, sizes), split(new, sizes)
         kls = [kind.kl(*pair) for kind, *pair in zip(self.kinds, olds, news, strict=True)]
         weights = self._probabilities(olds)
         terms = [kl if weight is None else weight * kl for kl, weight in zip(kls, weights, strict=True)]
@@ -77,24 +72,28 @@ class Product(DistributionKind):
 
     def fisher_metric(self, z: Outputs) -> Metric:
         """Multiply dz of part j by ``P_j M_j``."""
-        parts = self._by_part(z)
+        sizes = self._n_tensors()
+        parts = split(z, sizes)
         metrics = [
             kind.fisher_metric(own) if weight is None else weighted(kind.fisher_metric(own), weight)
             for kind, own, weight in zip(self.kinds, parts, self._probabilities(parts), strict=True)
         ]
 
         def metric(dz: Outputs) -> Outputs:
-            own = zip(metrics, self._by_part(dz), strict=True)
+            own = zip(metrics, split(dz, sizes), strict=True)
             return tuple(product for of_part, d_part in own for product in of_part(d_part))
 
         return metric
 
-    def _by_part(self, z: Outputs) -> list[Outputs]:
-        return split(z, self.n_tensors)
+    def _n_tensors(self) -> list[int]:
+        """Count the tensors of each part's z."""
+        assert self.product is not None
+        return [len(kind.parameters(part)) for kind, part in zip(self.kinds, self.product.parts, strict=True)]
 
     def _probabilities(self, parts: Sequence[Outputs]) -> list[th.Tensor | None]:
         """Compute P_j of each part, shape ``(n,)``; ``None`` for 1. A choice's z are the log-probabilities of its options."""
-        return [each and each.probability(parts[each.choice][0]) for each in self.activities]
+        assert self.product is not None
+        return [each and each.probability(parts[each.choice][0]) for each in self.product.activities]
 
     def head(self, policy: ActorCriticPolicy) -> Head | None:
         """Describe a product of parts that have heads, but not a subclass, which may compute anything."""
@@ -151,14 +150,14 @@ class ProductHead(Head):
         if not parameters:
             return [[] for _ in self.heads]
         sizes = self.action_dist.n_std
-        return [[own] if size else [] for own, size in zip(parameters[0].split(sizes, dim=-1), sizes, strict=True)]
+        return [[own] if size else [] for own, size in zip(th.split(parameters[0], sizes, dim=-1), sizes, strict=True)]
 
     def _own_heads(self) -> list[Head]:
         parameters = self._own_parameters(self.parameters)
         return [head.with_parameters(own) for head, own in zip(self.heads, parameters, strict=True)]
 
     def _own_outputs(self, output: th.Tensor) -> Sequence[th.Tensor]:
-        return output.split(self.action_dist.n_outputs, dim=1)
+        return th.split(output, self.action_dist.n_outputs, dim=1)
 
     def distribution(self, output: th.Tensor) -> Distribution:
         """Build the product."""
@@ -171,7 +170,7 @@ class ProductHead(Head):
 
         def d_parts(d_output: th.Tensor, d_parameters: Sequence[th.Tensor]) -> list[Outputs]:
             own = zip(derivatives, self._own_outputs(d_output), self._own_parameters(d_parameters), strict=True)
-            return [derivative.jvp(*d_own) for derivative, *d_own in own]
+            return [derivative.jvp(d_own, d_psi) for derivative, d_own, d_psi in own]
 
         n_tensors = [*map(len, d_parts(output, [psi.detach() for psi in self.parameters]))]
 

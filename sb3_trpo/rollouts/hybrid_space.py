@@ -90,9 +90,9 @@ class Part(NamedTuple):
         space = self.space
         values = numbers.reshape(len(numbers), *(space.shape or ()))
         if isinstance(space, spaces.Box):
-            values = np.clip(values if space.dtype.kind == "f" else np.rint(values), space.low, space.high)
-            return values.astype(space.dtype)
-        return values.astype(space.dtype) + np.asarray(getattr(space, "start", 0), space.dtype)
+            whole = values if space.dtype.kind == "f" else np.rint(values)
+            return np.asarray(np.clip(whole, space.low, space.high).astype(space.dtype))
+        return np.asarray(values.astype(space.dtype) + np.asarray(getattr(space, "start", 0), space.dtype))
 
     def element(self, values: np.ndarray, row: int) -> Any:
         """
@@ -129,6 +129,8 @@ class HybridSpace(spaces.Box):
     def __eq__(self, other: object, /) -> bool:
         """Compare the structures: equal vectors may mean different actions in two spaces."""
         return isinstance(other, HybridSpace) and self.structure == other.structure
+
+    __hash__ = None  # type: ignore[assignment]  # as for any Box
 
     def encode(self, action: Any) -> np.ndarray:
         """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, MultiCategoricalDistribution
 from torch.distributions import kl_divergence
 
-from sb3_trpo.distributions.product import ProductDistribution
+from sb3_trpo.distributions.product import Activity, ProductDistribution
 
 PAIR = spaces.Tuple((spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))))
 PLATFORM = spaces.Tuple((spaces.Discrete(3), spaces.Tuple([spaces.Box(-1.0, 1.0, (1,))] * 3)))
@@ -78,13 +80,13 @@ class Aim(gym.Env[np.ndarray, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.target = self.np_random.uniform(-1.0, 1.0, 1).astype(np.float32)
-        return self.target, {}
+        return self.target.copy(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         is_far = self.target[0] >= 0.0
         wanted, strength = (self.target - 1.0, action["far"]) if is_far else (-self.target, action["near"])
         reward = float(1.0 - (wanted - strength)[0] ** 2) if bool(action["throw"]) == is_far else 0.0
-        return self.target, reward, True, False, {}
+        return self.target.copy(), reward, True, False, {}
 
 
 def leaves(action: Any) -> list[Any]:
@@ -128,3 +130,36 @@ def expected(distribution: ProductDistribution, terms: list[Any]) -> th.Tensor:
         for option, is_active in enumerate(activity.options):
             total = total + (choice.probs[:, option] * term if is_active else 0.0)
     return total
+
+
+ACTIVITIES = (None, Activity(0, (True, False, True)), Activity(0, (False, True, False)), None)
+
+
+def of_choices(seed: int, activities: Any = ACTIVITIES, n: int = 4) -> ProductDistribution:
+    """Make a product whose actions can be listed: three options, two, 1 x 3, and a bit."""
+    parts = (
+        CategoricalDistribution(3),
+        CategoricalDistribution(2),
+        MultiCategoricalDistribution([1, 3]),
+        BernoulliDistribution(1),
+    )
+    made = ProductDistribution(parts, [1, 1, 2, 1], activities)
+    made.proba_distribution_net(1)
+    output = th.randn((n, 10), generator=th.Generator().manual_seed(seed), dtype=th.float64)
+    return made.proba_distribution(output)
+
+
+def outcomes(distribution: ProductDistribution) -> th.Tensor:
+    """List one action for each outcome: of parts that are not active, the first alone."""
+    found = []
+    for action in product(range(3), range(2), [0], range(3), range(2)):
+        numbers = th.split(th.tensor(action), distribution.n_numbers)
+        off = [each is not None and not each.options[action[each.choice]] for each in distribution.activities]
+        if not any(is_off and own.any() for is_off, own in zip(off, numbers, strict=True)):
+            found.append(action)
+    return th.tensor(found, dtype=th.float64)
+
+
+def log_probs(distribution: ProductDistribution, actions: th.Tensor, n: int = 4) -> th.Tensor:
+    """Give log p of each action in each state, shape ``(n_actions, n)``."""
+    return th.stack([distribution.log_prob(action.expand(n, -1)) for action in actions])
