@@ -99,24 +99,22 @@ class ChosenDistribution(AnyDistributionPolicy):
             return self._choose_product(self.action_space)
         if self.action_parameters is not None:
             raise ValueError(
-                f"action_parameters is for a Tuple or Dict of actions, in which a Discrete chooses, but the action space is "
+                "action_parameters is for a Tuple or Dict of actions, in which a Discrete chooses, but the action space is "
                 f"{self.action_space}."
             )
-        return chosen_distribution(self.action_distribution, self.action_space, self.use_sde)
+        return chosen_distribution(self.action_distribution, self.action_space, self.use_sde, self.log_std_init)
 
     def _choose_product(self, space: HybridSpace) -> Distribution:
         if self.use_sde:
             raise ValueError(f"use_sde is True, but gSDE is for a single Box of actions, and not for {space.structure}.")
-        flat = [part.flat for part in space.parts]
-        if self.action_distribution is not None and not any(isinstance(each, spaces.Box) for each in flat):
-            raise ValueError(
-                f"action_distribution is {self.action_distribution!r}, but {space.structure} has no Box of actions."
-            )
-        own = [
-            chosen_distribution(self.action_distribution, each, False) if isinstance(each, spaces.Box) else None
+        name, flat = self.action_distribution, [part.flat for part in space.parts]
+        if name is not None and not any(isinstance(each, spaces.Box) for each in flat):
+            raise ValueError(f"action_distribution is {name!r}, but {space.structure} has no Box of actions.")
+        parts = [
+            (chosen_distribution(name, each, log_std_init=self.log_std_init) if isinstance(each, spaces.Box) else None)
+            or make_proba_distribution(each)
             for each in flat
         ]
-        parts = [make_proba_distribution(each) if part is None else part for part, each in zip(own, flat, strict=True)]
         n_numbers = [part.n_numbers for part in space.parts]
         return ProductDistribution(parts, n_numbers, read_action_parameters(self.action_parameters, space), self.log_std_init)
 

@@ -111,6 +111,15 @@ class DistributionKind(ABC):
         """
         return {}
 
+    def spread(self, distribution: Distribution) -> th.Tensor | None:
+        """
+        Measure how far actions scatter, if this differs from state to state.
+
+        :param distribution: one of :attr:`distributions`
+        :return: standard deviations of the actions, whose mean is logged as ``train/std``; ``None`` if there are none to log
+        """
+        return None
+
 
 class Head(ABC):
     """The last step of a plain actor: from the output of its layers, and psi, to the action distribution."""

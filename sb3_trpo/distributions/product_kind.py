@@ -109,6 +109,13 @@ class Product(DistributionKind):
         known = tuple(head for head in heads if head is not None and not head.needs_last_hidden)
         return ProductHead(action_dist, known, log_std) if len(known) == len(heads) else None
 
+    def spread(self, distribution: Distribution) -> th.Tensor | None:
+        """Join the standard deviations of the parts that have some to log."""
+        assert isinstance(distribution, ProductDistribution)
+        found = [kind.spread(part) for kind, part in zip(self.kinds, distribution.parts, strict=True)]
+        known = [each for each in found if each is not None]
+        return th.cat(known, dim=1) if known else None
+
 
 def split(items: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     """

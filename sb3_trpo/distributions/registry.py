@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,23 +11,27 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.bernoulli import Bernoulli
+from sb3_trpo.distributions.beta import Beta, BetaDistribution
 from sb3_trpo.distributions.categorical import Categorical
 from sb3_trpo.distributions.gaussian import Gaussian
 from sb3_trpo.distributions.product_kind import Product
 
-CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Product())
-"""Kinds of SB3's own distributions, and of their products."""
-CHOICES: Mapping[str, Callable[[spaces.Space[Any], bool], Distribution]] = {}
-"""Distributions that are chosen by name, each made from the action space and ``use_sde``."""
+CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Beta(), Product())
+"""Kinds of the distributions of SB3's policies and of ours."""
+CHOICES: dict[str, Callable[[spaces.Space[Any]], Distribution]] = {"beta": BetaDistribution}
+"""Distributions that are chosen by name, each made from the plain action space."""
 
 
-def chosen_distribution(name: str | None, action_space: spaces.Space[Any], use_sde: bool) -> Distribution | None:
+def chosen_distribution(
+    name: str | None, action_space: spaces.Space[Any], use_sde: bool = False, log_std_init: float = 0.0
+) -> Distribution | None:
     """
     Make the distribution that the user has chosen.
 
     :param name: one of :data:`CHOICES`
     :param action_space: the plain action space
-    :param use_sde: whether the policy explores by gSDE
+    :param use_sde: whether the policy explores by gSDE, which is Gaussian
+    :param log_std_init: initial value of a parameter that only Gaussians have
     :return: the distribution; ``None`` without a name
     :raises ValueError: if the name is unknown, or the distribution does not fit the other arguments
     """
@@ -39,7 +43,10 @@ def chosen_distribution(name: str | None, action_space: spaces.Space[Any], use_s
             f"action_distribution is {name!r}, but must be {known}, or None for the one that Stable-Baselines3 has "
             "for the action space."
         )
-    return CHOICES[name](action_space, use_sde)
+    if use_sde or log_std_init:
+        argument = "use_sde is True" if use_sde else f"log_std_init is {log_std_init}"
+        raise ValueError(f'{argument}, which is for Gaussians, but action_distribution is "{name}": leave one of them out.')
+    return CHOICES[name](action_space)
 
 
 def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> DistributionKind | None:

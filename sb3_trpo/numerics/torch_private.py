@@ -265,6 +265,16 @@ def has_step_hooks(optimizer: th.optim.Optimizer) -> bool:
     return any((*own, optimizer_hooks._global_optimizer_pre_hooks, optimizer_hooks._global_optimizer_post_hooks))
 
 
+def standard_gamma(shape: th.Tensor) -> th.Tensor:
+    """
+    Draw gamma-distributed numbers of scale 1, without making a distribution, which takes longer than the drawing.
+
+    :param shape: shape parameters, an array of any shape
+    :return: the numbers, one for each, from the global generator of their device
+    """
+    return th._standard_gamma(shape)
+
+
 def default_validate_args() -> object:
     """
     Read what ``Distribution.set_default_validate_args`` has set, for which torch has no getter.

@@ -56,8 +56,8 @@ class Part(NamedTuple):
             return spaces.MultiDiscrete(self.space.nvec.ravel().astype(np.int64))
         if isinstance(self.space, spaces.MultiBinary):
             return spaces.MultiBinary(self.n_numbers)
-        low, high = self.bounds
-        return spaces.Box(low, high, dtype=np.float32)
+        assert isinstance(self.space, spaces.Box)
+        return spaces.Box(self.space.low.ravel(), self.space.high.ravel(), dtype=self.space.dtype.type)
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:

@@ -18,15 +18,18 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind
-from sb3_trpo.distributions.registry import CORE_KINDS
+from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
 from sb3_trpo.numerics.trust_region import Outcome, Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import moments, pooled
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.update.critic import CriticFit
+from sb3_trpo.update.modes import evaluation_mode
 
 Value = float | None
 """A number, or ``None`` for nothing to log. No text: some loggers average what they are given, such as imitation's."""
+STD_STATES = 256
+"""States for the mean standard deviation: the error of a mean is then 6 % of the differences between states."""
 
 
 def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, Value]:
@@ -114,7 +117,29 @@ def state_diagnostics(
         "train/explained_variance": explained_variance(batch.values, batch.returns, communicator),
         "train/n_rejected_steps": n_rejected_steps,
         **{f"train/{name}": value for kind in kinds for name, value in kind.diagnostics(policy).items()},
+        **state_dependent_std(policy, batch, communicator, kinds),
     }
+
+
+@th.no_grad()
+def state_dependent_std(
+    policy: ActorCriticPolicy, batch: RolloutBatch, communicator: Communicator, kinds: Sequence[DistributionKind]
+) -> dict[str, Value]:
+    """
+    Average the standard deviation of actions over some states of all ranks, if it differs from state to state.
+
+    :param policy: the policy after the update
+    :param batch: the rollout that the update used
+    :param communicator: connects the ranks
+    :param kinds: known kinds of distributions
+    :return: the mean by logger key; nothing for distributions without it
+    """
+    kind = find_kind(policy.action_dist, kinds)
+    if kind is None or type(kind).spread is DistributionKind.spread:
+        return {}
+    with evaluation_mode(policy):
+        std = kind.spread(batch.spread_inputs(STD_STATES).distribution(policy))
+    return {} if std is None else {"train/std": float(communicator.mean(std.mean()[None], 1.0))}
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray, communicator: Communicator = ALONE) -> float:

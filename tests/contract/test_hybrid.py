@@ -112,8 +112,22 @@ def test_the_fast_loop_collects_what_sb3s_does(case, n_envs):
 
 def test_both_ways_take_the_same_step():
     steps = [parameters(model_on("nested, parameters", policy).learn(64).policy) for policy in ("MlpPolicy", GeneralMlp)]
-    for name, value in steps[0].items():
-        th.testing.assert_close(value, steps[1][name], rtol=1e-3, atol=1e-5)
+    th.testing.assert_close(*steps, rtol=1e-3, atol=1e-5)
+
+
+def test_boxes_may_be_beta_distributed():
+    kwargs = {"action_distribution": "beta", "action_parameters": PLATFORM_PARAMETERS}
+    steps = []
+    for policy in ("MlpPolicy", GeneralMlp):
+        model = TRPO(policy, HybridEnv(PLATFORM), policy_kwargs=kwargs, **SMALL)
+        kl, logged, ended = update_and_measure(model)
+        assert ended == "accepted"
+        assert 0.0 < kl <= 0.01 + ROUNDING
+        assert logged == pytest.approx(kl, abs=ROUNDING)
+        assert "log_std" not in model.policy.state_dict()
+        assert 0.0 < model.logger.name_to_value["train/std"] < 1.0
+        steps.append(parameters(model.policy))
+    th.testing.assert_close(*steps, rtol=1e-3, atol=1e-5)
 
 
 OPTIONS = ({"ent_coef": 0.01}, {"fisher_subsampling": 3}, {"chunk_size": 10}, {"sub_sampling_factor": 2})
@@ -225,6 +239,7 @@ def test_dict_observations_and_other_classes_of_ours_take_such_actions():
 
 
 TEXT = spaces.Tuple((spaces.Discrete(2), spaces.Text(3)))
+BETA = {"policy_kwargs": {"action_distribution": "beta"}}
 UNKNOWN, NOTHING = ({"policy_kwargs": {"action_parameters": given}} for given in ({0: ["2"] * 3}, {}))
 REFUSED = {
     "text": (TRPO, "MlpPolicy", TEXT, {}, ValueError, "at '1' is Text"),
@@ -233,6 +248,8 @@ REFUSED = {
     "SB3's policy": (TRPO, ActorCriticPolicy, PLATFORM, {}, ValueError, r"class MyPolicy\(sb3_trpo.MlpPolicy\)"),
     "masks": (MaskableTRPO, "MlpPolicy", PLATFORM, {}, AssertionError, "only supports .*Discrete"),
     "unknown part": (TRPO, "MlpPolicy", PLATFORM, UNKNOWN, ValueError, "names '2'"),
+    "no Box": (TRPO, "MlpPolicy", CASES["choices alone"][0], BETA, ValueError, "has no Box"),
+    "integers for beta": (TRPO, "MlpPolicy", NESTED, BETA, ValueError, "which rounds actions to int32"),
     "no hybrid space": (TRPO, "MlpPolicy", BOX_ACTION, NOTHING, ValueError, "for a Tuple or Dict"),
 }
 

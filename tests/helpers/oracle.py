@@ -19,7 +19,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.autograd.functional import hessian, jacobian
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
+from torch.distributions import Bernoulli, Beta, Categorical, Distribution, Normal, kl_divergence
 
 from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.distributions.base import DistributionKind
@@ -32,6 +32,7 @@ VECTOR = spaces.Box(-1.0, 1.0, (3,), np.float32)
 IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
 MIXED = spaces.Dict({"vector": VECTOR, "number": spaces.Discrete(3), "image": IMAGE})
 CONTINUOUS = spaces.Box(-1.0, 1.0, (2,), np.float32)
+BOUNDED = spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([3.0, 10.0], np.float32))
 SMALL = {"net_arch": [4]}
 FEW_FEATURES = {"features_extractor_kwargs": {"features_dim": 8}}
 GSDE = SMALL | {"use_sde": True}
@@ -49,6 +50,7 @@ SMALL_CASES = {
     "categorical": Case(MlpPolicy, VECTOR, spaces.Discrete(3), SMALL),
     "multi-categorical": Case(MlpPolicy, VECTOR, spaces.MultiDiscrete([2, 3]), SMALL),
     "bernoulli": Case(MlpPolicy, VECTOR, spaces.MultiBinary(3), SMALL),
+    "beta": Case(MlpPolicy, VECTOR, BOUNDED, SMALL | {"action_distribution": "beta"}),
     "gsde": Case(MlpPolicy, VECTOR, CONTINUOUS, GSDE),
     "gsde-squashed": Case(MlpPolicy, VECTOR, CONTINUOUS, GSDE | {"squash_output": True}),
     "gsde-expln": Case(MlpPolicy, VECTOR, CONTINUOUS, GSDE | {"full_std": False, "use_expln": True}),
@@ -139,16 +141,22 @@ def torch_distributions(distribution: object) -> list[Distribution]:
 
 def parameters_of(parts: list[Distribution]) -> th.Tensor:
     """Join the parameters z of a state into a row, shape ``(n, k)``."""
-    return th.cat([z for part in parts for z in ([part.loc, part.scale] if isinstance(part, Normal) else [part.logits])], -1)
+    return th.cat([z for part in parts for z in _parameters_of(part)], -1)
+
+
+def _parameters_of(part: Distribution) -> list[th.Tensor]:
+    if isinstance(part, Beta):
+        return [part.concentration1, part.concentration0]
+    return [part.loc, part.scale] if isinstance(part, Normal) else [part.logits]
 
 
 def rebuild(like: list[Distribution], z: th.Tensor) -> list[Distribution]:
     """Make distributions of the same kinds from other parameters: the inverse of :func:`parameters_of`."""
     parts = []
     for part in like:
-        if isinstance(part, Normal):
-            size = part.loc.shape[-1]
-            parts.append(Normal(z[:, :size], z[:, size : 2 * size]))
+        if isinstance(part, (Beta, Normal)):
+            size = part.mean.shape[-1]
+            parts.append(type(part)(z[:, :size], z[:, size : 2 * size]))
             z = z[:, 2 * size :]
         else:
             size = part.logits.shape[-1]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from helpers.kinds import kl, metric_matrices
 from helpers.oracle import dense_metric, joint_kl, torch_distributions
 from hypothesis import example, given, settings, strategies as st
@@ -19,6 +20,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 
+from sb3_trpo.distributions.beta import BetaDistribution
 from sb3_trpo.distributions.product import Activity, ProductDistribution
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 
@@ -29,6 +31,10 @@ How far from 1 the probabilities of a choice add up to: torch subtracts logits b
 ``diag(p) - p p^T`` is positive semi-definite for a sum of at most 1. Beyond that, its smallest eigenvalue falls below 0 by
 less than the excess.
 """
+
+
+def bounded(n_actions):
+    return spaces.Box(np.linspace(-3.0, 1.0, n_actions, dtype=np.float32), np.float32(2.0), (n_actions,))
 
 
 def gsde(squash_output):
@@ -47,6 +53,7 @@ MAKERS = {  # from four numbers per state
     "multi-categorical": lambda raw: MultiCategoricalDistribution([2, 1, 1]).proba_distribution(raw),
     "multi-categorical-uneven": lambda raw: MultiCategoricalDistribution([1, 3]).proba_distribution(raw),
     "bernoulli": lambda raw: BernoulliDistribution(4).proba_distribution(raw),
+    "beta": lambda raw: BetaDistribution(bounded(2)).proba_distribution(raw),
 }
 
 
@@ -132,6 +139,8 @@ HEADS = {
     "multi-categorical": (MultiCategoricalDistribution([2, 3, 4]), 9),
     "multi-categorical-single": (MultiCategoricalDistribution([3]), 3),
     "bernoulli": (BernoulliDistribution(3), 3),
+    "beta": (BetaDistribution(bounded(3)), 6),
+    "beta-20": (BetaDistribution(bounded(20)), 40),
     "product": (product(Activity(1, (True, False, True)), None, None, Activity(1, (False, True, False))), 10),
 }
 heads = pytest.mark.parametrize(("distribution", "width"), HEADS.values(), ids=HEADS)

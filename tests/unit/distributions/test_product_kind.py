@@ -2,11 +2,13 @@
 
 import pytest
 import torch as th
+from gymnasium import spaces
 from helpers.hybrid import ACTIVITIES, log_probs, of_choices, outcomes, true_kl
 from helpers.kinds import kl
 from stable_baselines3.common.distributions import CategoricalDistribution, DiagGaussianDistribution
 from torch.autograd.functional import hessian, jacobian
 
+from sb3_trpo.distributions.beta import BetaDistribution
 from sb3_trpo.distributions.product import Activity, ProductDistribution
 from sb3_trpo.distributions.product_kind import Product, split
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind, kind_of
@@ -71,3 +73,18 @@ def test_a_subclass_of_the_product_has_no_head():
 
 def test_a_sequence_is_cut_into_pieces():
     assert split((1, 2, 3, 4), [1, 0, 3]) == [(1,), (), (2, 3, 4)]
+
+
+def test_the_standard_deviations_of_beta_parts_are_logged_together():
+    parts = [
+        CategoricalDistribution(2),
+        BetaDistribution(spaces.Box(-1.0, 1.0, (2,))),
+        BetaDistribution(spaces.Box(0.0, 4.0, (1,))),
+    ]
+    made = ProductDistribution(parts, [1, 2, 1])
+    made.proba_distribution_net(1)
+    made.proba_distribution(th.zeros(3, 8))
+    stds = kind_of(made, CORE_KINDS).spread(made)
+    assert stds.shape == (3, 3)
+    assert th.equal(stds[:, 2], made.parts[2].std()[:, 0])
+    assert kind_of(parameterized(), CORE_KINDS).spread(parameterized()) is None

@@ -138,6 +138,14 @@ class Switch:
         return False
 
 
+def test_without_gamma_numbers_by_themselves_beta_policies_act_slower():
+    shapes, drawn = 1.0 + th.rand(5, 4), []
+    for draw in (torch_private.standard_gamma, lambda shapes: th.distributions.Gamma(shapes, 1.0).sample()):
+        th.manual_seed(0)
+        drawn.append(draw(shapes))
+    assert th.equal(*drawn)
+
+
 def test_without_the_switch_for_argument_checks_a_candidate_with_nan_raises():
     before, switch = torch_private.default_validate_args(), Switch()
     torch_private.set_default_validate_args(switch)

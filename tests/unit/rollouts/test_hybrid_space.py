@@ -96,7 +96,7 @@ def test_flat_forms_of_parts_count_from_0_and_have_one_axis():
     flats = [part.flat for part in HybridSpace(NESTED).parts]
     expected = [
         spaces.Box(-2.0, 3.0, (2,)), spaces.MultiBinary(2), spaces.MultiDiscrete([2, 3]), spaces.Discrete(3),
-        spaces.Box(0.0, 5.0, (2,)), spaces.Box(-1.0, 1.0, (1,)),
+        spaces.Box(0, 5, (2,), np.int32), spaces.Box(-1.0, 1.0, (1,), np.float64),
     ]  # fmt: skip
     assert flats == expected
 
