@@ -4,7 +4,7 @@ Hybrid actions on the Platform domain (Masson et al. 2016, arXiv:1509.01644): re
     pip install hybrid-platform numba
     python -m benchmarks.hybrid.run              # about ten minutes of one core, nearly all of it in the environment
 
-An action of ``Platform-v0`` is a choice (run, hop or leap) and three distances, one for each option; the environment ignores the
+An action of ``Platform-v0`` is a choice (run, hop or leap) and three numbers, one for each option; the environment ignores the
 other two. The return of an episode is the share of the way that the agent has come, at most 1.
 """
 
@@ -54,7 +54,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class Scaled(Plain):
-    """Distances scaled from [-1, 1], as SB3 advises for Gaussian actions."""
+    """Numbers scaled from [-1, 1], as SB3 advises for Gaussian actions."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
