@@ -39,8 +39,8 @@ class DistributionKind(ABC):
     """
     One kind of action distribution. All quantities are for the joint action: sums over its dimensions.
 
-    Instances have no state, unless :meth:`bound_to` makes them. They are listed in ``registry.py``, or in the class attribute ``distribution_kinds`` of an
-    algorithm::
+    Instances have no state, unless :meth:`bound_to` makes them. They are listed in ``registry.py``, or in the class attribute
+    ``distribution_kinds`` of an algorithm::
 
         class MyTRPO(TRPO):
             distribution_kinds = (*TRPO.distribution_kinds, MyKind())
