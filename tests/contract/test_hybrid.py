@@ -95,8 +95,7 @@ def test_a_wrong_joint_kl_would_be_found(wrong, monkeypatch):
     assert abs(measured - logged) > 50 * ROUNDING
 
 
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "n_envs"), [("platform", 1), *((case, 3) for case in CASES)])
 def test_the_fast_loop_collects_what_sb3s_does(case, n_envs):
     def make() -> TRPO:
         model = model_on(case, env=make_vec_env(partial(HybridEnv, CASES[case][0]), n_envs, seed=1))
@@ -265,7 +264,7 @@ def test_throws_are_learned():
     settings = SMALL | {"n_steps": 128, "target_kl": 0.05, "n_critic_updates": 5}
     model = TRPO("MlpPolicy", make_vec_env(Aim, 4, seed=0), policy_kwargs=kwargs, **settings)
     before, _ = evaluate_policy(model, make_vec_env(Aim, 4, seed=1), n_eval_episodes=200)
-    model.learn(8_000)
+    model.learn(5_000)
     after, _ = evaluate_policy(model, make_vec_env(Aim, 4, seed=1), n_eval_episodes=200)
     assert before < 0.75
     assert after > 0.9

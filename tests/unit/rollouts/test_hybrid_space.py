@@ -42,7 +42,7 @@ def assert_same_action(one, other):
         np.testing.assert_allclose(left, right, rtol=1e-6)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(nested, st.integers(0, 2**31), st.integers(1, 3))
 def test_actions_are_flattened_and_come_back(space, seed, n):
     check_hybrid(space)
@@ -59,6 +59,7 @@ def test_actions_are_flattened_and_come_back(space, seed, n):
         assert_same_action(action, sample)
 
 
+@settings(max_examples=40)
 @given(nested, st.integers(0, 2**31))
 def test_any_numbers_for_boxes_give_an_action_in_the_space(space, seed):
     flat, generator = HybridSpace(space), np.random.default_rng(seed)
