@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.common.pictures import COLORS, GRAY, LINES, ORANGE, drawing
+from benchmarks.common.pictures import BLUE, COLORS, GRAY, GREEN, LINES, ORANGE, VERMILION, drawing, thousands
+from benchmarks.hybrid.tables import by_way
 from benchmarks.learning.pictures import draw_panel
 from benchmarks.learning.study import OURS, PEER, Study
 from benchmarks.speed.targets import TARGETS
@@ -60,6 +61,26 @@ def draw_trust_region(results: list[dict[str, Any]], file: Path) -> None:
         for panel in figure.axes[2:]:
             panel.set_xlabel("update")
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+
+
+def draw_hybrid(raw: Mapping[str, Any], file: Path) -> None:
+    """
+    Draw the returns of the ways to train on hybrid actions: the mean over seeds, between the least and the largest.
+
+    :param raw: contents of ``hybrid.json``
+    :param file: the picture to save
+    """
+    styles = zip((ORANGE, GREEN, BLUE, VERMILION), (":", "-.", "-", "--"), strict=True)
+    with drawing(file, 8.0, 3.6) as figure:
+        axes = figure.subplots()
+        for (way, runs), (color, line) in zip(by_way(raw["results"]).items(), styles, strict=True):
+            curves = np.array([run["curve"] for run in runs])
+            steps = raw["steps_per_update"] * np.arange(1, curves.shape[1] + 1)
+            axes.plot(steps, curves.mean(0), color=color, ls=line, label=way)
+            axes.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.15, lw=0)
+        axes.set(xlabel="timesteps", ylabel="return during training", ylim=(0.0, 1.0))
+        thousands(axes)
+        figure.legend(loc="outside upper center", ncols=4)
 
 
 def draw_headline(study: Study, learn: Mapping[str, Any], file: Path) -> None:

@@ -17,11 +17,12 @@ from benchmarks.agents.tables import tables as agents_tables
 from benchmarks.checkpoint.tables import tables as checkpoint_tables
 from benchmarks.common.environment import RESULTS, ROOT
 from benchmarks.common.tables import table
+from benchmarks.hybrid.tables import tables as hybrid_tables
 from benchmarks.learning import report as learning
 from benchmarks.learning.tables import beside
 from benchmarks.memory.tables import tables as memory_tables
 from benchmarks.peers.tables import tables as peers_tables
-from benchmarks.pictures import HEADLINE, draw_headline, draw_speed, draw_trust_region
+from benchmarks.pictures import HEADLINE, draw_headline, draw_hybrid, draw_speed, draw_trust_region
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
 from benchmarks.state_kl.tables import draw_state_kl, tables as state_kl_tables
@@ -39,6 +40,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "checkpoint": checkpoint_tables,
     "variants": variants_tables,
     "agents": agents_tables,
+    "hybrid": hybrid_tables,
 }
 """Functions from the contents of a file of raw results to tables by name."""
 
@@ -115,6 +117,7 @@ def main() -> None:
     draw_speed(learn, RESULTS / "speed.svg")
     draw_trust_region(raw("trust_region")["results"], RESULTS / "trust_region.svg")
     draw_state_kl(raw("state_kl")["results"], RESULTS / "state_kl.svg")
+    draw_hybrid(raw("hybrid"), RESULTS / "hybrid.svg")
     draw_headline(learning.latest(), learn, ROOT / "docs" / "headline.png")
     print(FOLDER)
 

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, make_proba_distribution
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 
 from sb3_trpo.distributions.policy import AnyDistributionPolicy
+from sb3_trpo.distributions.product import ProductDistribution
 from sb3_trpo.distributions.registry import chosen_distribution
+from sb3_trpo.rollouts.action_parameters import read_action_parameters
+from sb3_trpo.rollouts.hybrid_space import HybridSpace
 
 SMALLEST_IMAGE = 36
 """
@@ -71,19 +74,53 @@ class ChosenDistribution(AnyDistributionPolicy):
     """
     Mixin that lets the user choose the action distribution by name, and keeps the choice through ``policy.save``.
 
-    :param action_distribution: ``"beta"``; ``None`` for the one that SB3 has for the action space
+    A Tuple or Dict of actions has a distribution for each of its parts.
+
+    :param action_distribution: ``"beta"``; ``None`` for the one that SB3 has for the action space. Of a Tuple or Dict, the
+        distribution of each Box
+    :param action_parameters: for a Tuple or Dict of actions, which parts each option of a choice needs
+        (``rollouts/action_parameters.py``); ``None`` if all parts always matter
     :raises ValueError: if the name is unknown, or the distribution does not fit the action space or another argument
     """
 
-    def __init__(self, *args: Any, action_distribution: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        action_distribution: str | None = None,
+        action_parameters: Mapping[Any, list[Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.action_distribution = action_distribution
+        self.action_parameters = action_parameters
         super().__init__(*args, **kwargs)
 
     def _choose_distribution(self) -> Distribution | None:
+        if isinstance(self.action_space, HybridSpace):
+            return self._choose_product(self.action_space)
+        if self.action_parameters is not None:
+            raise ValueError(
+                "action_parameters is for a Tuple or Dict of actions, in which a Discrete chooses, but the action space is "
+                f"{self.action_space}."
+            )
         return chosen_distribution(self.action_distribution, self.action_space, self.use_sde, self.log_std_init)
 
+    def _choose_product(self, space: HybridSpace) -> Distribution:
+        if self.use_sde:
+            raise ValueError(f"use_sde is True, but gSDE is for a single Box of actions, and not for {space.structure}.")
+        name, flat = self.action_distribution, [part.flat for part in space.parts]
+        if name is not None and not any(isinstance(each, spaces.Box) for each in flat):
+            raise ValueError(f"action_distribution is {name!r}, but {space.structure} has no Box of actions.")
+        parts = [
+            (chosen_distribution(name, each, log_std_init=self.log_std_init) if isinstance(each, spaces.Box) else None)
+            or make_proba_distribution(each)
+            for each in flat
+        ]
+        n_numbers = [part.n_numbers for part in space.parts]
+        return ProductDistribution(parts, n_numbers, read_action_parameters(self.action_parameters, space), self.log_std_init)
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "action_distribution": self.action_distribution}
+        chosen = {"action_distribution": self.action_distribution, "action_parameters": self.action_parameters}
+        return {**super()._get_constructor_parameters(), **chosen}
 
 
 class MlpPolicy(SeparateExtractors, ChosenDistribution):
@@ -161,6 +198,21 @@ def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], a
         fitting = [alias for alias in aliases if alias.startswith("MultiInput") is is_dict]
         raise ValueError(
             f"policy is {name!r}, but for {type(observation_space).__name__} observations it must be {' or '.join(fitting)}."
+        )
+
+
+def check_hybrid_policy(policy: ActorCriticPolicy, action_space: spaces.Space[Any]) -> None:
+    """
+    Check that a policy does not take a Tuple or Dict of actions for a Box.
+
+    :param policy: the policy
+    :param action_space: plain space of the actions
+    :raises ValueError: if it does, because its class is not derived from one of ours
+    """
+    if isinstance(action_space, HybridSpace) and isinstance(policy.action_dist, DiagGaussianDistribution):
+        raise ValueError(
+            f"policy is {type(policy).__name__}, but for {action_space.structure} it must be a policy of sb3_trpo or a "
+            "subclass of one: class MyPolicy(sb3_trpo.MlpPolicy). SB3's own would take every number for a Gaussian action."
         )
 
 

@@ -29,9 +29,18 @@ from sb3_trpo.parallel.consistency import require_same, shapes_of
 from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
-from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
+from sb3_trpo.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    check_default_type,
+    check_hybrid_policy,
+    check_policy_class,
+    check_policy_fits,
+)
 from sb3_trpo.rollouts.collection.environment import RolloutEnv
 from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector, collect
+from sb3_trpo.rollouts.hybrid_space import BASIC_SPACES, COMPOSITE_SPACES
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
 from sb3_trpo.settings import (
@@ -52,12 +61,7 @@ SelfTrainingLoop = TypeVar("SelfTrainingLoop", bound="TrainingLoop")
 class TrainingLoop(AdvisingAlgorithm):
     """An on-policy algorithm that runs on any supported space, alone or as one of several ranks, and can be resumed."""
 
-    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (
-        spaces.Box,
-        spaces.Discrete,
-        spaces.MultiDiscrete,
-        spaces.MultiBinary,
-    )
+    action_spaces: ClassVar[tuple[type[spaces.Space[Any]], ...]] = (*BASIC_SPACES, *COMPOSITE_SPACES)
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
@@ -204,6 +208,7 @@ class TrainingLoop(AdvisingAlgorithm):
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self._make_policy().to(self.device)
+        check_hybrid_policy(self.policy, self._plain.action_space)
         self.rollout_buffer = self._make_buffer(steps_of_rank(self.n_steps, self._communicator))
         self._maybe_recommend_cpu()
 

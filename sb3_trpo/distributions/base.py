@@ -39,8 +39,8 @@ class DistributionKind(ABC):
     """
     One kind of action distribution. All quantities are for the joint action: sums over its dimensions.
 
-    Instances have no state. They are listed in ``registry.py``, or in the class attribute ``distribution_kinds`` of an
-    algorithm::
+    Instances have no state, unless :meth:`bound_to` makes them. They are listed in ``registry.py``, or in the class attribute
+    ``distribution_kinds`` of an algorithm::
 
         class MyTRPO(TRPO):
             distribution_kinds = (*TRPO.distribution_kinds, MyKind())
@@ -54,6 +54,16 @@ class DistributionKind(ABC):
 
     A policy gets a head only if it inherits every method between observation and distribution from one of them, unchanged.
     """
+
+    def bound_to(self, distribution: object, find: Callable[[object], DistributionKind | None]) -> DistributionKind | None:
+        """
+        Find the kind of one distribution among :attr:`distributions`, for kinds that are made of others.
+
+        :param distribution: the distribution
+        :param find: finds the kind of another one, such as a part of it
+        :return: the kind; ``None`` if there is none after all. Most kinds are the same for all their distributions
+        """
+        return self
 
     @abstractmethod
     def parameters(self, distribution: Distribution) -> Outputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gymnasium import spaces
@@ -13,8 +14,9 @@ from sb3_trpo.distributions.bernoulli import Bernoulli
 from sb3_trpo.distributions.beta import Beta, BetaDistribution
 from sb3_trpo.distributions.categorical import Categorical
 from sb3_trpo.distributions.gaussian import Gaussian
+from sb3_trpo.distributions.product_kind import Product
 
-CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Beta())
+CORE_KINDS: tuple[DistributionKind, ...] = (Gaussian(), Categorical(), Bernoulli(), Beta(), Product())
 """Kinds of the distributions of SB3's policies and of ours."""
 CHOICES: dict[str, Callable[[spaces.Space[Any]], Distribution]] = {"beta": BetaDistribution}
 """Distributions that are chosen by name, each made from the plain action space."""
@@ -58,7 +60,7 @@ def find_kind(distribution: object, kinds: Sequence[DistributionKind]) -> Distri
     by_class = {listed: kind for kind in kinds for listed in kind.distributions}
     for each in type(distribution).__mro__:
         if each in by_class:
-            return by_class[each]
+            return by_class[each].bound_to(distribution, partial(find_kind, kinds=kinds))
     return None
 
 

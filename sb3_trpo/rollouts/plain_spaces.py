@@ -3,7 +3,8 @@ Observation and action spaces: which are supported, and conversion of those that
 
 Options may start at any number (``Discrete(3, start=5)``), choices and bits may form a table (``MultiDiscrete([[2, 3],
 [4, 5]])``), and a Box may hold a single number without an axis. The *plain* form of a space counts options from 0 and has
-one axis. Policies and buffers use the plain form; environments and callers of ``predict`` see the original.
+one axis. Policies and buffers use the plain form; environments and callers of ``predict`` see the original. The plain form of
+a Tuple or Dict of actions is a :class:`~sb3_trpo.rollouts.hybrid_space.HybridSpace`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_trpo.rollouts.hybrid_space import BASIC_SPACES, COMPOSITE_SPACES, HybridSpace, check_hybrid
+
 Observation = np.ndarray | dict[str, np.ndarray]
 """Observations of all environments, an array of shape ``(n_envs, ...)`` or a dict of them."""
-SUPPORTED_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class PlainSpaces:
@@ -30,7 +32,8 @@ class PlainSpaces:
 
     def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
         self.observation_space = plain(observation_space)
-        self.action_space = plain(action_space)
+        is_hybrid = isinstance(action_space, COMPOSITE_SPACES)
+        self.action_space = HybridSpace(action_space) if is_hybrid else plain(action_space)
         self._observations = None if self.observation_space is observation_space else observation_space
         self._actions = None if self.action_space is action_space else action_space
 
@@ -43,13 +46,16 @@ class PlainSpaces:
         """
         return observations if self._observations is None else to_plain(self._observations, observations)
 
-    def decode(self, actions: np.ndarray) -> np.ndarray:
+    def decode(self, actions: np.ndarray) -> Any:
         """
         Convert actions to the original space.
 
-        :param actions: in the plain space, with any leading axes
-        :return: in the original space; the same object if the spaces are the same
+        :param actions: in the plain space, with any leading axes; at most one if the original is a Tuple or Dict
+        :return: in the original space; the same object if the spaces are the same. Of a Tuple or Dict one action, or with a
+            leading axis a list of them
         """
+        if isinstance(self.action_space, HybridSpace):
+            return self.action_space.decode(actions)
         return actions if self._actions is None else from_plain(self._actions, actions)
 
 
@@ -163,7 +169,7 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
         raise ValueError(f"The observation space is an empty Dict, but must hold at least one part, of {supported}.")
     for key, part in parts.items():
         name = f"observation space's part {key!r}" if is_dict else "observation space"
-        if not isinstance(part, SUPPORTED_SPACES):
+        if not isinstance(part, BASIC_SPACES):
             can_flatten = isinstance(spaces.flatten_space(observation_space), spaces.Box)  # Graph and Sequence cannot
             wrapper = f"gymnasium.wrappers.{'FlattenObservation' if can_flatten else 'TransformObservation'}"
             raise ValueError(
@@ -171,7 +177,9 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
                 f"rest to numbers in a wrapper of the environment, such as {wrapper}."
             )
         _check_size(name, part)
-    if isinstance(action_space, SUPPORTED_SPACES):
+    if isinstance(action_space, COMPOSITE_SPACES):
+        check_hybrid(action_space)
+    elif isinstance(action_space, BASIC_SPACES):
         _check_size("action space", action_space)
 
 

@@ -70,6 +70,16 @@ def test_the_trust_region_is_drawn_update_by_update(drawn, tmp_path):
     assert [each["kls"] for each in results] == [line for line in lines if len(line) == len(results[0]["kls"])]
 
 
+def test_hybrid_actions_are_drawn_as_the_means_over_seeds(drawn, tmp_path):
+    raw = report.raw("hybrid")
+    pictures.draw_hybrid(raw, tmp_path / "hybrid.svg")
+    lines = {line.get_label(): line.get_ydata() for line in drawn[0].axes[0].lines}
+    assert lines.keys() == {run["way"] for run in raw["results"]}
+    for way, drawn_means in lines.items():
+        curves = [run["curve"] for run in raw["results"] if run["way"] == way]
+        assert list(drawn_means) == pytest.approx([sum(each) / len(curves) for each in zip(*curves, strict=True)])
+
+
 def test_the_headline_has_the_five_tasks_and_the_times(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "RESAMPLES", 10)
     learn = report.raw("speed")["learn"]["results"]

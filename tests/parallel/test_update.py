@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, IMAGE, VECTOR, RandomEnv
+from helpers.hybrid import PLATFORM, PLATFORM_PARAMETERS, HybridEnv
 from helpers.ranks import in_ranks
 from helpers.recurrent_tools import RestlessEnv
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -78,6 +79,7 @@ CASES: dict[str, Case] = {
         partial(RestlessEnv, VECTOR, BOX_ACTION),
         {"policy_kwargs": {"lstm_hidden_size": 8}},
     ),
+    "hybrid": (TRPO, "MlpPolicy", partial(HybridEnv, PLATFORM), {"policy_kwargs": {"action_parameters": PLATFORM_PARAMETERS}}),
     "masks and LSTM": (MaskableRecurrentTRPO, "MlpLstmPolicy", partial(RestlessEnv, VECTOR), {"chunk_size": 20}),
 }
 SPECIAL: dict[str, Case] = {

@@ -21,6 +21,7 @@ from stable_baselines3.common.distributions import (
 )
 
 from sb3_trpo.distributions.beta import BetaDistribution
+from sb3_trpo.distributions.product import Activity, ProductDistribution
 from sb3_trpo.distributions.registry import CORE_KINDS, kind_of
 
 NORMALIZATION = 16 * th.finfo(th.float64).eps
@@ -116,6 +117,14 @@ def test_parameters_keep_their_graph(make):
     assert gradient.any()
 
 
+def product(*activities):
+    """Make a product of every kind of part, the last Gaussian wide enough for torch's vectorized noise."""
+    parts = DiagGaussianDistribution(1), CategoricalDistribution(3), MultiCategoricalDistribution([1, 2])
+    made = ProductDistribution([*parts, DiagGaussianDistribution(3)], [1, 1, 2, 3], activities)
+    made.proba_distribution_net(1)
+    return made
+
+
 class Policy(NamedTuple):
     """What a head is made from."""
 
@@ -132,12 +141,14 @@ HEADS = {
     "bernoulli": (BernoulliDistribution(3), 3),
     "beta": (BetaDistribution(bounded(3)), 6),
     "beta-20": (BetaDistribution(bounded(20)), 40),
+    "product": (product(Activity(1, (True, False, True)), None, None, Activity(1, (False, True, False))), 10),
 }
 heads = pytest.mark.parametrize(("distribution", "width"), HEADS.values(), ids=HEADS)
 
 
 def head_of(distribution, width, dtype=th.float32):
-    head = kind_of(distribution, CORE_KINDS).head(Policy(distribution, th.linspace(-1.0, 0.5, width, dtype=dtype)))
+    n_std = sum(getattr(distribution, "n_std", [width]))
+    head = kind_of(distribution, CORE_KINDS).head(Policy(distribution, th.linspace(-1.0, 0.5, n_std, dtype=dtype)))
     assert head is not None
     return head
 
