@@ -25,6 +25,16 @@ Its convolutions take (kernel, stride) = (8, 4), (4, 2) and (3, 1): 36 pixels be
 """
 
 
+def policies_of(model: Any) -> list[ActorCriticPolicy]:
+    """
+    List the policies that a model trains: its own, and those of which only the critic is used, if it predicts costs.
+
+    :param model: the algorithm
+    :return: the policies, its own first
+    """
+    return [model.policy, *getattr(model, "cost_critics", ())]
+
+
 class SeparateExtractors(BasePolicy):
     """Mixin that sets ``share_features_extractor=False`` by default and keeps the setting through ``policy.save``."""
 

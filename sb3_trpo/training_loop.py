@@ -29,7 +29,7 @@ from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
 from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
 from sb3_trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, check_default_type, check_policy_class, check_policy_fits
-from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, StepObserver
 from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector, collect
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
 from sb3_trpo.rollouts.reader import RolloutReader, TransitionReader
@@ -75,6 +75,8 @@ class TrainingLoop(AdvisingAlgorithm):
     normalize_advantage: bool
     _general_loop = OnPolicyAlgorithm.collect_rollouts
     """Collects rollouts that the fast loop cannot; a variant may have another one."""
+    _step_observer: StepObserver | None = None
+    """Sees each step of a rollout."""
 
     def _run(
         self,
@@ -140,7 +142,11 @@ class TrainingLoop(AdvisingAlgorithm):
         """
         with timed(self.logger, "time/collect_seconds"):
             collector = FastCollector(
-                self, RolloutEnv(env, self._plain), rollout_buffer, self.acting_policies, self.distribution_kinds
+                self,
+                RolloutEnv(env, self._plain, self._step_observer),
+                rollout_buffer,
+                self.acting_policies,
+                self.distribution_kinds,
             )
             is_complete, is_fast = collect(collector, callback, n_rollout_steps, self._general_loop)
         record(self.logger, path_diagnostics(self.verbose, rollout=is_fast))

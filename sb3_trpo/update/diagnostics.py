@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS
-from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.numerics.trust_region import Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import moments, pooled
 from sb3_trpo.rollouts.batch import RolloutBatch
@@ -49,7 +49,7 @@ def step_diagnostics(step: Step, target_kl: float, entropy: float) -> dict[str, 
     return reached | {
         "train/policy_objective": step.surrogate,
         "train/kl_divergence_loss": step.kl,
-        "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
+        "train/is_line_search_success": float(step.outcome.is_accepted),
         "train/target_kl": target_kl,
         "train/entropy": entropy,
         "train/gradient_norm": step.gradient_norm,

@@ -1,0 +1,78 @@
+"""
+What the step is told about its limits, so that they hold on the average in spite of its optimism.
+
+The step minimizes a surrogate on the transitions that it is computed from. It finds directions that happen to be cheap on
+these, so of a decrease that it predicts only a part comes true: without feedback HalfCheetah settles at two or three times its
+limit. The remedy is that of a controller. What has been too much in the past is added to the excess, an integral term, and the
+aim is below the limit by the noise of the estimates.
+
+=====  ======================================================================
+J      estimated cost of an episode
+d      its limit
+m, v   running mean and variance of J
+I      integral of the violation, >= 0
+=====  ======================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+RATE = 0.1
+"""Weight of an update in the running moments and in the integral."""
+DEVIATIONS = 1.0
+"""Standard deviations of J by which the aim is below the limit."""
+LARGEST_MARGIN = 0.5
+"""Of the limit."""
+
+
+class Feedback(NamedTuple):
+    """
+    What is known about a cost.
+
+    :param integral: I
+    :param mean: m, ``None`` before the first estimate
+    :param variance: v
+    """
+
+    integral: float = 0.0
+    mean: float | None = None
+    variance: float = 0.0
+
+    def margin(self, limit: float) -> float:
+        """
+        Return by how much the aim is below the limit.
+
+        :param limit: d
+        :return: the margin, in the unit of the cost
+        """
+        return min(DEVIATIONS * math.sqrt(self.variance), LARGEST_MARGIN * abs(limit))
+
+    def after(self, estimate: float, limit: float, was_out_of_reach: bool) -> Feedback:
+        """
+        Learn from a new estimate.
+
+        :param estimate: J
+        :param limit: d
+        :param was_out_of_reach: whether the last step could not reach the limit: more of the same error would change nothing
+        :return: what is known now
+        """
+        mean = estimate if self.mean is None else self.mean
+        difference = estimate - mean
+        variance = (1.0 - RATE) * (self.variance + RATE * difference**2)
+        new = Feedback(self.integral, mean + RATE * difference, variance)
+        error = estimate - limit + new.margin(limit)
+        if error > 0.0 and was_out_of_reach:
+            return new
+        return new._replace(integral=max(0.0, self.integral + RATE * error))
+
+    def excess(self, estimate: float, limit: float) -> float:
+        """
+        Compute the excess that the step is told.
+
+        :param estimate: J
+        :param limit: d
+        :return: c
+        """
+        return estimate - limit + self.margin(limit) + self.integral
