@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 RATE = 0.1
 """Weight of an update in the running moments and in the integral."""
-DEVIATIONS = 1.0
+DEVIATIONS = 1.5
 """Standard deviations of J by which the aim is below the limit."""
 LARGEST_MARGIN = 0.5
 """Of the limit."""
@@ -75,4 +75,8 @@ class Feedback(NamedTuple):
         :param limit: d
         :return: c
         """
-        return estimate - limit + self.margin(limit) + self.integral
+        aim = limit - self.margin(limit)
+        error = estimate - aim
+        # Below the aim the integral fades, so that a policy that has become too careful is not held there until it runs down.
+        share = min(1.0, max(0.0, 1.0 + error / abs(aim))) if aim else float(error >= 0.0)
+        return error + share * self.integral

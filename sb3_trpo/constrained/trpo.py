@@ -56,7 +56,7 @@ class ConstrainedTRPO(TRPO):
         *args: Any,
         cost_limits: Mapping[str, float] | None = None,
         cost_gamma: float = 0.99,
-        cost_gae_lambda: float = 0.95,
+        cost_gae_lambda: float = 0.5,
         **kwargs: Any,
     ) -> None:
         self.cost_limits = dict(cost_limits or {})
