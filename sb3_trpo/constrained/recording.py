@@ -107,6 +107,17 @@ class Underway(NamedTuple):
     costs: np.ndarray
 
 
+def no_episodes(n_envs: int, n_costs: int) -> Underway:
+    """
+    Begin new episodes in all environments.
+
+    :param n_envs: number of environments
+    :param n_costs: number of costs
+    :return: episodes without any step
+    """
+    return Underway(np.zeros(n_envs, int), np.zeros((n_envs, n_costs)))
+
+
 def follow(underway: Underway, costs: np.ndarray, dones: np.ndarray) -> tuple[Episodes, Underway]:
     """
     Add the steps of a rollout to the present episodes.

@@ -22,7 +22,7 @@ from torch import nn
 from sb3_trpo.constrained.critics import cost_buffer
 from sb3_trpo.constrained.estimates import StepCosts, covering, episode_costs, mean_length, newest
 from sb3_trpo.constrained.feedback import Feedback
-from sb3_trpo.constrained.recording import CostRecorder, Underway, follow
+from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.linear_limits import MOST_LIMITS
 from sb3_trpo.numerics.trust_region import Outcome, Step
@@ -89,7 +89,10 @@ class ConstrainedTRPO(TRPO):
         self._was_out_of_reach = False
         self._measured: list[CostLimit] = []
         self._ended: list[tuple[int, tuple[float, ...]]] = []
+        self._last_episodes = no_episodes(0, 0)
+        self._feedback = [Feedback() for _ in self.cost_limits or ()]
         super().__init__(*args, **kwargs)
+        self._episode_costs: deque[tuple[float, ...]] = deque(maxlen=self._stats_window_size)
 
     def _check_settings(self) -> None:
         super()._check_settings()
@@ -101,12 +104,6 @@ class ConstrainedTRPO(TRPO):
         critics = [self._make_policy().to(self.device) for _ in self.cost_limits]
         self.cost_critics = nn.ModuleList(critics)
         """Policies of which only the critic is used, one for each cost."""
-        self._feedback = [Feedback() for _ in self.cost_limits]
-        self._last_episodes = self._no_episodes()
-        self._episode_costs: deque[tuple[float, ...]] = deque(maxlen=self._stats_window_size)
-
-    def _no_episodes(self) -> Underway:
-        return Underway(np.zeros(self.n_envs, int), np.zeros((self.n_envs, len(self.cost_limits))))
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -135,7 +132,7 @@ class ConstrainedTRPO(TRPO):
         """Add the rollout's steps to the present episodes, which may have been reset since the last one."""
         n, now = buffer.pos, self._last_episodes
         if now.lengths.shape != starts.shape:
-            now = self._no_episodes()
+            now = no_episodes(self.n_envs, len(self.cost_limits))
         now.lengths[starts], now.costs[starts] = 0, 0.0
         dones = np.concatenate((buffer.episode_starts, np.asarray(self._last_episode_starts)[None]))[1 : n + 1].astype(bool)
         episodes, self._last_episodes = follow(now, recorder.costs[:, :n], dones)
