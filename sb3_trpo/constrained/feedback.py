@@ -17,7 +17,7 @@ I      integral of the violation, >= 0
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 RATE = 0.1
 """Weight of an update in the running moments and in the integral."""
@@ -27,7 +27,8 @@ LARGEST_MARGIN = 0.5
 """Of the limit."""
 
 
-class Feedback(NamedTuple):
+@dataclass
+class Feedback:
     """
     What is known about a cost.
 
@@ -49,23 +50,20 @@ class Feedback(NamedTuple):
         """
         return min(DEVIATIONS * math.sqrt(self.variance), LARGEST_MARGIN * abs(limit))
 
-    def after(self, estimate: float, limit: float, was_out_of_reach: bool) -> Feedback:
+    def observe(self, estimate: float, limit: float, was_out_of_reach: bool) -> None:
         """
         Learn from a new estimate.
 
         :param estimate: J
         :param limit: d
-        :param was_out_of_reach: whether the last step could not reach the limit: more of the same error would change nothing
-        :return: what is known now
+        :param was_out_of_reach: whether the last step could not reach the limit: a larger integral would change nothing
         """
-        mean = estimate if self.mean is None else self.mean
-        difference = estimate - mean
-        variance = (1.0 - RATE) * (self.variance + RATE * difference**2)
-        new = Feedback(self.integral, mean + RATE * difference, variance)
-        error = estimate - limit + new.margin(limit)
-        if error > 0.0 and was_out_of_reach:
-            return new
-        return new._replace(integral=max(0.0, self.integral + RATE * error))
+        difference = 0.0 if self.mean is None else estimate - self.mean
+        self.mean = estimate if self.mean is None else self.mean + RATE * difference
+        self.variance = (1.0 - RATE) * (self.variance + RATE * difference**2)
+        error = estimate - limit + self.margin(limit)
+        if error <= 0.0 or not was_out_of_reach:
+            self.integral = max(0.0, self.integral + RATE * error)
 
     def excess(self, estimate: float, limit: float) -> float:
         """

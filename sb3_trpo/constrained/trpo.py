@@ -90,7 +90,7 @@ class ConstrainedTRPO(TRPO):
         self._measured: list[CostLimit] = []
         self._ended: list[tuple[int, tuple[float, ...]]] = []
         self._last_episodes = no_episodes(0, 0)
-        self._feedback = [Feedback() for _ in self.cost_limits or ()]
+        self._feedback: list[Feedback] = []
         super().__init__(*args, **kwargs)
         self._episode_costs: deque[tuple[float, ...]] = deque(maxlen=self._stats_window_size)
 
@@ -104,6 +104,7 @@ class ConstrainedTRPO(TRPO):
         critics = [self._make_policy().to(self.device) for _ in self.cost_limits]
         self.cost_critics = nn.ModuleList(critics)
         """Policies of which only the critic is used, one for each cost."""
+        self._feedback = self._feedback or [Feedback() for _ in self.cost_limits]  # a loaded model has its own
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -175,7 +176,7 @@ class ConstrainedTRPO(TRPO):
                     (self.cost_gamma, self.cost_gae_lambda),
                 )
             estimate = float(costs[index])
-            self._feedback[index] = self._feedback[index].after(estimate, bound, self._was_out_of_reach)
+            self._feedback[index].observe(estimate, bound, self._was_out_of_reach)
             excess = self._feedback[index].excess(estimate, bound)
             record(self.logger, {f"cost/{key}/estimate": estimate, f"cost/{key}/limit": bound, f"cost/{key}/excess": excess})
             limits.append(CostLimit(key, excess, length, RolloutBatch([view], self.rollout_reader)))

@@ -1,6 +1,7 @@
 """ConstrainedTRPO as its users meet it."""
 
 import copy
+from dataclasses import astuple
 from functools import partial
 from unittest import mock
 
@@ -127,7 +128,7 @@ def train(folder, crash):
             for name, value in each.state_dict().items()
         },
         **{name: value.tolist() for name, value in model.policy.state_dict().items()},
-        "feedback": [tuple(each) for each in model._feedback],
+        "feedback": [astuple(each) for each in model._feedback],
         "episodes": [*model._episode_costs],
         "underway": model._last_episodes.costs.tolist(),
     }
