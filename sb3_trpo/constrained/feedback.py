@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 RATE = 0.1
 """Weight of an update in the running moments and in the integral."""
-DEVIATIONS = 1.5
+DEVIATIONS = 2.0
 """Standard deviations of J by which the aim is below the limit."""
 LARGEST_MARGIN = 0.5
 """Of the limit."""
