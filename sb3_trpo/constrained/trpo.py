@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import starmap
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -164,8 +164,7 @@ class ConstrainedTRPO(TRPO):
         last = self._plain.encode(self._last_obs), np.asarray(self._last_episode_starts)
         limits = []
         for index, (key, bound) in enumerate(self.cost_limits.items()):
-            critic = self.cost_critics[index]
-            assert isinstance(critic, ActorCriticPolicy)
+            critic = cast("ActorCriticPolicy", self.cost_critics[index])
             with evaluation_mode(critic):
                 view = cost_buffer(
                     critic,
@@ -199,9 +198,8 @@ class ConstrainedTRPO(TRPO):
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
         super()._fit_critic(batch, networks, split)
-        for (key, limit), critic in zip(zip(self.cost_limits, self._measured, strict=True), self.cost_critics, strict=True):
-            assert isinstance(critic, ActorCriticPolicy)
-            self._fit_cost_critic(key, critic, limit.batch)
+        for index, (key, limit) in enumerate(zip(self.cost_limits, self._measured, strict=True)):
+            self._fit_cost_critic(key, cast("ActorCriticPolicy", self.cost_critics[index]), limit.batch)
         self._limits, self._measured, self._recorder = (), [], None
 
     def _fit_cost_critic(self, key: str, critic: ActorCriticPolicy, batch: RolloutBatch) -> None:
