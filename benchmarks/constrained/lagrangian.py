@@ -34,7 +34,7 @@ class LagrangianTRPO(ConstrainedTRPO):
 
     def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> Step:
         self._measured = self._measure_costs()
-        self.multipliers.grad = -th.tensor([each.excess for each in self._measured])
+        self.multipliers.grad = th.tensor([limit - self.cost_estimates[key] for key, limit in self.cost_limits.items()])
         self._ascent.step()
         self.multipliers.clamp_(min=0.0)
         buffer, weights = self.rollout_buffer, self.multipliers.tolist()

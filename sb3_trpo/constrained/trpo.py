@@ -83,6 +83,8 @@ class ConstrainedTRPO(TRPO):
         self.cost_limits: dict[str, float] = dict(cost_limits) if isinstance(cost_limits, Mapping) else cost_limits  # type: ignore[assignment]  # checked below
         self.cost_gamma = cost_gamma
         self.cost_gae_lambda = cost_gae_lambda
+        self.cost_estimates: dict[str, float] = {}
+        """Expected cost of an episode by key, as the last update has estimated it."""
         self._recorder: CostRecorder | None = None
         self._recent_lengths: list[int] = []
         self._recent_costs: list[tuple[float, tuple[float, ...], int]] = []
@@ -174,7 +176,7 @@ class ConstrainedTRPO(TRPO):
                     last,
                     (self.cost_gamma, self.cost_gae_lambda),
                 )
-            estimate = float(costs[index])
+            estimate = self.cost_estimates[key] = float(costs[index])
             self._feedback[index].observe(estimate, bound, self._was_out_of_reach)
             excess = self._feedback[index].excess(estimate, bound)
             record(self.logger, {f"cost/{key}/estimate": estimate, f"cost/{key}/limit": bound, f"cost/{key}/excess": excess})
