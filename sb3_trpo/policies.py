@@ -8,7 +8,7 @@ anything that the policy depends on, so with a shared extractor it could train n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch as th
@@ -30,6 +30,16 @@ Pixels per side of the smallest image that NatureCNN can read.
 
 Its convolutions take (kernel, stride) = (8, 4), (4, 2) and (3, 1): 36 pixels become 8, then 3, then 1.
 """
+
+
+def policies_of(model: Any) -> list[ActorCriticPolicy]:
+    """
+    List the policies that a model trains: its own, and those of which only the critic is used, if it predicts costs.
+
+    :param model: the algorithm
+    :return: the policies, its own first
+    """
+    return [model.policy, *getattr(model, "cost_critics", ())]
 
 
 class SeparateExtractors(BasePolicy):
@@ -153,6 +163,21 @@ def check_policy(policy: Any) -> None:
         )
     raise TypeError(
         f'policy is {policy!r}, but must be a name, such as "MlpPolicy", or a subclass of SB3\'s ActorCriticPolicy.'
+    )
+
+
+def unknown_policy_error(name: str, algorithm: str, aliases: Iterable[str]) -> ValueError:
+    """
+    Explain that no policy has a name.
+
+    :param name: what was given
+    :param algorithm: name of the algorithm's class
+    :param aliases: names of its policies
+    :return: the error
+    """
+    return ValueError(
+        f"policy is {name!r}, but {algorithm} knows {', '.join(aliases)}. For action masks use sb3_trpo.maskable, for policies "
+        "with an LSTM sb3_trpo.recurrent; give other policies as classes."
     )
 
 

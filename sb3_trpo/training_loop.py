@@ -6,7 +6,6 @@ The update itself, ``train()``, is left to the subclass :class:`~sb3_trpo.trpo.T
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -28,7 +27,7 @@ from sb3_trpo.extras import require_for_learning
 from sb3_trpo.parallel.consistency import require_same, shapes_of
 from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.rollout_sync import NoSync, make_rollout_sync
-from sb3_trpo.parallel.sharding import seed_of_rank, steps_of_rank
+from sb3_trpo.parallel.sharding import first_numbers, seed_of_rank, steps_of_rank
 from sb3_trpo.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -37,8 +36,9 @@ from sb3_trpo.policies import (
     check_hybrid_policy,
     check_policy_class,
     check_policy_fits,
+    unknown_policy_error,
 )
-from sb3_trpo.rollouts.collection.environment import RolloutEnv
+from sb3_trpo.rollouts.collection.environment import RolloutEnv, StepObserver
 from sb3_trpo.rollouts.collection.fast_collector import CORE_ACTING_POLICIES, ActingPolicies, FastCollector, collect
 from sb3_trpo.rollouts.hybrid_space import BASIC_SPACES, COMPOSITE_SPACES
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces, check_spaces_of
@@ -80,6 +80,8 @@ class TrainingLoop(AdvisingAlgorithm):
     normalize_advantage: bool
     _general_loop = OnPolicyAlgorithm.collect_rollouts
     """Collects rollouts that the fast loop cannot; a variant may have another one."""
+    _step_observer: StepObserver | None = None
+    """Sees each step of a rollout."""
 
     def _run(
         self,
@@ -145,7 +147,11 @@ class TrainingLoop(AdvisingAlgorithm):
         """
         with timed(self.logger, "time/collect_seconds"):
             collector = FastCollector(
-                self, RolloutEnv(env, self._plain), rollout_buffer, self.acting_policies, self.distribution_kinds
+                self,
+                RolloutEnv(env, self._plain, self._step_observer),
+                rollout_buffer,
+                self.acting_policies,
+                self.distribution_kinds,
             )
             is_complete, is_fast = collect(collector, callback, n_rollout_steps, self._general_loop)
         record(self.logger, path_diagnostics(self.verbose, rollout=is_fast))
@@ -265,9 +271,7 @@ class TrainingLoop(AdvisingAlgorithm):
         """Set the learning rate, and return the other scheduled settings. All ranks take the first one's values."""
         schedules = {**{name: getattr(self, name) for name in SCHEDULES}, "learning_rate": self.lr_schedule}
         own = [evaluate_schedule(name, each, self._current_progress_remaining) for name, each in schedules.items()]
-        numbers = th.tensor([math.nan if value is None else value for value in own], dtype=th.float64)
-        shared = [None if math.isnan(value) else value for value in self._communicator.gather(numbers)[0].tolist()]
-        values: dict[str, Any] = dict(zip(schedules, shared, strict=True))
+        values: dict[str, Any] = dict(zip(schedules, first_numbers(own, self._communicator), strict=True))
         self._update_learning_rate(self.policy.optimizer)  # SB3's method, which records the rate but knows only this rank's
         update_learning_rate(self.policy.optimizer, values.pop("learning_rate"))
         return Scheduled(**values)
@@ -281,10 +285,7 @@ class TrainingLoop(AdvisingAlgorithm):
 
     def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
         if policy_name not in self.policy_aliases:
-            raise ValueError(
-                f"policy is {policy_name!r}, but {type(self).__name__} knows {', '.join(self.policy_aliases)}. For action "
-                "masks use sb3_trpo.maskable, for policies with an LSTM sb3_trpo.recurrent; give other policies as classes."
-            )
+            raise unknown_policy_error(policy_name, type(self).__name__, self.policy_aliases)
         return super()._get_policy_from_name(policy_name)
 
     def _excluded_save_params(self) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch as th
@@ -13,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import nn
 
 from sb3_trpo.networks.plain_network import Networks, read_networks
-from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.numerics.trust_region import Step
 from sb3_trpo.parallel.faults import check_on_all_ranks
 from sb3_trpo.policies import check_policy
 from sb3_trpo.rollouts.batch import RolloutBatch
@@ -34,7 +33,7 @@ from sb3_trpo.update.diagnostics import (
 from sb3_trpo.update.flat_critic import fit_values
 from sb3_trpo.update.modes import critic_mode, update_statistics
 from sb3_trpo.update.parameter_split import ParameterSplit, PolicyTensors, split_of
-from sb3_trpo.update.policy_step import PolicyStepSettings, policy_step
+from sb3_trpo.update.policy_step import CostLimit, PolicyStepSettings, policy_step
 from sb3_trpo.update.surrogate import MISMATCH
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
@@ -89,6 +88,8 @@ class TRPO(TrainingLoop):
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is not supported, or a single transition is to be normalized, as in SB3
     """
+
+    _limits: Sequence[CostLimit] = ()
 
     @explains_unknown_keywords
     def __init__(
@@ -178,7 +179,7 @@ class TRPO(TrainingLoop):
 
         :raises ValueError: if a rollout, on any rank, or a schedule is not finite, before anything has changed
         """
-        check_on_all_ranks(partial(require_finite, self.rollout_buffer, self._last_obs), self._communicator)
+        check_on_all_ranks(self._check_rollout, self._communicator)
         now, batch = self._evaluate_schedules(), RolloutBatch([self.rollout_buffer], self.rollout_reader)
         networks = read_networks(self.policy, self.distribution_kinds)
         split = self._split(networks, batch)
@@ -186,24 +187,29 @@ class TRPO(TrainingLoop):
         self._fit_critic(batch, networks, split)
         self._finish_update(batch)
 
+    def _check_rollout(self) -> None:
+        """Raise if the rollout would spoil the update."""
+        require_finite(self.rollout_buffer, self._last_obs)
+
     def _split(self, networks: PolicyTensors | None, batch: RolloutBatch) -> ParameterSplit:
         """Find out what the action distribution depends on."""
         return split_of(self.policy, networks, batch, self.chunk_size, self._communicator, self.distribution_kinds)
 
-    def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> None:
+    def _improve_policy(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit, now: Scheduled) -> Step:
         """Take one trust-region step."""
         self.policy.set_training_mode(False)  # with dropout the old policy would not be one distribution
         settings, parameters = PolicyStepSettings.of(self, now), list(split.policy.values())
         with timed(self.logger, "time/policy_step_seconds"):
-            done = policy_step(self.policy, networks, parameters, batch, settings, self._communicator)
+            done = policy_step(self.policy, networks, parameters, batch, settings, self._communicator, self._limits)
         step = done.step
-        self._n_rejected_steps += step.outcome is not Outcome.ACCEPTED
+        self._n_rejected_steps += not step.outcome.is_accepted
         if done.log_prob_error > MISMATCH and self._is_first_time("mismatch"):
             warn_about_mismatch(done.log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower(), step.description)
         record(self.logger, step_diagnostics(step, done.constraints, done.entropy))
         record(self.logger, path_diagnostics(self.verbose, policy_step=done.is_fast))
+        return step
 
     def _fit_critic(self, batch: RolloutBatch, networks: Networks | None, split: ParameterSplit) -> None:
         """Regress the values on the returns, in parameters that the policy does not depend on."""

@@ -10,6 +10,7 @@ import warnings
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trpo.checkpoint.callback_state import (
@@ -31,6 +32,7 @@ from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import seed_of_rank
 from sb3_trpo.parallel.vec_env_layers import layers_of
+from sb3_trpo.policies import policies_of
 
 NOT_STATE = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
@@ -71,6 +73,10 @@ def encode_run(model: OnPolicyAlgorithm, root: BaseCallback, baseline: Baseline)
         "buffer": shallow.encode_attributes(model.rollout_buffer, "buffer", skip=STANDARD_BUFFER),
         "policy": shallow.encode(model.policy, "policy"),
         "optimizer": shallow.encode(model.policy.optimizer, "optimizer"),
+        "cost_critics": [
+            {"policy": shallow.encode(each, name), "optimizer": shallow.encode(each.optimizer, f"{name}/optimizer")}
+            for name, each in cost_critics_of(model)
+        ],
         "seconds": (time.time_ns() - model.start_time) / 1e9,
         "logger": encode_logger(model.logger, "logger", encoder),
         "callbacks": encode_callbacks(root, baseline, encoder),
@@ -149,6 +155,19 @@ def restore_policy(model: OnPolicyAlgorithm, encoded: Encoded, decoder: Decoder)
     """
     decoder.decode(encoded["policy"], model.policy, "policy")
     decoder.decode(encoded["optimizer"], model.policy.optimizer, "optimizer")
+    for (name, critic), state in zip(cost_critics_of(model), encoded.get("cost_critics", ()), strict=True):
+        decoder.decode(state["policy"], critic, name)
+        decoder.decode(state["optimizer"], critic.optimizer, f"{name}/optimizer")
+
+
+def cost_critics_of(model: OnPolicyAlgorithm) -> list[tuple[str, ActorCriticPolicy]]:
+    """
+    List the policies of a model of which only the critic is used.
+
+    :param model: the model
+    :return: names for paths, and the policies
+    """
+    return [(f"cost_critics/{index}", policy) for index, policy in enumerate(policies_of(model)[1:])]
 
 
 def restore_statistics(model: OnPolicyAlgorithm, encoded_env: Encoded, decoder: Decoder) -> None:

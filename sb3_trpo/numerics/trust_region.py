@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import torch as th
 
@@ -37,6 +38,8 @@ class Outcome(Enum):
     """How a trust-region step ended. Names and values call the first constraint the KL: they appear in logs."""
 
     ACCEPTED = "accepted"
+    LIMITED = "accepted, on a limit"
+    RECOVERED = "accepted, towards a limit out of reach"
     EMPTY_REGION = "empty trust region"
     ZERO_GRADIENT = "zero gradient"
     LOST_IN_ROUNDING = "lost in rounding"
@@ -47,6 +50,26 @@ class Outcome(Enum):
     KL_NEVER_SATISFIED = "KL never satisfied"
     CONSTRAINT_NEVER_SATISFIED = "constraint never satisfied"
     NO_IMPROVEMENT = "no improvement"
+    NO_RECOVERY = "no improvement of a limited quantity"
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the parameters have changed."""
+        return self in (Outcome.ACCEPTED, Outcome.LIMITED, Outcome.RECOVERED)
+
+
+class Limit(NamedTuple):
+    """
+    An upper bound on a quantity that shapes the step itself, by its gradient.
+
+    :param name: names the limit in records
+    :param excess: c, the quantity at the old parameters less its bound; negative while the limit is kept
+    :param gradient: b, the quantity's gradient at the old parameters, shape ``(n_parameters,)``
+    """
+
+    name: str
+    excess: float
+    gradient: th.Tensor
 
 
 @dataclass(frozen=True)
@@ -59,8 +82,10 @@ class LocalModel:
     :param gradient: g, shape ``(n_parameters,)``
     :param fisher: F at the old parameters
     :param constraints: at least one; the first defines the trust region
-    :param evaluate: measures L and the constraints' values at the current parameters
+    :param evaluate: measures L and the constraints' values at the current parameters, followed by how much each limited
+        quantity has changed
     :param rounding: what rounding errors alone may add to the first constraint's value
+    :param limits: what else bounds the step, see :mod:`~sb3_trpo.numerics.limited_step`
     """
 
     parameters: Sequence[th.Tensor]
@@ -70,6 +95,7 @@ class LocalModel:
     constraints: Sequence[Constraint]
     evaluate: Callable[[], Candidate]
     rounding: float = 0.0
+    limits: Sequence[Limit] = ()
 
     @property
     def radius(self) -> float:
@@ -90,6 +116,8 @@ class Step:
     :param line_search: how the line search ended
     :param expected_improvement: ``c^k g^T s``, the first-order prediction for the last candidate
     :param improvement: ``L - L_old`` at the last candidate
+    :param limited_changes: how much each limited quantity has changed at the last candidate, ``()`` without limits
+    :param multipliers: what each limit costs, in L per unit of the limited quantity; 0 for a limit that does not hold the step
     """
 
     outcome: Outcome
@@ -100,6 +128,8 @@ class Step:
     line_search: LineSearchResult | None = None
     expected_improvement: float | None = None
     improvement: float | None = None
+    limited_changes: tuple[float, ...] = ()
+    multipliers: tuple[float, ...] = ()
 
     @property
     def kl(self) -> float:
@@ -113,7 +143,13 @@ class Step:
         return self.outcome.value if violated is None else f"{self.outcome.value} ({violated.name})"
 
 
-def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float) -> Step:
+Attempt = Callable[[LocalModel, Solver, LineSearch, float, Sequence[th.Tensor]], Step]
+"""``(model, solver, line_search, damping, old) -> step``: takes a step, but may leave rejected parameters behind."""
+
+
+def trust_region_step(
+    model: LocalModel, solver: Solver, line_search: LineSearch, damping: float, attempt: Attempt | None = None
+) -> Step:
     """
     Increase the surrogate subject to the constraints, in place.
 
@@ -124,12 +160,13 @@ def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch
     :param solver: solves ``(F + lambda I) x = g``
     :param line_search: chooses among the candidates along the full step
     :param damping: lambda, >= 0
+    :param attempt: chooses the full step and searches along it; ``None`` for the natural gradient
     :return: the record of the step
     """
     old = [parameter.detach().clone() for parameter in model.parameters]
     try:
-        step = _attempt(model, solver, line_search, damping, old)
-        if step.outcome is not Outcome.ACCEPTED:
+        step = (attempt or natural_step)(model, solver, line_search, damping, old)
+        if not step.outcome.is_accepted:
             assign(model.parameters, old)
     except BaseException:  # interrupts too, even one that comes after the attempt
         assign(model.parameters, old)
@@ -137,27 +174,30 @@ def trust_region_step(model: LocalModel, solver: Solver, line_search: LineSearch
     return step
 
 
-def _attempt(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float, old: Sequence[th.Tensor]) -> Step:
-    """Take the step of :func:`trust_region_step`, but leave the parameters at the last candidate even if it was rejected."""
+def natural_step(model: LocalModel, solver: Solver, line_search: LineSearch, damping: float, old: Sequence[th.Tensor]) -> Step:
+    """
+    Take the step of :func:`trust_region_step` along the natural gradient.
+
+    :param model: the problem at the old parameters
+    :param solver: solves ``(F + lambda I) x = g``
+    :param line_search: chooses among the candidates along the full step
+    :param damping: lambda, >= 0
+    :param old: copies of the old parameters
+    :return: the record of the step; the parameters are left at the last candidate even if it was rejected
+    """
     gradient_norm = math.sqrt(float(model.gradient.dot(model.gradient)))
-    obstacle = _obstacle(model, gradient_norm)
+    obstacle = obstacle_to(model, gradient_norm)
     if obstacle is not None:
         return Step(obstacle, model.surrogate, gradient_norm=gradient_norm)
 
     solution = solver(DampedOperator(model.fisher, damping), model.gradient)
     full_step = step_to_boundary(solution, model.gradient, model.radius)
-    breakdown = _breakdown(solution, full_step)
+    breakdown = breakdown_of(solution, full_step)
     if breakdown is not None:
         return Step(breakdown, model.surrogate, gradient_norm=gradient_norm, solution=solution)
 
-    directions = unflatten(full_step, old)
-
-    def evaluate(fraction: float) -> Candidate:
-        assign(model.parameters, [start.add(step, alpha=fraction) for start, step in zip(old, directions, strict=True)])
-        return model.evaluate()
-
-    search = line_search(evaluate, model.surrogate, model.constraints)
-    outcome = _outcome(search, model.constraints)
+    search = line_search(evaluation_along(full_step, model, old), model.surrogate, model.constraints)
+    outcome = outcome_of(search, model.constraints)
     is_accepted = outcome is Outcome.ACCEPTED
     return Step(
         outcome,
@@ -169,6 +209,24 @@ def _attempt(model: LocalModel, solver: Solver, line_search: LineSearch, damping
         expected_improvement=search.fraction * float(model.gradient.dot(full_step)),
         improvement=search.candidate.surrogate - model.surrogate,
     )
+
+
+def evaluation_along(full_step: th.Tensor, model: LocalModel, old: Sequence[th.Tensor]) -> Callable[[float], Candidate]:
+    """
+    Prepare the evaluation of candidates.
+
+    :param full_step: s, shape ``(n_parameters,)``
+    :param model: the problem
+    :param old: copies of the old parameters
+    :return: moves the parameters by a fraction of the step and measures there
+    """
+    directions = unflatten(full_step, old)
+
+    def evaluate(fraction: float) -> Candidate:
+        assign(model.parameters, [start.add(step, alpha=fraction) for start, step in zip(old, directions, strict=True)])
+        return model.evaluate()
+
+    return evaluate
 
 
 def step_to_boundary(solution: Solution, gradient: th.Tensor, radius: float) -> th.Tensor:
@@ -186,8 +244,14 @@ def step_to_boundary(solution: Solution, gradient: th.Tensor, radius: float) -> 
     return (2.0 * radius / curvature).sqrt() * solution.x
 
 
-def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
-    """Find a reason not to begin a step."""
+def obstacle_to(model: LocalModel, gradient_norm: float) -> Outcome | None:
+    """
+    Find a reason not to begin a step.
+
+    :param model: the problem
+    :param gradient_norm: ``|g|``
+    :return: the reason, ``None`` if there is none
+    """
     if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
         return Outcome.NON_FINITE_GRADIENT
     # Before the check for a gradient of 0, which is noise as well where rounding dominates.
@@ -198,16 +262,28 @@ def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
     return Outcome.EMPTY_REGION if model.radius == 0.0 else None
 
 
-def _breakdown(solution: Solution, full_step: th.Tensor) -> Outcome | None:
-    """Find a reason not to use a solution. The iterate before a breakdown is still a good direction."""
+def breakdown_of(solution: Solution, full_step: th.Tensor) -> Outcome | None:
+    """
+    Find a reason not to use a solution. The iterate before a breakdown is still a good direction.
+
+    :param solution: what the solver found
+    :param full_step: s, computed from it
+    :return: the reason, ``None`` if there is none
+    """
     if solution.iterations == 0 and solution.termination is not Termination.NON_FINITE:
         return Outcome.NON_POSITIVE_CURVATURE
     is_usable = solution.iterations > 0 and bool(full_step.isfinite().all())  # x^T (F + lambda I) x may underflow to 0
     return None if is_usable else Outcome.NON_FINITE_CURVATURE
 
 
-def _outcome(search: LineSearchResult, constraints: Sequence[Constraint]) -> Outcome:
-    """Name the outcome of a step that reached the line search."""
+def outcome_of(search: LineSearchResult, constraints: Sequence[Constraint]) -> Outcome:
+    """
+    Name the outcome of a step that reached the line search.
+
+    :param search: how the line search ended
+    :param constraints: what it had to satisfy
+    :return: the outcome
+    """
     if search.judgement is Judgement.VIOLATED:
         is_first = search.violated is constraints[0]
         return Outcome.KL_NEVER_SATISFIED if is_first else Outcome.CONSTRAINT_NEVER_SATISFIED

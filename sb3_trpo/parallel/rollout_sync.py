@@ -27,6 +27,7 @@ from sb3_trpo.parallel.consistency import require_same, require_same_parameters,
 from sb3_trpo.parallel.faults import leaving_on_error
 from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks, leave_monitor_files_to_first_rank
 from sb3_trpo.parallel.running_statistics import Moments, StatisticsSync
+from sb3_trpo.policies import policies_of
 from sb3_trpo.settings import CONSTANT_RULES, RULES, evaluate_schedule
 
 OTHER_SETTINGS = ("normalize_advantage",)
@@ -134,8 +135,9 @@ class RolloutSync(NoSync, BaseCallback):
         with leaving_on_error(self._communicator):
             settings = {**self._settings(), "checkpoint callback": type(checkpoint).__name__}
             require_same(settings, "settings", self._communicator)
-            self._communicator.broadcast([*self.model.policy.state_dict().values()])
-            self._broadcast_optimizer()
+            for policy in policies_of(self.model):
+                self._communicator.broadcast([*policy.state_dict().values()])
+                self._broadcast_optimizer(policy.optimizer)
             self._statistics.take_from_first_rank()
             leave_monitor_files_to_first_rank(self._env, self._communicator)
             if not self._communicator.is_first:
@@ -157,8 +159,7 @@ class RolloutSync(NoSync, BaseCallback):
         values = {name: getattr(self.model, name) for name in (*RULES, *CONSTANT_RULES, *OTHER_SETTINGS)}
         return {name: value for name, value in values.items() if not callable(value)}
 
-    def _broadcast_optimizer(self) -> None:
-        optimizer = self.model.policy.optimizer
+    def _broadcast_optimizer(self, optimizer: th.optim.Optimizer) -> None:
         own = optimizer.state_dict()
         state = {  # on the CPU, for the first rank's GPU need not be this rank's
             index: {name: value.cpu() if isinstance(value, th.Tensor) else value for name, value in values.items()}
@@ -245,7 +246,8 @@ class RolloutSync(NoSync, BaseCallback):
 
     def after_update(self) -> None:
         """Compare checksums."""
-        require_same_parameters(self.model.policy, self._communicator)
+        for policy in policies_of(self.model):
+            require_same_parameters(policy, self._communicator)
 
 
 def interleave(lists: Iterable[list[T]]) -> list[T]:

@@ -1,7 +1,8 @@
-"""Each rank's part of a run: its seed, its steps, its part of each minibatch, and the gradient over all parts."""
+"""Each rank's part of a run: its seed, its steps, its part of each minibatch; and what all of them share."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -119,3 +120,15 @@ def mean_gradients(
     *means, counts = th.split(averages, [*map(len, parts), len(parts)])
     zipped = zip(means, parameters, (counts > 0.0).tolist(), strict=True)
     return [mean.view_as(parameter) if is_used else None for mean, parameter, is_used in zipped]
+
+
+def first_numbers(own: Sequence[float | None], communicator: Communicator) -> list[float | None]:
+    """
+    Give every rank the first rank's numbers, in one message.
+
+    :param own: numbers of this rank, none of them NaN; ``None`` where there is none
+    :param communicator: connects the ranks
+    :return: the first rank's
+    """
+    numbers = th.tensor([math.nan if number is None else number for number in own], dtype=th.float64)
+    return [None if math.isnan(number) else number for number in communicator.gather(numbers)[0].tolist()]

@@ -61,6 +61,7 @@ class Transitions(NamedTuple):
     :param returns: lambda-returns that the critic is regressed on, shape ``(n,)``
     :param weights: 1 for a transition and 0 for padding, shape ``(n,)``; ``None`` if there is no padding
     :param n_padding: number of zeros in ``weights``; counting them on the device would make the CPU wait for it
+    :param cost_advantages: advantages of each limited cost, shape ``(n, n_costs)``; ``None`` if there are none
     """
 
     inputs: PolicyInputs
@@ -70,6 +71,7 @@ class Transitions(NamedTuple):
     returns: th.Tensor
     weights: th.Tensor | None = None
     n_padding: int = 0
+    cost_advantages: th.Tensor | None = None
 
     @property
     def weight(self) -> float:
@@ -188,3 +190,19 @@ class Chunks(LazySequence[Transitions]):
 
         rescaled = quietly(lambda: (self.advantages - shift) * scale)
         return Chunks([partial(_applied, rescale, read) for read in self._makers], rescaled)
+
+    def with_cost_advantages(self, cost_advantages: np.ndarray, size: int) -> Chunks:
+        """
+        Add the advantages of costs to chunks of one rollout that have no padding.
+
+        :param cost_advantages: one row for each of :attr:`advantages`, shape ``(n, n_costs)``
+        :param size: number of transitions in each chunk but the last
+        :return: the same transitions with them
+        """
+
+        def extend(start: int, part: Transitions) -> Transitions:
+            rows = th.from_numpy(cost_advantages[start : start + len(part.advantages)])
+            return part._replace(cost_advantages=rows.to(part.advantages))
+
+        extended = [partial(_applied, partial(extend, i * size), read) for i, read in enumerate(self._makers)]
+        return Chunks(extended, self.advantages)

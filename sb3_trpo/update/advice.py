@@ -14,6 +14,9 @@ from sb3_trpo.update.critic import FitOutcome
 
 ADVICE: Mapping[Outcome | FitOutcome, str] = {
     Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
+    Outcome.LIMITED: "The step was taken, and ends on a limit; there is nothing to do.",
+    Outcome.RECOVERED: "A limit cannot be kept yet, so the step went towards it as far as target_kl allows. At first this is "
+    "usual; if the cost does not fall, raise the limit, n_steps or target_kl.",
     Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
     Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
     Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalize the "
@@ -29,6 +32,8 @@ ADVICE: Mapping[Outcome | FitOutcome, str] = {
     "line_search_max_iter.",
     Outcome.NO_IMPROVEMENT: "No step inside the trust region improved the surrogate; once in a while this is harmless, "
     "otherwise raise cg_max_steps or n_steps, or lower target_kl.",
+    Outcome.NO_RECOVERY: "No step inside the trust region lowered a cost that is over its limit; once in a while this is "
+    "harmless, otherwise raise n_steps or line_search_max_iter, or lower target_kl.",
     FitOutcome.FITTED: "The critic was fitted; there is nothing to do.",
     FitOutcome.DIVERGED: "The critic became non-finite and was put back; lower learning_rate, set max_grad_norm, or scale the "
     "rewards with VecNormalize.",
@@ -44,7 +49,8 @@ def is_unwanted(outcome: Outcome | FitOutcome, is_end: bool) -> bool:
     :param is_end: whether this is the last of several updates: a schedule of ``target_kl`` may have reached 0 there
     :return: whether to give advice
     """
-    return outcome not in (Outcome.ACCEPTED, FitOutcome.FITTED) and not (is_end and outcome is Outcome.EMPTY_REGION)
+    is_success = outcome is FitOutcome.FITTED or (isinstance(outcome, Outcome) and outcome.is_accepted)
+    return not is_success and not (is_end and outcome is Outcome.EMPTY_REGION)
 
 
 def advise(outcome: Outcome | FitOutcome, what: str, verbose: int) -> None:

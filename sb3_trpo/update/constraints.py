@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -76,3 +77,38 @@ def state_kl(bound: float, level: float) -> PolicyConstraint:
     """
     name = "largest KL(old || new) of a state" if level == 1.0 else f"{level:g}-quantile of KL(old || new) over states"
     return PolicyConstraint(name, bound, kl_terms, "train/state_kl", level)
+
+
+def cost_terms(
+    index: int, scale: float, kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions
+) -> th.Tensor:
+    """
+    Compute ``scale * pi(a|s) / pi_old(a|s) * A_C`` at each transition, the surrogate of a cost (Achiam et al. 2017, eq. 10).
+
+    :param index: which cost
+    :param scale: what a mean over states is multiplied by to give the change of an episode's cost
+    :param kind: not used
+    :param old: not used
+    :param distribution: the new policy's distribution, with its graph if it is to be differentiated
+    :param chunk: the transitions, with the advantages of costs
+    :return: shape ``(n,)``
+    """
+    assert chunk.cost_advantages is not None, "the policy step adds them"
+    ratio = (distribution.log_prob(chunk.actions) - chunk.old_log_prob).exp()
+    return scale * ratio * chunk.cost_advantages[:, index]
+
+
+def cost_limit(name: str, index: int, excess: float, scale: float) -> PolicyConstraint:
+    """
+    Bound the expected cost of an episode.
+
+    If the cost's advantages have mean 0, its surrogate is the predicted change of the cost, which may be what is left to the
+    limit.
+
+    :param name: key of the cost
+    :param index: which cost
+    :param excess: the estimated cost of an episode less its limit; negative while the limit is kept
+    :param scale: what a mean over states is multiplied by to give the change of an episode's cost
+    :return: the limit
+    """
+    return PolicyConstraint(f"limit of {name}", -excess, partial(cost_terms, index, scale))

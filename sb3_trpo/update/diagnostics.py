@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.distributions.registry import CORE_KINDS, find_kind
-from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.numerics.trust_region import Step
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.advantages import moments, pooled
 from sb3_trpo.rollouts.batch import RolloutBatch
@@ -53,20 +53,17 @@ def step_diagnostics(step: Step, constraints: Sequence[PolicyConstraint], entrop
     # A step that is not accepted leaves the policy where it was, so every divergence is 0.
     values = step.values or (0.0,) * len(constraints)
     measured = {each.log_key: value for each, value in zip(constraints, values, strict=True) if each.log_key is not None}
-    return (
-        reached
-        | measured
-        | {
-            "train/policy_objective": step.surrogate,
-            "train/is_line_search_success": float(step.outcome is Outcome.ACCEPTED),
-            "train/target_kl": constraints[0].bound,
-            "train/entropy": entropy,
-            "train/gradient_norm": step.gradient_norm,
-            "train/expected_improvement": step.expected_improvement,
-            "train/improvement": step.improvement,
-            "train/improvement_ratio": improvement_ratio(step),
-        }
-    )
+    known = {
+        "train/policy_objective": step.surrogate,
+        "train/is_line_search_success": float(step.outcome.is_accepted),
+        "train/target_kl": constraints[0].bound,
+        "train/entropy": entropy,
+        "train/gradient_norm": step.gradient_norm,
+        "train/expected_improvement": step.expected_improvement,
+        "train/improvement": step.improvement,
+        "train/improvement_ratio": improvement_ratio(step),
+    }
+    return reached | measured | known
 
 
 def improvement_ratio(step: Step) -> float | None:

@@ -7,7 +7,8 @@ The policy's half of an update: one trust-region step (Schulman et al. 2015, arX
 4. The full step ``s = sqrt(2 delta / x^T (F + lambda I) x) x``.
 5. A backtracking line search along s that keeps every constraint, the first of which is ``mean KL(old || new) <= delta``.
 
-Steps 3 to 5 are :func:`~sb3_trpo.numerics.trust_region.trust_region_step`, which knows nothing of policies.
+Steps 3 to 5 are :func:`~sb3_trpo.numerics.trust_region.trust_region_step`, which knows nothing of policies. If costs are
+limited, :mod:`~sb3_trpo.numerics.limited_step` replaces steps 3 and 4.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+import numpy as np
+import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
@@ -24,15 +27,16 @@ from sb3_trpo.distributions.argument_checks import unvalidated
 from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.networks.plain_network import Networks
 from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
+from sb3_trpo.numerics.limited_step import limited_step
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch
-from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Step, trust_region_step
+from sb3_trpo.numerics.trust_region import ROUNDING_SHARE, Step, natural_step, trust_region_step
 from sb3_trpo.parallel.communicator import Communicator
 from sb3_trpo.rollouts.advantages import standardization
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.transitions import Chunks, default_chunk_size
 from sb3_trpo.settings import Scheduled
 from sb3_trpo.update.actor import NetworkActor, make_actor
-from sb3_trpo.update.constraints import PolicyConstraint, mean_kl, state_kl
+from sb3_trpo.update.constraints import PolicyConstraint, cost_limit, mean_kl, state_kl
 from sb3_trpo.update.surrogate import MISMATCH, PolicyObjective
 
 
@@ -85,6 +89,22 @@ class PolicyStepSettings:
         return cls(**now._asdict(), **{name: getattr(model, name) for name in constant})
 
 
+class CostLimit(NamedTuple):
+    """
+    A limit on the expected cost of an episode.
+
+    :param name: key of the cost
+    :param excess: the estimated cost of an episode less its limit
+    :param scale: what a mean over states is multiplied by to give the change of an episode's cost
+    :param batch: the same transitions as the policy step's, with the cost's advantages
+    """
+
+    name: str
+    excess: float
+    scale: float
+    batch: RolloutBatch
+
+
 class PolicyStep(NamedTuple):
     """
     The record of a policy step.
@@ -111,6 +131,7 @@ def policy_step(
     batch: RolloutBatch,
     settings: PolicyStepSettings,
     communicator: Communicator,
+    limits: Sequence[CostLimit] = (),
 ) -> PolicyStep:
     """
     Improve the policy within its trust region, in place.
@@ -124,6 +145,7 @@ def policy_step(
     :param batch: transitions that the policy has collected
     :param settings: the settings of the step
     :param communicator: connects the ranks; means are over the batches of all ranks
+    :param limits: limits on costs
     :return: the record of the step
     """
     constraints = _constraints(settings)
@@ -131,6 +153,9 @@ def policy_step(
         actor = make_actor(policy, networks, parameters, settings.distribution_kinds)
         size = settings.chunk_size or default_chunk_size(policy.observation_space, actor.chunk_limits)
         chunks, fisher_chunks = _choose_transitions(batch, settings, size, communicator)
+        if limits:
+            of_costs = [_centered(limit.batch, settings, size, communicator) for limit in limits]
+            chunks = chunks.with_cost_advantages(np.stack(of_costs, axis=1), size)
         objective = PolicyObjective(
             actor,
             parameters,
@@ -142,6 +167,7 @@ def policy_step(
             are_few=2 * batch.n_transitions <= size,  # twice, because of the padding between segments
             # An error up to this one is harmless even if all of it is rounding, so its cause need not be found.
             tolerance=min(MISMATCH, math.sqrt(ROUNDING_SHARE * settings.target_kl)),
+            limits=[cost_limit(limit.name, index, limit.excess, limit.scale) for index, limit in enumerate(limits)],
         )
         model, entropy, log_prob_error = objective.local_model()
         step = trust_region_step(
@@ -149,6 +175,7 @@ def policy_step(
             solver=ConjugateGradient(settings.cg_max_steps, settings.cg_residual_tol),
             line_search=BacktrackingLineSearch(settings.line_search_shrinking_factor, settings.line_search_max_iter),
             damping=settings.cg_damping,
+            attempt=limited_step if limits else natural_step,
         )
     return PolicyStep(step, constraints, entropy, log_prob_error, isinstance(actor, NetworkActor))
 
@@ -172,3 +199,15 @@ def _choose_transitions(
     if settings.fisher_subsampling == 1:
         return chunks, None
     return chunks, batch.chunks(every * settings.fisher_subsampling, size)
+
+
+def _centered(batch: RolloutBatch, settings: PolicyStepSettings, size: int, communicator: Communicator) -> np.ndarray:
+    """
+    Read the advantages of a cost at the step's transitions, less their mean over all ranks.
+
+    Advantages have mean 0 under the policy they belong to. With estimates that have it exactly, the surrogate of the cost is 0
+    at the old parameters, and elsewhere it has less variance.
+    """
+    advantages = batch.chunks(settings.sub_sampling_factor, size).advantages.astype(np.float64)
+    mean = communicator.mean(th.tensor([advantages.sum()], dtype=th.float64), float(len(advantages)))
+    return advantages - float(mean)

@@ -19,7 +19,7 @@ from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
 from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
-from sb3_trpo.numerics.trust_region import LocalModel
+from sb3_trpo.numerics.trust_region import Limit, LocalModel
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
@@ -40,6 +40,7 @@ class PolicyObjective:
     :param parameters: the parameters that the step changes
     :param chunks: transitions for the surrogate, its gradient and the constraints; read one chunk at a time
     :param constraints: the mean KL(old || new), whose Hessian is the Fisher matrix, and any further ones
+    :param limits: constraints whose gradients the direction of the step heeds; 0 at the current parameters
     :param fisher_chunks: transitions for the Fisher matrix, possibly fewer; ``None`` for ``chunks``
     :param ent_coef: weight of the entropy in the surrogate
     :param communicator: connects the ranks, each with its own chunks
@@ -56,6 +57,7 @@ class PolicyObjective:
     communicator: Communicator = ALONE
     are_few: bool = False
     tolerance: float = MISMATCH
+    limits: Sequence[PolicyConstraint] = ()
 
     def local_model(self) -> PolicyModel:
         """
@@ -64,31 +66,34 @@ class PolicyObjective:
         :return: the problem, with what the same pass over the rollout shows about the policy
         """
         theta = flatten(self.parameters).detach()
-        totals, weight = theta.new_zeros(len(theta) + 3), 0.0
-        gradient, sums = th.split(totals, [len(theta), 3])  # views: one message carries both
+        n_gradients = len(theta) * (1 + len(self.limits))
+        totals, weight = theta.new_zeros(n_gradients + 3), 0.0
+        gradients, sums = th.split(totals, [n_gradients, 3])  # views: one message carries both
         snapshots: list[Outputs] = []
         fisher_chunks = self.chunks if self.fisher_chunks is None else self.fisher_chunks
         curvatures = CurvatureStore(self.actor, fisher_chunks, self.are_few)
         for chunk in self.chunks:
-            z, chunk_sums, chunk_gradient = self._differentiate(chunk, curvatures)
+            z, chunk_sums, chunk_gradients = self._differentiate(chunk, curvatures)
             snapshots.append(z)
             sums += chunk_sums
-            gradient += chunk_gradient
+            gradients += chunk_gradients
             weight += chunk.weight
-        mean_gradient, means = th.split(self.communicator.mean(totals, weight), [len(theta), 3])
+        mean_gradients, means = th.split(self.communicator.mean(totals, weight), [n_gradients, 3])
+        gradient, *of_limits = th.split(mean_gradients, len(theta))
         mean_surrogate, mean_entropy, squared_error = means.tolist()
         error = math.sqrt(squared_error)
         is_rounding = self._is_rounding(error, snapshots)
         model = LocalModel(
             self.parameters,
             surrogate=mean_surrogate,
-            gradient=mean_gradient,
+            gradient=gradient,
             fisher=GaussNewtonOperator(theta, curvatures, self.communicator.mean),
             constraints=self.constraints,
             evaluate=lambda: self.evaluate(snapshots),
             # For small changes of log-probabilities, KL is half their mean square. If rounding and the step are independent,
             # rounding therefore adds a number of this order to the KL of the step.
             rounding=squared_error if is_rounding else 0.0,
+            limits=[Limit(each.name, -each.bound, of_it) for each, of_it in zip(self.limits, of_limits, strict=True)],
         )
         return PolicyModel(model, mean_entropy, 0.0 if is_rounding else error)
 
@@ -135,7 +140,7 @@ class PolicyObjective:
         :param chunk: the transitions
         :param curvatures: where to keep the curvature
         :return: z; the sums of the surrogate, the entropy and the squared errors of log-probabilities; the gradient of the
-            first
+            first, followed by those of the limits
         """
         local = self.actor.local(chunk.inputs)
         z = _snapshot(local.kind, local.distribution)
@@ -145,7 +150,10 @@ class PolicyObjective:
         with th.no_grad():
             entropy, errors = entropy_terms(local.distribution, chunk), log_ratio.square()
             sums = th.stack((surrogate, chunk.total(entropy), chunk.total(errors)))
-        return z, sums, local.gradient(surrogate, is_kept)
+        of_limits = [chunk.total(each.terms(local.kind, z, local.distribution, chunk)) for each in self.limits]
+        gradients = [local.gradient(total, True) for total in of_limits]
+        gradient = local.gradient(surrogate, is_kept)
+        return z, sums, th.cat([gradient, *gradients]) if gradients else gradient
 
     @th.no_grad()
     def evaluate(self, snapshots: Sequence[Outputs]) -> Candidate:
@@ -153,15 +161,16 @@ class PolicyObjective:
         Measure the policy at its current parameters against the old one.
 
         :param snapshots: z of the old policy, a tuple for each chunk
-        :return: the surrogate (eq. 14) and the constraints' values
+        :return: the surrogate (eq. 14), and the values of the constraints and limits
         """
-        sums, weight = snapshots[0][0].new_zeros(1 + len(self.constraints)), 0.0
-        on_quantiles = [(i, each.level) for i, each in enumerate(self.constraints) if each.level is not None]
+        constraints = (*self.constraints, *self.limits)
+        sums, weight = snapshots[0][0].new_zeros(1 + len(constraints)), 0.0
+        on_quantiles = [(i, each.level) for i, each in enumerate(constraints) if each.level is not None]
         kept: dict[int, list[th.Tensor]] = {i: [] for i, _ in on_quantiles}
         for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
             kind = self.actor.kind_of(distribution)
-            bounded = [constraint.terms(kind, old, distribution, chunk) for constraint in self.constraints]
+            bounded = [constraint.terms(kind, old, distribution, chunk) for constraint in constraints]
             surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
             sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
             weight += chunk.weight

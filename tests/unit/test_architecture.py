@@ -16,6 +16,7 @@ ROOT = "sb3_trpo"
 ORDER = (
     "zoo",
     "__init__",
+    "constrained",
     "recurrent",
     "maskable",
     "contrib_base",

@@ -24,6 +24,9 @@ from sb3_trpo.rollouts.floating_point import as_float32
 from sb3_trpo.rollouts.plain_spaces import Observation, PlainSpaces, dict_of, map_parts
 from sb3_trpo.rollouts.validation import require_finite_end
 
+StepObserver = Callable[[list[dict[str, Any]], np.ndarray], None]
+"""``(infos, dones)``: sees each step, before callbacks do."""
+
 
 class RolloutEnv:
     """
@@ -31,11 +34,13 @@ class RolloutEnv:
 
     :param venv: the environments
     :param plain: their plain spaces, and the conversions
+    :param observe: called after each step with its infos, which it must not keep or change, and dones; ``None`` for nobody
     """
 
-    def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
+    def __init__(self, venv: VecEnv, plain: PlainSpaces, observe: StepObserver | None = None) -> None:
         self.venv = venv
         self.plain = plain
+        self.observe = observe
 
     def __getattr__(self, name: str) -> Any:
         if name == "venv":  # not set yet while this object is being copied or unpickled
@@ -58,10 +63,11 @@ class CopyingEnv(RolloutEnv):
 
     :param venv: the environments
     :param plain: their plain spaces
+    :param observe: called after each step with its infos and dones
     """
 
-    def __init__(self, venv: VecEnv, plain: PlainSpaces) -> None:
-        super().__init__(venv, plain)
+    def __init__(self, venv: VecEnv, plain: PlainSpaces, observe: StepObserver | None = None) -> None:
+        super().__init__(venv, plain, observe)
         # SB3's loop holds the last and the present observations.
         self._copies: deque[tuple[Any, Observation]] = deque(maxlen=2)
         self._n_steps = 0
@@ -102,6 +108,8 @@ class CopyingEnv(RolloutEnv):
             require_finite_end(infos[env_index], int(env_index), self._n_steps)
         self._n_steps += 1
         self.infos = infos
+        if self.observe is not None:
+            self.observe(infos, dones)
         return (
             self.copy(observations),
             as_float32(np.array(rewards)),
@@ -163,7 +171,7 @@ def collect_by(
     :param n_rollout_steps: number of steps per environment
     :return: ``True`` if the rollout is complete, ``False`` if the callback ended it
     """
-    copying = CopyingEnv(env.venv, env.plain)
+    copying = CopyingEnv(env.venv, env.plain, env.observe)
     algorithm._last_obs = copying.copy(cast("Observation", algorithm._last_obs))
     algorithm._last_episode_starts = np.array(algorithm._last_episode_starts)
     try:

@@ -170,6 +170,8 @@ class FastCollector:
                 env.plain.decode(now.clipped_actions), meanwhile=policy.record
             )
             now.infos_are_copies = False
+            if env.observe is not None:
+                env.observe(now.infos, now.dones)
             algorithm.num_timesteps += buffer.n_envs  # before the callback, which reads it
             if is_watched or policy.extra_locals or not is_known:  # others see what changes through what they have been given
                 known.update(policy.extra_locals)

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ from hypothesis import given, strategies as st
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.sharding import (
     MinibatchShard,
+    first_numbers,
     mean_gradients,
     seed_of_rank,
     shard_minibatches,
@@ -113,3 +115,8 @@ def test_gradients_are_averaged_over_the_states_of_all_ranks():
         assert of_both.tolist() == [0.75, -0.75]
         assert of_one.equal(th.full((2, 3), 0.25))
         assert of_none is None
+
+
+def test_all_ranks_take_the_first_ones_numbers():
+    own = {0: [0.1, None, math.inf], 1: [0.2, 0.3, None]}
+    assert in_threads(2, lambda communicator: first_numbers(own[communicator.rank], communicator)) == [own[0], own[0]]

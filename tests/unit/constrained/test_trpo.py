@@ -1,0 +1,251 @@
+"""ConstrainedTRPO as its users meet it."""
+
+import copy
+from dataclasses import astuple
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from helpers.contract_tools import ROUNDING, joint_kl, parameters, same_parameters
+from helpers.costs import SMALL, CostlyEnv, costly_model
+from helpers.envs import BOX_ACTION, DICT, VECTOR
+from helpers.runs import run_until_done
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+
+from sb3_trpo.checkpoint import ResumableCheckpoint
+from sb3_trpo.constrained import ConstrainedTRPO
+from sb3_trpo.numerics.trust_region import Outcome
+
+SPACES = {
+    "Box": (VECTOR, BOX_ACTION),
+    "Discrete": (VECTOR, spaces.Discrete(3, start=5)),
+    "MultiDiscrete": (VECTOR, spaces.MultiDiscrete([2, 3])),
+    "MultiBinary": (VECTOR, spaces.MultiBinary(3)),
+    "Dict": (DICT, BOX_ACTION),
+}
+
+
+@pytest.mark.parametrize(("observations", "actions"), SPACES.values(), ids=SPACES)
+@pytest.mark.parametrize("limit", [1e9, 0.5, -1e9], ids=["free", "limited", "out of reach"])
+def test_steps_keep_the_trust_region_and_the_measured_costs(observations, actions, limit):
+    """KL and surrogate costs are computed again, from torch's distributions and a loop over the rollout."""
+    model = costly_model(CostlyEnv(observations, actions), limit)
+    model.learn(SMALL["n_steps"])
+    steps = [recorded_update(model) for _ in range(3)]
+    possible = {1e9: {Outcome.ACCEPTED}, -1e9: {Outcome.RECOVERED}}.get(limit, {*Outcome})
+    for step, kl, change, measured in steps:
+        assert kl <= model.target_kl + ROUNDING
+        if step.outcome.is_accepted:
+            assert step.outcome in possible
+            assert change == pytest.approx(step.limited_changes[0], rel=1e-3, abs=1e-4)
+            assert change <= max(-measured.excess, 0.0) + 1e-4
+            assert step.outcome is not Outcome.RECOVERED or change < 0.0
+    assert any(step.outcome.is_accepted for step, *_ in steps)
+
+
+def recorded_update(model):
+    """Collect and update; return the step, its joint KL, the change of the surrogate cost, and the limit."""
+    steps, limits = [], []
+    record, measure = ConstrainedTRPO._record_costs, ConstrainedTRPO._measure_costs
+
+    def noting_measure(self):
+        limits.append(measure(self))
+        return limits[-1]
+
+    with (
+        mock.patch.object(ConstrainedTRPO, "_record_costs", lambda self, step: steps.append(step) or record(self, step)),
+        mock.patch.object(ConstrainedTRPO, "_measure_costs", noting_measure),
+    ):
+        old = parameters(model.policy)
+        model.learn(SMALL["n_steps"], reset_num_timesteps=False)
+    (limit,) = limits[0]
+    advantages = limit.batch.readers[0].advantages
+    rollout = model.rollout_buffer._get_samples(np.arange(SMALL["n_steps"]))
+    actions = rollout.actions.long().flatten() if isinstance(model.policy.action_space, spaces.Discrete) else rollout.actions
+    with th.no_grad():
+        log_prob = model.policy.get_distribution(rollout.observations).log_prob(actions)
+    ratios = (log_prob - rollout.old_log_prob).exp().double().numpy()
+    change = limit.scale * float(np.mean(ratios * (advantages - advantages.mean())))
+    return steps[0], joint_kl(model, old), change, limit
+
+
+QUICK = {"policy": "MlpPolicy", "n_steps": 64, "n_critic_updates": 5, "target_kl": 0.05, "policy_kwargs": {"net_arch": [16]}}
+
+
+def test_the_cost_comes_down_to_its_limit_and_stays_there():
+    """Without a limit the mean action goes to 1, and an episode costs nearly 7; the limit is 2."""
+    limited, free = (costly_model(make_vec_env(CostlyEnv, 4, seed=0), limit, **QUICK).learn(10_000) for limit in (2.0, 1e9))
+    assert 1.0 <= np.mean(limited._episode_costs) <= 2.1
+    assert np.mean(free._episode_costs) >= 3.0
+
+
+def test_several_costs_are_kept_at_once():
+    """One limit from above and one from below: the mean action has to stay in between."""
+    env = make_vec_env(CostlyEnv, 4, seed=0)
+    limits = {"cost": 2.0, "drift": 0.5}
+    model = costly_model(env, cost_limits=limits, **QUICK).learn(10_000)
+    cost, drift = np.mean(model._episode_costs, axis=0)
+    assert cost <= 2.1
+    assert drift <= 0.6
+    log = model.logger.name_to_value
+    assert (log["cost/cost/limit"], log["cost/drift/limit"]) == (2.0, 0.5)
+    assert len(model.cost_critics) == 2
+    assert not same_parameters(*model.cost_critics)
+
+
+def test_a_loaded_model_has_the_same_critics_and_trains_on(tmp_path):
+    model = costly_model(cost_limits={"cost": 1.0, "drift": 2.0}).learn(128)
+    model.save(tmp_path / "model")
+    loaded = ConstrainedTRPO.load(tmp_path / "model", env=CostlyEnv())
+    assert loaded.cost_limits == {"cost": 1.0, "drift": 2.0}
+    assert all(map(same_parameters, loaded.cost_critics, model.cost_critics))
+    assert all(
+        th.equal(one, other)
+        for a, b in zip(loaded.cost_critics, model.cost_critics, strict=True)
+        for x, y in zip(a.optimizer.state.values(), b.optimizer.state.values(), strict=True)
+        for one, other in zip(x.values(), y.values(), strict=True)
+    )
+    assert loaded._feedback == model._feedback
+    loaded.learn(64, reset_num_timesteps=False)
+    assert ConstrainedTRPO.load(tmp_path / "model").predict(np.zeros(3, np.float32))[0].shape == (2,)
+    assert "cost_critics.1.optimizer" in model.get_parameters()
+
+
+def train(folder, crash):
+    env = VecNormalize(make_vec_env(CostlyEnv, 2, seed=3))
+    model = costly_model(env, policy="MlpPolicy", cost_limits={"cost": 1.0, "drift": 2.0})
+    model.learn(1024, [ResumableCheckpoint(folder / "run", every=200, verbose=0), crash])
+    return {
+        **{
+            f"critic {i} {name}": value.tolist()
+            for i, each in enumerate(model.cost_critics)
+            for name, value in each.state_dict().items()
+        },
+        **{name: value.tolist() for name, value in model.policy.state_dict().items()},
+        "feedback": [astuple(each) for each in model._feedback],
+        "episodes": [*model._episode_costs],
+        "underway": model._last_episodes.costs.tolist(),
+    }
+
+
+def test_a_run_that_crashes_ends_like_one_that_does_not(tmp_path):
+    whole, _ = run_until_done(partial(train, tmp_path / "whole"))
+    pieces, starts = run_until_done(partial(train, tmp_path / "pieces"), 400, 700)
+    assert starts == 3
+    assert pieces == whole
+    loaded = ConstrainedTRPO.from_checkpoint(
+        tmp_path / "pieces" / "run", VecNormalize(make_vec_env(CostlyEnv, 1), training=False)
+    )
+    assert loaded.cost_critics[1].state_dict()["value_net.bias"].tolist() == whole["critic 1 value_net.bias"]
+
+
+class Silent(CostlyEnv):
+    """Reports no cost, or another thing than a number, at one step."""
+
+    at, found = 1, None
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        if self.n_steps == self.at:
+            info = {**info, "cost": self.found} if self.found is not None else {"speed": 1.0}
+        return *rest, info
+
+
+ABSENT = r"environment 0 at step 0 .*no such key.*'speed'"
+FAULTS = [(1, None, ABSENT), (7, None, "at step 6"), (2, "much", "must be a number"), (2, [1.0], "must be a number")]
+
+
+@pytest.mark.parametrize("vec_env_cls", [None, SubprocVecEnv])
+@pytest.mark.parametrize(("at", "found", "text"), FAULTS)
+def test_a_step_without_a_cost_is_named(at, found, text, vec_env_cls, monkeypatch):
+    monkeypatch.setattr(Silent, "at", at)
+    monkeypatch.setattr(Silent, "found", found)
+    kwargs = {} if vec_env_cls is None else {"vec_env_cls": vec_env_cls, "vec_env_kwargs": {"start_method": "fork"}}
+    model = costly_model(make_vec_env(Silent, 1, **kwargs), policy="MlpPolicy")
+    old = copy.deepcopy(model.policy.state_dict())
+    with pytest.raises(ValueError, match=text):
+        model.learn(64)
+    assert all(th.equal(old[name], value) for name, value in model.policy.state_dict().items())
+    model.env.close()
+
+
+def test_a_cost_that_is_not_finite_is_named_before_the_update(monkeypatch):
+    monkeypatch.setattr(Silent, "at", 3)
+    monkeypatch.setattr(Silent, "found", float("nan"))
+    model = costly_model(Silent())
+    with pytest.raises(ValueError, match=r"info\['cost'\] of environment 0 at step 2 of the rollout is nan"):
+        model.learn(64)
+    assert model._n_updates == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"cost_limits": None}, r"cost_limits is None, but must be a dict"),
+        ({"cost_limits": {}}, "cost_limits is {}"),
+        ({"cost_limits": 25.0}, "cost_limits is 25.0"),
+        ({"cost_limits": {"cost": float("nan")}}, "finite"),
+        ({"cost_limits": {"cost": "25"}}, "finite"),
+        ({"cost_limits": {3: 25.0}}, "by key of info"),
+        ({"cost_limits": {str(i): 1.0 for i in range(11)}}, "1 to 10"),
+        ({"cost_gamma": 1.1}, "cost_gamma is 1.1"),
+        ({"cost_gae_lambda": -0.1}, "cost_gae_lambda is -0.1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, text):
+    with pytest.raises(ValueError, match=text):
+        costly_model(**settings)
+
+
+def test_an_interrupt_leaves_policy_and_critics_as_they_were():
+    model = costly_model(n_critic_updates=1).learn(64)
+    old = [copy.deepcopy(each.state_dict()) for each in (model.policy, *model.cost_critics)]
+    with (
+        mock.patch("sb3_trpo.update.surrogate.PolicyObjective.evaluate", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        model.learn(64, reset_num_timesteps=False)
+    for before, now in zip(old, (model.policy, *model.cost_critics), strict=True):
+        assert all(th.equal(before[name], value) for name, value in now.state_dict().items())
+
+
+def test_evaluation_needs_no_costs():
+    model = costly_model(CostlyEnv()).learn(64)
+    mean, _ = evaluate_policy(model, model.get_env(), n_eval_episodes=2)
+    assert np.isfinite(mean)
+
+
+class General(CostlyEnv):
+    """The same for a policy that the fast loop does not know."""
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_both_loops_see_the_same_costs(n_envs):
+    from helpers.rollouts import GeneralMlp
+
+    found = []
+    for policy in ("MlpPolicy", GeneralMlp):
+        model = costly_model(make_vec_env(CostlyEnv, n_envs, seed=1), policy=policy)
+        model.learn(64 * n_envs, RecorderKept(found))
+    one, other = found
+    np.testing.assert_allclose(one.costs, other.costs, atol=1e-5)
+    assert [each[:2] for each in one.truncated] == [each[:2] for each in other.truncated]
+    assert one.costs.any()
+
+
+class RecorderKept(BaseCallback):
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def _on_rollout_start(self):
+        self.found.append(self.model._step_observer)
+
+    def _on_step(self):
+        return True
