@@ -32,16 +32,6 @@ Its convolutions take (kernel, stride) = (8, 4), (4, 2) and (3, 1): 36 pixels be
 """
 
 
-def policies_of(model: Any) -> list[ActorCriticPolicy]:
-    """
-    List the policies that a model trains: its own, and those of which only the critic is used, if it predicts costs.
-
-    :param model: the algorithm
-    :return: the policies, its own first
-    """
-    return [model.policy, *getattr(model, "cost_critics", ())]
-
-
 class SeparateExtractors(BasePolicy):
     """Mixin that sets ``share_features_extractor=False`` by default and keeps the setting through ``policy.save``."""
 
@@ -176,8 +166,8 @@ def unknown_policy_error(name: str, algorithm: str, aliases: Iterable[str]) -> V
     :return: the error
     """
     return ValueError(
-        f"policy is {name!r}, but {algorithm} knows {', '.join(aliases)}. For action masks use sb3_trpo.maskable, for policies "
-        "with an LSTM sb3_trpo.recurrent; give other policies as classes."
+        f"policy is {name!r}, but {algorithm} knows {', '.join(aliases)}. For action masks use sb3_trpo.maskable, for "
+        "policies with an LSTM sb3_trpo.recurrent; give other policies as classes."
     )
 
 

@@ -30,9 +30,9 @@ from sb3_trpo.checkpoint.codecs.registry import CODECS
 from sb3_trpo.checkpoint.identity import present_settings
 from sb3_trpo.checkpoint.worker_rpc import CANNOT_BE_CALLED
 from sb3_trpo.parallel.communicator import ALONE, Communicator
+from sb3_trpo.parallel.consistency import policies_of
 from sb3_trpo.parallel.sharding import seed_of_rank
 from sb3_trpo.parallel.vec_env_layers import layers_of
-from sb3_trpo.policies import policies_of
 
 NOT_STATE = frozenset(
     ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")

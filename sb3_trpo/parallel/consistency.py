@@ -8,8 +8,10 @@ bits on all ranks. ``rollout_sync.py`` checks after every update.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from sb3_trpo.parallel.communicator import Communicator
@@ -21,6 +23,16 @@ INTEGERS = {1: th.uint8, 2: th.int16, 4: th.int32, 8: th.int64}
 """Integer types by their number of bytes."""
 MAX_SHOWN = 3
 """Differences that an error shows; the rest is most likely of the same kind."""
+
+
+def policies_of(model: Any) -> list[ActorCriticPolicy]:
+    """
+    List the policies that a model trains: its own, and those of which only the critic is used, if it predicts costs.
+
+    :param model: the algorithm
+    :return: the policies, its own first
+    """
+    return [model.policy, *getattr(model, "cost_critics", ())]
 
 
 def require_same(values: Mapping[str, object], what: str, communicator: Communicator) -> None:

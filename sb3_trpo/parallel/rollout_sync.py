@@ -23,11 +23,10 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_trpo.callbacks import callback_tree
 from sb3_trpo.parallel.communicator import Communicator
-from sb3_trpo.parallel.consistency import require_same, require_same_parameters, shapes_of
+from sb3_trpo.parallel.consistency import policies_of, require_same, require_same_parameters, shapes_of
 from sb3_trpo.parallel.faults import leaving_on_error
 from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks, leave_monitor_files_to_first_rank
 from sb3_trpo.parallel.running_statistics import Moments, StatisticsSync
-from sb3_trpo.policies import policies_of
 from sb3_trpo.settings import CONSTANT_RULES, RULES, evaluate_schedule
 
 OTHER_SETTINGS = ("normalize_advantage",)
