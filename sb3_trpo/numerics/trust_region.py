@@ -81,7 +81,7 @@ class LocalModel:
     :param surrogate: L at the old parameters
     :param gradient: g, shape ``(n_parameters,)``
     :param fisher: F at the old parameters
-    :param constraints: at least one; the first defines the trust region
+    :param constraints: at least one; the first defines the trust region. A bound of 0 on any of them rules out every step
     :param evaluate: measures L and the constraints' values at the current parameters, followed by how much each limited
         quantity has changed
     :param rounding: what rounding errors alone may add to the first constraint's value
@@ -259,7 +259,7 @@ def obstacle_to(model: LocalModel, gradient_norm: float) -> Outcome | None:
         return Outcome.LOST_IN_ROUNDING
     if gradient_norm == 0.0:
         return Outcome.ZERO_GRADIENT
-    return Outcome.EMPTY_REGION if model.radius == 0.0 else None
+    return Outcome.EMPTY_REGION if any(constraint.bound == 0.0 for constraint in model.constraints) else None
 
 
 def breakdown_of(solution: Solution, full_step: th.Tensor) -> Outcome | None:

@@ -17,7 +17,8 @@ ADVICE: Mapping[Outcome | FitOutcome, str] = {
     Outcome.LIMITED: "The step was taken, and ends on a limit; there is nothing to do.",
     Outcome.RECOVERED: "A limit cannot be kept yet, so the step went towards it as far as target_kl allows. At first this is "
     "usual; if the cost does not fall, raise the limit, n_steps or target_kl.",
-    Outcome.EMPTY_REGION: "target_kl has reached 0, so the policy stays; end its schedule above 0 to go on learning.",
+    Outcome.EMPTY_REGION: "target_kl or max_state_kl has reached 0, so the policy stays; end its schedule above 0 to go on "
+    "learning.",
     Outcome.ZERO_GRADIENT: "The advantages carry no signal; check that the reward varies, or collect more steps (n_steps).",
     Outcome.LOST_IN_ROUNDING: "Rounding errors change the policy as much as a step may: no KL can be trusted. Normalize the "
     "observations, with VecNormalize for instance, or raise target_kl.",
@@ -46,7 +47,7 @@ def is_unwanted(outcome: Outcome | FitOutcome, is_end: bool) -> bool:
     Return whether a user may want to do something about an outcome.
 
     :param outcome: how a step or a fit ended
-    :param is_end: whether this is the last of several updates: a schedule of ``target_kl`` may have reached 0 there
+    :param is_end: whether this is the last of several updates: a schedule of a radius may have reached 0 there
     :return: whether to give advice
     """
     is_success = outcome is FitOutcome.FITTED or (isinstance(outcome, Outcome) and outcome.is_accepted)

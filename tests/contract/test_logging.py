@@ -166,8 +166,9 @@ def test_advice_is_printed_once_per_kind(capsys):
     assert ADVICE[Outcome.ACCEPTED] not in printed
 
 
-def test_a_radius_that_falls_to_zero_by_the_end_wants_no_advice(capsys):
-    model = TRPO("MlpPolicy", RandomEnv(), target_kl=lambda remaining: 0.01 * remaining, verbose=1, **SMALL).learn(128)
+@pytest.mark.parametrize("radius", ["target_kl", "max_state_kl"])
+def test_a_radius_that_falls_to_zero_by_the_end_wants_no_advice(radius, capsys):
+    model = TRPO("MlpPolicy", RandomEnv(), verbose=1, **SMALL, **{radius: lambda remaining: remaining}).learn(128)
     assert model.policy_outcome.value == Outcome.EMPTY_REGION.value
     assert ADVICE[Outcome.EMPTY_REGION] not in capsys.readouterr().out
     model.learn(64)  # a single update, at the end of the schedule

@@ -216,6 +216,7 @@ BAD_G = {value: th.cat([G[1:], vector(value)]) for value in (math.nan, math.inf,
 
 FAILURES = [
     *((Outcome.EMPTY_REGION, {"target_kl": 0.0, "rounding": rounding}) for rounding in (0.0, 1.0)),
+    (Outcome.EMPTY_REGION, {"constraints": [COST, Constraint("second KL", 0.0)]}),
     *((Outcome.ZERO_GRADIENT, {"gradient": 0.0 * G, "target_kl": target_kl}) for target_kl in (0.01, 0.0)),
     *((Outcome.LOST_IN_ROUNDING, {"rounding": rounding}) for rounding in (1.01e-4, math.inf)),
     *((Outcome.NON_FINITE_GRADIENT, {"gradient": bad}) for bad in BAD_G.values()),
