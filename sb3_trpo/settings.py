@@ -141,7 +141,7 @@ def check_setting(name: str, value: Any, rule: Rule) -> None:
     :raises ValueError: if the value breaks the rule
     """
     try:
-        holds = rule.holds(value)
+        holds = bool(rule.holds(value))  # of an array, the truth value may be ambiguous
     except (TypeError, ValueError):  # not even a number
         holds = False
     if not holds:
@@ -244,8 +244,10 @@ REPLACEMENTS = {
     "vf_coef": "the critic has its own regression, which needs no weight",
     "use_rms_prop": "policy_kwargs=dict(optimizer_class=...) chooses the critic's optimizer, Adam by default",
     "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=dict(eps=...)) sets it for the critic's optimizer",
+    "action_distribution": "it is a keyword of the policy, policy_kwargs=dict(action_distribution=...)",
+    "action_parameters": "it is a keyword of the policy, policy_kwargs=dict(action_parameters=...)",
 }
-"""What to use instead of the keywords of SB3's PPO and A2C that TRPO does not have."""
+"""What to use instead of the keywords of SB3's PPO and A2C that TRPO does not have, and of those that policies have."""
 RENAMED = {
     "max_kl": "target_kl",
     "timesteps_per_batch": "n_steps",

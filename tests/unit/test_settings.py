@@ -259,6 +259,8 @@ def on_cartpole(cls=TRPO, policy="MlpPolicy", **keywords):
         ("vf_coef", "its own regression, which needs no weight"),
         ("use_rms_prop", "optimizer_class"),
         ("rms_prop_eps", "optimizer_kwargs=dict(eps="),
+        ("action_distribution", "policy_kwargs=dict(action_distribution="),
+        ("action_parameters", "policy_kwargs=dict(action_parameters="),
         ("max_kl", "did you mean target_kl?"),
         ("lam", "did you mean gae_lambda?"),
         ("target_k", "did you mean target_kl?"),
