@@ -8,6 +8,7 @@ anything that the policy depends on, so with a shared extractor it could train n
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -198,15 +199,25 @@ def check_policy_class(policy: type[Any], base: type[Any]) -> None:
         )
 
 
-def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], aliases: Mapping[str, type[Any]]) -> None:
+def check_policy_fits(
+    policy: type[Any], observation_space: spaces.Space[Any], aliases: Mapping[str, type[Any]], kwargs: Mapping[str, Any]
+) -> None:
     """
-    Check that one of our policies can read the observations.
+    Check that one of our policies can read the observations, and that any other knows the keywords that ours have.
 
     :param policy: class of the policy
     :param observation_space: space of the environment
     :param aliases: our policy classes by name
-    :raises ValueError: if it is for Dict observations and these are not, or the other way round
+    :param kwargs: keywords for the policy
+    :raises ValueError: if it is for Dict observations and these are not, or the other way round; or if it does not have one of
+        the keywords of :class:`ChosenDistribution`
     """
+    for keyword in ("action_distribution", "action_parameters"):
+        if keyword in kwargs and not _has_keyword(policy, keyword):
+            raise ValueError(
+                f"policy_kwargs has {keyword}, which is for the policies of TRPO and RecurrentTRPO and their subclasses: class "
+                f"MyPolicy(sb3_trpo.MlpPolicy), for example. The policy is {policy.__name__}, which has no such keyword."
+            )
     name = next((alias for alias, each in aliases.items() if each is policy), None)
     is_dict = isinstance(observation_space, spaces.Dict)
     if name is not None and name.startswith("MultiInput") is not is_dict:
@@ -214,6 +225,12 @@ def check_policy_fits(policy: type[Any], observation_space: spaces.Space[Any], a
         raise ValueError(
             f"policy is {name!r}, but for {type(observation_space).__name__} observations it must be {' or '.join(fitting)}."
         )
+
+
+def _has_keyword(policy: type[Any], keyword: str) -> bool:
+    """Look through all constructors, since most pass on what they do not know."""
+    constructors = [vars(base)["__init__"] for base in policy.__mro__ if "__init__" in vars(base)]
+    return any(keyword in inspect.signature(each).parameters for each in constructors)
 
 
 def check_hybrid_policy(policy: ActorCriticPolicy, action_space: spaces.Space[Any]) -> None:

@@ -170,7 +170,7 @@ class TrainingLoop(AdvisingAlgorithm):
         :param observation: a single observation, or one per environment
         :param state: state of a policy with memory, as the last call returned it
         :param episode_start: whether the observation starts an episode, shape ``(n_envs,)``
-        :param deterministic: whether to take the most likely action rather than to sample one
+        :param deterministic: whether to take the most likely action, or the mean of a Beta distribution, rather than to sample
         :return: actions, and the new state of a policy with memory
         """
         actions, state = super().predict(self._plain.encode(observation), state, episode_start, deterministic)
@@ -209,7 +209,7 @@ class TrainingLoop(AdvisingAlgorithm):
         check_default_type()
         self._check_settings()
         self._communicator = connect(self.distributed, self.device)
-        check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases)
+        check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases, self.policy_kwargs)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

@@ -3,6 +3,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.envs import RandomEnv
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
 
 from sb3_trpo import TRPO
@@ -95,3 +96,21 @@ def test_normalised_images_are_checked_too():
 def test_vectors_are_left_to_sb3():
     with pytest.raises(AssertionError, match="NatureCNN"):
         build(TRPO, "CnnPolicy", spaces.Box(0.0, 1.0, (3,), np.float32))
+
+
+class OwnKeyword(ActorCriticPolicy):
+    """A policy with a keyword of its own, which happens to have the name of one of ours."""
+
+    def __init__(self, *args, action_distribution, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("keyword", ["action_distribution", "action_parameters"])
+@pytest.mark.parametrize(("algorithm", "policy"), [(MaskableTRPO, "MlpPolicy"), (TRPO, ActorCriticPolicy)])
+def test_keywords_that_only_our_policies_have_are_refused_for_others(algorithm, policy, keyword):
+    with pytest.raises(ValueError, match=f"policy_kwargs has {keyword}.* has no such keyword"):
+        algorithm(policy, RandomEnv(), policy_kwargs={keyword: None})
+
+
+def test_a_policy_may_have_a_keyword_of_the_same_name():
+    TRPO(OwnKeyword, RandomEnv(), policy_kwargs={"action_distribution": "own"})
