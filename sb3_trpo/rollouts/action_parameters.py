@@ -36,13 +36,18 @@ def read_action_parameters(given: Any, space: HybridSpace) -> list[Activity | No
     :param space: the action space
     :return: for each part the options of its choice, or ``None`` if it always matters
     :raises ValueError: if it is no such mapping, a name is unknown, a choice is not Discrete or has another number of options,
-        a choice is itself the parameter of a choice, or a part is the parameter of two; names what is wrong
+        a choice is given twice or is itself the parameter of a choice, or a part is the parameter of two; names what is wrong
     """
     if given is None:
         return [None] * len(space.parts)
     if not isinstance(given, Mapping):
         raise ValueError(f"action_parameters is {given!r}, but must be a dict from choices to their parameters: {EXAMPLE}.")
-    choices = {_choice(name, space): (name, options) for name, options in given.items()}
+    choices: dict[int, tuple[Any, Any]] = {}
+    for name, options in given.items():
+        choice = _choice(name, space)
+        if choice in choices:
+            raise ValueError(f"action_parameters has the choice {name!r} twice, but one list must have all its parameters.")
+        choices[choice] = (name, options)
     found: list[Activity | None] = [None] * len(space.parts)
     for choice, (name, options) in choices.items():
         for part, activity in _activities(choice, name, options, space).items():

@@ -63,7 +63,8 @@ class Part(NamedTuple):
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """The smallest and the largest number of the flat action, each of shape ``(n_numbers,)`` and in float32."""
         if isinstance(self.space, spaces.Box):
-            return self.space.low.ravel().astype(np.float32), self.space.high.ravel().astype(np.float32)
+            with np.errstate(over="ignore"):  # infinite bounds are refused
+                return self.space.low.ravel().astype(np.float32), self.space.high.ravel().astype(np.float32)
         low = np.zeros(self.n_numbers, np.float32)
         if isinstance(self.space, spaces.MultiBinary):
             return low, low + 1.0

@@ -60,6 +60,7 @@ REFUSED = {
     "no list": (FLAT, {0: "1/0"}, "must have a list"),
     "a Box": (FLAT, {"1/0": [None]}, r"choice '1/0', where the action space has Box.*only a Discrete"),
     "a level": (FLAT, {1: [None]}, "choice 1, where the action space has a Tuple or Dict"),
+    "one choice by two names": (FLAT, {0: ["1/0", None, None], "0": [None, "1/1", None]}, "has the choice '0' twice"),
     "itself": (FLAT, {0: ["0", None, None]}, "'0' is itself a choice"),
     "a chosen choice": (TWO, {"a": ["b", None], "b": ["x", "y"]}, "makes 'b' a parameter of the choice 'a'"),
     "two choices": (TWO, {"a": ["x", None], "b": [None, "x"]}, "makes 'x' a parameter of two choices, 'a' and 'b'"),
