@@ -141,6 +141,29 @@ def test_the_mode_is_the_most_likely_action():
         assert (log_prob <= distribution.log_prob(mode[None]) + 1e-12).all()
 
 
+@pytest.mark.parametrize("size", [300.0, 30_000.0])
+def test_the_log_prob_of_a_narrow_density_keeps_its_digits_in_float32(size):
+    """The terms are as large as alpha, their sum is not."""
+    output = th.tensor([[size, 2.0 * size, 3.0 * size, size]])
+    actions = made(output.double()).mean().float()
+    found, expected = made(output).log_prob(actions), made(output.double()).log_prob(actions.double())
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert found.dtype is th.float32
+
+
+@pytest.mark.parametrize("space", AWKWARD.values(), ids=AWKWARD)
+def test_a_sampler_draws_the_distributions_actions_to_the_last_bit(space):
+    """On outputs for which some shares of the range round to 0 and to 1."""
+    outputs = 40.0 * random_outputs(2000)
+    distribution, sampler = made(outputs, space), BetaSampler(BetaDistribution(space), outputs)
+    th.manual_seed(1)
+    expected, after = distribution.sample().numpy(), th.get_rng_state()
+    th.manual_seed(1)
+    sampler.draw()
+    assert np.array_equal(sampler.actions(), expected)
+    assert th.equal(th.get_rng_state(), after)
+
+
 @pytest.mark.parametrize("space", AWKWARD.values(), ids=AWKWARD)
 @pytest.mark.parametrize("x", [(-200.0, -200.0), (-30.0, 8.0), (8.0, -30.0), (1e6, 2.0), (0.0, 0.0), (12.0, 12.0)])
 def test_actions_are_strictly_inside_and_finite_whatever_the_bounds(space, x):
