@@ -215,8 +215,8 @@ def check_policy_fits(
     for keyword in ("action_distribution", "action_parameters"):
         if keyword in kwargs and not _has_keyword(policy, keyword):
             raise ValueError(
-                f"policy_kwargs has {keyword}, which is for the policies of TRPO and RecurrentTRPO and their subclasses: class "
-                f"MyPolicy(sb3_trpo.MlpPolicy), for example. The policy is {policy.__name__}, which has no such keyword."
+                f"policy_kwargs has {keyword}, which is for the policies of TRPO and RecurrentTRPO and their subclasses: "
+                f"class MyPolicy(sb3_trpo.MlpPolicy), for example. The policy is {policy.__name__}, which has no such keyword."
             )
     name = next((alias for alias, each in aliases.items() if each is policy), None)
     is_dict = isinstance(observation_space, spaces.Dict)

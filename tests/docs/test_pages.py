@@ -44,6 +44,12 @@ def test_links_inside_the_repository_lead_somewhere(page):
         assert not anchor or anchor in anchors_of(target), f"{file}#{anchor}"
 
 
+@each_page
+def test_files_that_a_page_includes_exist(page):
+    for file in re.findall(r"^```{include} (\S+)$", page.read_text(), re.MULTILINE):
+        assert (page.parent / file).exists(), file
+
+
 def test_every_page_is_in_the_index():
     listed = set(re.findall(r"^(\w+(?:/\w+)?)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     assert listed == {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")} - {"index"}
