@@ -76,7 +76,7 @@ class BetaDistribution(Distribution):
         """Set the parameters from x."""
         self._excess = softplus(output)  # alpha - 1 and beta - 1, which may be too small to show in alpha and beta
         alpha, beta = self.concentrations
-        self.distribution = th.distributions.Beta(alpha, beta, validate_args=False)
+        self.distribution = th.distributions.Beta(alpha, beta)  # which refuses NaN, of which gamma draws would make numbers
         return self
 
     @property

@@ -193,6 +193,24 @@ def test_a_sampler_refuses_an_output_that_has_overflowed():
         sampler.actions()
 
 
+class GeneralMlp(MlpPolicy):
+    """A policy that the fast loop does not read as layers."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("policy", [MlpPolicy, GeneralMlp])
+def test_a_policy_that_has_become_nan_does_not_act(policy):
+    model = TRPO(policy, RandomEnv(VECTOR, UNEVEN), policy_kwargs=BETA, n_steps=16, batch_size=16, device="cpu")
+    th.nn.init.constant_(model.policy.action_net.weight, th.nan)
+    with pytest.raises(ValueError, match="gave NaN in place of an action"):
+        model.learn(16)
+    for deterministic in (False, True):
+        with pytest.raises(ValueError, match="invalid values"):  # as of SB3's own distributions
+            model.predict(VECTOR.sample(), deterministic=deterministic)
+
+
 REFUSED = {
     "Discrete": (spaces.Discrete(3), {}, r'is "beta", but the action space is Discrete\(3\), .* for a Box with bounds'),
     "MultiBinary": (spaces.MultiBinary(3), {}, "for a Box with bounds"),
