@@ -63,7 +63,12 @@ def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo
 
 @pytest.mark.parametrize(
     ("algo", "env"),
-    [("trpo_mask", "InvalidActionEnvDiscrete-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0"), ("trpo_lstm", "TMaze-v0")],
+    [
+        ("trpo_mask", "InvalidActionEnvDiscrete-v0"),
+        ("trpo_mask_lstm", "MaskedTMaze-v0"),
+        ("trpo_lstm", "TMaze-v0"),
+        ("trpo_cost", "SwimmerVelocity-v5"),
+    ],
 )
 def test_variants_are_trained_evaluated_watched_and_reported(algo, env, run_zoo, tmp_path, capsys, monkeypatch):
     masked, predict = [], MaskableTRPO.predict
