@@ -26,6 +26,7 @@ from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.linear_limits import MOST_LIMITS
 from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.parallel.consistency import require_same
 from sb3_trpo.parallel.rollout_sync import interleave
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.settings import Rule, Scheduled, check_setting, is_probability
@@ -267,6 +268,8 @@ class ConstrainedTRPO(TRPO):
 
     def _setup_new_model(self) -> None:
         super()._setup_new_model()
+        # Before tensors are sent: with other limits, ranks may have other numbers of critics, and would wait for each other.
+        require_same({name: getattr(self, name) for name in self.own_settings}, "settings", self._communicator)
         self._communicator.broadcast([*self.cost_critics.state_dict().values()])
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

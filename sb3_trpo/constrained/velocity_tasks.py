@@ -2,8 +2,8 @@
 Velocity tasks: Gymnasium's MuJoCo tasks with a cost of 1 for every step that is faster than a threshold.
 
 Importing this module registers ``AntVelocity-v5``, ``HalfCheetahVelocity-v5``, ``HopperVelocity-v5``, ``SwimmerVelocity-v5``
-and ``Walker2dVelocity-v5`` with Gymnasium. Thresholds and speeds are those of Safety-Gymnasium's velocity tasks (Ji et al. 2023,
-arXiv:2310.12567), which are Gymnasium's -v4: half of what an unconstrained agent reaches, along x, for Ant in the plane.
+and ``Walker2dVelocity-v5`` with Gymnasium. Thresholds and speeds are those of Safety-Gymnasium's velocity tasks (Ji et al.
+2023, arXiv:2310.12567), which are Gymnasium's -v4: half of what an unconstrained agent reaches, along x, for Ant in the plane.
 """
 
 from __future__ import annotations
