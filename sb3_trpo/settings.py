@@ -283,7 +283,7 @@ def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, Non
 
 def _own_keywords(owner: type[Any]) -> list[str]:
     """List the keyword-only arguments of the constructors of a class and its bases."""
-    signatures = [inspect.signature(each.__init__) for each in owner.__mro__ if "__init__" in vars(each)]
+    signatures = [inspect.signature(vars(each)["__init__"]) for each in owner.__mro__ if "__init__" in vars(each)]
     return [name for each in signatures for name, kind in each.parameters.items() if kind.kind is kind.KEYWORD_ONLY]
 
 

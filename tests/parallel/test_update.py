@@ -176,9 +176,7 @@ def same_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(np.array_equal(value, other["state"][name]) for name, value in one["state"].items())
 
 
-def require_same_results(
-    results: list[tuple[Any, Any]], tolerance: float = 1e-5, outcome: Outcome = Outcome.ACCEPTED
-) -> None:
+def require_same_results(results: list[tuple[Any, Any]], tolerance: float = 1e-5, outcome: Outcome = Outcome.ACCEPTED) -> None:
     whole, first = results[0]
     for _, part in results[1:]:
         assert same_state(first, part)
