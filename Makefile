@@ -77,6 +77,7 @@ bench: install  ## measure; raw results go to benchmarks/results
 	$(BIN)/python -m benchmarks.peers.run --prepare
 	$(BIN)/python -m benchmarks.peers.run
 	$(BIN)/python -m benchmarks.trust_region.run
+	$(BIN)/python -m benchmarks.state_kl.run
 	$(BIN)/python -m benchmarks.memory.run
 	$(BIN)/python -m benchmarks.checkpoint.run
 	$(BIN)/python -m benchmarks.learning.run rl_zoo
