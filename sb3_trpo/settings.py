@@ -114,7 +114,9 @@ CONSTANT_RULES: dict[str, Rule] = {
         lambda v: 0.0 < v < math.inf, "a number, finite and > 0", "Values from 0.01 to 0.1 are usual; the default is 0.01."
     ),
     "max_state_kl": Rule(
-        lambda v: v is None or v > 0.0, "None or a number > 0", "None sets no bound; below 10 times target_kl it shortens most steps."
+        lambda v: v is None or v > 0.0,
+        "None or a number > 0",
+        "None sets no bound; below 10 times target_kl it shortens most steps.",
     ),
 }
 """Rules of the same settings when a number is given. A constant radius of 0 would never learn anything."""
