@@ -17,6 +17,7 @@ from benchmarks.agents.tables import tables as agents_tables
 from benchmarks.checkpoint.tables import tables as checkpoint_tables
 from benchmarks.common.environment import RESULTS, ROOT
 from benchmarks.common.tables import table
+from benchmarks.constrained.tables import draw_constrained, tables as constrained_tables
 from benchmarks.hybrid.tables import tables as hybrid_tables
 from benchmarks.learning import report as learning
 from benchmarks.learning.tables import beside
@@ -41,8 +42,11 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "variants": variants_tables,
     "agents": agents_tables,
     "hybrid": hybrid_tables,
+    "constrained": constrained_tables,
 }
-"""Functions from the contents of a file of raw results to tables by name."""
+"""Functions from raw results to tables by name."""
+FOLDERS = ("constrained",)
+"""Figures whose raw results are a folder, with a file for each run."""
 
 
 def raw(name: str) -> dict[str, Any]:
@@ -50,8 +54,11 @@ def raw(name: str) -> dict[str, Any]:
     Read raw results.
 
     :param name: key of ``FIGURES``
-    :return: the contents of the file
+    :return: the contents of the file; of a folder, those of each file by its name, under ``results``
     """
+    if name in FOLDERS:
+        files = sorted((RESULTS / name).glob("*.json"))
+        return {"results": {file.stem: json.loads(file.read_text()) for file in files}}
     contents: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return contents
 
@@ -91,7 +98,8 @@ def made_with() -> str:
             known = each | each["packages"] | {"commit": each["commit"][:7]}
             for key, values in cells.items():
                 values.append(known[key])
-        rows.append([f"`{name}.json`", *(", ".join(dict.fromkeys(values)) for values in cells.values())])
+        file = f"{name}/*.json" if name in FOLDERS else f"{name}.json"
+        rows.append([f"`{file}`", *(", ".join(dict.fromkeys(values)) for values in cells.values())])
     return table(("raw results", "processor", "Python", "sb3_trpo", "commit", "SB3 and sb3-contrib", "torch"), rows)
 
 
@@ -118,6 +126,7 @@ def main() -> None:
     draw_trust_region(raw("trust_region")["results"], RESULTS / "trust_region.svg")
     draw_state_kl(raw("state_kl")["results"], RESULTS / "state_kl.svg")
     draw_hybrid(raw("hybrid"), RESULTS / "hybrid.svg")
+    draw_constrained(raw("constrained")["results"], RESULTS / "constrained.svg")
     draw_headline(learning.latest(), learn, ROOT / "docs" / "headline.png")
     print(FOLDER)
 

@@ -246,8 +246,9 @@ REPLACEMENTS = {
     "rms_prop_eps": "policy_kwargs=dict(optimizer_kwargs=dict(eps=...)) sets it for the critic's optimizer",
     "action_distribution": "it is a keyword of the policy, policy_kwargs=dict(action_distribution=...)",
     "action_parameters": "it is a keyword of the policy, policy_kwargs=dict(action_parameters=...)",
+    "cost_limits": "sb3_trpo.constrained.ConstrainedTRPO keeps limits on costs",
 }
-"""What to use instead of the keywords of SB3's PPO and A2C that TRPO does not have, and of those that policies have."""
+"""What to use instead of keywords of SB3's PPO and A2C, of policies or of a variant, that an algorithm does not have."""
 RENAMED = {
     "max_kl": "target_kl",
     "timesteps_per_batch": "n_steps",
@@ -256,15 +257,16 @@ RENAMED = {
     "vf_iters": "n_critic_updates",
     "vf_stepsize": "learning_rate",
     "entcoeff": "ent_coef",
+    "lam_c": "cost_gae_lambda",
 }
-"""Keywords of Stable Baselines 2's TRPO and their present names."""
+"""Keywords of Stable Baselines 2's TRPO, and of OmniSafe's CPO, and their present names."""
 
 
 def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, None]:
     """
     Decorate a constructor so that the error for an unknown keyword names the right one.
 
-    :param constructor: ``__init__`` with every keyword in its signature
+    :param constructor: ``__init__`` with every keyword in its signature; a subclass may take more and pass the others on
     :return: the constructor, with the same signature and a more helpful ``TypeError``
     """
     known = [*inspect.signature(constructor).parameters][1:]
@@ -273,11 +275,18 @@ def explains_unknown_keywords(constructor: Callable[P, None]) -> Callable[P, Non
     def construct(*args: P.args, **kwargs: P.kwargs) -> None:
         unknown = [name for name in kwargs if name not in known]
         if unknown:
-            owner = type(args[0]).__name__
-            raise TypeError(" ".join(f"{owner} has no keyword {name}{_hint(name, known)}" for name in unknown))
+            owner = type(args[0])
+            names = [*dict.fromkeys([*known, *_own_keywords(owner)])]
+            raise TypeError(" ".join(f"{owner.__name__} has no keyword {name}{_hint(name, names)}" for name in unknown))
         constructor(*args, **kwargs)
 
     return construct
+
+
+def _own_keywords(owner: type[Any]) -> list[str]:
+    """List the keyword-only arguments of the constructors of a class and its bases."""
+    signatures = [inspect.signature(vars(each)["__init__"]) for each in owner.__mro__ if "__init__" in vars(each)]
+    return [name for each in signatures for name, kind in each.parameters.items() if kind.kind is kind.KEYWORD_ONLY]
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
@@ -285,5 +294,6 @@ def _hint(name: str, known: Iterable[str]) -> str:
     if name in REPLACEMENTS:
         return f": {REPLACEMENTS[name]}."
     public = [each for each in known if not each.startswith("_")]
-    close = [RENAMED[name]] if name in RENAMED else difflib.get_close_matches(name, public, n=1)
+    renamed = RENAMED.get(name)
+    close = [renamed] if renamed in public else difflib.get_close_matches(name, public, n=1)
     return f"; did you mean {close[0]}?" if close else f"; the keywords are {', '.join(public)}."

@@ -25,13 +25,14 @@ import torch as th
 import yaml
 from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize, sync_envs_normalization
 
 from benchmarks.common.environment import RESULTS, environment
 from benchmarks.constrained.lagrangian import LagrangianTRPO
-from benchmarks.constrained.tasks import LIMIT, THRESHOLDS, make_envs
 from sb3_trpo import TRPO
 from sb3_trpo.constrained import ConstrainedTRPO
+from sb3_trpo.constrained.velocity_tasks import LIMIT, THRESHOLDS, velocity_task
 from sb3_trpo.zoo.algorithms import config_file
 
 METHODS: dict[str, tuple[type[TRPO], dict[str, Any]]] = {
@@ -61,6 +62,20 @@ def settings_for(task: str) -> dict[str, Any]:
             settings[key] = SimpleLinearSchedule(settings[key].removeprefix("lin_"))
     settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"dict": dict})
     return {key: value for key, value in settings.items() if key not in ("n_timesteps", "normalize")}
+
+
+def make_envs(task: str, n_envs: int, seed: int, gamma: float) -> VecNormalize:
+    """
+    Make normalized environments whose Monitor notes the cost of each episode.
+
+    :param task: key of ``THRESHOLDS``
+    :param n_envs: number of environments
+    :param seed: seed of the first
+    :param gamma: discount factor for normalizing rewards
+    :return: the environments
+    """
+    monitor = {"info_keywords": ("episode_cost",)}
+    return VecNormalize(make_vec_env(velocity_task(task), n_envs, seed=seed, monitor_kwargs=monitor), gamma=gamma)
 
 
 class Episodes(BaseCallback):

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from itertools import starmap
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -26,6 +26,7 @@ from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes
 from sb3_trpo.networks.plain_network import Networks, read_networks
 from sb3_trpo.numerics.linear_limits import MOST_LIMITS
 from sb3_trpo.numerics.trust_region import Outcome, Step
+from sb3_trpo.parallel.consistency import require_same
 from sb3_trpo.parallel.rollout_sync import interleave
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.settings import Rule, Scheduled, check_setting, is_probability
@@ -49,9 +50,31 @@ COST_RULES = {
 """Rules of the settings that :class:`~sb3_trpo.TRPO` does not have."""
 
 
+RECURRENT = ("RecurrentActorCriticPolicy", "RecurrentTRPO")
+"""Names of sb3-contrib's policy with memory and of the algorithm for it, which need the extra ``[contrib]``."""
+
+
 def _is_limit(item: tuple[object, object]) -> bool:
     key, limit = item
     return isinstance(key, str) and isinstance(limit, Real) and not isinstance(limit, bool) and math.isfinite(limit)
+
+
+def refuse_memory(policy: Any, algorithm: type[Any]) -> None:
+    """
+    Refuse policies with an LSTM: the critics of costs do not carry its states along.
+
+    :param policy: the constructor's argument
+    :param algorithm: class of the algorithm
+    :raises ValueError: if the policy or the algorithm has a memory
+    """
+    bases = {each.__name__ for owner in (policy, algorithm) if isinstance(owner, type) for each in owner.__mro__}
+    if (isinstance(policy, str) and "lstm" in policy.lower()) or not bases.isdisjoint(RECURRENT):
+        name = policy.__name__ if isinstance(policy, type) else repr(policy)
+        raise ValueError(
+            f"policy is {name}, but {algorithm.__name__} takes no policy with a memory (LSTM). Use MlpPolicy, CnnPolicy or "
+            "MultiInputPolicy on the last few observations, stacked by SB3's VecFrameStack(env, n_stack=4); or use "
+            "sb3_trpo.recurrent.RecurrentTRPO, and subtract the cost from the reward."
+        )
 
 
 SelfConstrainedTRPO = TypeVar("SelfConstrainedTRPO", bound="ConstrainedTRPO")
@@ -69,8 +92,11 @@ class ConstrainedTRPO(TRPO):
     :param cost_gae_lambda: bias-variance trade-off of the costs' advantages. On HalfCheetah a step that only lowers the cost
         lowers it by half as much again with 0.5 as with OmniSafe's 0.95
     :param kwargs: the keywords of :class:`~sb3_trpo.TRPO`
-    :raises ValueError: if there are no limits, or a setting is not allowed
+    :raises ValueError: if there are no limits, a setting is not allowed, or the policy has a memory
     """
+
+    own_settings: ClassVar[tuple[str, ...]] = tuple(COST_RULES)
+    """Settings that :class:`~sb3_trpo.TRPO` does not have; they must be the same on all ranks."""
 
     def __init__(
         self,
@@ -93,6 +119,7 @@ class ConstrainedTRPO(TRPO):
         self._ended: list[tuple[int, tuple[float, ...]]] = []
         self._last_episodes = no_episodes(0, 0)
         self._feedback: list[Feedback] = []
+        refuse_memory(kwargs.get("policy", args[0] if args else None), type(self))
         super().__init__(*args, **kwargs)
         self._episode_costs: deque[tuple[float, ...]] = deque(maxlen=self._stats_window_size)
 
@@ -241,6 +268,8 @@ class ConstrainedTRPO(TRPO):
 
     def _setup_new_model(self) -> None:
         super()._setup_new_model()
+        # Before tensors are sent: with other limits, ranks may have other numbers of critics, and would wait for each other.
+        require_same({name: getattr(self, name) for name in self.own_settings}, "settings", self._communicator)
         self._communicator.broadcast([*self.cost_critics.state_dict().values()])
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -155,7 +155,8 @@ class RolloutSync(NoSync, BaseCallback):
 
     def _constant_settings(self) -> dict[str, object]:
         """Collect the settings that are not schedules."""
-        values = {name: getattr(self.model, name) for name in (*RULES, *CONSTANT_RULES, *OTHER_SETTINGS)}
+        names = *RULES, *CONSTANT_RULES, *OTHER_SETTINGS, *getattr(self.model, "own_settings", ())
+        values = {name: getattr(self.model, name) for name in names}
         return {name: value for name, value in values.items() if not callable(value)}
 
     def _broadcast_optimizer(self, optimizer: th.optim.Optimizer) -> None:

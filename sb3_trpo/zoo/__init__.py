@@ -1,10 +1,10 @@
 """
 RL Zoo with our algorithms: ``python -m sb3_trpo.zoo train --algo trpo --env Hopper-v5``; needs the extra ``[zoo]``.
 
-RL Zoo's scripts keep their arguments. ``trpo`` means :class:`sb3_trpo.TRPO`; ``trpo_mask``, ``trpo_lstm`` and
-``trpo_mask_lstm`` are its variants. Settings come from ``zoo_configs`` unless ``--conf-file`` is given. One script is ours:
-``report`` evaluates a finished run and plots its learning curve. :mod:`sb3_trpo.zoo.patches` lists what is replaced in RL Zoo
-while a script runs.
+RL Zoo's scripts keep their arguments. ``trpo`` means :class:`sb3_trpo.TRPO`; ``trpo_mask``, ``trpo_lstm``,
+``trpo_mask_lstm`` and ``trpo_cost`` are its variants. Settings come from ``zoo_configs`` unless ``--conf-file`` is given. One
+script is ours: ``report`` evaluates a finished run and plots its learning curve. :mod:`sb3_trpo.zoo.patches` lists what is
+replaced in RL Zoo while a script runs.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sb3_trpo import TRPO
+from sb3_trpo.constrained.trpo import ConstrainedTRPO
 from sb3_trpo.maskable.trpo import MaskableTRPO
 from sb3_trpo.recurrent.trpo import MaskableRecurrentTRPO, RecurrentTRPO
 
@@ -13,6 +14,7 @@ ALGORITHMS: dict[str, type[TRPO]] = {
     "trpo_mask": MaskableTRPO,
     "trpo_lstm": RecurrentTRPO,
     "trpo_mask_lstm": MaskableRecurrentTRPO,
+    "trpo_cost": ConstrainedTRPO,
 }
 
 

@@ -10,8 +10,9 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
+from sb3_trpo.constrained import velocity_tasks  # noqa: F401  # registers its environments
 from sb3_trpo.extras import ZOO, MissingExtraError, needs, require
-from sb3_trpo.zoo import memory_tasks  # noqa: F401  # registers its environments
+from sb3_trpo.zoo import memory_tasks  # noqa: F401  # the same
 
 SCRIPTS = {
     "train": "train an agent; with -optimize, search for hyperparameters",

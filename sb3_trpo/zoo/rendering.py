@@ -11,7 +11,7 @@ BACKENDS: tuple[dict[str, str], ...] = ({}, {"MUJOCO_GL": "egl"}, {"MUJOCO_GL": 
 TRIAL = """
 import sys
 import gymnasium as gym
-import rl_zoo3.import_envs, sb3_trpo.zoo.memory_tasks
+import rl_zoo3.import_envs, sb3_trpo.constrained.velocity_tasks, sb3_trpo.zoo.memory_tasks
 env = gym.make(sys.argv[1], render_mode="rgb_array")
 env.reset()
 assert env.render() is not None

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+from helpers.costs import costly_model
 from helpers.envs import BOX_ACTION, RandomEnv
 from helpers.pages import DOCS
 
@@ -34,6 +35,14 @@ def test_every_key_that_an_update_records_has_a_row_and_no_other_has(settings):
 def test_every_outcome_has_a_row_with_its_name_and_its_advice(key):
     outcome = KEYS[key]
     assert f"| `{key}` | {outcome.value} | {ADVICE[outcome]} |\n" in PAGE
+
+
+def test_every_key_of_a_cost_has_a_row_and_no_other_has():
+    model = costly_model(limit=0.5)
+    model.learn(64, log_interval=None)
+    recorded = {key for key in model.logger.name_to_value if key.startswith("cost/")}
+    assert recorded == {f"cost/cost/{name}" for name in re.findall(r"`cost/KEY/(\w+)`(?=[^|\n]*\| )", PAGE)}
+    assert {key for key in model.logger.name_to_value if key.startswith(("train/", "time/"))} <= ROWS
 
 
 def test_only_outcomes_have_rows_of_outcomes():

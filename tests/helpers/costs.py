@@ -10,14 +10,26 @@ from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
 
 from sb3_trpo.constrained import ConstrainedTRPO
 
-SMALL = {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2, "seed": 0, "device": "cpu"}
+SMALL = {
+    "n_steps": 64,
+    "batch_size": 32,
+    "n_critic_updates": 2,
+    "policy_kwargs": {"net_arch": [8]},
+    "seed": 0,
+    "device": "cpu",
+}
 
 
 class CostlyEnv(RandomEnv):
     """The reward is the action's mean, ``cost`` the part of it above 0, and ``drift`` its negative."""
 
-    def __init__(self, observation_space: spaces.Space = VECTOR, action_space: spaces.Space = BOX_ACTION) -> None:
-        super().__init__(observation_space, action_space)
+    def __init__(
+        self,
+        observation_space: spaces.Space = VECTOR,
+        action_space: spaces.Space = BOX_ACTION,
+        reward_scale: float = 1.0,
+    ) -> None:
+        super().__init__(observation_space, action_space, reward_scale)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from helpers.costs import CostlyEnv
 from helpers.envs import BOX_ACTION, IMAGE, VECTOR, RandomEnv
 from helpers.hybrid import PLATFORM, PLATFORM_PARAMETERS, HybridEnv
 from helpers.ranks import in_ranks
@@ -20,6 +21,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_trpo import TRPO
+from sb3_trpo.constrained import ConstrainedTRPO
+from sb3_trpo.constrained.recording import CostRecorder
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.recurrent import MaskableRecurrentTRPO, RecurrentTRPO
@@ -82,6 +85,15 @@ CASES: dict[str, Case] = {
     "hybrid": (TRPO, "MlpPolicy", partial(HybridEnv, PLATFORM), {"policy_kwargs": {"action_parameters": PLATFORM_PARAMETERS}}),
     "masks and LSTM": (MaskableRecurrentTRPO, "MlpLstmPolicy", partial(RestlessEnv, VECTOR), {"chunk_size": 20}),
 }
+LIMITED: dict[str, Case] = {
+    name: (ConstrainedTRPO, "MlpPolicy", partial(CostlyEnv, VECTOR, BOX_ACTION), {"cost_limits": limits})
+    for name, limits in {
+        "free": {"cost": 1e9},
+        "limited": {"cost": 1.5, "drift": 9.0},
+        "out of reach": {"drift": 9.0, "cost": -50.0},
+    }.items()
+}
+"""Limits on costs that lead to each kind of step."""
 SPECIAL: dict[str, Case] = {
     "batch norm": (TRPO, "MlpPolicy", partial(RandomEnv, VECTOR), {"policy_kwargs": {"features_extractor_class": Whitening}}),
     "gates": (TRPO, Gated, partial(RandomEnv, VECTOR), {"batch_size": 8}),
@@ -90,7 +102,7 @@ SPECIAL: dict[str, Case] = {
 
 
 def make(case: str, n_envs: int, n_steps: int, **settings: Any) -> TRPO:
-    algorithm, policy, env, own = (CASES | SPECIAL)[case]
+    algorithm, policy, env, own = (CASES | LIMITED | SPECIAL)[case]
     settings = {"batch_size": 10**6, "n_critic_updates": 4, "seed": 3, "device": "cpu", **own, **settings}
     settings |= {"cg_max_steps": 8, "cg_residual_tol": 0.0}  # the number of iterations must not depend on rounding
     model = algorithm(policy, make_vec_env(env, n_envs), n_steps=n_steps, **settings)
@@ -116,6 +128,22 @@ def take_part(part: TRPO, whole: TRPO, envs: slice) -> None:
             axis = 2 if name.startswith(("hidden_states", "cell_states")) else 1
             setattr(buffer, name, array[(slice(None),) * axis + (envs,)].copy())
     buffer.pos, buffer.full = source.pos, True
+    if isinstance(part, ConstrainedTRPO):
+        take_part_of_costs(part, whole, envs)
+
+
+def take_part_of_costs(part: ConstrainedTRPO, whole: ConstrainedTRPO, envs: slice) -> None:
+    """The same for costs, their critics, and where the rollout has ended."""
+    part.cost_critics.load_state_dict(whole.cost_critics.state_dict())
+    recorder = CostRecorder([*part.cost_limits], part.rollout_buffer, part._plain)
+    recorder.costs[:] = whole._recorder.costs[:, :, envs]
+    own = range(whole.n_envs)[envs]
+    recorder.truncated = [
+        each._replace(env_index=own.index(each.env_index)) for each in whole._recorder.truncated if each.env_index in own
+    ]
+    part._recorder = recorder
+    part._last_obs, part._last_episode_starts = whole._last_obs[envs], whole._last_episode_starts[envs]
+    part._follow_episodes(recorder, np.ones(len(own), bool), part.rollout_buffer)
 
 
 def envs_of(rank: int, n_envs: tuple[int, ...]) -> slice:
@@ -126,6 +154,9 @@ def envs_of(rank: int, n_envs: tuple[int, ...]) -> slice:
 def results_of(model: TRPO) -> dict[str, Any]:
     state = {name: tensor.double().numpy() for name, tensor in model.policy.state_dict().items()}
     log = {key: model.logger.name_to_value.get(f"train/{key}") for key in KEYS}
+    for index, critic in enumerate(getattr(model, "cost_critics", ())):
+        state |= {f"cost critic {index} {name}": tensor.double().numpy() for name, tensor in critic.state_dict().items()}
+    log |= {key: value for key, value in model.logger.name_to_value.items() if key.startswith("cost/")}
     return {"state": state, "log": log | {"outcome": model.policy_outcome.value, "critic_outcome": model.critic_outcome.value}}
 
 
@@ -145,12 +176,12 @@ def same_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(np.array_equal(value, other["state"][name]) for name, value in one["state"].items())
 
 
-def require_same_results(results: list[tuple[Any, Any]], tolerance: float = 1e-5) -> None:
+def require_same_results(results: list[tuple[Any, Any]], tolerance: float = 1e-5, outcome: Outcome = Outcome.ACCEPTED) -> None:
     whole, first = results[0]
     for _, part in results[1:]:
         assert same_state(first, part)
         assert part["log"] == first["log"]
-    assert whole["log"]["outcome"] == Outcome.ACCEPTED.value
+    assert whole["log"]["outcome"] == outcome.value
     for name, value in whole["state"].items():
         np.testing.assert_allclose(first["state"][name], value, rtol=0, atol=tolerance, err_msg=name)
     for key, value in whole["log"].items():
@@ -167,6 +198,40 @@ def test_ranks_bound_the_kl_of_the_states_of_all_of_them(case, level):
     (_, first), *_ = results
     assert 0.0 < first["log"]["state_kl"] <= 0.01
     assert first["log"]["line_search_steps"] > 1  # the mean alone would have allowed the full step
+
+
+OUTCOMES = {"free": Outcome.ACCEPTED, "limited": Outcome.LIMITED, "out of reach": Outcome.RECOVERED}
+
+
+@pytest.mark.parametrize("case", LIMITED)
+def test_ranks_keep_limits_on_the_costs_of_all_of_them(case):
+    results = in_ranks(2, update_both, case, (1, 3))
+    require_same_results(results, outcome=OUTCOMES[case])
+    (_, first), *_ = results
+    assert first["log"]["cost/cost/estimate"] > 0.0
+
+
+def with_other_settings(rank: int) -> list[str]:
+    """Return what ranks are told whose limits, or another setting of costs, differ at first, or later."""
+    texts = []
+    for other in ({"cost_limits": {"cost": 2.0}}, {"cost_gae_lambda": 0.7}):
+        with pytest.raises(RuntimeError) as raised:
+            make("limited", 1, 16, **(other if rank else {}))
+        texts.append(str(raised.value))
+    model = make("limited", 1, 16)
+    if rank:
+        model.cost_gamma = 0.9
+    with pytest.raises(RuntimeError) as raised:
+        model.learn(16)
+    return [*texts, str(raised.value)]
+
+
+def test_ranks_with_other_limits_are_stopped():
+    for limits, factor, discount in in_ranks(2, with_other_settings):
+        assert "differ from rank 0 in settings" in limits
+        assert "cost_limits ({'cost': 2.0}, not {'cost': 1.5, 'drift': 9.0})" in limits
+        assert "cost_gae_lambda (0.7, not 0.5)" in factor
+        assert "cost_gamma (0.9, not 0.99)" in discount
 
 
 COMBINATIONS = [("MLP", (2, 1, 2)), ("LSTM", (2, 1, 2)), *((case, (1, 3)) for case in CASES)]
@@ -212,6 +277,7 @@ def with_odd_parts(rank: int) -> list[Any]:
         ("LSTM", (3, 1), {"n_steps": 41, "batch_size": 5, "sub_sampling_factor": 2}),
         ("MLP", (1, 1), {"n_steps": 2, "batch_size": 1, "normalize_advantage": False}),
         ("Dict", (1, 1), {"n_steps": 5, "batch_size": 3, "sub_sampling_factor": 2, "fisher_subsampling": 2}),
+        ("limited", (1, 2), {"n_steps": 9, "batch_size": 4, "sub_sampling_factor": 2}),
     ]:
         model = make(case, n_envs[rank], **settings)
         model.learn(1)

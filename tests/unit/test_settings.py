@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.identity import settings_of
+from sb3_trpo.constrained import ConstrainedTRPO
 from sb3_trpo.maskable import MaskableTRPO
 from sb3_trpo.recurrent import RecurrentTRPO
 from sb3_trpo.settings import RENAMED, REPLACEMENTS, RULES
@@ -289,7 +290,7 @@ def test_every_keyword_of_ppo_and_a2c_is_ours_or_explained():
     assert keywords_of(PPO, A2C, sb3_contrib.RecurrentPPO) <= keywords_of(TRPO) | REPLACEMENTS.keys()
     assert keywords_of(sb3_contrib.TRPO) <= keywords_of(TRPO)
     assert not keywords_of(TRPO) & (REPLACEMENTS.keys() | RENAMED.keys())
-    assert {*RENAMED.values()} <= keywords_of(TRPO)
+    assert {*RENAMED.values()} <= keywords_of(TRPO, ConstrainedTRPO)
 
 
 def test_the_signature_stays_explicit():

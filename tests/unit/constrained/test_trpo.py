@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from helpers.contract_tools import ROUNDING, joint_kl, parameters, same_parameters
-from helpers.costs import SMALL, CostlyEnv, costly_model
+from helpers.costs import CostlyEnv, costly_model
 from helpers.envs import BOX_ACTION, DICT, VECTOR
 from helpers.runs import run_until_done
 from stable_baselines3.common.callbacks import BaseCallback
@@ -18,16 +18,18 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
+from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.constrained import ConstrainedTRPO
+from sb3_trpo.constrained import ConstrainedTRPO, MaskableConstrainedTRPO
 from sb3_trpo.numerics.trust_region import Outcome
+from sb3_trpo.recurrent import MultiInputLstmPolicy, RecurrentTRPO
 
 SPACES = {
     "Box": (VECTOR, BOX_ACTION),
     "Discrete": (VECTOR, spaces.Discrete(3, start=5)),
     "MultiDiscrete": (VECTOR, spaces.MultiDiscrete([2, 3])),
     "MultiBinary": (VECTOR, spaces.MultiBinary(3)),
-    "Dict": (DICT, BOX_ACTION),
+    "Dict": (spaces.Dict({"vector": VECTOR, "choice": spaces.Discrete(3)}), BOX_ACTION),
 }
 
 
@@ -35,9 +37,18 @@ SPACES = {
 @pytest.mark.parametrize("limit", [1e9, 0.5, -1e9], ids=["free", "limited", "out of reach"])
 def test_steps_keep_the_trust_region_and_the_measured_costs(observations, actions, limit):
     """KL and surrogate costs are computed again, from torch's distributions and a loop over the rollout."""
-    model = costly_model(CostlyEnv(observations, actions), limit)
-    model.learn(SMALL["n_steps"])
-    steps = [recorded_update(model) for _ in range(3)]
+    check_steps(costly_model(CostlyEnv(observations, actions), limit), limit, n_updates=3)
+
+
+def test_steps_on_images_keep_them_too():
+    small = {"features_extractor_kwargs": {"cnn_output_dim": 4}}
+    check_steps(costly_model(CostlyEnv(DICT), 0.5, n_steps=16, cg_max_steps=4, policy_kwargs=small), 0.5, n_updates=1)
+
+
+def check_steps(model, limit, n_updates):
+    """Update, and check each step."""
+    model.learn(model.n_steps)
+    steps = [recorded_update(model) for _ in range(n_updates)]
     possible = {1e9: {Outcome.ACCEPTED}, -1e9: {Outcome.RECOVERED}}.get(limit, {*Outcome})
     for step, kl, change, measured in steps:
         assert kl <= model.target_kl + ROUNDING
@@ -63,10 +74,10 @@ def recorded_update(model):
         mock.patch.object(ConstrainedTRPO, "_measure_costs", noting_measure),
     ):
         old = parameters(model.policy)
-        model.learn(SMALL["n_steps"], reset_num_timesteps=False)
+        model.learn(model.n_steps, reset_num_timesteps=False)
     (limit,) = limits[0]
     advantages = limit.batch.readers[0].advantages
-    rollout = model.rollout_buffer._get_samples(np.arange(SMALL["n_steps"]))
+    rollout = model.rollout_buffer._get_samples(np.arange(model.n_steps))
     actions = rollout.actions.long().flatten() if isinstance(model.policy.action_space, spaces.Discrete) else rollout.actions
     with th.no_grad():
         log_prob = model.policy.get_distribution(rollout.observations).log_prob(actions)
@@ -75,24 +86,33 @@ def recorded_update(model):
     return steps[0], joint_kl(model, old), change, limit
 
 
-QUICK = {"policy": "MlpPolicy", "n_steps": 64, "n_critic_updates": 5, "target_kl": 0.05, "policy_kwargs": {"net_arch": [16]}}
+QUICK = {
+    "policy": "MlpPolicy",
+    "n_steps": 32,
+    "batch_size": 128,
+    "learning_rate": 1e-2,
+    "target_kl": 0.1,
+    "stats_window_size": 50,
+}
 
 
 def test_the_cost_comes_down_to_its_limit_and_stays_there():
     """Without a limit the mean action goes to 1, and an episode costs nearly 7; the limit is 2."""
-    limited, free = (costly_model(make_vec_env(CostlyEnv, 4, seed=0), limit, **QUICK).learn(10_000) for limit in (2.0, 1e9))
+    limited, free = (costly_model(make_vec_env(CostlyEnv, 4, seed=0), limit, **QUICK).learn(2_000) for limit in (2.0, 1e9))
     assert 1.0 <= np.mean(limited._episode_costs) <= 2.1
-    assert np.mean(free._episode_costs) >= 3.0
+    assert np.mean(free._episode_costs) >= 6.0
 
 
-def test_several_costs_are_kept_at_once():
-    """One limit from above and one from below: the mean action has to stay in between."""
-    env = make_vec_env(CostlyEnv, 4, seed=0)
+@pytest.mark.parametrize(("reward_scale", "active"), [(1.0, "cost"), (-1.0, "drift")])
+def test_several_costs_are_kept_at_once(reward_scale, active):
+    """The reward pushes the mean action up, against one limit, or down, against the other."""
+    env = make_vec_env(partial(CostlyEnv, reward_scale=reward_scale), 4, seed=0)
     limits = {"cost": 2.0, "drift": 0.5}
-    model = costly_model(env, cost_limits=limits, **QUICK).learn(10_000)
+    model = costly_model(env, cost_limits=limits, **QUICK).learn(2_000)
     cost, drift = np.mean(model._episode_costs, axis=0)
     assert cost <= 2.1
     assert drift <= 0.6
+    assert cost >= 1.0 if active == "cost" else drift >= -0.5
     log = model.logger.name_to_value
     assert (log["cost/cost/limit"], log["cost/drift/limit"]) == (2.0, 0.5)
     assert len(model.cost_critics) == 2
@@ -120,7 +140,7 @@ def test_a_loaded_model_has_the_same_critics_and_trains_on(tmp_path):
 def train(folder, crash):
     env = VecNormalize(make_vec_env(CostlyEnv, 2, seed=3))
     model = costly_model(env, policy="MlpPolicy", cost_limits={"cost": 1.0, "drift": 2.0})
-    model.learn(1024, [ResumableCheckpoint(folder / "run", every=200, verbose=0), crash])
+    model.learn(512, [ResumableCheckpoint(folder / "run", every=100, verbose=0), crash])
     return {
         **{
             f"critic {i} {name}": value.tolist()
@@ -136,7 +156,7 @@ def train(folder, crash):
 
 def test_a_run_that_crashes_ends_like_one_that_does_not(tmp_path):
     whole, _ = run_until_done(partial(train, tmp_path / "whole"))
-    pieces, starts = run_until_done(partial(train, tmp_path / "pieces"), 400, 700)
+    pieces, starts = run_until_done(partial(train, tmp_path / "pieces"), 150, 300)
     assert starts == 3
     assert pieces == whole
     loaded = ConstrainedTRPO.from_checkpoint(
@@ -201,6 +221,46 @@ def test_a_cost_that_is_not_finite_is_named_before_the_update(monkeypatch):
 def test_settings_that_make_no_sense_are_refused(settings, text):
     with pytest.raises(ValueError, match=text):
         costly_model(**settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"cost_limit": 25.0}, "no keyword cost_limit; did you mean cost_limits"),
+        ({"cost_gama": 0.9}, "no keyword cost_gama; did you mean cost_gamma"),
+        ({"lam_c": 0.9}, "no keyword lam_c; did you mean cost_gae_lambda"),
+        ({"clip_range": 0.2}, "no keyword clip_range: target_kl bounds"),
+        ({"n_stepz": 64}, "no keyword n_stepz; did you mean n_steps"),
+    ],
+)
+def test_a_misspelt_keyword_is_named_with_the_right_one(given, advice):
+    with pytest.raises(TypeError, match=f"^ConstrainedTRPO has {advice}"):
+        ConstrainedTRPO("MlpPolicy", CostlyEnv(), **given)
+
+
+def test_without_limits_trpo_names_the_class_that_has_them():
+    with pytest.raises(TypeError, match=r"no keyword cost_limits: sb3_trpo\.constrained\.ConstrainedTRPO"):
+        TRPO("MlpPolicy", CostlyEnv(), cost_limits={"cost": 25.0})
+
+
+class Both(ConstrainedTRPO, RecurrentTRPO):
+    """What the classes do not offer."""
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "name"),
+    [
+        (ConstrainedTRPO, "MlpLstmPolicy", "'MlpLstmPolicy'"),
+        (ConstrainedTRPO, MultiInputLstmPolicy, "MultiInputLstmPolicy"),
+        (MaskableConstrainedTRPO, "MlpLstmPolicy", "'MlpLstmPolicy'"),
+        (Both, "MlpPolicy", "'MlpPolicy'"),
+    ],
+)
+def test_policies_with_a_memory_are_refused_by_name(algorithm, policy, name):
+    with pytest.raises(
+        ValueError, match=rf"^policy is {name}, but {algorithm.__name__} takes no .*\(LSTM\)\. Use MlpPolicy.*Stack"
+    ):
+        algorithm(policy=policy, env=CostlyEnv(), cost_limits={"cost": 25.0})
 
 
 def test_an_interrupt_leaves_policy_and_critics_as_they_were():

@@ -10,6 +10,7 @@ import rl_zoo3.import_envs  # registers the tasks without velocities
 import yaml
 
 from sb3_trpo import TRPO
+from sb3_trpo.constrained.velocity_tasks import LIMIT, THRESHOLDS, velocity_task
 from sb3_trpo.zoo.algorithms import ALGORITHMS, config_file
 
 HYPERPARAMS = Path(rl_zoo3.__file__).parent / "hyperparams"
@@ -18,7 +19,7 @@ TEXT = config_file("trpo").read_text()
 OURS, OURS_LSTM = yaml.safe_load(TEXT), yaml.safe_load(config_file("trpo_lstm").read_text())
 TUNED = {*re.findall(r"^(\S+):(?: &\S+)?  # tuned: ", TEXT, re.MULTILINE)}
 CONTRIB_TARGET_KL = 0.01
-MUJOCO = {name for name, spec in gym.registry.items() if "mujoco" in str(spec.entry_point)}
+MUJOCO = {name for name, spec in gym.registry.items() if "mujoco" in str(spec.entry_point) and "Velocity" not in name}
 MUJOCO_V5 = sorted(name for name in MUJOCO if name.endswith("-v5"))
 
 
@@ -41,6 +42,12 @@ def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, mon
     target_kl = model.target_kl(1.0) if callable(model.target_kl) else model.target_kl
     assert target_kl == float(str(OURS_LSTM[env].get("target_kl", CONTRIB_TARGET_KL)).removeprefix("lin_"))
     assert model.batch_size <= model.n_steps * OURS_LSTM[env].get("n_envs", 1)
+
+
+@pytest.mark.parametrize("task", THRESHOLDS)
+def test_velocity_tasks_have_the_settings_of_their_tasks_and_a_limit(task):
+    limited = yaml.safe_load(config_file("trpo_cost").read_text())[velocity_task(task)]
+    assert limited == OURS[task] | {"cost_limits": {"cost": LIMIT}}
 
 
 @pytest.mark.parametrize("env", sorted(RL_ZOO.keys() - MUJOCO - TUNED))

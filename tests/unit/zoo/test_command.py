@@ -61,6 +61,16 @@ def test_recording_a_training_records_each_video_with_our_class(trained, run_zoo
     assert all(command[:4] == [sys.executable, "-m", "sb3_trpo.zoo", "record_video"] for command in commands)
 
 
+@pytest.mark.parametrize("limits", [None, {"cost": 7.0, "episode_cost": 9.0}])
+def test_limits_on_costs_come_from_settings_or_the_command_line(limits, run_zoo, tmp_path):
+    env, given = "SwimmerVelocity-v5", [f"cost_limits:{limits}"] if limits else []
+    small = ("n_steps:16", "n_envs:1", "batch_size:16", "n_critic_updates:1", *given)
+    run_zoo("train", "--algo", "trpo_cost", "--env", env, "-f", tmp_path, "-n", 32, "--eval-freq", -1, "-params", *small)
+    model = ALGORITHMS["trpo_cost"].load(tmp_path / "trpo_cost" / f"{env}_1" / f"{env}.zip")
+    assert model.cost_limits == (limits or {"cost": 25.0})
+    assert model.cost_estimates.keys() == model.cost_limits.keys()
+
+
 @pytest.mark.parametrize(
     ("algo", "env"),
     [("trpo_mask", "InvalidActionEnvDiscrete-v0"), ("trpo_mask_lstm", "MaskedTMaze-v0"), ("trpo_lstm", "TMaze-v0")],

@@ -1,19 +1,19 @@
 """
 Velocity tasks: Gymnasium's MuJoCo tasks with a cost of 1 for every step that is faster than a threshold.
 
-Thresholds and speeds are those of Safety-Gymnasium's velocity tasks (Ji et al. 2023, arXiv:2310.12567): half of what an
-unconstrained agent reaches, along x, for Ant in the plane. Its tasks are Gymnasium's -v4; these are -v5.
+Importing this module registers ``AntVelocity-v5``, ``HalfCheetahVelocity-v5``, ``HopperVelocity-v5``, ``SwimmerVelocity-v5``
+and ``Walker2dVelocity-v5`` with Gymnasium. Thresholds and speeds are those of Safety-Gymnasium's velocity tasks (Ji et al.
+2023, arXiv:2310.12567), which are Gymnasium's -v4: half of what an unconstrained agent reaches, along x, for Ant in the plane.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from gymnasium.envs.registration import WrapperSpec
 
 THRESHOLDS = {
     "Ant-v5": 2.6222,
@@ -31,14 +31,14 @@ IN_THE_PLANE = ("Ant-v5",)
 
 class SpeedCost(gym.Wrapper[Any, Any, Any, Any]):
     """
-    Reports the cost of each step as ``info["cost"]``, and that of the whole episode as ``info["episode_cost"]``.
+    Reports the cost of each step as ``info["cost"]``, and that of the episode so far as ``info["episode_cost"]``.
 
     :param env: a MuJoCo task
     :param threshold: in meters per second
     :param in_the_plane: whether the speed has two components
     """
 
-    def __init__(self, env: gym.Env[Any, Any], threshold: float, in_the_plane: bool) -> None:
+    def __init__(self, env: gym.Env[Any, Any], threshold: float, in_the_plane: bool = False) -> None:
         super().__init__(env)
         self._threshold, self._in_the_plane = threshold, in_the_plane
         self._episode_cost = 0.0
@@ -57,27 +57,28 @@ class SpeedCost(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, {**info, "cost": cost, "episode_cost": self._episode_cost}
 
 
-def make_task(name: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def velocity_task(task: str) -> str:
     """
-    Make one environment.
+    Name the version of a task that reports a cost.
 
-    :param name: key of ``THRESHOLDS``
-    :param kwargs: of ``gymnasium.make``
-    :return: the environment
+    :param task: key of ``THRESHOLDS``
+    :return: name of the environment that this module registers
     """
-    return SpeedCost(gym.make(name, **kwargs), THRESHOLDS[name], name in IN_THE_PLANE)
+    return task.replace("-", "Velocity-")
 
 
-def make_envs(name: str, n_envs: int, seed: int, gamma: float) -> VecNormalize:
-    """
-    Make normalized environments whose Monitor notes the cost of each episode.
+def _register(task: str) -> None:
+    """Register a task with its cost."""
+    wrapper = WrapperSpec(
+        name=SpeedCost.__name__,
+        entry_point=f"{__name__}:{SpeedCost.__name__}",
+        kwargs={"threshold": THRESHOLDS[task], "in_the_plane": task in IN_THE_PLANE},
+    )
+    # A reward threshold would mean that the task is solved, whatever it costs.
+    changes: dict[str, Any] = {"id": velocity_task(task), "reward_threshold": None, "additional_wrappers": (wrapper,)}
+    spec = dataclasses.replace(gym.spec(task), **changes)
+    gym.registry[spec.id] = spec
 
-    :param name: key of ``THRESHOLDS``
-    :param n_envs: number of environments
-    :param seed: seed of the first
-    :param gamma: discount factor for normalizing rewards
-    :return: the environments
-    """
-    monitor = {"info_keywords": ("episode_cost",)}
-    envs: VecEnv = make_vec_env(partial(make_task, name), n_envs, seed=seed, monitor_kwargs=monitor)
-    return VecNormalize(envs, gamma=gamma)
+
+for each in THRESHOLDS:
+    _register(each)
