@@ -1,8 +1,9 @@
 """
 Hybrid actions on the Platform domain (Masson et al. 2016, arXiv:1509.01644): returns of four ways to train, over three seeds.
 
-    pip install hybrid-platform numba
     python -m benchmarks.hybrid.run              # about ten minutes of one core, nearly all of it in the environment
+
+The environment is in the package ``hybrid-platform``, which needs ``numba`` without saying so.
 
 An action of ``Platform-v0`` is a choice (run, hop or leap) and three numbers, one for each option; the environment ignores the
 other two. The return of an episode is the share of the way that the agent has come, at most 1.

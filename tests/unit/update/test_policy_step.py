@@ -11,6 +11,7 @@ from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.parallel.communicator import ALONE
 from sb3_trpo.rollouts.batch import RolloutBatch
+from sb3_trpo.settings import Scheduled
 from sb3_trpo.update.policy_step import PolicyStepSettings, _choose_transitions, policy_step
 
 N_STEPS = 48
@@ -26,7 +27,7 @@ def collected():
 
 
 def settings_of(model, **changes):
-    return dataclasses.replace(PolicyStepSettings.of(model, target_kl=0.01, ent_coef=0.0), **changes)
+    return dataclasses.replace(PolicyStepSettings.of(model, Scheduled(target_kl=0.01, ent_coef=0.0)), **changes)
 
 
 def step_of(model, **changes):

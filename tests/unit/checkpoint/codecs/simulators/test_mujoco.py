@@ -31,7 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date")
 TASKS = sorted(
     name
     for name, spec in gym.envs.registry.items()
-    if name.endswith(("-v4", "-v5")) and isinstance(spec.entry_point, str) and "envs.mujoco" in spec.entry_point
+    if name.endswith(("-v4", "-v5"))
+    and str(spec.entry_point).startswith("gymnasium.envs.mujoco")
+    and not spec.additional_wrappers
 )
 
 
