@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import ResultsWriter
 
 th.set_num_threads(1)  # small matrices get slower with more, and results may differ
-settings.register_profile("default", deadline=None, derandomize=True, phases=set(Phase) - {Phase.explain})
+settings.register_profile("default", max_examples=50, deadline=None, derandomize=True, phases=set(Phase) - {Phase.explain})
 settings.load_profile("default")
 
 

@@ -87,9 +87,9 @@ def test_the_way_out_of_a_t_maze_is_remembered(algo, env_id):
 
 @pytest.mark.learning
 def test_velocities_that_are_not_seen_are_inferred():
-    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=150.0, steps=60_000)
+    model, unseen = learn_by_zoo_settings("trpo_lstm", "CartPoleNoVel-v1", seed=0, threshold=120.0, steps=60_000)
     mean, _ = evaluate(model, unseen, n_eval_episodes=20)
-    assert mean > 150.0, "without memory it is below 100"
+    assert mean > 120.0, "without memory it is below 100"
 
 
 @pytest.mark.learning
