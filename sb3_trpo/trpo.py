@@ -20,7 +20,6 @@ from sb3_trpo.rollouts.plain_spaces import check_env
 from sb3_trpo.rollouts.validation import require_finite
 from sb3_trpo.settings import Scheduled, explains_unknown_keywords
 from sb3_trpo.training_loop import TrainingLoop
-from sb3_trpo.update.advice import warn_about_mismatch
 from sb3_trpo.update.critic import CriticFit, FitSettings
 from sb3_trpo.update.diagnostics import (
     critic_diagnostics,
@@ -34,7 +33,6 @@ from sb3_trpo.update.flat_critic import fit_values
 from sb3_trpo.update.modes import critic_mode, update_statistics
 from sb3_trpo.update.parameter_split import ParameterSplit, PolicyTensors, split_of
 from sb3_trpo.update.policy_step import CostLimit, PolicyStepSettings, policy_step
-from sb3_trpo.update.surrogate import MISMATCH
 
 SelfTRPO = TypeVar("SelfTRPO", bound="TRPO")
 
@@ -203,8 +201,7 @@ class TRPO(TrainingLoop):
             done = policy_step(self.policy, networks, parameters, batch, settings, self._communicator, self._limits)
         step = done.step
         self._n_rejected_steps += not step.outcome.is_accepted
-        if done.log_prob_error > MISMATCH and self._is_first_time("mismatch"):
-            warn_about_mismatch(done.log_prob_error)
+        self._compare_log_probs(done.log_prob_error)
         self.policy_outcome = step.outcome
         self._count(step.outcome, step.outcome.name.lower(), step.description)
         record(self.logger, step_diagnostics(step, done.constraints, done.entropy))

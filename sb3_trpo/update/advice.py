@@ -11,6 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from sb3_trpo.numerics.trust_region import Outcome
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.update.critic import FitOutcome
+from sb3_trpo.update.surrogate import MISMATCH
 
 ADVICE: Mapping[Outcome | FitOutcome, str] = {
     Outcome.ACCEPTED: "The step was taken; there is nothing to do.",
@@ -108,6 +109,11 @@ class AdvisingAlgorithm(OnPolicyAlgorithm):
         is_end = self._current_progress_remaining == 0.0 and self._n_iterations > 1
         if is_unwanted(outcome, is_end) and self._is_first_time(description):
             advise(outcome, f"{type(self).__name__}, update {self._n_updates + 1}: {description}", self.verbose)
+
+    def _compare_log_probs(self, error: float) -> None:
+        """Warn once if the rollout's log-probabilities are not those of the policy; the error is in nats, root mean square."""
+        if error > MISMATCH and self._is_first_time("mismatch"):
+            warn_about_mismatch(error)
 
     def _is_first_time(self, topic: str) -> bool:
         """Return whether to inform the user about a topic: the first time only, and on the first rank only."""

@@ -99,7 +99,7 @@ def upward(module: str) -> set[str]:
 def test_modules_and_imports_are_found():
     assert {"sb3_trpo", "sb3_trpo.trpo", "sb3_trpo.numerics", "sb3_trpo.numerics.trust_region"} <= MODULES.keys()
     assert own("sb3_trpo") == {"sb3_trpo.trpo", "sb3_trpo.policies"}
-    assert "sb3_trpo.update.surrogate" in own("sb3_trpo.trpo")
+    assert "sb3_trpo.update.policy_step" in own("sb3_trpo.trpo")
     assert {"torch", "stable_baselines3"} <= foreign("sb3_trpo.trpo") <= CORE_DEPENDENCIES
 
 
