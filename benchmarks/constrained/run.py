@@ -177,7 +177,7 @@ def run(task: str, method: str, seed: int, n_steps: int, changes: dict[str, Any]
     partial = file.with_suffix(".tmp")
     partial.write_text(json.dumps(result) + "\n")
     partial.replace(file)
-    means = {name: {key: float(np.mean(values)) for key, values in result[name].items()} for name in ("last_100", "sampled")}  # type: ignore[attr-defined]
+    means = {name: {key: float(np.mean(values)) for key, values in result[name].items()} for name in ("last_100", "sampled")}  # type: ignore[attr-defined]  # both hold dicts
     return f"{task} {method} {seed}: {means}"
 
 

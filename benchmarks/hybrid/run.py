@@ -51,7 +51,7 @@ class Plain(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step."""
         (state, _), *others = self.env.step((int(action[0]), action[1]))
-        return (state, *others)  # type: ignore[return-value]
+        return (state, *others)  # type: ignore[return-value]  # others has the right length
 
 
 class Scaled(Plain):

@@ -1,9 +1,9 @@
 """
-What the step is told about its limits, so that they hold on the average in spite of its optimism.
+A correction of the excess over a limit, so that limits hold on average although steps promise too much.
 
 The step minimizes a surrogate on the transitions that it is computed from. It finds directions that happen to be cheap on
-these, so of a decrease that it predicts only a part comes true: without feedback HalfCheetah settles at two or three times its
-limit. The remedy is that of a controller. What has been too much in the past is added to the excess, an integral term, and the
+these, so of a decrease that it predicts only a part comes true, and the cost settles above its limit. The remedy is that of a
+controller. What has been too much in the past is added to the excess, an integral term, and the
 aim is below the limit by the noise of the estimates.
 
 =====  ======================================================================
@@ -67,7 +67,7 @@ class Feedback:
 
     def excess(self, estimate: float, limit: float) -> float:
         """
-        Compute the excess that the step is told.
+        Compute the excess that the next step has to make up for.
 
         :param estimate: J
         :param limit: d

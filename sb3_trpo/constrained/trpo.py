@@ -89,8 +89,8 @@ class ConstrainedTRPO(TRPO):
     :param args: the arguments of :class:`~sb3_trpo.TRPO`
     :param cost_limits: for each key of a cost in ``info`` the largest expected sum over an episode, not discounted
     :param cost_gamma: discount factor of the costs' advantages; OmniSafe's
-    :param cost_gae_lambda: bias-variance trade-off of the costs' advantages. On HalfCheetah a step that only lowers the cost
-        lowers it by half as much again with 0.5 as with OmniSafe's 0.95
+    :param cost_gae_lambda: bias-variance trade-off of the costs' advantages. OmniSafe has 0.95; a lower one
+        gives them less variance, so that a step, which overshoots its limit by fitting noise, fits less of it
     :param kwargs: the keywords of :class:`~sb3_trpo.TRPO`
     :raises ValueError: if there are no limits, a setting is not allowed, or the policy has a memory
     """

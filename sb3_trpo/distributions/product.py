@@ -79,7 +79,7 @@ class ProductDistribution(Distribution):
         activities: Sequence[Activity | None] | None = None,
         log_std_init: float = 0.0,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # SB3's, without types
         self.parts = tuple(parts)
         self.n_numbers = list(n_numbers)
         self.activities = (None,) * len(self.parts) if activities is None else tuple(activities)

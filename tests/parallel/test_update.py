@@ -212,7 +212,7 @@ def test_ranks_keep_limits_on_the_costs_of_all_of_them(case):
 
 
 def with_other_settings(rank: int) -> list[str]:
-    """Return what ranks are told whose limits, or another setting of costs, differ at first, or later."""
+    """Return the errors of ranks whose limits, or another setting of costs, differ from the start or later."""
     texts = []
     for other in ({"cost_limits": {"cost": 2.0}}, {"cost_gae_lambda": 0.7}):
         with pytest.raises(RuntimeError) as raised:
