@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -20,8 +21,27 @@ from sb3_trpo.numerics.gauss_newton import Outputs
 from sb3_trpo.numerics.line_search import Constraint
 from sb3_trpo.rollouts.transitions import Transitions
 
-Terms = Callable[[DistributionKind, Outputs, Distribution, Transitions], th.Tensor]
-"""``(kind, old, distribution, chunk) -> terms``: from z of the old policy, the new distribution, and the transitions."""
+
+class Comparison(NamedTuple):
+    """
+    The policy beside the old one, at the states of one chunk.
+
+    :param kind: the kind of both distributions
+    :param old: z of the old policy
+    :param distribution: the policy's distribution, with its graph if the terms are to be differentiated
+    :param log_ratio: ``log pi(a|s) - log pi_old(a|s)`` of each action, in nats, shape ``(n,)``, with its graph
+    :param chunk: the transitions
+    """
+
+    kind: DistributionKind
+    old: Outputs
+    distribution: Distribution
+    log_ratio: th.Tensor
+    chunk: Transitions
+
+
+Terms = Callable[[Comparison], th.Tensor]
+"""What a constraint bounds: a number for each state, shape ``(n,)``."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +61,14 @@ class PolicyConstraint(Constraint):
     level: float | None = None
 
 
-def kl_terms(kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
+def kl_terms(policies: Comparison) -> th.Tensor:
     """
     Compute KL(old || new) of the joint action at each state.
 
-    :param kind: the kind of both distributions
-    :param old: z of the old policy
-    :param distribution: the new policy's distribution
-    :param chunk: the transitions, of which the divergence needs no actions or rewards
+    :param policies: the policies
     :return: shape ``(n,)``, in nats
     """
-    return kind.kl(old, kind.parameters(distribution))
+    return policies.kind.kl(policies.old, policies.kind.parameters(policies.distribution))
 
 
 def mean_kl(target_kl: float) -> PolicyConstraint:
@@ -79,23 +96,18 @@ def state_kl(bound: float, level: float) -> PolicyConstraint:
     return PolicyConstraint(name, bound, kl_terms, "train/state_kl", level)
 
 
-def cost_terms(
-    index: int, scale: float, kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions
-) -> th.Tensor:
+def cost_terms(index: int, scale: float, policies: Comparison) -> th.Tensor:
     """
     Compute ``scale * pi(a|s) / pi_old(a|s) * A_C`` at each transition, the surrogate of a cost (Achiam et al. 2017, eq. 10).
 
     :param index: which cost
     :param scale: what a mean over states is multiplied by to give the change of an episode's cost
-    :param kind: not used
-    :param old: not used
-    :param distribution: the new policy's distribution, with its graph if it is to be differentiated
-    :param chunk: the transitions, with the advantages of costs
+    :param policies: the policies, and the transitions with the advantages of costs
     :return: shape ``(n,)``
     """
-    assert chunk.cost_advantages is not None, "the policy step adds them"
-    ratio = (distribution.log_prob(chunk.actions) - chunk.old_log_prob).exp()
-    return scale * ratio * chunk.cost_advantages[:, index]
+    advantages = policies.chunk.cost_advantages
+    assert advantages is not None, "the policy step adds them"
+    return scale * policies.log_ratio.exp() * advantages[:, index]
 
 
 def cost_limit(name: str, index: int, excess: float, scale: float) -> PolicyConstraint:

@@ -23,7 +23,7 @@ from sb3_trpo.numerics.trust_region import Limit, LocalModel
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy
-from sb3_trpo.update.constraints import PolicyConstraint
+from sb3_trpo.update.constraints import Comparison, PolicyConstraint
 
 KEPT_BYTES = 2**27
 """Memory that the derivatives of all chunks together may hold between Fisher products."""
@@ -145,12 +145,12 @@ class PolicyObjective:
         local = self.actor.local(chunk.inputs)
         z = _snapshot(local.kind, local.distribution)
         is_kept = self.fisher_chunks is None and curvatures.offer(local, z, chunk)
-        log_ratio = log_ratios(local.distribution, chunk)
-        surrogate = chunk.total(surrogate_terms(log_ratio, local.distribution, chunk, self.ent_coef))
+        policies = Comparison(local.kind, z, local.distribution, log_ratios(local.distribution, chunk), chunk)
+        surrogate = chunk.total(surrogate_terms(policies, self.ent_coef))
         with th.no_grad():
-            entropy, errors = entropy_terms(local.distribution, chunk), log_ratio.square()
+            entropy, errors = entropy_terms(policies), policies.log_ratio.square()
             sums = th.stack((surrogate, chunk.total(entropy), chunk.total(errors)))
-        of_limits = [chunk.total(each.terms(local.kind, z, local.distribution, chunk)) for each in self.limits]
+        of_limits = [chunk.total(each.terms(policies)) for each in self.limits]
         gradients = [local.gradient(total, True) for total in of_limits]
         gradient = local.gradient(surrogate, is_kept)
         return z, sums, th.cat([gradient, *gradients]) if gradients else gradient
@@ -170,9 +170,9 @@ class PolicyObjective:
         for chunk, old in zip(self.chunks, snapshots, strict=True):
             distribution = self.actor.distribution(chunk.inputs)
             kind = self.actor.kind_of(distribution)
-            bounded = [constraint.terms(kind, old, distribution, chunk) for constraint in constraints]
-            surrogate = surrogate_terms(log_ratios(distribution, chunk), distribution, chunk, self.ent_coef)
-            sums = sums + th.stack([chunk.total(terms) for terms in (surrogate, *bounded)])
+            policies = Comparison(kind, old, distribution, log_ratios(distribution, chunk), chunk)
+            bounded = [constraint.terms(policies) for constraint in constraints]
+            sums = sums + th.stack([chunk.total(terms) for terms in (surrogate_terms(policies, self.ent_coef), *bounded)])
             weight += chunk.weight
             for i, terms in kept.items():
                 terms.append(chunk.without_padding(bounded[i]))
@@ -265,30 +265,26 @@ def log_ratios(distribution: Distribution, chunk: Transitions) -> th.Tensor:
     return distribution.log_prob(chunk.actions) - chunk.old_log_prob
 
 
-def surrogate_terms(log_ratio: th.Tensor, distribution: Distribution, chunk: Transitions, ent_coef: float) -> th.Tensor:
+def surrogate_terms(policies: Comparison, ent_coef: float) -> th.Tensor:
     """
     Compute ``pi(a|s) / pi_old(a|s) * A`` (eq. 14), plus ``ent_coef`` times the entropy, for each transition.
 
-    :param log_ratio: logarithm of the ratio, shape ``(n,)``
-    :param distribution: the policy's distribution at the chunk's inputs
-    :param chunk: the transitions
+    :param policies: the policies, and the transitions
     :param ent_coef: weight of the entropy
     :return: shape ``(n,)``, with its graph
     """
-    terms = log_ratio.exp() * chunk.advantages
-    return terms + ent_coef * entropy_terms(distribution, chunk) if ent_coef else terms
+    terms = policies.log_ratio.exp() * policies.chunk.advantages
+    return terms + ent_coef * entropy_terms(policies) if ent_coef else terms
 
 
-def entropy_terms(distribution: Distribution, chunk: Transitions) -> th.Tensor:
+def entropy_terms(policies: Comparison) -> th.Tensor:
     """
     Compute the joint entropy at each state, or estimate it by ``-pi / pi_old * log pi`` where there is no closed form.
 
-    :param distribution: the policy's distribution at the chunk's inputs
-    :param chunk: the transitions
+    :param policies: the policies, and the transitions
     :return: shape ``(n,)``, in nats, with its graph
     """
-    entropy = distribution.entropy()
+    entropy = policies.distribution.entropy()
     if entropy is not None:
         return entropy
-    log_prob = distribution.log_prob(chunk.actions)
-    return -(log_prob - chunk.old_log_prob).exp() * log_prob
+    return -policies.log_ratio.exp() * policies.distribution.log_prob(policies.chunk.actions)

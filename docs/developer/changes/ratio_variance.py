@@ -8,25 +8,18 @@ even where the KL is small. For n transitions the effective sample size is about
 from __future__ import annotations
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
 
-from sb3_trpo.distributions.base import DistributionKind
-from sb3_trpo.numerics.gauss_newton import Outputs
-from sb3_trpo.rollouts.transitions import Transitions
-from sb3_trpo.update.constraints import PolicyConstraint
+from sb3_trpo.update.constraints import Comparison, PolicyConstraint
 
 
-def squared_deviations(kind: DistributionKind, old: Outputs, distribution: Distribution, chunk: Transitions) -> th.Tensor:
+def squared_deviations(policies: Comparison) -> th.Tensor:
     """
     Compute ``(pi / pi_old - 1)^2`` for each transition; the mean of the ratio is 1.
 
-    :param kind: not needed
-    :param old: not needed
-    :param distribution: the new policy's distribution
-    :param chunk: the transitions
+    :param policies: the new policy beside the old one
     :return: shape ``(n,)``
     """
-    return (distribution.log_prob(chunk.actions) - chunk.old_log_prob).expm1().square()
+    return policies.log_ratio.expm1().square()
 
 
 def ratio_variance(bound: float) -> PolicyConstraint:

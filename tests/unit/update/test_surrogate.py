@@ -188,9 +188,11 @@ def flat_values(candidate: Candidate) -> list[float]:
     return [candidate.surrogate, *candidate.values]
 
 
-def rewarded_terms(kind, old, distribution, chunk):
+def rewarded_terms(policies):
     """Depend on everything that a constraint is given."""
-    return distribution.log_prob(chunk.actions) * chunk.advantages + old[0][:, 0]
+    log_prob = policies.log_ratio + policies.chunk.old_log_prob
+    mean = policies.kind.parameters(policies.distribution)[0]
+    return log_prob * policies.chunk.advantages + (policies.old[0] + mean)[:, 0]
 
 
 @pytest.mark.parametrize("size", [3, N_STATES])
@@ -204,7 +206,8 @@ def test_further_constraints_are_measured_beside_the_kl(gaussian, size):
     kl, rewarded = model.evaluate().values
     assert kl == pytest.approx(joint_kl(old, gaussian.distributions()).mean().item())
     log_prob = gaussian.policy.evaluate_actions(gaussian.transitions.inputs.observations, gaussian.transitions.actions)[1]
-    assert rewarded == pytest.approx((log_prob * gaussian.transitions.advantages + old[0].mean[:, 0]).mean().item())
+    means = old[0].mean[:, 0] + gaussian.distributions()[0].mean[:, 0]
+    assert rewarded == pytest.approx((log_prob * gaussian.transitions.advantages + means).mean().item())
 
 
 @pytest.mark.parametrize(("size", "level"), [(3, 0.3), (N_STATES, 0.75), (3, 1.0)])
