@@ -24,7 +24,6 @@ s       full step
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,13 +33,11 @@ from sb3_trpo.numerics.line_search import Candidate, Constraint, LineSearch
 from sb3_trpo.numerics.linear_limits import LimitedStep, Region, best_step
 from sb3_trpo.numerics.linear_operator import DampedOperator, LinearOperator, Solution, Solver
 from sb3_trpo.numerics.trust_region import (
-    Limit,
     LocalModel,
     Outcome,
     Step,
     breakdown_of,
     evaluation_along,
-    obstacle_to,
     outcome_of,
     step_to_boundary,
 )
@@ -60,14 +57,10 @@ def limited_step(model: LocalModel, solver: Solver, line_search: LineSearch, dam
     :param old: copies of the old parameters
     :return: the record of the step; the parameters are left at the last candidate even if it was rejected
     """
-    gradient_norm = math.sqrt(float(model.gradient.dot(model.gradient)))
-    obstacle = _obstacle(model, gradient_norm)
-    if obstacle is not None:
-        return Step(obstacle, model.surrogate, gradient_norm=gradient_norm)
     proposal = propose(model, solver, DampedOperator(model.fisher, damping))
     if isinstance(proposal, Failure):
-        return Step(proposal.outcome, model.surrogate, gradient_norm=gradient_norm, solution=proposal.solution)
-    return _search(model, proposal, line_search, old, gradient_norm)
+        return Step(proposal.outcome, model.surrogate, gradient_norm=model.gradient_norm, solution=proposal.solution)
+    return _search(model, proposal, line_search, old)
 
 
 class Failure(NamedTuple):
@@ -96,20 +89,6 @@ class Proposal(NamedTuple):
     solution: Solution | None
     region: Region
     multipliers: tuple[float, ...]
-
-
-def _obstacle(model: LocalModel, gradient_norm: float) -> Outcome | None:
-    """Find a reason not to begin. With g = 0 a broken limit can still be mended."""
-    if not all(math.isfinite(limit.excess) and bool(limit.gradient.isfinite().all()) for limit in model.limits):
-        return Outcome.NON_FINITE_GRADIENT
-    obstacle = obstacle_to(model, gradient_norm)
-    can_recover = any(map(_can_be_mended, model.limits))
-    return None if obstacle is Outcome.ZERO_GRADIENT and model.radius > 0.0 and can_recover else obstacle
-
-
-def _can_be_mended(limit: Limit) -> bool:
-    """Return whether a limit is broken, and to first order something can be done about it."""
-    return limit.excess > 0.0 and bool(limit.gradient.any())
 
 
 def propose(model: LocalModel, solver: Solver, operator: LinearOperator) -> Proposal | Failure:
@@ -174,9 +153,9 @@ def _best_in(basis: th.Tensor, model: LocalModel) -> LimitedStep:
     return solved._replace(u=solved.u.to(basis.device))
 
 
-def _search(model: LocalModel, proposal: Proposal, line_search: LineSearch, old: Sequence[th.Tensor], norm: float) -> Step:
+def _search(model: LocalModel, proposal: Proposal, line_search: LineSearch, old: Sequence[th.Tensor]) -> Step:
     """Search along the full step, and name the outcome."""
-    is_broken = proposal.region is not Region.FREE and any(map(_can_be_mended, model.limits))
+    is_broken = proposal.region is not Region.FREE and any(limit.can_be_mended for limit in model.limits)
     constraints = [*model.constraints, *(Constraint(limit.name, max(-limit.excess, 0.0)) for limit in model.limits)]
     measure, last = evaluation_along(proposal.full_step, model, old), list[Candidate]()
 
@@ -192,7 +171,7 @@ def _search(model: LocalModel, proposal: Proposal, line_search: LineSearch, old:
         outcome,
         surrogate=measured.surrogate if outcome.is_accepted else model.surrogate,
         values=measured.values[: len(model.constraints)] if outcome.is_accepted else (),
-        gradient_norm=norm,
+        gradient_norm=model.gradient_norm,
         solution=proposal.solution,
         line_search=search,
         expected_improvement=search.fraction * float(model.gradient.dot(proposal.full_step)),
@@ -214,7 +193,7 @@ def total_excess(candidate: Candidate | None, model: LocalModel) -> float:
     return sum(
         max(0.0, limit.excess + change) / float(limit.gradient.norm())
         for limit, change in zip(model.limits, changes, strict=True)
-        if _can_be_mended(limit)
+        if limit.can_be_mended
     )
 
 

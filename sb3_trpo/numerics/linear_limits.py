@@ -23,6 +23,7 @@ towards the nearest point that does; for one limit this is the paper's recovery 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from enum import Enum
 from itertools import chain, combinations
@@ -34,6 +35,30 @@ TOLERANCE = 1e-9
 """Relative error in float64 up to which a number counts as 0."""
 MOST_LIMITS = 10
 """Largest number of limits: 2^10 active sets take some 50 ms."""
+
+
+class Limit(NamedTuple):
+    """
+    An upper bound on a quantity that shapes the step itself, by its gradient.
+
+    :param name: names the limit in records
+    :param excess: c, the quantity at the old parameters less its bound; negative while the limit is kept
+    :param gradient: b, the quantity's gradient at the old parameters, shape ``(n_parameters,)``
+    """
+
+    name: str
+    excess: float
+    gradient: th.Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether a step can be computed from it."""
+        return math.isfinite(self.excess) and bool(self.gradient.isfinite().all())
+
+    @property
+    def can_be_mended(self) -> bool:
+        """Whether it is broken, and to first order something can be done about it."""
+        return self.excess > 0.0 and bool(self.gradient.any())
 
 
 class Region(Enum):

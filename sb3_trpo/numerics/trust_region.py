@@ -22,12 +22,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from functools import cached_property
 
 import torch as th
 
 from sb3_trpo.numerics.flat import assign, unflatten
 from sb3_trpo.numerics.line_search import Candidate, Constraint, Judgement, LineSearch, LineSearchResult
+from sb3_trpo.numerics.linear_limits import Limit
 from sb3_trpo.numerics.linear_operator import DampedOperator, LinearOperator, Solution, Solver, Termination
 
 ROUNDING_SHARE = 0.01
@@ -56,20 +57,6 @@ class Outcome(Enum):
     def is_accepted(self) -> bool:
         """Whether the parameters have changed."""
         return self in (Outcome.ACCEPTED, Outcome.LIMITED, Outcome.RECOVERED)
-
-
-class Limit(NamedTuple):
-    """
-    An upper bound on a quantity that shapes the step itself, by its gradient.
-
-    :param name: names the limit in records
-    :param excess: c, the quantity at the old parameters less its bound; negative while the limit is kept
-    :param gradient: b, the quantity's gradient at the old parameters, shape ``(n_parameters,)``
-    """
-
-    name: str
-    excess: float
-    gradient: th.Tensor
 
 
 @dataclass(frozen=True)
@@ -101,6 +88,11 @@ class LocalModel:
     def radius(self) -> float:
         """Delta."""
         return self.constraints[0].bound
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """Norm of g."""
+        return math.sqrt(float(self.gradient.dot(self.gradient)))
 
 
 @dataclass(frozen=True)
@@ -163,6 +155,9 @@ def trust_region_step(
     :param attempt: chooses the full step and searches along it; ``None`` for the natural gradient
     :return: the record of the step
     """
+    obstacle = obstacle_to(model)
+    if obstacle is not None:
+        return Step(obstacle, model.surrogate, gradient_norm=model.gradient_norm)
     old = [parameter.detach().clone() for parameter in model.parameters]
     try:
         step = (attempt or natural_step)(model, solver, line_search, damping, old)
@@ -185,16 +180,11 @@ def natural_step(model: LocalModel, solver: Solver, line_search: LineSearch, dam
     :param old: copies of the old parameters
     :return: the record of the step; the parameters are left at the last candidate even if it was rejected
     """
-    gradient_norm = math.sqrt(float(model.gradient.dot(model.gradient)))
-    obstacle = obstacle_to(model, gradient_norm)
-    if obstacle is not None:
-        return Step(obstacle, model.surrogate, gradient_norm=gradient_norm)
-
     solution = solver(DampedOperator(model.fisher, damping), model.gradient)
     full_step = step_to_boundary(solution, model.gradient, model.radius)
     breakdown = breakdown_of(solution, full_step)
     if breakdown is not None:
-        return Step(breakdown, model.surrogate, gradient_norm=gradient_norm, solution=solution)
+        return Step(breakdown, model.surrogate, gradient_norm=model.gradient_norm, solution=solution)
 
     search = line_search(evaluation_along(full_step, model, old), model.surrogate, model.constraints)
     outcome = outcome_of(search, model.constraints)
@@ -203,7 +193,7 @@ def natural_step(model: LocalModel, solver: Solver, line_search: LineSearch, dam
         outcome,
         surrogate=search.candidate.surrogate if is_accepted else model.surrogate,
         values=search.candidate.values if is_accepted else (),
-        gradient_norm=gradient_norm,
+        gradient_norm=model.gradient_norm,
         solution=solution,
         line_search=search,
         expected_improvement=search.fraction * float(model.gradient.dot(full_step)),
@@ -244,20 +234,20 @@ def step_to_boundary(solution: Solution, gradient: th.Tensor, radius: float) -> 
     return (2.0 * radius / curvature).sqrt() * solution.x
 
 
-def obstacle_to(model: LocalModel, gradient_norm: float) -> Outcome | None:
+def obstacle_to(model: LocalModel) -> Outcome | None:
     """
-    Find a reason not to begin a step.
+    Find a reason not to begin a step. With g = 0 a broken limit can still be mended.
 
     :param model: the problem
-    :param gradient_norm: ``|g|``
     :return: the reason, ``None`` if there is none
     """
-    if not (math.isfinite(model.surrogate) and math.isfinite(gradient_norm)):
+    numbers = model.surrogate, model.gradient_norm
+    if not (all(map(math.isfinite, numbers)) and all(limit.is_finite for limit in model.limits)):
         return Outcome.NON_FINITE_GRADIENT
     # Before the check for a gradient of 0, which is noise as well where rounding dominates.
     if model.radius > 0.0 and model.rounding > ROUNDING_SHARE * model.radius:
         return Outcome.LOST_IN_ROUNDING
-    if gradient_norm == 0.0:
+    if model.gradient_norm == 0.0 and not any(limit.can_be_mended for limit in model.limits):
         return Outcome.ZERO_GRADIENT
     return Outcome.EMPTY_REGION if any(constraint.bound == 0.0 for constraint in model.constraints) else None
 

@@ -19,7 +19,8 @@ from sb3_trpo.distributions.base import DistributionKind
 from sb3_trpo.numerics.flat import assign, flatten
 from sb3_trpo.numerics.gauss_newton import Curvature, GaussNewtonOperator, Outputs, weighted
 from sb3_trpo.numerics.line_search import Candidate
-from sb3_trpo.numerics.trust_region import Limit, LocalModel
+from sb3_trpo.numerics.linear_limits import Limit
+from sb3_trpo.numerics.trust_region import LocalModel
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.rollouts.transitions import Transitions
 from sb3_trpo.update.actor import Actor, LocalPolicy

@@ -13,8 +13,9 @@ from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
 from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.limited_step import limited_step, orthonormal_basis, total_excess
 from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate, Constraint
+from sb3_trpo.numerics.linear_limits import Limit
 from sb3_trpo.numerics.linear_operator import Solution, Termination
-from sb3_trpo.numerics.trust_region import Limit, LocalModel, Outcome, trust_region_step
+from sb3_trpo.numerics.trust_region import LocalModel, Outcome, trust_region_step
 
 DELTA = 0.01
 
