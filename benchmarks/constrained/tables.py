@@ -12,9 +12,9 @@ from benchmarks.common.pictures import BLUE, GRAY, GREEN, VERMILION, drawing, th
 from benchmarks.common.tables import table
 from sb3_trpo.constrained.velocity_tasks import LIMIT
 
-METHODS = {"cpo": "`ConstrainedTRPO`", "lagrangian": "Lagrangian", "trpo": "`TRPO`, no limit"}
+METHODS = {"cpo": "`ConstrainedTRPO`", "lagrangian": "Lagrangian", "trpo": "`TRPO`, no limit", "omnisafe": "OmniSafe's CPO"}
 """Names of the methods, in order."""
-STYLES = {"cpo": (BLUE, "-"), "lagrangian": (GREEN, "-."), "trpo": (VERMILION, "--")}
+STYLES = {"cpo": (BLUE, "-"), "lagrangian": (GREEN, "-."), "trpo": (VERMILION, "--"), "omnisafe": (GRAY, ":")}
 """Color and line of each method."""
 MISSING = "-"
 Runs = list[dict[str, Any]]
@@ -48,45 +48,50 @@ def tables(raw: dict[str, Any]) -> dict[str, str]:
         "return",
         "cost of an episode",
         f"runs with at most {LIMIT:g}",
-        "cost of the last 100 episodes of training",
+        "return in training",
+        "cost in training",
         f"runs with at most {LIMIT:g}",
     )
     rows = [[task, *_row(name, runs)] for task, methods in tasks.items() for name, runs in methods.items()]
-    rows += [_total(name, [run for methods in tasks.values() for run in methods.get(name, [])]) for name in METHODS]
+    of_all = {name: [run for methods in tasks.values() for run in methods.get(name, [])] for name in METHODS}
+    rows += [_total(name, runs) for name, runs in of_all.items() if runs]
     return {"constrained": table(head, rows)}
 
 
-def final_cost(run: Mapping[str, Any]) -> float:
+def final(run: Mapping[str, Any]) -> tuple[float, float] | None:
     """
-    Return what the final policy costs, with the noise that it was trained with.
+    Return what the final policy earns and costs, with the noise that it was trained with.
 
     :param run: a run
-    :return: mean cost of its evaluation episodes
+    :return: mean return and cost of its evaluation episodes; ``None`` if it was not evaluated
     """
-    return float(np.mean(run["sampled"]["costs"]))
+    sampled = run.get("sampled")
+    return None if sampled is None else (float(np.mean(sampled["returns"])), float(np.mean(sampled["costs"])))
 
 
-def last_cost(run: Mapping[str, Any]) -> float:
+def in_training(run: Mapping[str, Any]) -> tuple[float, float]:
     """
-    Return what the policies at the end of a run cost while they were trained.
+    Return what the policies at the end of a run earned and cost while they were trained.
 
     :param run: a run
-    :return: mean cost of its last 100 episodes
+    :return: mean return and cost of its last 100 episodes
     """
-    return float(run["last_100"]["cost"])
+    return float(run["last_100"]["return"]), float(run["last_100"]["cost"])
 
 
 def _row(name: str, runs: Runs) -> list[str]:
-    returns = [float(np.mean(run["sampled"]["returns"])) for run in runs]
-    cells = [METHODS[name], str(len(runs)), spread(returns)]
-    for cost in (final_cost, last_cost):
-        cells += [spread(map(cost, runs)), kept(map(cost, runs))]
+    cells = [METHODS[name], str(len(runs))]
+    for measure in (final, in_training):
+        measured = [found for run in runs if (found := measure(run)) is not None]
+        returns, costs = [earned for earned, _ in measured], [cost for _, cost in measured]
+        cells += [spread(returns), spread(costs), kept(costs)]
     return cells
 
 
 def _total(name: str, runs: Runs) -> list[str]:
-    costs = [[MISSING, kept(map(cost, runs))] for cost in (final_cost, last_cost)]
-    return ["all", METHODS[name], str(len(runs)), MISSING, *costs[0], *costs[1]]
+    costs = [[found[1] for run in runs if (found := measure(run)) is not None] for measure in (final, in_training)]
+    of_each = [[MISSING, MISSING, kept(each)] for each in costs]
+    return ["all", METHODS[name], str(len(runs)), *of_each[0], *of_each[1]]
 
 
 def spread(values: Iterable[float]) -> str:
@@ -97,6 +102,8 @@ def spread(values: Iterable[float]) -> str:
     :return: such as ``24.1 (20.3 to 26.0)``
     """
     known = [*values]
+    if not known:
+        return MISSING
     digits = ",.0f" if max(map(abs, known)) >= 1000 else ".1f"
     return f"{np.mean(known):{digits}} ({min(known):{digits}} to {max(known):{digits}})"
 

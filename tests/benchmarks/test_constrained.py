@@ -12,7 +12,7 @@ from benchmarks.constrained import tables
 def made_up(task, method, seed, cost, points=(100, 200), returns=5.0):
     curve = [[step, returns, cost, 50.0, 2] for step in points]
     of_end = {"returns": [returns - 1.0, returns + 1.0], "costs": [cost - 2.0, cost + 2.0]}
-    last = {"return": returns, "cost": cost + 10.0}
+    last = {"return": returns + 2.0, "cost": cost + 10.0}
     return {"task": task, "method": method, "seed": seed, "curve": curve, "sampled": of_end, "last_100": last}
 
 
@@ -33,13 +33,22 @@ def test_returns_costs_and_kept_limits_are_tabulated():
         ["Hopper-v5", "`ConstrainedTRPO`", "2"],
         ["Hopper-v5", "`TRPO`, no limit", "1"],
     ]
-    assert cells[1][3:] == ["5.0 (5.0 to 5.0)", "17.5 (10.0 to 25.0)", "2 of 2", "27.5 (20.0 to 35.0)", "1 of 2"]
+    assert cells[1][3:6] == ["5.0 (5.0 to 5.0)", "17.5 (10.0 to 25.0)", "2 of 2"]
+    assert cells[1][6:] == ["7.0 (7.0 to 7.0)", "27.5 (20.0 to 35.0)", "1 of 2"]
     assert cells[2][3:6] == ["3,000 (3,000 to 3,000)", "900.0 (900.0 to 900.0)", "0 of 1"]
-    assert [(row[0], row[5]) for row in cells[3:]] == [("all", "2 of 3"), ("all", "-"), ("all", "0 of 1")]
+    assert [(row[0], row[5], row[8]) for row in cells[3:]] == [("all", "2 of 3", "1 of 3"), ("all", "0 of 1", "0 of 1")]
+
+
+def test_a_run_without_an_evaluation_is_tabulated_by_its_training():
+    run = made_up("Hopper-v5", "omnisafe", 0, 12.0)
+    del run["sampled"]
+    _, _, row, total = tables.tables({"results": {"a": run}})["constrained"].splitlines()
+    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["-", "-", "-", "7.0 (7.0 to 7.0)", "22.0 (22.0 to 22.0)", "1 of 1"]
+    assert [cell.strip() for cell in total.split("|")[4:-1]] == ["-", "-", "-", "-", "-", "1 of 1"]
 
 
 def test_without_any_run_there_is_a_table_and_a_picture(tmp_path):
-    assert tables.tables({"results": {}})["constrained"].count("\n") == 4
+    assert tables.tables({"results": {}})["constrained"].count("\n") == 1
     tables.draw_constrained({}, tmp_path / "constrained.svg")
     assert (tmp_path / "constrained.svg").exists()
 
