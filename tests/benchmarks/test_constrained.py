@@ -43,7 +43,8 @@ def test_a_run_without_an_evaluation_is_tabulated_by_its_training():
     run = made_up("Hopper-v5", "omnisafe", 0, 12.0)
     del run["sampled"]
     _, _, row, total = tables.tables({"results": {"a": run}})["constrained"].splitlines()
-    assert [cell.strip() for cell in row.split("|")[4:-1]] == ["-", "-", "-", "7.0 (7.0 to 7.0)", "22.0 (22.0 to 22.0)", "1 of 1"]
+    cells = [cell.strip() for cell in row.split("|")[4:-1]]
+    assert cells == ["-", "-", "-", "7.0 (7.0 to 7.0)", "22.0 (22.0 to 22.0)", "1 of 1"]
     assert [cell.strip() for cell in total.split("|")[4:-1]] == ["-", "-", "-", "-", "-", "1 of 1"]
 
 
