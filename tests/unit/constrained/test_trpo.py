@@ -17,6 +17,7 @@ from helpers.runs import run_until_done
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_trpo import TRPO
@@ -328,6 +329,82 @@ def test_policies_with_a_memory_are_refused_by_name(algorithm, policy, name):
         ValueError, match=rf"^policy is {name}, but {algorithm.__name__} takes no .*\(LSTM\)\. Use MlpPolicy.*Stack"
     ):
         algorithm(policy=policy, env=CostlyEnv(), cost_limits={"cost": 25.0})
+
+
+class Phases(CostlyEnv):
+    """Episodes of 40 steps, of which the last ten cost 1 each."""
+
+    def step(self, action):
+        observation, reward, *_, info = super().step(action)
+        return observation, reward, False, self.n_steps >= 40, {**info, "cost": float(self.n_steps > 30)}
+
+
+def test_the_estimate_is_that_of_whole_episodes_though_rollouts_are_shorter():
+    """All environments are in the same phase."""
+    model, found = costly_model(make_vec_env(Phases, 3, seed=0), policy="MlpPolicy", n_steps=10, batch_size=30), []
+    model.learn(10 * 30, Estimates(found))
+    assert found[3:] == pytest.approx([10.0] * 7)
+
+
+class Estimates(BaseCallback):
+    """Keeps the cost that each update has estimated."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def _on_rollout_start(self):
+        self.found += self.model.cost_estimates.values()
+
+    def _on_step(self):
+        return True
+
+    def _on_training_end(self):
+        self._on_rollout_start()
+
+
+def test_an_episode_that_learn_breaks_off_does_not_count():
+    model = costly_model().learn(64)
+    assert model._last_episodes.lengths == [1]
+    assert {*model.learn(64)._recent_lengths} == {7}
+
+
+def test_a_limit_out_of_reach_does_not_wind_the_feedback_up():
+    model = costly_model(limit=-1e3).learn(64)
+    integral = model._feedback[0].integral
+    assert integral > 0.0
+    model.learn(128, reset_num_timesteps=False)
+    assert model._outcome_counts["recovered"] == 3
+    assert model._feedback[0].integral == integral
+
+
+def test_critics_of_costs_follow_the_learning_rate():
+    model = costly_model(learning_rate=lambda remaining: 1e-3 * (1.0 + remaining)).learn(128)
+    assert model.cost_critics[0].optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_a_critic_of_a_cost_that_diverges_is_counted(monkeypatch):
+    monkeypatch.setattr(Silent, "found", 1e30)
+    monkeypatch.setattr(Silent, "at", 3)
+    model = costly_model(Silent()).learn(64)
+    assert model._outcome_counts["critic_of_cost_diverged"] == 1
+    assert model._outcome_counts["critic_fitted"] == 1
+    assert all(bool(each.isfinite().all()) for each in model.cost_critics[0].parameters())
+
+
+class Dropping(FlattenExtractor):
+    """Features with dropout."""
+
+    def forward(self, observations):
+        return th.nn.functional.dropout(super().forward(observations), 0.5, self.training)
+
+
+def test_values_of_costs_are_predicted_without_dropout():
+    model = costly_model(policy_kwargs={"net_arch": [8], "features_extractor_class": Dropping})
+    with mock.patch.object(ConstrainedTRPO, "_fit_critic"):
+        model.learn(64)
+    one, other = (model._measure_costs()[0].batch.readers[0].returns for _ in range(2))
+    assert np.array_equal(one, other)
 
 
 def test_an_interrupt_leaves_policy_and_critics_as_they_were():
