@@ -36,7 +36,7 @@ def test_the_moments_are_those_of_a_steady_series():
         means.append(feedback.mean)
         variances.append(feedback.variance)
     assert np.mean(means) == pytest.approx(20.0, abs=0.2)
-    # About a mean that follows the series by a share of RATE (Finch 2009, Incremental calculation of weighted mean and variance).
+    # The running mean varies too, so that differences from it have 2 / (2 - RATE) times the variance of the series.
     assert np.mean(variances) == pytest.approx(9.0 * (1.0 - RATE) * 2.0 / (2.0 - RATE), rel=0.04)
 
 
