@@ -126,9 +126,13 @@ class ConstrainedTRPO(TRPO):
 
     def _check_settings(self) -> None:
         super()._check_settings()
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        """Check the settings of costs, which may have changed since the critics were made."""
         for name, rule in COST_RULES.items():
             check_setting(name, getattr(self, name), rule)
-        self.cost_limits = in_order(self.cost_limits, self._critic_keys)  # they may have changed after loading
+        self.cost_limits = in_order(self.cost_limits, self._critic_keys)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -149,8 +153,9 @@ class ConstrainedTRPO(TRPO):
         :param rollout_buffer: buffer to fill
         :param n_rollout_steps: steps per environment
         :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if an info lacks a cost, or the policy cannot act on an observation
+        :raises ValueError: if an info lacks a cost, a limit is not allowed, or the policy cannot act on an observation
         """
+        self._check_limits()  # a callback may have set others
         starts = np.array(self._last_episode_starts, bool)
         recorder = self._step_observer = CostRecorder([*self.cost_limits], rollout_buffer, self._plain)
         try:

@@ -192,6 +192,8 @@ def test_a_loaded_model_keeps_each_cost_with_its_critic(tmp_path):
     model.save(tmp_path / "model")
     turned = ConstrainedTRPO.load(tmp_path / "model", env=CostlyEnv(), cost_limits={"drift": 3.0, "cost": 1.5})
     assert [*turned.cost_limits.items()] == [("cost", 1.5), ("drift", 3.0)]
+    made = costly_model(cost_limits={"drift": 2.0, "cost": 1.0})
+    assert [*made.cost_limits] == [*model.cost_limits]
     assert all(map(same_parameters, turned.cost_critics, model.cost_critics))
 
 
@@ -214,6 +216,8 @@ def test_a_limit_may_change_while_the_model_trains():
     model = costly_model(limit=1.0)
     model.learn(192, lambda *_: model.cost_limits.update(cost=3.0 - model.num_timesteps / 192) or True)
     assert model.logger.name_to_value["cost/cost/limit"] == 2.0
+    with pytest.raises(ValueError, match=r"cost_limits is \{'cost': nan\}"):
+        model.learn(192, lambda *_: model.cost_limits.update(cost=np.nan) or True)
 
 
 def test_a_run_that_crashes_ends_like_one_that_does_not(tmp_path):
@@ -225,6 +229,10 @@ def test_a_run_that_crashes_ends_like_one_that_does_not(tmp_path):
         tmp_path / "pieces" / "run", VecNormalize(make_vec_env(CostlyEnv, 1), training=False)
     )
     assert loaded.cost_critics[1].state_dict()["value_net.bias"].tolist() == whole["critic 1 value_net.bias"]
+    with pytest.raises(
+        ValueError, match=r"does not fit:\n  critics of costs: \['cost', 'drift'\] in the checkpoint, \['cost'\] here"
+    ):
+        ConstrainedTRPO.from_checkpoint(tmp_path / "pieces" / "run", CostlyEnv(), cost_limits={"cost": 1.0})
 
 
 class Silent(CostlyEnv):
