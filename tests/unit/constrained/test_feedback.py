@@ -65,3 +65,14 @@ def test_the_integral_fades_below_the_aim():
     assert feedback.excess(30.0, 25.0) == 45.0
     assert Feedback(integral=40.0).excess(-0.1, 0.0) == pytest.approx(-0.1)
     assert Feedback(integral=40.0).excess(0.0, 0.0) == 40.0
+
+
+def test_at_a_limit_of_zero_the_integral_ends_when_nothing_is_paid():
+    feedback = Feedback()
+    feedback.observe(5.0, 0.0, False)
+    assert feedback.excess(5.0, 0.0) == 5.0 + feedback.integral > 5.0
+    feedback.observe(0.0, 0.0, True)
+    assert feedback.excess(0.0, 0.0) == 0.0
+    feedback = Feedback(integral=3.0, mean=25.0)
+    feedback.observe(25.0, 25.0, False)
+    assert feedback.integral == 3.0

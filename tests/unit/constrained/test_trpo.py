@@ -136,6 +136,24 @@ def test_the_cost_comes_down_to_its_limit_and_stays_there():
     assert np.mean(free._episode_costs) >= 6.0
 
 
+class Forbidden(CostlyEnv):
+    """The best of three actions is never to be taken."""
+
+    def __init__(self):
+        super().__init__(VECTOR, spaces.Discrete(3))
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {**info, "cost": float(action == 2)}
+
+
+def test_a_limit_of_zero_leaves_room_for_the_reward():
+    env = make_vec_env(Forbidden, 4, seed=0)
+    model = costly_model(env, 0.0, **QUICK | {"n_steps": 64, "target_kl": 0.05}).learn(4_000)
+    assert np.mean(model._episode_costs) <= 0.1
+    assert np.mean([each["r"] / each["l"] for each in model.ep_info_buffer]) >= 0.8  # 1 without forbidden actions
+
+
 @pytest.mark.parametrize(("reward_scale", "active"), [(1.0, "cost"), (-1.0, "drift")])
 def test_several_costs_are_kept_at_once(reward_scale, active):
     """The reward pushes the mean action up, against one limit, or down, against the other."""
