@@ -173,6 +173,32 @@ def test_candidates_are_held_to_what_is_measured(excess):
         assert not problem.moved.any()
 
 
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.floats(0.0, 30.0))
+def test_no_accepted_candidate_exceeds_what_is_left_to_a_limit_or_breaks_it_further(seed, m, bend):
+    problem = random_problem(seed, m, scale=0.1, bend=bend)
+    problem.excesses[0] = 0.0 if seed % 2 else problem.excesses[0]
+    if problem.step().outcome.is_accepted:
+        changes = problem.rows @ problem.moved + bend * problem.moved @ problem.moved
+        assert (changes <= (-problem.excesses).clamp(min=0.0) + 1e-12).all()
+
+
+def test_a_plain_step_that_mends_a_broken_limit_must_improve_the_surrogate():
+    problem = Limited(th.eye(3).double(), th.ones(3).double(), -th.ones(1, 3).double(), th.tensor([0.01]).double())
+    problem.evaluate = lambda: Candidate(-1.0, (0.0, -0.02))  # type: ignore[method-assign]
+    assert problem.step().outcome is Outcome.NO_IMPROVEMENT
+    problem.evaluate = lambda: Candidate(1.0, (0.0, -0.02))  # type: ignore[method-assign]
+    assert problem.step().outcome is Outcome.ACCEPTED
+
+
+def test_without_a_trust_region_nothing_is_mended():
+    problem = random_problem(1, m=1)
+    problem.excesses.fill_(1e-3)
+    assert problem.step(delta=0.0).outcome is Outcome.EMPTY_REGION
+    problem.g.zero_()
+    assert problem.step(delta=0.0).outcome is Outcome.ZERO_GRADIENT
+
+
 def test_a_step_that_mends_nothing_is_undone():
     problem = random_problem(5, m=1)
     problem.excesses.fill_(1e3)
