@@ -5,7 +5,7 @@ Velocity tasks with a limit on their cost: ConstrainedTRPO beside TRPO and a Lag
     python -m benchmarks.constrained.run --task Hopper-v5 --method cpo --seeds 100 --steps 100000 --folder /tmp/try
 
 Each run has one thread and writes its own file as it ends; runs whose file is there are skipped. Settings are those of
-``zoo_configs/trpo.yml``.
+``zoo_configs/trpo_cost.yml``; without a limit, those of ``trpo.yml``.
 """
 
 from __future__ import annotations
@@ -49,19 +49,21 @@ EPISODES = 20
 FOLDER = RESULTS / "constrained"
 
 
-def settings_for(task: str) -> dict[str, Any]:
+def settings_for(task: str, method: str) -> dict[str, Any]:
     """
     Read a task's settings.
 
     :param task: its name
+    :param method: key of ``METHODS``
     :return: keywords of the class, with RL Zoo's ``policy`` and ``n_envs``
     """
-    settings = yaml.safe_load(config_file("trpo").read_text())[task]
+    algorithm, name = ("trpo", task) if method == "trpo" else ("trpo_cost", velocity_task(task))
+    settings = yaml.safe_load(config_file(algorithm).read_text())[name]
     for key in ("learning_rate", "target_kl"):
         if isinstance(settings[key], str):
             settings[key] = SimpleLinearSchedule(settings[key].removeprefix("lin_"))
     settings["policy_kwargs"] = eval(settings["policy_kwargs"], {"dict": dict})
-    return {key: value for key, value in settings.items() if key not in ("n_timesteps", "normalize")}
+    return {key: value for key, value in settings.items() if key not in ("n_timesteps", "normalize", "cost_limits")}
 
 
 def make_envs(task: str, n_envs: int, seed: int, gamma: float) -> VecNormalize:
@@ -154,7 +156,7 @@ def run(task: str, method: str, seed: int, n_steps: int, changes: dict[str, Any]
     th.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*settotalmass.*")
     made_with = environment()
-    settings = settings_for(task) | changes
+    settings = settings_for(task, method) | changes
     shown = {name: repr(value) if callable(value) else value for name, value in settings.items()}
     env = make_envs(task, settings.pop("n_envs"), seed, settings["gamma"])
     cls, more = METHODS[method]

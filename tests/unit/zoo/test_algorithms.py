@@ -47,7 +47,7 @@ def test_settings_of_recurrent_policies_make_a_model(env, run_zoo, tmp_path, mon
 @pytest.mark.parametrize("task", THRESHOLDS)
 def test_velocity_tasks_have_the_settings_of_their_tasks_and_a_limit(task):
     limited = yaml.safe_load(config_file("trpo_cost").read_text())[velocity_task(task)]
-    assert limited == OURS[task] | {"cost_limits": {"cost": LIMIT}}
+    assert limited == OURS[task] | {"target_kl": 0.03, "cost_limits": {"cost": LIMIT}}
 
 
 @pytest.mark.parametrize("env", sorted(RL_ZOO.keys() - MUJOCO - TUNED))
