@@ -34,7 +34,7 @@ from sb3_trpo.trpo import TRPO
 from sb3_trpo.update.critic import FitOutcome
 from sb3_trpo.update.diagnostics import explained_variance, record
 from sb3_trpo.update.flat_critic import fit_values
-from sb3_trpo.update.modes import critic_mode, evaluation_mode
+from sb3_trpo.update.modes import critic_mode, evaluation_mode, update_statistics
 from sb3_trpo.update.parameter_split import ParameterSplit
 from sb3_trpo.update.policy_step import CostLimit
 
@@ -247,6 +247,7 @@ class ConstrainedTRPO(TRPO):
         with critic_mode(critic):
             networks = read_networks(critic, self.distribution_kinds)
             fit = fit_values(critic, networks, parameters, batch, *settings, self._communicator)
+        update_statistics(critic, batch, self.chunk_size, self._communicator)
         if fit.outcome is FitOutcome.DIVERGED:
             self._count(fit.outcome, f"critic_of_{key}_diverged", f"{fit.outcome.value} (critic of {key})")
         variance = explained_variance(batch.values, batch.returns, self._communicator)

@@ -481,3 +481,21 @@ class RecorderKept(BaseCallback):
 
     def _on_step(self):
         return True
+
+
+class Normed(FlattenExtractor):
+    """Brings observations to a common scale by statistics of its own."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.norm = th.nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations):
+        return self.norm(super().forward(observations))
+
+
+def test_statistics_of_the_critics_follow_the_states_as_those_of_the_policy_do():
+    model = costly_model(policy_kwargs={"net_arch": [8], "features_extractor_class": Normed}).learn(64)
+    ours, of_critic = (each.features_extractor.norm.running_mean for each in (model.policy, model.cost_critics[0]))
+    assert ours.any()
+    th.testing.assert_close(of_critic, ours)
