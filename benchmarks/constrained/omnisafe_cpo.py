@@ -1,14 +1,10 @@
 """
 OmniSafe's CPO on Safety-Gymnasium's velocity tasks, with its own settings, for the table of limits on costs.
 
-It needs Python 3.10 and an environment of its own, since its packages pin others to old versions:
-
-    python3.10 -m venv .venv-peers/omnisafe
-    .venv-peers/omnisafe/bin/pip install torch==2.13.0
-    .venv-peers/omnisafe/bin/pip install --requirement benchmarks/constrained/omnisafe.txt
     .venv-peers/omnisafe/bin/python -m benchmarks.constrained.omnisafe_cpo --seeds 0
 
-Runs one after another, with one thread; each writes its own file as it ends, and is skipped if its file is there.
+It needs Python 3.10 and an environment of its own, since its packages pin others to old versions: ``benchmarks/README.md`` has the
+commands. Runs one after another, with one thread; each writes its own file as it ends, and is skipped if its file is there.
 """
 
 from __future__ import annotations
