@@ -3,8 +3,9 @@ OmniSafe's CPO on Safety-Gymnasium's velocity tasks, with its own settings, for 
 
     .venv-peers/omnisafe/bin/python -m benchmarks.constrained.omnisafe_cpo --seeds 0
 
-It needs Python 3.10 and an environment of its own, since its packages pin others to old versions: ``benchmarks/README.md`` has the
-commands. Runs one after another, with one thread; each writes its own file as it ends, and is skipped if its file is there.
+It needs Python 3.10 and an environment of its own, since its packages pin others to old versions; the commands are in
+``benchmarks/README.md``. Runs come one after another, with one thread; each writes its own file as it ends, and is skipped if
+its file is there.
 """
 
 from __future__ import annotations
