@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.learning.pictures import draw_curves, draw_improvement
 from benchmarks.learning.published import DDPG, MARKS, RL_ZOO, SHARE
-from benchmarks.learning.store import FOLDER, read, stored
+from benchmarks.learning.store import FOLDER, imported, read, read_once
 from benchmarks.learning.study import OURS, PEER, Study, probability_of_improvement, uninterrupted
 from benchmarks.learning.tables import (
     against,
@@ -33,12 +33,13 @@ from benchmarks.learning.tables import (
     wall_clock,
 )
 
-REPORTED, OTHERS = ("mujoco", "rl_zoo", "pybullet"), ("sb3_contrib", "baselines", "ddpg")
+REPORTED, OTHERS = ("mujoco", "rl_zoo", "pybullet"), ("ppo", "baselines", "ddpg")
+CONTRIB = "sb3_contrib"
 TUNING = ("tuning", "superseded", "defaults")
 PROTOCOL = (
     "The final policy is evaluated over 20 deterministic episodes, with raw rewards, in an environment seeded with 1000 + the "
     "run's seed (sb3-contrib's on MuJoCo in 5 environments, seeded from there on). Every run with a stored result is in a "
-    "table of final returns, or in `tuning.json`."
+    "table of final returns, or in the plan `tuning`."
 )
 BESIDE = (
     "Mean return of the final policies, with its 95 % interval; beside it, sb3-contrib's TRPO with RL Zoo's settings. "
@@ -102,9 +103,9 @@ def effort() -> str:
 
     :return: a sentence for tuning, one for reported runs and one for other algorithms
     """
-    reported = stored((*REPORTED, *OTHERS, "wall_clock", "beta")).values()
+    reported = [*read_once((*REPORTED, *OTHERS, "wall_clock", "beta")), *imported(CONTRIB)]
     ours, others = ([row for row in reported if (row["algorithm"] == "trpo") is own] for own in (True, False))
-    kinds = map(spent, (stored(TUNING).values(), ours, others))
+    kinds = map(spent, (read_once(TUNING), ours, others))
     return (
         "Tuning, on other seeds: at least {} (without the time of early attempts that were killed), and about one core hour "
         "of runs whose results are lost. Reported: {}. Of other algorithms: {}.".format(*kinds)
@@ -117,7 +118,9 @@ def latest() -> Study:
 
     :return: the results
     """
-    return Study([*read(*REPORTED, *OTHERS), *(row for row in read("wall_clock") if row["label"] == PEER)])
+    return Study(
+        [*read(*REPORTED), *imported(CONTRIB), *read(*OTHERS), *(row for row in read("wall_clock") if row["label"] == PEER)]
+    )
 
 
 def compared(study: Study) -> list[str]:
@@ -183,7 +186,7 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
         "Runs of a later version": [LATER, summaries(later(), "version")],
         "A Beta distribution beside the Gaussian": [BOUNDED, summaries(beside_gsde(), "actions"), picture("beta")],
         "Choices of the constructor's defaults": [DEFAULTS, choices(Study(read("defaults")))],
-        "Cost": [effort(), efforts(stored(TUNING).values(), stored(REPORTED).values())],
+        "Cost": [effort(), efforts(read_once(TUNING), read_once(REPORTED))],
     }
 
 
@@ -215,7 +218,7 @@ def later() -> Study:
     :return: the results, beside the reported ones on the same tasks; methods are versions
     """
     rows = [row | {"label": "the later version"} for row in read("unchanged")]
-    rows += [row | {"label": "0.1.0, the same seeds"} for row in read("unchanged_0.1.0")]
+    rows += [row | {"label": "0.1.0, the same seeds"} for row in imported("unchanged_0.1.0")]
     envs = {row["env"] for row in rows}
     return Study([*rows, *(row | {"label": "0.1.0, reported"} for row in read(*REPORTED) if row["env"] in envs)])
 

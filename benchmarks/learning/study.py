@@ -24,7 +24,7 @@ class Study:
     """
     Results of runs, by task and method.
 
-    :param rows: results from ``results/learning/*.json``; failed runs have no ``mean``
+    :param rows: results from ``results/learning``; failed runs have no ``mean``
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
