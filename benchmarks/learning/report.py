@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.learning import ppo
 from benchmarks.learning.pictures import draw_curves, draw_improvement
 from benchmarks.learning.published import DDPG, MARKS, RL_ZOO, SHARE
 from benchmarks.learning.store import FOLDER, imported, read, read_once
-from benchmarks.learning.study import OURS, PEER, Study, probability_of_improvement, uninterrupted
+from benchmarks.learning.study import OURS, PEER, Scale, Study, probability_of_improvement, uninterrupted
 from benchmarks.learning.tables import (
     against,
     aggregate,
@@ -170,8 +171,9 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
         "Missed targets": ["\n".join((missed(study, MARKS), missed(study, RL_ZOO), slow(in_turn)))],
         "Returns after 1M steps, beside published ones": [BESIDE, against(study, superseded, MARKS)],
         "Learning curves": [CURVES, picture("learning_curves")],
-        "All tasks together": [NORMALIZED, aggregate(study, compared(study))],
+        "All tasks together": [NORMALIZED, aggregate(study, compared(study), Scale())],
         "Probability of improvement": [improvements(chances), picture("improvement")],
+        **ppo.sections(study),
         "Wall-clock time": [CLOCK, wall_clock(in_turn), picture("wall_clock")],
         "RL Zoo's other tasks": [ZOO, against(study, superseded, RL_ZOO)],
         "Every reported run": [of_others(), summaries(study)],
@@ -286,6 +288,7 @@ def draw(study: Study, chances: Mapping[str, np.ndarray]) -> None:
     curves, improvement, clock, beta = (FOLDER / f"{name}.svg" for name in PICTURES)
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], curves)
     draw_improvement(chances, improvement)
+    ppo.draw(study)
     draw_curves(in_turn, in_turn.envs(OURS, PEER), clock, against_seconds=True)
     if begun := of_bounded.envs():  # none before the first run has ended
         draw_curves(of_bounded, begun, beta)
