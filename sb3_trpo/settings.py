@@ -142,7 +142,7 @@ def check_setting(name: str, value: Any, rule: Rule) -> None:
     """
     try:
         holds = bool(rule.holds(value))  # of an array, the truth value may be ambiguous
-    except (TypeError, ValueError):  # not even a number
+    except (TypeError, ValueError, OverflowError):  # not even a number, or an integer beyond float's range
         holds = False
     if not holds:
         raise ValueError(f"{name} is {value!r}, but must be {rule.allowed}. {rule.advice}")

@@ -125,8 +125,12 @@ def evaluate(model: TRPO, env: VecNormalize, task: str, seed: int, deterministic
     sync_envs_normalization(env, unseen)
     unseen.training = unseen.norm_reward = False
     th.manual_seed(seed)
-    returns, costs, observation = [], [], unseen.reset()
+    every = model.sde_sample_freq if model.sde_sample_freq > 0 else model.n_steps
+    returns, costs, observation, n_steps = [], [], unseen.reset(), 0
     while len(returns) < EPISODES:
+        if model.use_sde and n_steps % every == 0:  # as often as in training; predict() alone would keep one noise matrix
+            model.policy.reset_noise()
+        n_steps += 1
         actions, _ = model.predict(observation, deterministic=deterministic)  # type: ignore[arg-type]  # an array
         observation, _, _, infos = unseen.step(actions)
         if "episode" in infos[0]:

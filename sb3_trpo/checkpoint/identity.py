@@ -28,7 +28,7 @@ NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose",
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 ADDED_SETTINGS: dict[str, Any] = {"max_state_kl": None, "state_kl_quantile": 1.0}
 """Settings that checkpoints of version 0.1.0 lack, with the values that do what it did."""
-SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.")
+SPACES_AND_SHAPES = ("observation_space", "action_space", "policy.", "critics of costs")
 """Prefixes of the aspects that a model for evaluation must share with the run."""
 LIBRARIES = ("sb3-trpo", "stable-baselines3", "torch", "numpy", "gymnasium", "mujoco", "ale-py", "box2d", "box2d-py")
 IF_IMPORTED = {"ale-py": "ale_py", "box2d": "Box2D", "box2d-py": "Box2D"}
@@ -53,6 +53,8 @@ def identity(model: OnPolicyAlgorithm) -> dict[str, Any]:
         **{name: _describe(value) for name, value in present_settings(model).items()},
         **{f"policy.{name}": f"{tensor.dtype} {[*tensor.shape]}" for name, tensor in model.policy.state_dict().items()},
     }
+    if limits := getattr(model, "cost_limits", None):
+        described["critics of costs"] = sorted(limits)
     plain: dict[str, Any] = json.loads(json.dumps(described))  # it is compared with one that has been through JSON
     return plain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +17,23 @@ from sb3_trpo.rollouts.advantages import compute_advantages
 from sb3_trpo.rollouts.collection.truncation import TruncatedEpisode
 from sb3_trpo.rollouts.plain_spaces import Observation, map_parts
 from sb3_trpo.rollouts.transitions import PASS_LIMITS, default_chunk_size
+
+
+def in_order(limits: Mapping[str, float], keys: Sequence[str]) -> dict[str, float]:
+    """
+    Put limits into the order of a model's critics, which is that of the alphabet: each critic keeps its cost.
+
+    :param limits: limits by key
+    :param keys: keys of the costs that the model has critics for; none before there are critics
+    :return: the limits
+    :raises ValueError: if these are the limits of other costs
+    """
+    if keys and {*keys} != {*limits}:
+        raise ValueError(
+            f"cost_limits has the keys {sorted(limits)}, but the model was made for {[*keys]} and has a critic for each. "
+            "Its limits may change, not their keys: give a limit for each of them, or make a new model."
+        )
+    return {key: limits[key] for key in sorted(limits)}
 
 
 @th.no_grad()

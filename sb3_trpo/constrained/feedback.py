@@ -64,6 +64,8 @@ class Feedback:
         error = estimate - limit + self.margin(limit)
         if error <= 0.0 or not was_out_of_reach:
             self.integral = max(0.0, self.integral + RATE * error)
+        if estimate == limit == 0.0:  # the cost of counted events cannot go below the aim, where the integral would fade
+            self.integral = 0.0
 
     def excess(self, estimate: float, limit: float) -> float:
         """

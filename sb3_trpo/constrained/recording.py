@@ -11,6 +11,9 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from sb3_trpo.rollouts.collection.truncation import TruncatedEpisode, truncated_episodes
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces
 
+LONGEST_SHOWN = 80
+"""Characters of a wrong cost that an error shows."""
+
 
 class CostRecorder:
     """
@@ -41,8 +44,11 @@ class CostRecorder:
         step = self._buffer.pos
         for key, rows in zip(self.keys, self.costs, strict=True):
             try:
-                rows[step] = [info[key] for info in infos]
-            except (KeyError, TypeError, ValueError):
+                found = [info[key] for info in infos]
+                if None in found:  # NumPy would read it as NaN
+                    raise TypeError
+                rows[step] = found
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise self._error(key, infos) from None
         if np.count_nonzero(dones):
             self.truncated += truncated_episodes(step, np.flatnonzero(dones), infos, self._plain)
@@ -56,31 +62,43 @@ class CostRecorder:
                 found = sorted(map(str, info))
                 return ValueError(f"cost_limits names {key!r}, but info of {where} has no such key; it has {found}. {advice}")
             if not _is_number(info[key]):
-                return ValueError(f"info[{key!r}] of {where} is {info[key]!r}, but must be a number. {advice}")
+                return ValueError(f"info[{key!r}] of {where} is {shown(info[key])}, but must be a number. {advice}")
         raise AssertionError("one of the infos is at fault")
 
     def require_finite(self) -> None:
         """
-        Raise if a cost is not finite.
+        Raise if a cost is not finite in float32, the precision of the critics.
 
         :raises ValueError: with the first place
         """
-        places = np.argwhere(~np.isfinite(self.costs))
+        with np.errstate(over="ignore"):
+            places = np.argwhere(~np.isfinite(self.costs.astype(np.float32)))
         if len(places):
             index, step, env_index = places[0]
+            found = self.costs[index, step, env_index]
             raise ValueError(
-                f"info[{self.keys[index]!r}] of environment {env_index} at step {step} of the rollout is "
-                f"{self.costs[index, step, env_index]}, but costs must be finite. The update was not started: the policy is "
-                "unchanged and can be saved."
+                f"info[{self.keys[index]!r}] of environment {env_index} at step {step} of the rollout is {found}, but costs "
+                "must be finite numbers in float32. The update was not started: the policy is unchanged and can be saved."
             )
 
 
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return np.ndim(value) == 0
+
+
+def shown(value: Any) -> str:
+    """
+    Describe what was found instead of a cost.
+
+    :param value: anything, a large array or a number of many digits too
+    :return: a short text
+    """
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 class Episodes(NamedTuple):

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_trpo.constrained.critics import cost_buffer
+from sb3_trpo.constrained.critics import cost_buffer, in_order
 from sb3_trpo.constrained.estimates import StepCosts, covering, episode_costs, mean_length, newest
 from sb3_trpo.constrained.feedback import Feedback
 from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes
@@ -111,6 +111,7 @@ class ConstrainedTRPO(TRPO):
         self.cost_gae_lambda = cost_gae_lambda
         self.cost_estimates: dict[str, float] = {}
         """Expected cost of an episode by key, as the last update has estimated it."""
+        self._critic_keys: list[str] = []
         self._recorder: CostRecorder | None = None
         self._recent_lengths: list[int] = []
         self._recent_costs: list[tuple[float, tuple[float, ...], int]] = []
@@ -125,11 +126,17 @@ class ConstrainedTRPO(TRPO):
 
     def _check_settings(self) -> None:
         super()._check_settings()
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        """Check the settings of costs, which may have changed since the critics were made."""
         for name, rule in COST_RULES.items():
             check_setting(name, getattr(self, name), rule)
+        self.cost_limits = in_order(self.cost_limits, self._critic_keys)
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        self._critic_keys = [*self.cost_limits]
         critics = [self._make_policy().to(self.device) for _ in self.cost_limits]
         self.cost_critics = nn.ModuleList(critics)
         """Policies of which only the critic is used, one for each cost."""
@@ -146,8 +153,9 @@ class ConstrainedTRPO(TRPO):
         :param rollout_buffer: buffer to fill
         :param n_rollout_steps: steps per environment
         :return: whether the rollout is complete, rather than ended by the callback
-        :raises ValueError: if an info lacks a cost, or the policy cannot act on an observation
+        :raises ValueError: if an info lacks a cost, a limit is not allowed, or the policy cannot act on an observation
         """
+        self._check_limits()  # a callback may have set others
         starts = np.array(self._last_episode_starts, bool)
         recorder = self._step_observer = CostRecorder([*self.cost_limits], rollout_buffer, self._plain)
         try:
@@ -214,7 +222,7 @@ class ConstrainedTRPO(TRPO):
         """Estimate the expected costs of an episode, and its length, from the rollouts of all ranks."""
         ended = interleave(self._communicator.gather_objects(self._ended))
         self._ended = []
-        self._episode_costs += [each for _, each in ended]
+        self._episode_costs += [each for _, each in ended if np.isfinite(each).all()]  # a rollout may have been refused
         self._recent_lengths = newest([*self._recent_lengths, *(length for length, _ in ended)], len(ended))
         _, n_steps, n_envs = recorder.costs.shape
         own = [n_steps * n_envs, *recorder.costs.sum((1, 2)), self._last_episodes.lengths.sum(), n_envs]

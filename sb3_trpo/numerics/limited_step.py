@@ -19,7 +19,8 @@ s       full step
    stops early, but what it returns is used for what it is: the residuals give ``H x`` and ``H y_i`` without a further
    product, so the quadratic form and the linear ones are exact on the span.
 3. Search along s. A candidate must keep the constraints and the limits as they are measured; a limit that was broken before
-   must not be broken further. L must improve, unless a limit was broken: then the broken limits must.
+   must not be broken further. L must improve, unless the step of plain TRPO would not mend a broken limit: then the sum of
+   what is over the limits must fall.
 """
 
 from __future__ import annotations

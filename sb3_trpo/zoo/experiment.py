@@ -17,7 +17,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
-from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.utils import LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trpo.checkpoint import ResumableCheckpoint
@@ -32,10 +32,28 @@ with needs(*ZOO):
     from rl_zoo3.exp_manager import ExperimentManager as RlZooManager
     from rl_zoo3.utils import SimpleLinearSchedule
 
-SCHEDULES = ("target_kl", "ent_coef", "max_state_kl")
-"""Settings that may be given as ``lin_<initial value>``, besides RL Zoo's own."""
+SCHEDULES = ("learning_rate", "target_kl", "ent_coef", "max_state_kl")
+"""Settings that may be given as ``lin_<first value>`` or ``lin_<first value>_<last value>``."""
 NOTE = "rl_zoo.json"
 """File beside checkpoints with the log folder and the seed of their run."""
+
+
+def schedule(name: str, text: str) -> Callable[[float], float]:
+    """
+    Read a linear schedule.
+
+    :param name: name of the setting
+    :param text: ``lin_0.04`` falls from 0.04 to 0 over the run, ``lin_0.04_0.01`` to 0.01
+    :return: the schedule
+    :raises ValueError: if the text is another
+    """
+    numbers = text.removeprefix("lin_").split("_")
+    with suppress(ValueError):
+        if len(numbers) == 1:
+            return SimpleLinearSchedule(float(numbers[0]))
+        if len(numbers) == 2:
+            return LinearSchedule(float(numbers[0]), float(numbers[1]), 1.0)
+    raise ValueError(f"{name} is {text!r}, but a schedule is lin_FIRST or lin_FIRST_LAST, such as lin_0.04_0.01.")
 
 
 class ExperimentManager(RlZooManager):
@@ -123,12 +141,9 @@ class ExperimentManager(RlZooManager):
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        hyperparams = RlZooManager._preprocess_schedules(hyperparams)
-        for name in SCHEDULES:
-            value = hyperparams.get(name)
-            if isinstance(value, str) and value.startswith("lin_"):
-                hyperparams[name] = SimpleLinearSchedule(value.removeprefix("lin_"))
-        return hyperparams
+        texts = {name: hyperparams[name] for name in SCHEDULES if str(hyperparams.get(name)).startswith("lin_")}
+        rest = {name: value for name, value in hyperparams.items() if name not in texts}
+        return RlZooManager._preprocess_schedules(rest) | {name: schedule(name, text) for name, text in texts.items()}
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         processed = super()._preprocess_hyperparams(hyperparams)

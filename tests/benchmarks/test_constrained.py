@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.common.pictures import Figure
 from benchmarks.constrained import tables
+from sb3_trpo import TRPO
 
 
 def made_up(task, method, seed, cost, points=(100, 200), returns=5.0):
@@ -86,3 +87,19 @@ def test_runs_are_read_from_their_folder(there, tmp_path, monkeypatch):
         (tmp_path / "constrained").mkdir()
         (tmp_path / "constrained" / "b.json").write_text(json.dumps(RUNS["b"]))
     assert report.raw("constrained") == {"results": {"b": RUNS["b"]} if there else {}}
+
+
+@pytest.mark.parametrize(("every", "expected"), [(4, 250), (-1, 2)])
+def test_an_evaluation_with_gsde_draws_its_noise_as_often_as_training_does(every, expected, monkeypatch):
+    """An episode of Swimmer has 1,000 steps, and a rollout 500."""
+    from benchmarks.constrained import run
+
+    env = run.make_envs("Swimmer-v5", 1, 0, 0.99)
+    settings = {"use_sde": True, "sde_sample_freq": every, "n_steps": 500, "batch_size": 100, "seed": 0, "device": "cpu"}
+    model = TRPO("MlpPolicy", env, **settings)
+    monkeypatch.setattr(run, "EPISODES", 1)
+    drawn, reset = [], model.policy.reset_noise
+    monkeypatch.setattr(model.policy, "reset_noise", lambda *given: drawn.append(reset(*given)))
+    found = run.evaluate(model, env, "Swimmer-v5", 1, deterministic=False)
+    assert len(found["costs"]) == 1
+    assert len(drawn) == expected

@@ -9,9 +9,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env as check_by_gymnasium
-from helpers.contract_tools import ROUNDING, assign, observations, parameters, same_parameters
+from helpers.contract_tools import ROUNDING, parameters, same_parameters
 from helpers.envs import BOX_ACTION
-from helpers.hybrid import CASES, NESTED, NESTED_PARAMETERS, PLATFORM, PLATFORM_PARAMETERS, THROWS, Aim, HybridEnv, true_kl
+from helpers.hybrid import CASES, NESTED, NESTED_PARAMETERS, PLATFORM, PLATFORM_PARAMETERS, THROWS, Aim, HybridEnv, measured_kl
 from helpers.rollouts import Trace, assert_same_buffers
 from helpers.runs import outcome, run_until_done, with_log
 from stable_baselines3.common.callbacks import EvalCallback
@@ -41,16 +41,6 @@ def model_on(case: str, policy: Any = "MlpPolicy", env: Any = None, **settings: 
     space, parameters_of_choices = CASES[case]
     kwargs = {"action_parameters": parameters_of_choices, "net_arch": [16]}
     return TRPO(policy, env or HybridEnv(space), policy_kwargs=kwargs, **SMALL | settings)
-
-
-@th.no_grad()
-def measured_kl(model: TRPO, old: dict[str, th.Tensor]) -> float:
-    """Measure the mean joint KL(old || current) over the rollout from its definition."""
-    seen, new = observations(model), parameters(model.policy)
-    assign(model.policy, old)
-    before = copy(model.policy.get_distribution(seen))
-    assign(model.policy, new)
-    return float(true_kl(before, model.policy.get_distribution(seen)).mean())
 
 
 def update_and_measure(model: TRPO) -> tuple[float, float, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from helpers.envs import BOX_ACTION, VECTOR, RandomEnv
+from helpers.hybrid import HybridEnv
 
 from sb3_trpo.constrained import ConstrainedTRPO
 
@@ -35,6 +36,14 @@ class CostlyEnv(RandomEnv):
         observation, reward, terminated, truncated, info = super().step(action)
         mean = float(np.mean(action))
         return observation, reward, terminated, truncated, {**info, "cost": max(0.0, mean), "drift": -mean}
+
+
+class HybridCostlyEnv(HybridEnv):
+    """The same for actions of several parts, whose numbers all count alike."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, {**info, "cost": max(0.0, reward), "drift": -reward}
 
 
 def costly_model(env: Any = None, limit: float = 1.0, policy: str | None = None, **settings: Any) -> ConstrainedTRPO:

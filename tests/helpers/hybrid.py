@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import product
 from typing import Any
 
@@ -9,9 +10,11 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from helpers.contract_tools import assign, observations, parameters
 from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, MultiCategoricalDistribution
 from torch.distributions import kl_divergence
 
+from sb3_trpo import TRPO
 from sb3_trpo.distributions.product import Activity, ProductDistribution
 
 PAIR = spaces.Tuple((spaces.Discrete(3), spaces.Box(-1.0, 1.0, (2,))))
@@ -116,6 +119,32 @@ def true_kl(old: ProductDistribution, new: ProductDistribution) -> th.Tensor:
         for pair in zip(torch_parts(old), torch_parts(new), strict=True)
     ]
     return expected(old, divergences)
+
+
+def true_log_prob(distribution: ProductDistribution, actions: th.Tensor) -> th.Tensor:
+    """
+    Add up the log-probabilities of the parts that are active in each action, by torch's own distributions.
+
+    :return: shape ``(n,)``
+    """
+    numbers, total = th.split(actions, distribution.n_numbers, dim=1), th.zeros(len(actions))
+    for own, inner, activity in zip(numbers, torch_parts(distribution), distribution.activities, strict=True):
+        values = own.T if isinstance(inner[0], th.distributions.Categorical) else [own]
+        terms = sum(each.log_prob(value).reshape(len(own), -1).sum(1) for each, value in zip(inner, values, strict=True))
+        if activity is not None:
+            terms = terms * th.tensor(activity.options)[numbers[activity.choice][:, 0].long()]
+        total = total + terms
+    return total
+
+
+@th.no_grad()
+def measured_kl(model: TRPO, old: dict[str, th.Tensor]) -> float:
+    """Measure the mean joint KL(old || current) over the rollout from its definition."""
+    seen, new = observations(model), parameters(model.policy)
+    assign(model.policy, old)
+    before = copy(model.policy.get_distribution(seen))
+    assign(model.policy, new)
+    return float(true_kl(before, model.policy.get_distribution(seen)).mean())
 
 
 def expected(distribution: ProductDistribution, terms: list[Any]) -> th.Tensor:

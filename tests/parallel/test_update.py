@@ -211,6 +211,16 @@ def test_ranks_keep_limits_on_the_costs_of_all_of_them(case):
     assert first["log"]["cost/cost/estimate"] > 0.0
 
 
+def new_critics(rank: int) -> list[Any]:
+    """Return the parameters of a new model's critics of costs."""
+    return [value.tolist() for value in make("limited", 1, 16).cost_critics.state_dict().values()]
+
+
+def test_ranks_begin_with_the_same_critics_of_costs():
+    first, second = in_ranks(2, new_critics)
+    assert first == second
+
+
 def with_other_settings(rank: int) -> list[str]:
     """Return the errors of ranks whose limits, or another setting of costs, differ from the start or later."""
     texts = []

@@ -36,7 +36,8 @@ def test_the_moments_are_those_of_a_steady_series():
         means.append(feedback.mean)
         variances.append(feedback.variance)
     assert np.mean(means) == pytest.approx(20.0, abs=0.2)
-    assert np.mean(variances) == pytest.approx(9.0, rel=0.15)
+    # The running mean varies too, so that differences from it have 2 / (2 - RATE) times the variance of the series.
+    assert np.mean(variances) == pytest.approx(9.0 * (1.0 - RATE) * 2.0 / (2.0 - RATE), rel=0.04)
 
 
 def test_the_margin_is_at_most_half_of_the_limit():
@@ -64,3 +65,14 @@ def test_the_integral_fades_below_the_aim():
     assert feedback.excess(30.0, 25.0) == 45.0
     assert Feedback(integral=40.0).excess(-0.1, 0.0) == pytest.approx(-0.1)
     assert Feedback(integral=40.0).excess(0.0, 0.0) == 40.0
+
+
+def test_at_a_limit_of_zero_the_integral_ends_when_nothing_is_paid():
+    feedback = Feedback()
+    feedback.observe(5.0, 0.0, False)
+    assert feedback.excess(5.0, 0.0) == 5.0 + feedback.integral > 5.0
+    feedback.observe(0.0, 0.0, True)
+    assert feedback.excess(0.0, 0.0) == 0.0
+    feedback = Feedback(integral=3.0, mean=25.0)
+    feedback.observe(25.0, 25.0, False)
+    assert feedback.integral == 3.0

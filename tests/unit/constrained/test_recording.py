@@ -6,7 +6,7 @@ from helpers.envs import VECTOR
 from hypothesis import given, settings, strategies as st
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes
+from sb3_trpo.constrained.recording import CostRecorder, follow, no_episodes, shown
 from sb3_trpo.rollouts.plain_spaces import PlainSpaces
 
 
@@ -51,3 +51,20 @@ def test_steps_go_where_the_buffer_is(recorder):
     assert record.costs[1][0].tolist() == [1.0, 3.0]
     assert [(each.step, each.env_index) for each in record.truncated] == [(3, 0)]
     record.require_finite()
+
+
+@pytest.mark.parametrize("wrong", [None, "much", [1.0, 2.0], np.ones(3), 10**400, 1j], ids=str)
+def test_what_is_no_number_is_shown(wrong, recorder):
+    record, _ = recorder
+    with pytest.raises(ValueError, match=r"^info\['b'\] of environment 1 at step 0 .* is .* but must be a number") as raised:
+        record([{"a": 1.0, "b": 1.0}, {"a": 1.0, "b": wrong}], np.zeros(2, bool))
+    assert shown(wrong) in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e39])
+def test_a_number_that_critics_cannot_hold_is_named(bad, recorder):
+    record, _ = recorder
+    record([{"a": 1.0, "b": 1.0}, {"a": bad, "b": 1.0}], np.zeros(2, bool))
+    with pytest.raises(ValueError, match=r"^info\['a'\] of environment 1 at step 0 .* must be finite numbers in float32"):
+        record.require_finite()

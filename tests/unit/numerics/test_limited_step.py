@@ -1,58 +1,50 @@
 """A trust-region step under limits, on quadratic problems whose matrices are known."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch as th
-from helpers.operators import DenseOperator
+from helpers.quadratic import Quadratic
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 
 from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
-from sb3_trpo.numerics.flat import flatten
 from sb3_trpo.numerics.limited_step import limited_step, orthonormal_basis, total_excess
-from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate, Constraint
+from sb3_trpo.numerics.line_search import BacktrackingLineSearch, Candidate
 from sb3_trpo.numerics.linear_limits import Limit
 from sb3_trpo.numerics.linear_operator import Solution, Termination
-from sb3_trpo.numerics.trust_region import LocalModel, Outcome, trust_region_step
+from sb3_trpo.numerics.trust_region import Outcome, trust_region_step
 
 DELTA = 0.01
 
 
-@dataclass
-class Limited:
-    """Surrogate ``g.d``, KL ``d.F d / 2`` and limited quantities ``b_i.d + bend * d.d`` of the displacement d."""
+@dataclass(kw_only=True)
+class Limited(Quadratic):
+    """A quadratic problem with limits on ``b_i.d + bend * d.d`` of the displacement d."""
 
-    fisher: th.Tensor
-    g: th.Tensor
     rows: th.Tensor
     excesses: th.Tensor
     bend: float = 0.0
-    visited: list[th.Tensor] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.parameters = [th.nn.Parameter(self.g.new_zeros(1, 2)), th.nn.Parameter(self.g.new_zeros(len(self.g) - 2))]
 
     def evaluate(self) -> Candidate:
-        d = flatten(self.parameters).detach().clone()
-        self.visited.append(d)
-        changes = self.rows @ d + self.bend * d @ d
-        return Candidate(float(self.g @ d), (float(0.5 * d @ self.fisher @ d), *changes.tolist()))
+        measured = super().evaluate()
+        d = self.visited[-1]
+        return measured._replace(values=(*measured.values, *(self.rows @ d + self.bend * d @ d).tolist()))
 
-    def model(self, delta=DELTA):
+    def limited(self, delta=DELTA):
         named = zip(self.excesses.tolist(), self.rows, strict=True)
-        limits = [Limit(f"limit {i}", excess, b) for i, (excess, b) in enumerate(named)]
-        constraints = [Constraint("KL", delta * (1 + 1e-9))]
-        return LocalModel(self.parameters, 0.0, self.g, DenseOperator(self.fisher), constraints, self.evaluate, limits=limits)
+        return self.model(delta * (1 + 1e-9), limits=[Limit(f"limit {i}", excess, b) for i, (excess, b) in enumerate(named)])
 
     def step(self, damping=0.0, cg_max_steps=50, delta=DELTA, attempt=limited_step):
         solver, search = ConjugateGradient(cg_max_steps, 1e-14), BacktrackingLineSearch(0.5, 6)
-        return trust_region_step(self.model(delta), solver, search, damping, attempt)
+        return trust_region_step(self.limited(delta), solver, search, damping, attempt)
 
-    @property
-    def moved(self):
-        return flatten(self.parameters).detach()
+
+def problem_in_space(g, rows, excesses):
+    """Make a problem of three parameters, with the identity as its Fisher matrix."""
+    given = (th.tensor(each, dtype=th.float64) for each in (g, rows, excesses))
+    return Limited(**dict(zip(("g", "rows", "excesses"), given, strict=True)), fisher=th.eye(3, dtype=th.float64))
 
 
 def random_problem(seed, m=2, n=5, scale=1.0, **more):
@@ -63,7 +55,7 @@ def random_problem(seed, m=2, n=5, scale=1.0, **more):
     fisher = root @ root.T + 0.3 * th.eye(n, dtype=th.float64)
     # What a limit can change by inside the trust region is the unit of its excess.
     reach = (2.0 * DELTA * (rows @ th.linalg.solve(fisher, rows.T)).diagonal()).sqrt()
-    return Limited(fisher, g, rows, scale * reach * excesses, **more)
+    return Limited(fisher=fisher, g=g, rows=rows, excesses=scale * reach * excesses, **more)
 
 
 def best(problem):
@@ -128,11 +120,7 @@ def test_out_of_reach_the_step_is_the_recovery_of_the_paper():
 
 
 def test_a_broken_limit_is_mended_even_if_the_surrogate_falls():
-    problem = Limited(
-        th.eye(3).double(), th.tensor([1.0, 0, 0]).double(), th.tensor([[1.0, 0, 0]]).double(), th.tensor([0.01])
-    )
-    problem.excesses = problem.excesses.double()
-    step = problem.step()
+    step = problem_in_space([1.0, 0, 0], [[1.0, 0, 0]], [0.01]).step()
     assert step.outcome is Outcome.LIMITED
     assert step.improvement == pytest.approx(-0.01)
     assert step.limited_changes == pytest.approx((-0.01,))
@@ -171,6 +159,32 @@ def test_candidates_are_held_to_what_is_measured(excess):
         assert step.limited_changes[0] <= max(-excess, 0.0)
     else:
         assert not problem.moved.any()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.floats(0.0, 30.0))
+def test_no_accepted_candidate_exceeds_what_is_left_to_a_limit_or_breaks_it_further(seed, m, bend):
+    problem = random_problem(seed, m, scale=0.1, bend=bend)
+    problem.excesses[0] = 0.0 if seed % 2 else problem.excesses[0]
+    if problem.step().outcome.is_accepted:
+        changes = problem.rows @ problem.moved + bend * problem.moved @ problem.moved
+        assert (changes <= (-problem.excesses).clamp(min=0.0) + 1e-12).all()
+
+
+def test_a_plain_step_that_mends_a_broken_limit_must_improve_the_surrogate():
+    problem = problem_in_space([1.0] * 3, [[-1.0] * 3], [0.01])
+    problem.evaluate = lambda: Candidate(0.9, (0.0, -0.02))  # type: ignore[method-assign]
+    assert problem.step().outcome is Outcome.NO_IMPROVEMENT
+    problem.evaluate = lambda: Candidate(1.1, (0.0, -0.02))  # type: ignore[method-assign]
+    assert problem.step().outcome is Outcome.ACCEPTED
+
+
+def test_without_a_trust_region_nothing_is_mended():
+    problem = random_problem(1, m=1)
+    problem.excesses.fill_(1e-3)
+    assert problem.step(delta=0.0).outcome is Outcome.EMPTY_REGION
+    problem.g.zero_()
+    assert problem.step(delta=0.0).outcome is Outcome.EMPTY_REGION
 
 
 def test_a_step_that_mends_nothing_is_undone():
@@ -219,11 +233,6 @@ def test_the_basis_is_orthonormal_in_the_metric_and_spans_no_rounding():
 
 
 def test_excesses_are_added_in_units_of_their_gradients():
-    model = Limited(
-        th.eye(3).double(),
-        th.ones(3).double(),
-        th.tensor([[2.0, 0, 0], [0, 4.0, 0], [0, 0, 1.0]]).double(),
-        th.tensor([1.0, 1.0, -1.0]).double(),
-    ).model()
+    model = problem_in_space([1.0] * 3, [[2.0, 0, 0], [0, 4.0, 0], [0, 0, 1.0]], [1.0, 1.0, -1.0]).limited()
     assert total_excess(None, model) == pytest.approx(0.75)
     assert total_excess(Candidate(0.0, (0.0, -0.5, -3.0, 9.0)), model) == pytest.approx(0.25)

@@ -1,10 +1,10 @@
 import math
-from dataclasses import dataclass, field
 
 import pytest
 import torch as th
-from helpers.operators import BrokenOperator, DenseOperator
+from helpers.operators import BrokenOperator
 from helpers.oracle import interrupt_at
+from helpers.quadratic import Quadratic
 from hypothesis import given, settings, strategies as st
 
 from sb3_trpo.numerics.conjugate_gradient import ConjugateGradient
@@ -24,31 +24,6 @@ def vector(*values):
     return th.tensor(values, dtype=th.float64)
 
 
-@dataclass
-class Quadratic:
-    """Surrogate ``1 + g.d`` and KL ``excess * d.F d / 2`` of the displacement d, over a matrix and a vector parameter."""
-
-    fisher: th.Tensor
-    g: th.Tensor
-    excess: float = 1.0
-    visited: list[th.Tensor] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.parameters = [th.nn.Parameter(self.g.new_zeros(1, 2)), th.nn.Parameter(self.g.new_zeros(len(self.g) - 2))]
-
-    def evaluate(self) -> Candidate:
-        d = flatten(self.parameters).detach().clone()
-        self.visited.append(d)
-        return Candidate(1.0 + float(self.g @ d), (float(0.5 * self.excess * d @ self.fisher @ d),))
-
-    def model(self, target_kl=0.01, fisher=None):
-        fisher = DenseOperator(self.fisher) if fisher is None else fisher
-        return LocalModel(self.parameters, 1.0, self.g, fisher, [Constraint("KL", target_kl)], self.evaluate)
-
-    def step(self, target_kl=0.01, **settings):
-        return take_step(self.model(target_kl), **settings)
-
-
 def random_quadratic(seed, n=5, excess=1.0):
     root, g = th.randn((n + 1, n), generator=th.Generator().manual_seed(seed), dtype=th.float64).split([n, 1])
     return Quadratic(root @ root.T + 0.1 * th.eye(n, dtype=th.float64), g[0], excess)
@@ -64,7 +39,7 @@ def natural_step(fisher, g, target_kl):
 @given(st.integers(0, 2**32), st.sampled_from([1e-6, 0.01, 10.0]))
 def test_full_step_is_the_constrained_optimum(seed, target_kl):
     problem = random_quadratic(seed)
-    problem.step(target_kl=target_kl, cg_max_steps=50)
+    take_step(problem.model(target_kl), cg_max_steps=50)
     exact = natural_step(problem.fisher, problem.g, target_kl)
     th.testing.assert_close(problem.visited[0], exact, rtol=1e-6, atol=1e-6 * exact.norm().item())
     assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(target_kl, rel=1e-9)
@@ -73,14 +48,14 @@ def test_full_step_is_the_constrained_optimum(seed, target_kl):
 @pytest.mark.parametrize("cg_max_steps", [1, 2, 3])
 def test_the_step_of_an_unfinished_solve_ends_on_the_boundary_too(cg_max_steps):
     problem = random_quadratic(1)
-    step = problem.step(cg_max_steps=cg_max_steps)
+    step = take_step(problem.model(), cg_max_steps=cg_max_steps)
     assert step.solution.termination is Termination.ITERATION_LIMIT
     assert 0.5 * problem.visited[0] @ problem.fisher @ problem.visited[0] == pytest.approx(0.01, rel=1e-9)
 
 
 def test_step_exactly_on_the_boundary_is_accepted_whole():
     problem = Quadratic(4.0 * th.eye(3, dtype=th.float64), vector(0, 8, 0))
-    step = problem.step(target_kl=8.0)
+    step = take_step(problem.model(8.0))
     assert (step.outcome, step.line_search.fraction, step.kl) == (Outcome.ACCEPTED, 1.0, 8.0)
     assert flatten(problem.parameters).tolist() == [0.0, 2.0, 0.0]
 
@@ -88,7 +63,7 @@ def test_step_exactly_on_the_boundary_is_accepted_whole():
 @pytest.mark.parametrize("damping", [0.1, 10.0])
 def test_damped_step_is_scaled_by_the_damped_curvature_and_so_stays_inside(damping):
     problem = random_quadratic(0)
-    step = problem.step(damping=damping)
+    step = take_step(problem.model(), damping=damping)
     exact = natural_step(problem.fisher + damping * th.eye(5, dtype=th.float64), problem.g, 0.01)
     th.testing.assert_close(flatten(problem.parameters).detach(), exact)
     assert step.outcome is Outcome.ACCEPTED
@@ -107,7 +82,7 @@ def test_step_to_boundary_uses_the_curvature_of_the_iterate_itself():
 @pytest.mark.parametrize(("excess", "k"), [(0.5, 0), (1.5, 1), (3.9, 1), (4.1, 2), (100.0, 4)])
 def test_steps_shrink_until_the_true_kl_is_inside(excess, k):
     problem = random_quadratic(3, excess=excess)
-    step = problem.step()
+    step = take_step(problem.model())
     assert (step.outcome, step.line_search.fraction, step.line_search.evaluations) == (Outcome.ACCEPTED, 0.5**k, k + 1)
     for power, displacement in enumerate(problem.visited):
         th.testing.assert_close(displacement, 0.5**power * problem.visited[0])
@@ -116,7 +91,7 @@ def test_steps_shrink_until_the_true_kl_is_inside(excess, k):
 
 def test_negative_curvature_after_the_first_iteration_still_gives_a_step():
     problem = Quadratic(vector(4, -1, 1).diag(), vector(1, 1, 0))
-    step = problem.step()
+    step = take_step(problem.model())
     assert step.solution.termination is Termination.NON_POSITIVE_CURVATURE
     assert step.outcome is Outcome.ACCEPTED
     assert problem.visited[0][0] == problem.visited[0][1] > 0.0
@@ -136,7 +111,7 @@ def test_a_product_that_overflows_after_the_first_iteration_leaves_the_step_of_t
 
 def test_record_of_an_accepted_step():
     problem = random_quadratic(4, excess=3.0)
-    step = problem.step()
+    step = take_step(problem.model())
     d = flatten(problem.parameters).detach()
     assert step.kl == pytest.approx(float(1.5 * d @ problem.fisher @ d))
     assert step.surrogate == 1.0 + float(problem.g @ d)
@@ -148,7 +123,7 @@ def test_record_of_an_accepted_step():
 
 def test_record_of_an_exhausted_line_search():
     problem = random_quadratic(4, excess=1e6)
-    step = problem.step(line_search_max_iter=3)
+    step = take_step(problem.model(), line_search_max_iter=3)
     predicted = float(problem.g @ problem.visited[-1])  # exactly, for the surrogate is linear
     assert (step.outcome, step.surrogate, step.kl) == (Outcome.KL_NEVER_SATISFIED, 1.0, 0.0)
     assert (step.expected_improvement, step.improvement) == pytest.approx((predicted, predicted))

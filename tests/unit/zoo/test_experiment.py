@@ -18,7 +18,7 @@ from sb3_trpo import TRPO
 from sb3_trpo.checkpoint.run_folder import sole_owner
 from sb3_trpo.parallel.first_rank import callbacks_of_other_ranks
 from sb3_trpo.zoo.algorithms import config_file
-from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given
+from sb3_trpo.zoo.experiment import ProgressFile, envs_of_rank, is_seed_given, schedule
 
 CARTPOLE = ("train", "--algo", "trpo", "--env", "CartPole-v1")
 SEARCH = ("-optimize", "--n-trials", 2, "--n-evaluations", 1, "--eval-episodes", 1, "--no-optim-plots", "--seed", 0,
@@ -42,10 +42,17 @@ def test_other_algorithms_keep_rl_zoos_settings(run_zoo, tmp_path, capsys):
 def test_schedules_in_a_configuration_become_functions(run_zoo, tmp_path):
     (tmp_path / "conf.yml").write_text("CartPole-v1: {policy: MlpPolicy, n_timesteps: 64, n_steps: 32, batch_size: 32}")
     run_zoo(*CARTPOLE, "-f", tmp_path, "--eval-freq", -1, "-conf", tmp_path / "conf.yml",
-            "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'")  # fmt: skip
+            "-params", "target_kl:'lin_0.04'", "ent_coef:'lin_0.01'", "learning_rate:'lin_0.003_0.001'")  # fmt: skip
     model = TRPO.load(tmp_path / "trpo" / "CartPole-v1_1" / "CartPole-v1.zip")
     assert (model.target_kl(0.5), model.ent_coef(0.25)) == (0.02, 0.0025)
+    assert [model.learning_rate(each) for each in (1.0, 0.5, 0.0)] == pytest.approx([0.003, 0.002, 0.001])
     assert model.n_steps == 32, "--conf-file takes precedence over our own settings"
+
+
+@pytest.mark.parametrize("text", ["lin_", "lin_a", "lin_0.1_0.2_0.3"])
+def test_a_schedule_that_is_none_is_refused_by_name(text):
+    with pytest.raises(ValueError, match=f"target_kl is '{text}', but a schedule is lin_FIRST or lin_FIRST_LAST"):
+        schedule("target_kl", text)
 
 
 def checkpointed(folder) -> str:
