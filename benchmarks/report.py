@@ -20,6 +20,7 @@ from benchmarks.common.tables import table
 from benchmarks.constrained.tables import draw_constrained, tables as constrained_tables
 from benchmarks.hybrid.tables import tables as hybrid_tables
 from benchmarks.learning import report as learning
+from benchmarks.learning.beta_actions import tables as beta_actions_tables
 from benchmarks.learning.tables import beside
 from benchmarks.memory.tables import tables as memory_tables
 from benchmarks.peers.tables import tables as peers_tables
@@ -43,6 +44,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "agents": agents_tables,
     "hybrid": hybrid_tables,
     "constrained": constrained_tables,
+    "beta_actions": beta_actions_tables,
 }
 """Functions from raw results to tables by name."""
 FOLDERS = ("constrained",)

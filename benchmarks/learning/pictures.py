@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.common.pictures import BLUE, COLORS, GRAY, LINES, drawing, thousands
-from benchmarks.learning.study import OURS, PEER, Study, curves, intervals, iqm
+from benchmarks.learning.study import OURS, PEER, Study, curves, intervals, iqm, profile
 
 
 def draw_curves(study: Study, envs: list[str], file: Path, against_seconds: bool = False) -> None:
@@ -55,12 +55,33 @@ def draw_panel(panel: Axes, study: Study, env: str, methods: Iterable[str], agai
         thousands(panel)
 
 
-def draw_improvement(probabilities: Mapping[str, np.ndarray], file: Path) -> None:
+def draw_profile(scores: Mapping[str, np.ndarray], file: Path) -> None:
     """
-    Draw the probability of improvement over sb3-contrib.
+    Draw performance profiles: the share of runs above each normalized return, with its 95 % interval.
+
+    :param scores: (runs, tasks) by method
+    :param file: the picture to save
+    """
+    highest = max((float(each.max()) for each in scores.values()), default=1.0)
+    levels = np.linspace(0.0, highest, 101)
+    with drawing(file, 6.0, 3.2) as figure:
+        axes = figure.subplots()
+        for method, each in scores.items():
+            share, low, high = profile(each, levels)
+            axes.plot(levels, share, color=COLORS[method], ls=LINES[method], label=method)
+            axes.fill_between(levels, low, high, color=COLORS[method], alpha=0.2, lw=0)
+        axes.set(xlabel="normalized return", ylabel="share of runs above it", ylim=(0.0, 1.02))
+        if scores:
+            axes.legend(labelcolor=GRAY)
+
+
+def draw_improvement(probabilities: Mapping[str, np.ndarray], file: Path, other: str = PEER) -> None:
+    """
+    Draw the probability of improvement over another method.
 
     :param probabilities: by task, with their intervals
     :param file: the picture to save
+    :param other: the other method
     """
     envs = list(probabilities)
     with drawing(file, 6.0, 0.6 + 0.4 * len(envs)) as figure:
@@ -75,5 +96,5 @@ def draw_improvement(probabilities: Mapping[str, np.ndarray], file: Path) -> Non
             yticklabels=envs[::-1],
             xlim=(-0.02, 1.02),
             ylim=(-0.5, len(envs) - 0.5),
-            xlabel=f"P(a run of {OURS} > one of {PEER})",
+            xlabel=f"P(a run of {OURS} > one of {other})",
         )

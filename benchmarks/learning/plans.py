@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,15 +91,15 @@ class Run(NamedTuple):
 
 def settings_for(algorithm: str, env: str) -> dict[str, Any]:
     """
-    Look up settings. RL Zoo has none for MuJoCo's -v5, which then use those of -v4.
+    Look up settings. RL Zoo has none for MuJoCo's -v5, which then use those of -v4, or of -v2 if there are no others.
 
     :param algorithm: key of ``ALGORITHMS``
     :param env: environment ID
     :return: the settings, in the format of the file
     :raises KeyError: if the file has none for the task
     """
-    known = yaml.safe_load(ALGORITHMS[algorithm].settings.read_text())
-    for name in (env, env.replace("-v5", "-v4")):
+    known = parsed(ALGORITHMS[algorithm].settings.read_text())
+    for name in (env, *(env.replace("-v5", older) for older in ("-v4", "-v2"))):
         if name in known:
             return known[name]
     raise KeyError(
@@ -114,7 +115,18 @@ def read_plan(name: str) -> dict[str, Any]:
     :param name: name of the plan
     :return: the contents of its file
     """
-    return yaml.safe_load((PLANS / f"{name}.yml").read_text())
+    return parsed((PLANS / f"{name}.yml").read_text())
+
+
+@cache
+def parsed(text: str) -> dict[str, Any]:
+    """
+    Parse YAML, which takes seconds for all plans: a report reads each of them many times.
+
+    :param text: contents of a file
+    :return: the data, not to be changed
+    """
+    return yaml.safe_load(text)
 
 
 def runs_of(plan: dict[str, Any]) -> Iterator[Run]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.learning import ppo
 from benchmarks.learning.pictures import draw_curves, draw_improvement
 from benchmarks.learning.published import DDPG, MARKS, RL_ZOO, SHARE
-from benchmarks.learning.store import FOLDER, read, stored
-from benchmarks.learning.study import OURS, PEER, Study, probability_of_improvement, uninterrupted
+from benchmarks.learning.store import FOLDER, imported, read, read_once
+from benchmarks.learning.study import OURS, PEER, Scale, Study, probability_of_improvement, uninterrupted
 from benchmarks.learning.tables import (
     against,
     aggregate,
@@ -33,12 +34,13 @@ from benchmarks.learning.tables import (
     wall_clock,
 )
 
-REPORTED, OTHERS = ("mujoco", "rl_zoo", "pybullet"), ("sb3_contrib", "baselines", "ddpg")
+REPORTED, OTHERS = ("mujoco", "rl_zoo", "pybullet"), ("ppo", "baselines", "ddpg")
+CONTRIB = "sb3_contrib"
 TUNING = ("tuning", "superseded", "defaults")
 PROTOCOL = (
     "The final policy is evaluated over 20 deterministic episodes, with raw rewards, in an environment seeded with 1000 + the "
     "run's seed (sb3-contrib's on MuJoCo in 5 environments, seeded from there on). Every run with a stored result is in a "
-    "table of final returns, or in `tuning.json`."
+    "table of final returns, or in the plan `tuning`."
 )
 BESIDE = (
     "Mean return of the final policies, with its 95 % interval; beside it, sb3-contrib's TRPO with RL Zoo's settings. "
@@ -102,9 +104,9 @@ def effort() -> str:
 
     :return: a sentence for tuning, one for reported runs and one for other algorithms
     """
-    reported = stored((*REPORTED, *OTHERS, "wall_clock", "beta")).values()
+    reported = [*read_once((*REPORTED, *OTHERS, "wall_clock", "beta")), *imported(CONTRIB)]
     ours, others = ([row for row in reported if (row["algorithm"] == "trpo") is own] for own in (True, False))
-    kinds = map(spent, (stored(TUNING).values(), ours, others))
+    kinds = map(spent, (read_once(TUNING), ours, others))
     return (
         "Tuning, on other seeds: at least {} (without the time of early attempts that were killed), and about one core hour "
         "of runs whose results are lost. Reported: {}. Of other algorithms: {}.".format(*kinds)
@@ -117,7 +119,9 @@ def latest() -> Study:
 
     :return: the results
     """
-    return Study([*read(*REPORTED, *OTHERS), *(row for row in read("wall_clock") if row["label"] == PEER)])
+    return Study(
+        [*read(*REPORTED), *imported(CONTRIB), *read(*OTHERS), *(row for row in read("wall_clock") if row["label"] == PEER)]
+    )
 
 
 def compared(study: Study) -> list[str]:
@@ -167,8 +171,9 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
         "Missed targets": ["\n".join((missed(study, MARKS), missed(study, RL_ZOO), slow(in_turn)))],
         "Returns after 1M steps, beside published ones": [BESIDE, against(study, superseded, MARKS)],
         "Learning curves": [CURVES, picture("learning_curves")],
-        "All tasks together": [NORMALIZED, aggregate(study, compared(study))],
+        "All tasks together": [NORMALIZED, aggregate(study, compared(study), Scale())],
         "Probability of improvement": [improvements(chances), picture("improvement")],
+        **ppo.sections(study),
         "Wall-clock time": [CLOCK, wall_clock(in_turn), picture("wall_clock")],
         "RL Zoo's other tasks": [ZOO, against(study, superseded, RL_ZOO)],
         "Every reported run": [of_others(), summaries(study)],
@@ -183,7 +188,7 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
         "Runs of a later version": [LATER, summaries(later(), "version")],
         "A Beta distribution beside the Gaussian": [BOUNDED, summaries(beside_gsde(), "actions"), picture("beta")],
         "Choices of the constructor's defaults": [DEFAULTS, choices(Study(read("defaults")))],
-        "Cost": [effort(), efforts(stored(TUNING).values(), stored(REPORTED).values())],
+        "Cost": [effort(), efforts(read_once(TUNING), read_once(REPORTED))],
     }
 
 
@@ -215,7 +220,7 @@ def later() -> Study:
     :return: the results, beside the reported ones on the same tasks; methods are versions
     """
     rows = [row | {"label": "the later version"} for row in read("unchanged")]
-    rows += [row | {"label": "0.1.0, the same seeds"} for row in read("unchanged_0.1.0")]
+    rows += [row | {"label": "0.1.0, the same seeds"} for row in imported("unchanged_0.1.0")]
     envs = {row["env"] for row in rows}
     return Study([*rows, *(row | {"label": "0.1.0, reported"} for row in read(*REPORTED) if row["env"] in envs)])
 
@@ -283,6 +288,7 @@ def draw(study: Study, chances: Mapping[str, np.ndarray]) -> None:
     curves, improvement, clock, beta = (FOLDER / f"{name}.svg" for name in PICTURES)
     draw_curves(study, [env for env in study.envs(OURS) if env in MARKS], curves)
     draw_improvement(chances, improvement)
+    ppo.draw(study)
     draw_curves(in_turn, in_turn.envs(OURS, PEER), clock, against_seconds=True)
     if begun := of_bounded.envs():  # none before the first run has ended
         draw_curves(of_bounded, begun, beta)

@@ -7,11 +7,11 @@ Learning: train what a plan lists as a user would, with several runs at a time o
     python -m benchmarks.learning.run mujoco --afresh                    # repeat runs that have results
 
 Start the same command again after an interruption: finished runs are not repeated, others resume. A run is finished if its
-result is in its folder or in ``results/learning``, even if the folder is gone. Other settings make another run.
+result is in ``results/learning/raw``, even if its folder is gone. Other settings make another run.
 
 Training is ``python -m sb3_trpo.zoo train`` with the settings of the plan, or ``python -m rl_zoo3.train`` for sb3-contrib.
 The final policy is evaluated over 20 deterministic episodes, with raw rewards, in an environment seeded with 1000 + the run's
-seed. Results go to ``results/learning`` as JSON and CSV; ``report.py`` tabulates and plots them.
+seed. ``report.py`` tabulates and plots the results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from functools import partial
@@ -40,7 +39,7 @@ from tqdm import tqdm
 from benchmarks.common.environment import ROOT, environment
 from benchmarks.learning.measuring import OUTPUT, attempts_in, measure, note_attempt
 from benchmarks.learning.plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
-from benchmarks.learning.store import is_finished, locked, replace, stored, to_write, unplanned, write
+from benchmarks.learning.store import is_finished, keep, replace, result_of
 
 MINUTE = 60.0
 """Seconds between two updates of the wall time of a run on disk."""
@@ -97,11 +96,11 @@ def train(run: Run, folder: Path) -> None:
 
 def carry_out(run: Run, folder: Path) -> dict[str, Any]:
     """
-    Train and evaluate, unless that has been done.
+    Train and evaluate, unless that has been done, and store the result.
 
     :param run: the run
     :param folder: folder of all runs
-    :return: the result to store
+    :return: the result; a failure that only says that there is none yet is not stored
     """
     if ENDING.is_set():
         return run._asdict() | {"seconds": 0.0, "failure": "not started"}
@@ -111,38 +110,44 @@ def carry_out(run: Run, folder: Path) -> dict[str, Any]:
         with FileLock(folder / LOCK, timeout=0):
             if not (folder / RESULT).is_file():
                 train(run, folder)
-                with MEASURING:
-                    result = measure(run, folder)
-                if not is_finished(result):  # to be tried again
-                    return result
-                replace(folder / RESULT, json.dumps(result))
-            return json.loads((folder / RESULT).read_text()) | {"label": run.label}
+            result = evaluated(run, folder)
+            if is_finished(result) or not ENDING.is_set():
+                keep(run, result)
+            return result
     except Timeout:
         return run._asdict() | {"seconds": 0.0, "failure": "under way in another process"}
     except Exception as fault:  # a full disk, say, which may have space when the next run starts
         return run._asdict() | {"seconds": 0.0, "failure": f"{type(fault).__name__}: {fault}"}
 
 
-def results_of(runs: Iterable[Run], folder: Path, before: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluated(run: Run, folder: Path) -> dict[str, Any]:
     """
-    Gather results.
+    Evaluate a run, unless that has been done.
 
-    :param runs: runs of the plan
-    :param folder: folder of all runs
-    :param before: stored results by :attr:`Run.name`; only a finished run replaces a finished one
-    :return: results of the runs that have been started
+    :param run: the run
+    :param folder: its folder
+    :return: the result, with a failure if its training has not finished
     """
-    results = []
-    for run in runs:
-        file, result = folder / run.name / RESULT, before.get(run.name)
-        if file.is_file():
-            result = json.loads(file.read_text())
-        elif attempts_in(file.parent) and not is_finished(result):
-            with suppress(Timeout), FileLock(file.with_name(LOCK), timeout=0):  # a run that is under way has not failed
-                result = measure(run, file.parent)
-        if result is not None:
-            results.append(result | {"label": run.label})
-    return results
+    if (folder / RESULT).is_file():
+        return json.loads((folder / RESULT).read_text()) | {"label": run.label}
+    with MEASURING:
+        result = measure(run, folder)
+    if is_finished(result):
+        replace(folder / RESULT, json.dumps(result))
+    return result
+
+
+def collect(run: Run, folder: Path) -> None:
+    """
+    Store the result of a run that was begun, unless a process is at it.
+
+    :param run: the run
+    :param folder: folder of all runs
+    """
+    folder = folder / run.name
+    if attempts_in(folder) or (folder / RESULT).is_file():
+        with suppress(Timeout), FileLock(folder / LOCK, timeout=0):
+            keep(run, evaluated(run, folder))
 
 
 def execute(runs: list[Run], folder: Path, jobs: int) -> None:
@@ -184,26 +189,11 @@ def end(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def lose_nothing(plan: str) -> None:
-    """
-    Refuse to overwrite results that no plan lists.
-
-    :param plan: name of the plan whose results are about to be written
-    :raises SystemExit: if there are any; new results stay in the folders of their runs
-    """
-    names = to_write(plan)
-    if homeless := unplanned(names):
-        raise SystemExit(
-            f"Results of {', '.join(names)} that no plan lists any more would be lost: {', '.join(homeless)}. Put their "
-            f"settings, as they were, into superseded.yml or tuning.yml, then run {plan} with --collect."
-        )
-
-
 def arguments() -> argparse.Namespace:
     """
     Read the command line.
 
-    :return: the arguments, and the chosen runs by :attr:`Run.name` in ``wanted``
+    :return: the arguments, and the chosen runs in ``wanted``
     """
     parser = argparse.ArgumentParser(description="Train what a plan lists, and evaluate the final policies.")
     parser.add_argument("plan", choices=NAMES, help="of benchmarks/learning/plans")
@@ -221,31 +211,26 @@ def arguments() -> argparse.Namespace:
     known = {name for run in runs for name in (run.env, run.label)}
     if unknown := [name for name in args.only if name not in known]:
         parser.error(f"--only {' '.join(unknown)}: {args.plan}.yml has {', '.join(sorted(known))}.")
-    args.wanted = {run.name: run for run in runs if not args.only or {run.env, run.label} & set(args.only)}
+    chosen = {run.name: run for run in runs if not args.only or {run.env, run.label} & set(args.only)}
+    args.wanted = [*chosen.values()]  # each once, though it may have two labels
     return args
 
 
 def main() -> None:
-    """Carry out a plan and store its results."""
+    """Carry out a plan."""
     args = arguments()
     th.set_num_threads(1)
     signal.signal(signal.SIGTERM, end)
-    folder, known = args.folder.resolve(), stored(NAMES)
-    lose_nothing(args.plan)
-    due = [run for name, run in args.wanted.items() if args.afresh or not is_finished(known.get(name))]
-    if not args.collect and not due:
-        print(f"All {len(args.wanted)} runs are finished.")
+    folder = args.folder.resolve()
+    if args.collect:
+        for run in args.wanted:
+            collect(run, folder)
         return
-    try:
-        if not args.collect:
-            execute(due, folder, args.jobs)
-    finally:  # after an interrupt too
-        with locked():
-            lose_nothing(args.plan)  # plans may have changed meanwhile
-            known = stored(NAMES)  # with what others have stored since
-            for name in to_write(args.plan):
-                plan = read_plan(name)
-                write(name, plan, results_of(runs_of(plan), folder, known))
+    due = [run for run in args.wanted if args.afresh or not is_finished(result_of(run))]
+    if due:
+        execute(due, folder, args.jobs)
+    else:
+        print(f"All {len(args.wanted)} runs are finished.")
 
 
 if __name__ == "__main__":

@@ -1,108 +1,98 @@
-"""Results of learning runs on disk: ``results/learning/*.json``, one file for each plan, and the same as CSV."""
+"""
+Results of learning runs on disk: ``results/learning/raw``, a file for each run, written as the run ends.
+
+A plan only lists runs. So an interruption loses the runs under way and no other, and a run that moves to another plan takes
+its result along.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from benchmarks.common.environment import RESULTS, environment
-from benchmarks.learning.plans import NAMES, Run, read_plan, runs_of
+from benchmarks.common.environment import RESULTS
+from benchmarks.learning.plans import Run, read_plan, runs_of
 
 FOLDER = RESULTS / "learning"
-COLUMNS = ("algorithm", "label", "env", "seed", "mean", "std", "seconds", "failure")
 
 
-def stored(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def file_of(run: Run) -> Path:
     """
-    Read results by run.
+    Return where the result of a run belongs.
 
-    :param names: names of plans; all, if runs may have moved from one to another
-    :return: by :attr:`Run.name`: a run that was made twice counts once, as finished if one of the two is
+    :param run: the run
+    :return: its file, which may not exist
     """
-    results = sorted((result for name in names for result in read(name)), key=is_finished)
-    return {Run.of(result).name: result for result in results}
+    return FOLDER / "raw" / f"{run.name}.json"
 
 
-def read(*names: str) -> list[dict[str, Any]]:
+def result_of(run: Run) -> dict[str, Any] | None:
     """
-    Read results.
+    Read the result of a run.
 
-    :param names: names of plans; those without results are left out
-    :return: one result for each run
+    :param run: the run
+    :return: its result, ``None`` if there is none
     """
-    files = (FOLDER / f"{name}.json" for name in names)
-    return [result for file in files if file.is_file() for result in json.loads(file.read_text())["results"]]
+    file = file_of(run)
+    return json.loads(file.read_text()) | {"label": run.label} if file.is_file() else None
 
 
-def to_write(name: str) -> list[str]:
+def read(*plans: str) -> list[dict[str, Any]]:
     """
-    List the plans to write together with one: results of runs that have moved to another plan would be lost.
+    Read the results of plans.
 
-    :param name: name of the plan
-    :return: this plan, and the plans that have runs with results in its file
+    :param plans: their names
+    :return: a result for each run that has one, in the order of the plans
     """
-    held = stored([name])
-    return [each for each in NAMES if each == name or any(run.name in held for run in runs_of(read_plan(each)))]
+    found = (result_of(run) for name in plans for run in runs_of(read_plan(name)))
+    return [result for result in found if result is not None]
 
 
-def unplanned(names: Iterable[str]) -> list[str]:
+def read_once(plans: Iterable[str]) -> list[dict[str, Any]]:
     """
-    List results that writing would lose, because no plan has their runs any more.
+    Read the results of plans, each once though it may have two labels.
 
-    :param names: names of the plans to write
-    :return: names of the runs
+    :param plans: their names
+    :return: the results, in the order of the plans
     """
-    planned = {run.name for name in NAMES for run in runs_of(read_plan(name))}
-    return sorted(stored(names).keys() - planned)
+    return [*{Run.of(result).name: result for result in read(*plans)}.values()]
 
 
-def locked() -> FileLock:
+def imported(name: str) -> list[dict[str, Any]]:
     """
-    Keep other processes from changing results.
+    Read results that no plan can make here: of another version, or by another script.
 
-    :return: a context manager
+    :param name: name of a file in ``results/learning``
+    :return: the results
     """
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    return FileLock(FOLDER / ".lock")
+    return json.loads((FOLDER / f"{name}.json").read_text())["results"]
 
 
 def is_finished(result: Mapping[str, Any] | None) -> bool:
     """
     Check whether a run is finished.
 
-    :param result: its stored result, if any
+    :param result: its result, if any
     :return: whether its final policy has been evaluated
     """
     return result is not None and "failure" not in result
 
 
-def write(name: str, plan: dict[str, Any], results: list[dict[str, Any]]) -> None:
+def keep(run: Run, result: Mapping[str, Any]) -> None:
     """
-    Store results, unless they are stored already: what they were made with remains as it is.
+    Store a result, unless it would replace that of a finished run by a failure.
 
-    :param name: name of the plan
-    :param plan: the plan
-    :param results: one for each of its runs
+    :param run: the run
+    :param result: its result
     """
-    file = FOLDER / f"{name}.json"
-    if file.is_file() and json.loads(file.read_text()).items() >= {"plan": plan, "results": results}.items():
+    if not is_finished(result) and is_finished(result_of(run)):
         return
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    rows = ",\n".join(json.dumps(result) for result in results)  # a line for each run
-    head = json.dumps({"environment": environment(), "plan": plan}, indent=1)
-    replace(file, f'{head[:-2]},\n "results": [\n{rows}\n]}}\n')
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(results)
-    replace(FOLDER / f"{name}.csv", text.getvalue())
+    file = file_of(run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace(file, json.dumps({key: value for key, value in result.items() if key != "label"}) + "\n")
 
 
 def replace(file: Path, text: str) -> None:

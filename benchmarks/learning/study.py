@@ -9,14 +9,15 @@ ten runs, four of six, three of three.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from rliable import library as rly, metrics
 
 RESAMPLES = 2_000
-OURS, PEER = "sb3_trpo", "sb3-contrib"
-NAMES = {"trpo": OURS, "ppo": "PPO", "a2c": "A2C", "ddpg": "DDPG", "gaussian": "Gaussian", "beta": "Beta"}
+OURS, PEER, PPO = "sb3_trpo", "sb3-contrib", "PPO"
+NAMES = {"trpo": OURS, "ppo": PPO, "a2c": "A2C", "ddpg": "DDPG", "gaussian": "Gaussian", "beta": "Beta"}
 NAMES |= {"beta, cg_damping 0.01": "Beta, cg_damping 0.01"}
 
 
@@ -24,7 +25,7 @@ class Study:
     """
     Results of runs, by task and method.
 
-    :param rows: results from ``results/learning/*.json``; failed runs have no ``mean``
+    :param rows: results from ``results/learning``; failed runs have no ``mean``
     """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -88,17 +89,31 @@ def intervals(of: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
     return np.vstack([points[""], ends[""]])
 
 
-def normalized(study: Study, envs: Iterable[str], method: str) -> np.ndarray:
+class Scale(NamedTuple):
     """
-    Divide returns by the mean of sb3-contrib's, task by task.
+    What normalized returns are measured by.
+
+    :param one: method whose mean return on a task counts as 1
+    :param zero: return by task that counts as 0; 0 where there is none
+    """
+
+    one: str = PEER
+    zero: Mapping[str, float] = MappingProxyType({})
+
+
+def normalized(study: Study, envs: Iterable[str], method: str, scale: Scale) -> np.ndarray:
+    """
+    Bring returns to the same scale on all tasks.
 
     :param study: the results
-    :param envs: tasks on which sb3-contrib's mean is positive
+    :param envs: tasks on which the mean that counts as 1 is above what counts as 0
     :param method: the method
+    :param scale: what counts as 0 and 1
     :return: (runs, tasks)
     :raises ValueError: if the tasks have different numbers of runs
     """
-    return np.stack([study.scores(env, method) / study.scores(env, PEER).mean() for env in envs], axis=1)
+    ends = {env: (scale.zero.get(env, 0.0), study.scores(env, scale.one).mean()) for env in envs}
+    return np.stack([(study.scores(env, method) - zero) / (one - zero) for env, (zero, one) in ends.items()], axis=1)
 
 
 def aggregates(scores: np.ndarray) -> np.ndarray:
@@ -111,16 +126,28 @@ def aggregates(scores: np.ndarray) -> np.ndarray:
     return np.array([of(scores) for of in (metrics.aggregate_iqm, metrics.aggregate_median, metrics.aggregate_mean)])
 
 
-def probability_of_improvement(study: Study, env: str) -> np.ndarray:
+def probability_of_improvement(study: Study, env: str, other: str = PEER) -> np.ndarray:
     """
-    Estimate how likely a run of ours ends above one of sb3-contrib's (Agarwal et al. 2021, section 4).
+    Estimate how likely a run of ours ends above one of another method (Agarwal et al. 2021, section 4).
 
     :param study: the results
     :param env: the task
+    :param other: the other method
     :return: (3,): the probability and its 95 % interval
     """
-    pair = (study.scores(env, method)[:, None] for method in (OURS, PEER))
+    pair = (study.scores(env, method)[:, None] for method in (OURS, other))
     return intervals(lambda ours, peer: np.array([metrics.probability_of_improvement(ours, peer)]), *pair)[:, 0]
+
+
+def profile(scores: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """
+    Estimate the share of runs above each level, over all tasks (Agarwal et al. 2021, section 4.1).
+
+    :param scores: (runs, tasks), normalized
+    :param levels: (n,)
+    :return: (3, n): the shares and their 95 % intervals
+    """
+    return intervals(lambda each: (each[..., None] > levels).mean((0, 1)), scores)
 
 
 def curves(study: Study, env: str, method: str) -> np.ndarray:

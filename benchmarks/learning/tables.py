@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.common.tables import table
 from benchmarks.learning.published import SHARE, Mark
-from benchmarks.learning.study import OURS, PEER, Study, aggregates, intervals, iqm, mean, normalized, seconds_to_reach
+from benchmarks.learning.study import OURS, PEER, Scale, Study, aggregates, intervals, iqm, mean, normalized, seconds_to_reach
 
 LEVELS = {"last training return": lambda run: run["curve"][-1][1], "final evaluation": lambda run: run["mean"]}
 """Two definitions of the return that a run ends with."""
@@ -197,21 +197,27 @@ def missed(study: Study, marks: Mapping[str, Mark]) -> str:
     return "\n".join(lines)
 
 
-def aggregate(study: Study, envs: list[str]) -> str:
+def aggregate(study: Study, envs: list[str], scale: Scale) -> str:
     """
-    Compare with sb3-contrib over all tasks.
+    Compare with another method over all tasks.
 
     :param study: the results
     :param envs: the tasks
+    :param scale: what normalized returns are measured by: the other method's mean is 1
     :return: Markdown
     """
-    ours, peer = (normalized(study, envs, method) for method in (OURS, PEER))
+    ours, peer = (normalized(study, envs, method, scale) for method in (OURS, scale.one))
     estimates = np.stack([intervals(aggregates, each) for each in (ours, peer)])
     rows = []
     for name, (value, low, high) in zip(("IQM", "median of the tasks' means", "mean"), estimates.T, strict=True):
         cells = [f"{value[each]:.2f} [{low[each]:.2f}, {high[each]:.2f}]" for each in (0, 1)]
         rows.append([name, *cells, "met" if low[0] > high[1] else "missed"])
-    head = (f"of {len(envs)} tasks", f"{OURS}, {len(ours)} runs each", f"{PEER}, {len(peer)} runs each", "intervals apart")
+    head = (
+        f"of {len(envs)} tasks",
+        f"{OURS}, {len(ours)} runs each",
+        f"{scale.one}, {len(peer)} runs each",
+        "intervals apart",
+    )
     return table(head, rows)
 
 
@@ -238,15 +244,16 @@ def beside(study: Study, envs: Iterable[str], other: str) -> str:
     return table(("task", *heads, f"{OURS} higher"), rows)
 
 
-def improvements(probabilities: Mapping[str, np.ndarray]) -> str:
+def improvements(probabilities: Mapping[str, np.ndarray], other: str = PEER) -> str:
     """
     Tabulate probabilities of improvement.
 
     :param probabilities: by task, with their intervals
+    :param other: the other method
     :return: Markdown
     """
     rows = ([env, "{:.2f} [{:.2f}, {:.2f}]".format(*estimate)] for env, estimate in probabilities.items())
-    return table(("task", f"P(a run of {OURS} > one of {PEER}) [95 %]"), rows)
+    return table(("task", f"P(a run of {OURS} > one of {other}) [95 %]"), rows)
 
 
 def seconds(run: Mapping[str, Any], level: float) -> str:
@@ -278,6 +285,23 @@ def wall_clock(study: Study) -> str:
             rows[-1].append("met" if share <= SHARE else "missed")
     head = ("task", f"{PEER}'s", "its seconds", f"seconds of {OURS} to reach it", f"of {PEER}'s runs", "median / its", "")
     return table(head, rows)
+
+
+def lengths(study: Study, other: str) -> str:
+    """
+    Compare how long runs take.
+
+    :param study: results of runs made in turn on one machine
+    :param other: the other method
+    :return: Markdown
+    """
+    rows = []
+    for env in study.envs(OURS, other):
+        times = [[run["seconds"] for run in study.runs(env, method)] for method in (OURS, other)]
+        middles = [float(np.median(each)) for each in times]
+        cells = [f"{middle:.0f} ({len(each)})" for middle, each in zip(middles, times, strict=True)]
+        rows.append([env, *cells, f"{middles[1] / middles[0]:.1f}"])
+    return table(("task", OURS, other, f"{other} / {OURS}"), rows)
 
 
 def levels_of(study: Study, env: str) -> list[tuple[str, float, float]]:

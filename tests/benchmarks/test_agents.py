@@ -9,10 +9,11 @@ from PIL import Image
 
 from benchmarks.agents import animate, run, tables
 from benchmarks.common.environment import RESULTS, ROOT
+from benchmarks.learning import store
 from sb3_trpo import TRPO
 
 REPORTED = {each["env"]: each for each in json.loads((RESULTS / "agents.json").read_text())["results"]}
-RUNS = json.loads((RESULTS / "learning" / "mujoco.json").read_text())["results"]
+RUNS = store.read("mujoco")
 SMALL = 2_000_000
 """Bytes that all agents may take together."""
 

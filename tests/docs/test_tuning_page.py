@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import statistics
 from collections import defaultdict
 from typing import Any
 
 import pytest
-from helpers.pages import DOCS, ROOT
+from helpers.pages import DOCS
+
+from benchmarks.learning import store
 
 PAGE = (DOCS / "guide" / "tuning.md").read_text()
-STORED = ROOT / "benchmarks" / "results" / "learning"
-FILES = ("tuning", "superseded", "mujoco", "rl_zoo", "pybullet", "wall_clock")
+PLANS = ("tuning", "superseded", "mujoco", "rl_zoo", "pybullet", "wall_clock")
 DEFAULTS = {"n_envs": 1, "n_steps": 2048, "gamma": 0.99, "gae_lambda": 0.95, "n_critic_updates": 20, "target_kl": 0.01}
 DEFAULTS |= {"batch_size": 128, "learning_rate": 0.001, "sub_sampling_factor": 1, "cg_max_steps": 15, "cg_damping": 0.1}
 ROW = re.compile(r"^\| (?P<task>[\w-]+-v\d) \| (?P<setting>[^|]+) \| (?P<seeds>\d+) \| (?P<effects>`[^|]+) \|", re.MULTILINE)
@@ -38,10 +38,9 @@ def settings_of(result: dict[str, Any]) -> Settings:
 def returns_by_settings() -> dict[str, list[tuple[Settings, dict[int, float]]]]:
     """Collect the final returns of a task's runs by settings and seed."""
     found: dict[str, dict[tuple[tuple[str, str], ...], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for file in FILES:
-        for result in json.loads((STORED / f"{file}.json").read_text())["results"]:
-            if result["algorithm"] == "trpo" and result.get("mean") is not None:
-                found[result["env"]][tuple(sorted(settings_of(result).items()))][result["seed"]] = result["mean"]
+    for result in store.read(*PLANS):
+        if result["algorithm"] == "trpo" and result.get("mean") is not None:
+            found[result["env"]][tuple(sorted(settings_of(result).items()))][result["seed"]] = result["mean"]
     return {env: [(dict(settings), returns) for settings, returns in each.items()] for env, each in found.items()}
 
 

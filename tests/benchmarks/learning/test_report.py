@@ -40,10 +40,15 @@ def test_probabilities_of_the_report_are_those_of_its_tasks():
 
 
 def test_the_cost_of_a_run_counts_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
     run = plans.Run("trpo", "trpo", "Hopper-v5", 100, {"gamma": 0.99})
-    store.write("tuning", {}, [result_of(run, mean=7.0), result_of(run._replace(label="again"), mean=7.0)])
-    others = [run._replace(seed=1)] * 2 + [run._replace(algorithm="sb3-contrib", seed=seed) for seed in (2, 3)]
-    store.write("wall_clock", {}, [result_of(each, mean=7.0) | {"seconds": 7200.0} for each in others])
+    peers = [run._replace(algorithm="sb3-contrib", seed=seed) for seed in (2, 3)]
+    runs = {"tuning": [run, run._replace(label="again")], "wall_clock": [*[run._replace(seed=1)] * 2, *peers]}
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    monkeypatch.setattr(store, "read_plan", lambda name: name)
+    monkeypatch.setattr(store, "runs_of", lambda name: runs.get(name, []))
+    monkeypatch.setattr(report, "imported", lambda name: [])
+    store.keep(run, result_of(run, mean=7.0))
+    for each in runs["wall_clock"]:
+        store.keep(each, result_of(each, mean=7.0) | {"seconds": 7200.0})
     told = "at least 1 runs, 0.0 core hours.*Reported: 1 runs, 2.0 core hours. Of other algorithms: 2 runs, 4.0 core hours."
     assert re.search(told, report.effort())

@@ -42,24 +42,31 @@ def test_a_run_is_trained_and_evaluated_as_its_plan_says(tmp_path, monkeypatch):
     assert attempt["made_with"].keys() >= {"commit", "packages", "cpu"}
     assert result["curve"][-1][0] == 256
     assert len(result["curve"][-1]) == 3
+    assert store.result_of(run) == json.loads(json.dumps(result))
     assert learning.carry_out(run, tmp_path) == result  # from its folder
     assert len(played) == 1
 
 
-def test_results_outlive_the_folders_of_their_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """Keep results apart from those of the repository."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path / "results")
+
+
+def test_what_was_begun_is_collected_and_results_outlive_the_folders_of_their_runs(tmp_path, monkeypatch):
     runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in range(4)]
-    store.write("mujoco", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], mean=7.0)])
-    store.write("superseded", {}, [result_of(runs[2], mean=7.0)])
+    only_plan(monkeypatch, (learning, store), runs)
+    for run in runs[:3]:
+        store.keep(run, result_of(run, mean=7.0))
     remade, interrupted = (tmp_path / "runs" / run.name for run in runs[1:3])
     remade.mkdir(parents=True)
     (remade / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=9.0)))
     interrupted.mkdir()
     learning.note_attempt(interrupted, [], start=0.0, made_with={}, status=None)
-    known = store.stored(["mujoco", "superseded"])
-    results = learning.results_of(runs, tmp_path / "runs", known)
-    assert [(row["seed"], row["mean"]) for row in results] == [(0, 7.0), (1, 9.0), (2, 7.0)]
-    assert not learning.results_of([runs[0]._replace(settings={"gamma": 0.9})], tmp_path / "runs", known)
+    (interrupted / learning.OUTPUT).touch()
+    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--collect", "--folder", str(tmp_path / "runs")])
+    learning.main()
+    assert [(row["seed"], row["mean"]) for row in store.read("pybullet")] == [(0, 7.0), (1, 9.0), (2, 7.0)]
 
 
 def test_time_of_a_run_is_noted_before_its_end(tmp_path, monkeypatch):
@@ -76,104 +83,15 @@ def test_time_of_a_run_is_noted_before_its_end(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("options", "due"), [([], [1, 2]), (["--afresh"], [0, 1, 2]), (["--collect"], None)])
 def test_finished_runs_are_not_repeated_unless_asked_for(tmp_path, monkeypatch, options, due):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = list(runs_of("pybullet"))[:3]
     only_plan(monkeypatch, (learning, store), runs)
-    store.write("pybullet", {}, [result_of(runs[0], mean=7.0), result_of(runs[1], failure="stopped at 64 timesteps")])
+    store.keep(runs[0], result_of(runs[0], mean=7.0))
+    store.keep(runs[1], result_of(runs[1], failure="stopped at 64 timesteps"))
     started = []
     monkeypatch.setattr(learning, "execute", lambda runs, folder, jobs: started.append(runs))
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs"), *options])
     learning.main()
     assert started == ([[runs[each] for each in due]] if due is not None else [])
-
-
-def test_results_move_with_their_runs_to_another_plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    seeds = {"mujoco": [2], "superseded": [0, 1], "tuning": [100]}
-
-    def plan_of(name):
-        entry = {"algorithm": "trpo", "alone": True, "envs": ["Hopper-v5"], "seeds": seeds[name]}
-        return {"runs": [entry | {"settings": {"n_timesteps": 64}}]}
-
-    for each in (learning, store):
-        monkeypatch.setattr(each, "NAMES", list(seeds))
-        monkeypatch.setattr(each, "read_plan", plan_of)
-    before = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"n_timesteps": 64}) for seed in range(2)]
-    store.write("mujoco", {}, [result_of(run, mean=7.0) for run in before])  # made when it was their plan
-    monkeypatch.setattr("sys.argv", ["learning.py", "mujoco", "--collect", "--folder", str(tmp_path / "runs")])
-    learning.main()
-    assert store.stored(["superseded"]).keys() == {run.name for run in before}
-    assert not store.stored(["mujoco"])
-    assert not (tmp_path / "tuning.json").exists()
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_results_that_no_plan_lists_any_more_are_not_overwritten(tmp_path, monkeypatch, when):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    run = next(runs_of("pybullet"))
-    stored, changed = run._replace(seed=8), run._replace(seed=8, settings={"n_timesteps": 64})
-    store.write("pybullet", {}, [result_of(stored, mean=7.0)])
-    executed = []
-
-    def execute(due, folder, jobs):
-        executed.extend(due)
-        only_plan(monkeypatch, (learning, store), [run, changed])
-
-    only_plan(monkeypatch, (learning, store), [run, changed if when == "before" else stored])
-    monkeypatch.setattr(learning, "execute", execute)
-    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
-    with pytest.raises(SystemExit, match=rf"Results of pybullet that no plan lists.*{stored.name}.*superseded.yml"):
-        learning.main()
-    assert store.stored(["pybullet"]).keys() == {stored.name}
-    assert executed == ([] if when == "before" else [run])
-
-
-def test_results_of_other_plans_in_the_same_file_are_not_overwritten(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    moved, kept = list(runs_of("pybullet"))[:2]
-    for each in (learning, store):
-        monkeypatch.setattr(each, "NAMES", ["pybullet", "tuning"])
-        monkeypatch.setattr(each, "read_plan", lambda name: name)
-        monkeypatch.setattr(each, "runs_of", {"pybullet": [], "tuning": [moved]}.__getitem__)
-    store.write("pybullet", {}, [result_of(moved, mean=7.0)])
-    store.write("tuning", {}, [result_of(kept, mean=8.0)])
-    with pytest.raises(
-        SystemExit, match=rf"Results of pybullet, tuning that no plan lists any more would be lost: {kept.name}"
-    ):
-        learning.lose_nothing("pybullet")
-
-
-def test_results_are_written_when_no_other_process_holds_the_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    runs = list(runs_of("pybullet"))[:2]
-    only_plan(monkeypatch, (learning, store), runs)
-    store.write("pybullet", {}, [result_of(runs[0], mean=7.0)])
-    (tmp_path / "runs" / runs[1].name).mkdir(parents=True)
-    (tmp_path / "runs" / runs[1].name / learning.RESULT).write_text(json.dumps(result_of(runs[1], mean=8.0)))
-    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--collect", "--folder", str(tmp_path / "runs")])
-    monkeypatch.setattr(signal, "signal", lambda *given: None)  # which only a main thread may call
-    collecting = Thread(target=learning.main)
-    with store.locked():
-        collecting.start()
-        collecting.join(0.5)
-        assert collecting.is_alive()
-        assert store.stored(["pybullet"]).keys() == {runs[0].name}
-    collecting.join()
-    assert store.stored(["pybullet"]).keys() == {run.name for run in runs}
-
-
-def test_results_that_another_process_stores_meanwhile_remain(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    runs = list(runs_of("pybullet"))[:2]
-    only_plan(monkeypatch, (learning, store), runs)
-
-    def meanwhile(runs, folder, jobs):
-        store.write("pybullet", {}, [result_of(runs[1], mean=7.0)])
-
-    monkeypatch.setattr(learning, "execute", meanwhile)
-    monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
-    learning.main()
-    assert store.stored(["pybullet"]).keys() == {runs[1].name}
 
 
 def test_a_run_under_way_elsewhere_is_neither_failed_nor_started_again(tmp_path, monkeypatch):
@@ -184,11 +102,13 @@ def test_a_run_under_way_elsewhere_is_neither_failed_nor_started_again(tmp_path,
     (tmp_path / run.name / learning.OUTPUT).touch()
     with FileLock(tmp_path / run.name / learning.LOCK):
         assert learning.carry_out(run, tmp_path)["failure"] == "under way in another process"
-        assert learning.results_of([run], tmp_path, {}) == []
+        learning.collect(run, tmp_path)
+        assert store.result_of(run) is None
     assert len(learning.attempts_in(tmp_path / run.name)) == 1
-    (left,) = learning.results_of([run], tmp_path, {})
-    assert left["failure"].startswith("exit status None")
+    learning.collect(run, tmp_path)
+    assert store.result_of(run)["failure"].startswith("exit status None")
     assert learning.carry_out(run, tmp_path)["failure"].startswith("exit status 3")
+    assert store.result_of(run)["failure"].startswith("exit status 3")
 
 
 def test_the_failure_of_a_run_leaves_the_others_alone(tmp_path, monkeypatch, capsys):
@@ -205,10 +125,9 @@ def test_the_failure_of_a_run_leaves_the_others_alone(tmp_path, monkeypatch, cap
     assert "seed 1: 7.0 +/- 0.0" in printed
 
 
-def test_sigterm_reaches_the_trainings_and_keeps_existing_results(tmp_path, monkeypatch):
+def test_sigterm_reaches_the_trainings_which_have_not_failed(tmp_path, monkeypatch):
     ended = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\nopen('up', 'w')\ntime.sleep(60)"
     quick_training(monkeypatch, tmp_path, ended)
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
     runs = list(runs_of("pybullet"))[:2]
     only_plan(monkeypatch, (learning, store), runs)
     before = signal.getsignal(signal.SIGTERM)
@@ -229,8 +148,8 @@ def test_sigterm_reaches_the_trainings_and_keeps_existing_results(tmp_path, monk
         killer.join()
         signal.signal(signal.SIGTERM, before)
     assert time.monotonic() - start < 50
-    (stopped,) = store.stored(["pybullet"]).values()
-    assert stopped["failure"].startswith("exit status 0")
+    assert [attempt["exit"] for attempt in learning.attempts_in(tmp_path / "runs" / runs[0].name)] == [0]
+    assert not store.read("pybullet")  # neither has failed
     assert not learning.TRAININGS
 
 
@@ -262,13 +181,11 @@ def test_arguments_that_make_no_sense_are_refused(monkeypatch, capsys, options, 
     assert said in capsys.readouterr().err
 
 
-def test_a_plan_that_is_finished_leaves_its_file_alone(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
+def test_a_plan_that_is_finished_is_said_to_be(tmp_path, monkeypatch, capsys):
     runs = list(runs_of("pybullet"))[:1]
     only_plan(monkeypatch, (learning, store), runs)
-    store.write("pybullet", {"made": "before"}, [result_of(runs[0], mean=7.0)])
-    before = (tmp_path / "pybullet.json").read_bytes()
+    store.keep(runs[0], result_of(runs[0], mean=7.0))
     monkeypatch.setattr("sys.argv", ["learning.py", "pybullet", "--folder", str(tmp_path / "runs")])
     learning.main()
     assert "All 1 runs are finished." in capsys.readouterr().out
-    assert (tmp_path / "pybullet.json").read_bytes() == before
+    assert not (tmp_path / "runs").exists()

@@ -1,30 +1,51 @@
+import json
 from pathlib import Path
 
 import pytest
-from helpers.learning_runs import result_of
+from helpers.learning_runs import only_plan, result_of, runs_of
 
 from benchmarks.learning import plans, store
 
+RUN = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"gamma": 0.99})
 
-def test_a_run_that_has_finished_counts_though_another_file_has_it_as_failed(tmp_path, monkeypatch):
+
+@pytest.fixture(autouse=True)
+def empty(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FOLDER", tmp_path)
-    run = plans.Run("trpo", "trpo", "Hopper-v5", 0, {"gamma": 0.99})
-    store.write("mujoco", {}, [result_of(run, mean=7.0)])
-    store.write("tuning", {}, [result_of(run, failure="stopped at 64 timesteps")])
-    assert [row["mean"] for row in store.stored(["mujoco", "tuning"]).values()] == [7.0]
 
 
-def test_results_that_have_not_changed_keep_what_they_were_made_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "FOLDER", tmp_path)
-    runs = [plans.Run("trpo", "trpo", "Hopper-v5", seed, {"gamma": 0.99}) for seed in (0, 1)]
-    results = [result_of(run, mean=7.0) for run in runs]
-    store.write("mujoco", {"runs": []}, results[:1])
-    before = (tmp_path / "mujoco.json").read_text()
-    monkeypatch.setattr(store, "environment", lambda: {"cpu": "another"})
-    store.write("mujoco", {"runs": []}, results[:1])
-    assert (tmp_path / "mujoco.json").read_text() == before
-    store.write("mujoco", {"runs": []}, results)
-    assert "another" in (tmp_path / "mujoco.json").read_text()
+def test_a_result_has_the_label_that_its_plan_gives_the_run():
+    store.keep(RUN, result_of(RUN, mean=7.0))
+    assert store.result_of(RUN._replace(label="another plan")) == result_of(RUN, mean=7.0) | {"label": "another plan"}
+    assert "label" not in json.loads(store.file_of(RUN).read_text())
+
+
+def test_other_settings_are_another_run():
+    store.keep(RUN, result_of(RUN, mean=7.0))
+    assert store.result_of(RUN._replace(settings={"gamma": 0.9})) is None
+
+
+@pytest.mark.parametrize("first", ["finished", "failed"])
+def test_a_failure_never_replaces_the_result_of_a_finished_run(first):
+    finished, failed = result_of(RUN, mean=7.0), result_of(RUN, failure="stopped at 64 timesteps")
+    for result in (finished, failed) if first == "finished" else (failed, finished):
+        store.keep(RUN, result)
+    assert store.result_of(RUN) == finished
+
+
+def test_results_are_read_in_the_order_of_the_plan_and_runs_without_one_are_left_out(monkeypatch):
+    runs = [RUN._replace(seed=seed) for seed in (3, 1, 2)]
+    only_plan(monkeypatch, (store,), runs)
+    for run in (runs[1], runs[0]):
+        store.keep(run, result_of(run, mean=7.0))
+    assert [result["seed"] for result in store.read("pybullet")] == [3, 1]
+
+
+def test_a_run_with_two_labels_is_read_once_if_asked_for(monkeypatch):
+    only_plan(monkeypatch, (store,), [RUN, RUN._replace(label="again")])
+    store.keep(RUN, result_of(RUN, mean=7.0))
+    assert [result["label"] for result in store.read("pybullet")] == ["trpo", "again"]
+    assert len(store.read_once(["pybullet"])) == 1
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
@@ -34,3 +55,15 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         store.replace(file, "afterwards")
     assert file.read_text() == "before"
+
+
+def test_every_result_in_the_repository_is_that_of_a_run_of_a_plan(monkeypatch):
+    monkeypatch.undo()
+    planned = {store.file_of(run): run for name in plans.NAMES for run in runs_of(name)}
+    files = [*(store.FOLDER / "raw").rglob("*.json")]
+    assert files
+    for file in files:
+        result = json.loads(file.read_text())
+        assert {field: result[field] for field in RUN._fields if field != "label"} == {
+            field: value for field, value in planned[file]._asdict().items() if field != "label"
+        }

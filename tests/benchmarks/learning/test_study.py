@@ -60,10 +60,24 @@ def test_returns_are_divided_by_the_mean_of_the_peer():
     rows = [row("A-v0", "trpo", seed, 10.0 + seed) for seed in range(3)] + [
         row("A-v0", "sb3-contrib", seed, 4.0 + 2 * seed) for seed in (0, 1)
     ]
-    np.testing.assert_allclose(study.normalized(study.Study(rows), ["A-v0"], study.OURS)[:, 0], [2.0, 2.2, 2.4])
+    np.testing.assert_allclose(study.normalized(study.Study(rows), ["A-v0"], study.OURS, study.Scale())[:, 0], [2.0, 2.2, 2.4])
+
+
+def test_a_random_policy_counts_as_0_and_the_mean_of_ppo_as_1():
+    rows = [row("A-v0", "trpo", 0, -5.0), *(row("A-v0", "ppo", seed, mean) for seed, mean in enumerate((-16.0, -14.0)))]
+    scale = study.Scale(study.PPO, {"A-v0": -25.0})
+    assert study.normalized(study.Study(rows), ["A-v0"], study.OURS, scale).tolist() == [[2.0]]
+    np.testing.assert_allclose(study.normalized(study.Study(rows), ["A-v0"], study.PPO, scale)[:, 0], [0.9, 1.1])
+
+
+def test_a_profile_is_the_share_of_runs_above_each_level():
+    share, low, high = study.profile(np.array([[0.5, 1.0], [1.5, 2.0]]), np.array([0.0, 0.5, 1.2, 3.0]))
+    assert share.tolist() == [1.0, 0.75, 0.5, 0.0]
+    assert (low <= share).all()
+    assert (share <= high).all()
 
 
 def test_runs_are_not_dropped_to_make_the_tasks_even():
     rows = [row(env, label, 0, 1.0) for env in ("A-v0", "B-v0") for label in ("trpo", "sb3-contrib")]
     with pytest.raises(ValueError, match="same shape"):
-        study.normalized(study.Study([*rows, row("B-v0", "trpo", 1, 1.0)]), ["A-v0", "B-v0"], study.OURS)
+        study.normalized(study.Study([*rows, row("B-v0", "trpo", 1, 1.0)]), ["A-v0", "B-v0"], study.OURS, study.Scale())

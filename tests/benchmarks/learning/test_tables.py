@@ -41,7 +41,7 @@ def test_aggregates_are_those_of_all_tasks_and_their_intervals_decide():
         scales = {"A-v0": 1.0, "B-v0": 2.0, "C-v0": 6.0}
         rows = [row(env, "trpo", seed, scales[env] * mean) for env in scales for seed, mean in enumerate(ours)]
         rows += [row(env, "sb3-contrib", seed, 1.0) for env in scales for seed in range(3)]
-        return tables.aggregate(study.Study(rows), [*scales]).splitlines()
+        return tables.aggregate(study.Study(rows), [*scales], study.Scale()).splitlines()
 
     head, _, *lines = of((1.0, 2.0, 4.0, 13.0))
     assert head == "| of 3 tasks | sb3_trpo, 4 runs each | sb3-contrib, 3 runs each | intervals apart |"
