@@ -45,11 +45,11 @@ def acting(way: str) -> Iterator[None]:
     :param way: key of ``WAYS``
     """
     usual = BetaDistribution.mean
-    BetaDistribution.mean = WAYS[way]  # type: ignore[method-assign]
+    BetaDistribution.mean = WAYS[way]  # type: ignore[method-assign]  # meanwhile
     try:
         yield
     finally:
-        BetaDistribution.mean = usual  # type: ignore[method-assign]
+        BetaDistribution.mean = usual  # type: ignore[method-assign]  # as before
 
 
 def measure(run: Run, folder: Path) -> dict[str, float]:
