@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import time
@@ -15,7 +16,7 @@ from rl_zoo3.utils import get_model_path
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from benchmarks.learning.plans import ALGORITHMS, Run
+from benchmarks.learning.plans import ALGORITHMS, Run, packages_of
 from benchmarks.learning.store import replace
 from sb3_trpo.zoo.reporting import final_returns
 
@@ -109,6 +110,8 @@ def evaluate(run: Run, folder: Path, is_whole: bool) -> dict[str, Any]:
     :raises ValueError: if its training has not finished
     """
     algorithm, env = ALGORITHMS[run.algorithm], EnvironmentName(run.env)
+    for module in packages_of(run.env):
+        importlib.import_module(module)
     with redirect_stdout(io.StringIO()):  # RL Zoo prints which files it reads
         _, model_file, logs = get_model_path(0, str(folder), algorithm.name, env)
         n_timesteps = load_from_zip_file(model_file, device="cpu")[0]["num_timesteps"]

@@ -60,6 +60,20 @@ ALGORITHMS = {
 }
 
 
+PACKAGES = {"dm_control/": "shimmy"}
+"""Modules that register environments, by the beginning of their names."""
+
+
+def packages_of(env: str) -> list[str]:
+    """
+    List the modules to import before an environment can be made.
+
+    :param env: environment ID
+    :return: names of the modules
+    """
+    return [module for beginning, module in PACKAGES.items() if env.startswith(beginning)]
+
+
 class Run(NamedTuple):
     """
     One training.
@@ -86,7 +100,7 @@ class Run(NamedTuple):
     def name(self) -> str:
         """Its folder; other settings have another."""
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return f"{self.algorithm}/{self.env}-seed{self.seed}-{digest}"
+        return f"{self.algorithm}/{self.env.replace('/', '-')}-seed{self.seed}-{digest}"
 
 
 def settings_for(algorithm: str, env: str) -> dict[str, Any]:

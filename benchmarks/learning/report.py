@@ -36,11 +36,11 @@ from benchmarks.learning.tables import (
 
 REPORTED, OTHERS = ("mujoco", "rl_zoo", "pybullet"), ("ppo", "baselines", "ddpg")
 CONTRIB = "sb3_contrib"
-TUNING = ("tuning", "superseded", "defaults")
+TUNING = ("tuning", "superseded", "defaults", "humanoid", "dm_control_tuning")
 PROTOCOL = (
     "The final policy is evaluated over 20 deterministic episodes, with raw rewards, in an environment seeded with 1000 + the "
     "run's seed (sb3-contrib's on MuJoCo in 5 environments, seeded from there on). Every run with a stored result is in a "
-    "table of final returns, or in the plan `tuning`."
+    "table of final returns, or in a plan of tuning."
 )
 BESIDE = (
     "Mean return of the final policies, with its 95 % interval; beside it, sb3-contrib's TRPO with RL Zoo's settings. "

@@ -38,7 +38,7 @@ from tqdm import tqdm
 
 from benchmarks.common.environment import ROOT, environment
 from benchmarks.learning.measuring import OUTPUT, attempts_in, measure, note_attempt
-from benchmarks.learning.plans import ALGORITHMS, NAMES, Run, read_plan, runs_of
+from benchmarks.learning.plans import ALGORITHMS, NAMES, Run, packages_of, read_plan, runs_of
 from benchmarks.learning.store import is_finished, keep, replace, result_of
 
 MINUTE = 60.0
@@ -75,7 +75,9 @@ def train(run: Run, folder: Path) -> None:
         "--verbose": 0,
         "--device": "cpu",
     }
-    command = [sys.executable, "-m", *algorithm.command, *(str(part) for item in arguments.items() for part in item)]
+    options = [str(part) for item in arguments.items() for part in item]
+    packages = ["--gym-packages", *named] if (named := packages_of(run.env)) else []
+    command = [sys.executable, "-m", *algorithm.command, *options, *packages]
     made_with = {key: value for key, value in environment().items() if key != "command"}
     note = partial(note_attempt, folder, attempts_in(folder), time.perf_counter(), made_with)
     own = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -46,3 +46,10 @@ def test_runs_with_other_settings_have_another_folder():
 def test_settings_that_are_nowhere_are_named():
     with pytest.raises(KeyError, match=r"ppo.yml has no settings for Nowhere-v5.*policy"):
         plans.settings_for("ppo", "Nowhere-v5")
+
+
+def test_names_with_a_slash_make_no_folder_and_need_a_package():
+    run = plans.Run("trpo", "trpo", "dm_control/cheetah-run-v0", 0, {})
+    assert run.name.startswith("trpo/dm_control-cheetah-run-v0-seed0-")
+    assert plans.packages_of(run.env) == ["shimmy"]
+    assert plans.packages_of("HalfCheetah-v5") == []
