@@ -25,6 +25,7 @@ from benchmarks.learning.tables import beside
 from benchmarks.memory.tables import tables as memory_tables
 from benchmarks.peers.tables import tables as peers_tables
 from benchmarks.pictures import HEADLINE, draw_headline, draw_hybrid, draw_speed, draw_trust_region
+from benchmarks.reuse.tables import tables as reuse_tables
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
 from benchmarks.state_kl.tables import draw_state_kl, tables as state_kl_tables
@@ -44,10 +45,11 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "agents": agents_tables,
     "hybrid": hybrid_tables,
     "constrained": constrained_tables,
+    "reuse": reuse_tables,
     "beta_actions": beta_actions_tables,
 }
 """Functions from raw results to tables by name."""
-FOLDERS = ("constrained",)
+FOLDERS = ("constrained", "reuse")
 """Figures whose raw results are a folder, with a file for each run."""
 
 
@@ -88,6 +90,8 @@ def made_with() -> str:
     rows = []
     for name in FIGURES:
         found = environments(raw(name))
+        if not found:  # a folder, before its first run has ended
+            continue
         cells: dict[str, list[str]] = {
             "cpu": [],
             "python": [],

@@ -15,6 +15,7 @@ The first rollout is used only once. The radius is for the caller to choose, by 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any, NamedTuple
 
@@ -84,6 +85,9 @@ class ReusingTRPO(TRPO):
     :param v_trace: whether to estimate the advantages of the newest policy, rather than use those of the policy that acted
     :param reuse_for_critic: whether to fit the critic to all M rollouts, in M times fewer epochs, rather than to the newest
     :param renormalize: whether to show policy and critic all observations as ``VecNormalize`` would normalize them now
+    :param max_weight: bound on the weights rho in the surrogate; V-trace has its own, 1. Without a bound, a step that makes an
+        action much more likely is followed by one that cares for this action most. With 1 the gradient is IMPALA's
+        (arXiv:1802.01561, section 4.2)
     :param kwargs: the keywords of :class:`~sb3_trpo.TRPO`
     :raises ValueError: if observations are to be normalized again that never were
     """
@@ -95,12 +99,14 @@ class ReusingTRPO(TRPO):
         v_trace: bool = True,
         reuse_for_critic: bool = True,
         renormalize: bool = False,
+        max_weight: float = math.inf,
         **kwargs: Any,
     ) -> None:
         self.n_reused_rollouts = n_reused_rollouts
         self.v_trace = v_trace
         self.reuse_for_critic = reuse_for_critic
         self.renormalize = renormalize
+        self.max_weight = max_weight
         self.weight_records: list[WeightRecord] = []
         """One for each update that has used earlier rollouts or might have."""
         self._kept: deque[KeptRollout] = deque(maxlen=n_reused_rollouts + 1)
@@ -178,9 +184,10 @@ class ReusingTRPO(TRPO):
         rho = [weights(rollout.buffer, found) for rollout, found in zip(rollouts, evaluations, strict=True)]
         self._record_weights(np.concatenate(rho))
         buffers = [self._corrected_buffer(*each, found) for *each, found in zip(rollouts, rho, evaluations, strict=True)]
-        shift, scale = self._standardization(buffers, rho)
-        for buffer, of_it in zip(buffers, rho, strict=True):
-            buffer.advantages = flat(of_it * (buffer.advantages - shift) * scale)
+        bounded = [np.minimum(each, self.max_weight) for each in rho]
+        shift, scale = self._standardization(buffers, bounded)
+        for buffer, weight in zip(buffers, bounded, strict=True):
+            buffer.advantages = flat(weight * (buffer.advantages - shift) * scale)
         return buffers
 
     def _corrected_buffer(self, rollout: KeptRollout, rho: np.ndarray, found: Evaluation) -> RolloutBuffer:
@@ -195,11 +202,11 @@ class ReusingTRPO(TRPO):
             buffer.returns = flat(targets)
         return buffer
 
-    def _standardization(self, buffers: list[RolloutBuffer], rho: list[np.ndarray]) -> tuple[float, float]:
-        """Find shift b and scale c of ``(A - b) * c``, by mean and standard deviation of A under pi_k."""
+    def _standardization(self, buffers: list[RolloutBuffer], bounded: list[np.ndarray]) -> tuple[float, float]:
+        """Find shift b and scale c of ``(A - b) * c``, by the weighted mean and standard deviation of A: those under pi_k."""
         if not self.normalize_advantage:
             return 0.0, 1.0
-        advantages, weight = np.concatenate([each.advantages for each in buffers]), np.concatenate(rho)
+        advantages, weight = np.concatenate([each.advantages for each in buffers]), np.concatenate(bounded)
         mean = float(np.average(advantages, weights=weight))
         variance = float(np.average(np.square(advantages - mean), weights=weight))
         return mean, 1.0 / (np.sqrt(variance) + 1e-8)

@@ -1,7 +1,7 @@
 """
 TRPO that uses each rollout in several updates, beside TRPO, on five MuJoCo tasks.
 
-    python -m benchmarks.reuse.run                                  # everything: 140 runs of a million steps, resumable
+    python -m benchmarks.reuse.run                                  # everything: 160 runs of a million steps, resumable
     python -m benchmarks.reuse.run --task Hopper-v5 --variant m3 --seeds 100 --steps 100000 --folder /tmp/try
 
 Each run has one thread and writes its own file as it ends; runs whose file is there are skipped. Settings are those of
@@ -66,6 +66,7 @@ VARIANTS = {
     "m3-no-v-trace": THREE._replace(settings={"v_trace": False}),
     "m3-newest-critic": THREE._replace(settings={"reuse_for_critic": False}),
     "m3-renormalized": THREE._replace(settings={"renormalize": True}),
+    "m3-bounded": THREE._replace(settings={"max_weight": 1.0}),
 }
 
 

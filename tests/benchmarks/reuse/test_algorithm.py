@@ -197,6 +197,16 @@ def test_without_v_trace_advantages_and_targets_are_those_of_their_time():
         np.testing.assert_array_equal(corrected.returns, kept.buffer.returns)
 
 
+def test_weights_in_the_surrogate_can_be_bounded():
+    model = trained(3, n_reused_rollouts=2, v_trace=False, normalize_advantage=False, max_weight=1.0, target_kl=0.05)
+    rho = np.concatenate(
+        [now.log_probs - kept.buffer.log_probs for kept, now in zip(model._kept, model._corrected, strict=True)]
+    )
+    shares = [now.advantages / kept.buffer.advantages for kept, now in zip(model._kept, model._corrected, strict=True)]
+    np.testing.assert_allclose(np.concatenate(shares), np.minimum(np.exp(rho), 1.0), rtol=1e-4)
+    assert model.weight_records[-1].largest > 1.1  # the record is of the weights themselves
+
+
 @pytest.mark.parametrize(("reuse", "n_rollouts", "n_epochs"), [(True, 2, 3), (False, 1, 6)])
 def test_the_critic_takes_as_many_steps_as_for_one_rollout(reuse, n_rollouts, n_epochs, monkeypatch):
     seen, fit = [], TRPO._fit_values
