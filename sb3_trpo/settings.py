@@ -98,6 +98,7 @@ RULES: dict[str, Rule] = {
         lambda v: v is None or is_integer_from(1)(v), "None or an integer >= 1", "None chooses by observation size."
     ),
     "state_kl_quantile": Rule(lambda v: 0.0 < v <= 1.0, "a number, in (0, 1]", "1 bounds the KL of every state."),
+    "distributed_timeout": Rule(lambda v: 1.0 <= v < math.inf, "a number of seconds >= 1", "The default is 60."),
     "max_grad_norm": Rule(lambda v: v is None or is_finite_from_zero(v), "None or finite and >= 0", "None does not clip."),
 }
 """Rules of the settings that stay constant, by keyword."""

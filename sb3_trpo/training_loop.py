@@ -75,6 +75,7 @@ class TrainingLoop(AdvisingAlgorithm):
     """Known kinds of action distributions; a subclass may add its own."""
     batch_size: int
     distributed: bool | None
+    distributed_timeout: float
     sub_sampling_factor: int
     fisher_subsampling: int
     normalize_advantage: bool
@@ -146,13 +147,8 @@ class TrainingLoop(AdvisingAlgorithm):
         :raises ValueError: if the policy cannot act on an observation, because it is not finite or has another shape
         """
         with timed(self.logger, "time/collect_seconds"):
-            collector = FastCollector(
-                self,
-                RolloutEnv(env, self._plain, self._step_observer),
-                rollout_buffer,
-                self.acting_policies,
-                self.distribution_kinds,
-            )
+            seen = RolloutEnv(env, self._plain, self._step_observer)
+            collector = FastCollector(self, seen, rollout_buffer, self.acting_policies, self.distribution_kinds)
             is_complete, is_fast = collect(collector, callback, n_rollout_steps, self._general_loop)
         record(self.logger, path_diagnostics(self.verbose, rollout=is_fast))
         return is_complete
@@ -208,7 +204,7 @@ class TrainingLoop(AdvisingAlgorithm):
     def _setup_model(self) -> None:
         check_default_type()
         self._check_settings()
-        self._communicator = connect(self.distributed, self.device)
+        self._communicator = connect(self.distributed, self.device, self.distributed_timeout)
         check_policy_fits(self.policy_class, self.observation_space, self.policy_aliases, self.policy_kwargs)
         self._plain = PlainSpaces(self.observation_space, self.action_space)
         self._setup_lr_schedule()

@@ -82,6 +82,7 @@ class TRPO(TrainingLoop):
     :param state_kl_quantile: share of the states that must keep ``max_state_kl``, in (0, 1]. 1, every state, as in the theorem
     :param distributed: whether to train together with the other processes of a launcher such as ``torchrun``. ``None`` does so
         if there are any (``WORLD_SIZE > 1``, or a process group)
+    :param distributed_timeout: seconds until ranks notice that a machine has vanished; 60 outlives short faults of a network
     :raises TypeError: if a keyword is unknown; the message names the right one
     :raises ValueError: if a setting is not allowed, or nothing in the policy's distribution can be trained
     :raises AssertionError: if the action space is not supported, or a single transition is to be normalized, as in SB3
@@ -127,6 +128,7 @@ class TRPO(TrainingLoop):
         max_state_kl: float | Schedule | None = None,
         state_kl_quantile: float = 1.0,
         distributed: bool | None = None,
+        distributed_timeout: float = 60.0,
     ) -> None:
         check_policy(policy)
         check_env(env, _init_setup_model)
@@ -165,9 +167,8 @@ class TRPO(TrainingLoop):
         self.sub_sampling_factor = sub_sampling_factor
         self.fisher_subsampling = fisher_subsampling
         self.chunk_size = chunk_size
-        self.distributed = distributed
-        self.max_state_kl = max_state_kl
-        self.state_kl_quantile = state_kl_quantile
+        self.distributed, self.distributed_timeout = distributed, distributed_timeout
+        self.max_state_kl, self.state_kl_quantile = max_state_kl, state_kl_quantile
         if _init_setup_model:
             self._setup_new_model()
 

@@ -23,7 +23,8 @@ from sb3_trpo.checkpoint.schedules import quarters
 from sb3_trpo.checkpoint.worker_rpc import call
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
-NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", "distributed", "_init_setup_model"))
+RANKS = ("distributed", "distributed_timeout")
+NOT_SETTINGS = frozenset(("self", "policy", "env", "tensorboard_log", "verbose", "device", *RANKS, "_init_setup_model"))
 """Keywords of the constructor that are described elsewhere, or may differ from one start to the next."""
 NORMALIZATION = ("norm_obs", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs_keys")
 ADDED_SETTINGS: dict[str, Any] = {"max_state_kl": None, "state_kl_quantile": 1.0}

@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import torch as th
@@ -31,14 +32,23 @@ between 30,000 and 100,000 on it takes the first rank less CPU time, which matte
 eight ranks have not been measured (``benchmarks/scaling/collectives.py``).
 """
 
+PATIENCE = timedelta(days=1)
+"""
+How long gloo waits for a rank whose machine answers: for a long evaluation of the first rank, or a slow environment.
 
-def connect(distributed: bool | None, device: th.device) -> Communicator:
+gloo's 30 minutes would end such a run. NCCL keeps its 10 minutes, as its connections are not probed.
+"""
+
+
+def connect(distributed: bool | None, device: th.device, timeout: float = 60.0) -> Communicator:
     """
     Connect this process to the other ranks of its run.
 
     :param distributed: ``None`` connects if a launcher has started several processes or there is a process group of several,
         ``True`` always, ``False`` never. A process group that the script has made is used and left as it is
     :param device: of the policy
+    :param timeout: seconds until this rank notices that another one's machine has vanished. It holds for the connections of a
+        process group that this package has formed
     :return: the communicator
     :raises ValueError: if there is no launcher to connect by
     :raises RuntimeError: if this process has left the others after an error
@@ -50,7 +60,8 @@ def connect(distributed: bool | None, device: th.device) -> Communicator:
     if device.type == "cuda" and device.index is None:
         th.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # NCCL wants a GPU for each rank
     if not exists:
-        PROCESS_GROUP.form()
+        PROCESS_GROUP.form(PATIENCE if device.type != "cuda" else None)
+    PROCESS_GROUP.connections.end_if_silent(timeout)
     kind = DistributedCommunicator if device.type == "cuda" else GlooCommunicator
     return kind(device, PROCESS_GROUP if PROCESS_GROUP.is_open else None)
 

@@ -11,11 +11,13 @@ import atexit
 import os
 import time
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from sb3_trpo.parallel.faults import FaultReports
+from sb3_trpo.parallel.keep_alive import Connections
 
 if TYPE_CHECKING:  # torch may be built without it
     from torch._C._distributed_c10d import Store
@@ -34,17 +36,20 @@ class ProcessGroup:
 
     :ivar faults: reports of ranks that have ended. Kept after :meth:`leave`: the first rank may hold the store, which others
         still read
+    :ivar connections: its connections to other ranks and to the store
     :ivar is_open: whether the group has been formed and not left
     """
 
     def __init__(self) -> None:
         self.faults: FaultReports | None = None
+        self.connections = Connections()
         self.is_open = False
 
-    def form(self) -> None:
+    def form(self, patience: timedelta | None = None) -> None:
         """
         Form the group with the other processes of the launcher.
 
+        :param patience: how long an exchange waits for another rank; ``None`` for torch's default
         :raises ValueError: if there is no launcher
         :raises RuntimeError: if this process has left it before, or a rank is missing
         """
@@ -61,9 +66,10 @@ class ProcessGroup:
         from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
-        store, rank, size = next(rendezvous("env://"))
-        own_store = PrefixStore(meet(store, rank, size), store)
-        dist.init_process_group(store=own_store, rank=rank, world_size=size)
+        with self.connections.opening():
+            store, rank, size = next(rendezvous("env://"))
+            own_store = PrefixStore(meet(store, rank, size), store)
+            dist.init_process_group(store=own_store, rank=rank, world_size=size, timeout=patience)
         self.faults, self.is_open = FaultReports(own_store, rank, size), True
         atexit.register(self.leave)
 
