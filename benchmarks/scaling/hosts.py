@@ -2,7 +2,8 @@
 Hosts that one machine pretends to be: network namespaces, each with an address of its own, joined by a switch.
 
 A namespace has its own interfaces and ports, so processes in two of them reach each other only through the switch, as on two
-machines. Nothing leaves this machine: the switch is in a namespace, too. It takes Linux, root and ``ip`` of iproute2.
+machines. Each host also has its own name, and all know all names. Nothing leaves this machine: the switch is in a namespace,
+too. It takes Linux, root, ``ip`` of iproute2 and ``unshare`` of util-linux.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+NAMES = Path("/etc/netns")
+"""``ip netns exec NAME`` shows a process the files in its folder NAME as those of ``/etc``."""
 GRACE = 5.0
 """Seconds that processes have to end after SIGTERM."""
 POLL_INTERVAL = 0.02
+NAMED = 'hostname "$0" && exec "$@"'
+"""Shell script that runs a command under a host name."""
 
 
 def why_not() -> str | None:
@@ -31,8 +36,9 @@ def why_not() -> str | None:
     """
     if sys.platform != "linux":
         return "network namespaces exist on Linux only"
-    if shutil.which("ip") is None:
-        return "there is no `ip`: install iproute2"
+    missing = [program for program in ("ip", "unshare") if shutil.which(program) is None]
+    if missing:
+        return f"there is no {missing[0]!r}: install iproute2 and util-linux"
     name = f"probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode:
@@ -66,14 +72,12 @@ class Host(NamedTuple):
         :param cwd: working directory
         :return: the process
         """
-        # gloo and the store listen on the interface that the host's name stands for, which is this machine's
-        variables = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0", **env}
         with output.open("ab") as file:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command],
+                ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", NAMED, self.name, *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=variables,
+                env=os.environ | env,
                 cwd=cwd,
                 start_new_session=True,
             )
@@ -90,6 +94,10 @@ class Host(NamedTuple):
         """Return the IDs of the processes that run on the host."""
         found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
         return [int(each) for each in found.stdout.split()]
+
+    def stop(self) -> None:
+        """End all processes of the host."""
+        _end(self.processes())
 
     def kill(self) -> None:
         """
@@ -115,6 +123,10 @@ def hosts(n: int) -> Iterator[list[Host]]:
     switch = f"{label}-switch"
     members = [Host(f"{label}-{i}", f"10.77.0.{i + 1}", switch, f"port{i}") for i in range(n)]
     try:
+        for host in members:
+            (NAMES / host.name).mkdir(parents=True)
+            lines = ("127.0.0.1 localhost", *(f"{each.address} {each.name}" for each in members))
+            (NAMES / host.name / "hosts").write_text("\n".join(lines) + "\n")
         _ip("netns", "add", switch)
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         _ip("-n", switch, "link", "set", "bridge", "up")
@@ -122,9 +134,11 @@ def hosts(n: int) -> Iterator[list[Host]]:
             _attach(host)
         yield members
     finally:
-        _end([pid for host in members for pid in host.processes()])
+        for host in members:
+            host.stop()
         for name in (*(host.name for host in members), switch):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+            shutil.rmtree(NAMES / name, ignore_errors=True)
 
 
 def _attach(host: Host) -> None:
