@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,28 @@ def noting(model: TRPO, part: str, states: list[str]) -> None:
     setattr(model, part, noted)
 
 
-def main() -> None:
-    """Train, and leave a report."""
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """
+    Parse arguments.
+
+    :param arguments: those given, ``None`` for this process's
+    :return: their values
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoints", type=Path, help="folder of the checkpoints, by default in the first one")
     parser.add_argument("--phase", choices=[*PHASES])
     parser.add_argument("--rank", type=int, default=1, help="the rank that stops")
     parser.add_argument("--timeout", type=float, default=60.0, help="distributed_timeout")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def train(args: argparse.Namespace) -> None:
+    """
+    Train, and leave a report.
+
+    :param args: of :func:`parsed`
+    """
     rank, report = int(os.environ["RANK"]), dict[str, Any](error=None)
     th.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     model, states = None, list[str]()
@@ -124,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(parsed())

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 NAMES = Path("/etc/netns")
 """``ip netns exec NAME`` shows a process the files in its folder NAME as those of ``/etc``."""
@@ -47,20 +46,19 @@ def why_not() -> str | None:
     return None
 
 
-class Host(NamedTuple):
+class Host:
     """
     A pretended machine.
 
-    :param name: of its namespace
+    :param name: its name, and that of its namespace
     :param address: its IPv4 address
     :param switch: namespace of the switch
     :param port: its interface on the switch
     """
 
-    name: str
-    address: str
-    switch: str
-    port: str
+    def __init__(self, name: str, address: str, switch: str, port: str) -> None:
+        self.name, self.address, self.switch, self.port = name, address, switch, port
+        self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, command: Sequence[str], env: Mapping[str, str], output: Path, cwd: Path) -> subprocess.Popen[bytes]:
         """
@@ -73,7 +71,7 @@ class Host(NamedTuple):
         :return: the process
         """
         with output.open("ab") as file:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", NAMED, self.name, *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -81,6 +79,8 @@ class Host(NamedTuple):
                 cwd=cwd,
                 start_new_session=True,
             )
+        self._started.append(started)
+        return started
 
     def cut_off(self) -> None:
         """Pull the cable: no packet arrives or leaves, and nobody is told."""
@@ -96,8 +96,14 @@ class Host(NamedTuple):
         return [int(each) for each in found.stdout.split()]
 
     def stop(self) -> None:
-        """End all processes of the host."""
-        _end(self.processes())
+        """Ask all processes of the host to end, then kill those that have not."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number)
+            until = time.monotonic() + GRACE
+            while self.processes() and time.monotonic() < until:
+                time.sleep(POLL_INTERVAL)
+        for each in self._started:
+            each.wait()
 
     def kill(self) -> None:
         """
@@ -106,9 +112,12 @@ class Host(NamedTuple):
         With the cable in, the kernel would close their connections properly.
         """
         self.cut_off()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
         for each in self.processes():
             with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+                os.kill(each, number)
 
 
 @contextmanager
@@ -149,17 +158,6 @@ def _attach(host: Host) -> None:
     _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
     for interface in ("lo", "eth0"):
         _ip("-n", host.name, "link", "set", interface, "up")
-
-
-def _end(processes: Sequence[int]) -> None:
-    """Ask processes to end, then kill those that have not."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for each in processes:
-            with suppress(ProcessLookupError):
-                os.kill(each, number)
-        until = time.monotonic() + GRACE
-        while any(Path(f"/proc/{each}").exists() for each in processes) and time.monotonic() < until:
-            time.sleep(POLL_INTERVAL)
 
 
 def _ip(*arguments: str) -> None:
