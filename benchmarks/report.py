@@ -26,6 +26,7 @@ from benchmarks.memory.tables import tables as memory_tables
 from benchmarks.peers.tables import tables as peers_tables
 from benchmarks.pictures import HEADLINE, draw_headline, draw_hybrid, draw_speed, draw_trust_region
 from benchmarks.reuse.tables import tables as reuse_tables
+from benchmarks.scaling.fault_tables import fault_tables
 from benchmarks.scaling.tables import tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
 from benchmarks.state_kl.tables import draw_state_kl, tables as state_kl_tables
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "peers": peers_tables,
     "memory": memory_tables,
     "scaling": scaling_tables,
+    "faults": fault_tables,
     "checkpoint": checkpoint_tables,
     "variants": variants_tables,
     "agents": agents_tables,
@@ -49,7 +51,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "beta_actions": beta_actions_tables,
 }
 """Functions from raw results to tables by name."""
-FOLDERS = ("constrained", "reuse")
+FOLDERS = ("constrained", "faults", "reuse")
 """Figures whose raw results are a folder, with a file for each run."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common.environment import RESULTS, ROOT, environment
 from benchmarks.scaling.fault_run import GO_ON, PHASES, REACHED
-from benchmarks.scaling.hosts import Host, hosts, why_not
+from benchmarks.scaling.hosts import SWITCH, Host, Wire, hosts, why_not
 
 FOLDER = RESULTS / "faults"
 TIMEOUT = 8.0
@@ -156,6 +157,7 @@ class Fault(NamedTuple):
     :param rank: the rank that stops
     :param settings: further ones of :class:`Run`
     :param lost: numbers of ranks whose processes are gone afterward, and leave no report
+    :param wire: what joins the hosts
     """
 
     name: str
@@ -164,6 +166,7 @@ class Fault(NamedTuple):
     rank: int = 1
     settings: dict[str, Any] = {}  # noqa: RUF012  # nobody changes it
     lost: tuple[int, ...] = ()
+    wire: Wire = SWITCH
 
 
 def cut_off(number: int, seconds: float | None = None) -> Callable[[Bench, Run], None]:
@@ -215,21 +218,25 @@ FAULTS = (
     Fault("the first host is switched off", killed(0), "the policy step", lost=(0,)),
     Fault("a host is switched off and on again", killed(1, is_back=True), "the critic", settings={"max_restarts": 3}),
     Fault("checkpoints in a folder of each host", cut_off(1), "the critic", settings={"checkpoints": "{}"}),
+    Fault("1 % of packets lost", wire=Wire(loss=0.01)),
+    Fault("10 % of packets lost", wire=Wire(loss=0.1)),
+    Fault("a delay of 50 ms", wire=Wire(delay=0.05)),
     Fault("other CPU instructions on a host", settings={"variables": {1: {"ATEN_CPU_CAPABILITY": "default"}}}),
     Fault("other numbers of threads", settings={"variables": {1: {"OMP_NUM_THREADS": "2"}}}),
 )
 
 
 @contextmanager
-def bench(n_hosts: int = 2, per_host: int = 1) -> Iterator[Bench]:
+def bench(wire: Wire = SWITCH, n_hosts: int = 2, per_host: int = 1) -> Iterator[Bench]:
     """
     Have hosts to run on.
 
+    :param wire: what joins them
     :param n_hosts: number of hosts
     :param per_host: ranks on each
     :return: the bench
     """
-    with tempfile.TemporaryDirectory() as folder, hosts(n_hosts) as members:
+    with tempfile.TemporaryDirectory() as folder, hosts(n_hosts, wire) as members:
         yield Bench(members, Path(folder), per_host)
 
 
@@ -303,14 +310,25 @@ def measure(fault: Fault, expected: str) -> dict[str, Any]:
     :param expected: final parameters of the run without it
     :return: the result to store
     """
-    with bench() as there:
+    with bench(fault.wire) as there:
         result = meet(fault, there)
         for host in there.hosts:
             host.stop()
-            host.connect()
+            if fault.wire == SWITCH:
+                host.connect()
         resumed = again(fault, there)
     went_on = all(each["error"] is None for each in result["ranks"]) and {*result.pop("parameters")} == {expected}
     return result | {"goes on": went_on, "restart ends alike": resumed == expected, "environment": environment()}
+
+
+def file_of(fault: Fault) -> str:
+    """
+    Name the file of a result.
+
+    :param fault: the fault
+    :return: its name
+    """
+    return re.sub("[^a-z0-9]+", "-", fault.name.lower()) + ".json"
 
 
 def main() -> None:
@@ -323,15 +341,13 @@ def main() -> None:
     if reason is not None:
         sys.exit(f"No hosts can be made here: {reason}.")
     args.folder.mkdir(parents=True, exist_ok=True)
-    files = {fault.name: args.folder / f"{fault.name.replace(' ', '-')}.json" for fault in FAULTS if args.only in fault.name}
+    missing = [fault for fault in FAULTS if args.only in fault.name and not (args.folder / file_of(fault)).exists()]
     with bench() as there:
         expected = undisturbed(there)
-    for fault in FAULTS:
-        file = files.get(fault.name)
-        if file is not None and not file.exists():
-            result = measure(fault, expected)
-            file.write_text(json.dumps(result, indent=1) + "\n")
-            print({key: value for key, value in result.items() if key != "environment"}, flush=True)
+    for fault in missing:
+        result = measure(fault, expected)
+        (args.folder / file_of(fault)).write_text(json.dumps(result, indent=1) + "\n")
+        print({key: value for key, value in result.items() if key != "environment"}, flush=True)
 
 
 if __name__ == "__main__":

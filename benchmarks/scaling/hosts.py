@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 NAMES = Path("/etc/netns")
 """``ip netns exec NAME`` shows a process the files in its folder NAME as those of ``/etc``."""
@@ -120,12 +121,29 @@ class Host:
                 os.kill(each, number)
 
 
+class Wire(NamedTuple):
+    """
+    What joins the hosts.
+
+    :param delay: seconds that a packet takes from one host to another
+    :param loss: share of the packets that are lost
+    """
+
+    delay: float = 0.0
+    loss: float = 0.0
+
+
+SWITCH = Wire()
+"""Hosts with neither delay nor loss between them are plugged into a switch, and only their cables can be pulled out."""
+
+
 @contextmanager
-def hosts(n: int) -> Iterator[list[Host]]:
+def hosts(n: int, wire: Wire = SWITCH) -> Iterator[list[Host]]:
     """
     Have several hosts, and clean up whatever happens.
 
     :param n: their number, at most 200
+    :param wire: what joins them
     :return: the hosts
     """
     label = f"trpo{os.getpid()}"
@@ -136,12 +154,12 @@ def hosts(n: int) -> Iterator[list[Host]]:
             (NAMES / host.name).mkdir(parents=True)
             lines = ("127.0.0.1 localhost", *(f"{each.address} {each.name}" for each in members))
             (NAMES / host.name / "hosts").write_text("\n".join(lines) + "\n")
-        _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
-        _ip("-n", switch, "link", "set", "bridge", "up")
-        for host in members:
-            _attach(host)
-        yield members
+        for name in (*(host.name for host in members), switch):
+            _ip("netns", "add", name)
+        with _joined_by_switch(members, switch) if wire == SWITCH else _joined_by(wire, members):
+            for host in members:
+                _ip("-n", host.name, "link", "set", "lo", "up")
+            yield members
     finally:
         for host in members:
             host.stop()
@@ -150,14 +168,32 @@ def hosts(n: int) -> Iterator[list[Host]]:
             shutil.rmtree(NAMES / name, ignore_errors=True)
 
 
-def _attach(host: Host) -> None:
-    """Make a host and plug it into the switch."""
-    _ip("netns", "add", host.name)
-    _ip("-n", host.switch, "link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.name)
-    _ip("-n", host.switch, "link", "set", host.port, "master", "bridge", "up")
-    _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
-    for interface in ("lo", "eth0"):
-        _ip("-n", host.name, "link", "set", interface, "up")
+@contextmanager
+def _joined_by_switch(members: Sequence[Host], switch: str) -> Iterator[None]:
+    """Plug hosts into a switch. It ends with its namespace."""
+    _ip("-n", switch, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
+    _ip("-n", switch, "link", "set", "bridge", "up")
+    for host in members:
+        _ip("-n", switch, "link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+        _ip("-n", switch, "link", "set", host.port, "master", "bridge", "up")
+        _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
+        _ip("-n", host.name, "link", "set", "eth0", "up")
+    yield
+
+
+@contextmanager
+def _joined_by(wire: Wire, members: Sequence[Host]) -> Iterator[None]:
+    """Join hosts by a program that passes their packets on."""
+    command = [sys.executable, str(Path(__file__).with_name("wire.py")), "--delay", str(wire.delay), "--loss", str(wire.loss)]
+    addresses = [f"{host.name}={host.address}" for host in members]
+    with subprocess.Popen([*command, *addresses], stdout=subprocess.PIPE) as relay:
+        try:
+            assert relay.stdout is not None, "it is a pipe"
+            if relay.stdout.readline() != b"ready\n":
+                raise RuntimeError("The wire has failed; see what it has printed.")
+            yield
+        finally:
+            relay.kill()
 
 
 def _ip(*arguments: str) -> None:
