@@ -9,6 +9,7 @@ too. It takes Linux, root, ``ip`` of iproute2 and ``unshare`` of util-linux.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+LABEL = "sb3trpo"
+"""Beginning of the names of all hosts; the number of the process that has made them follows."""
 NAMES = Path("/etc/netns")
 """``ip netns exec NAME`` shows a process the files in its folder NAME as those of ``/etc``."""
 GRACE = 5.0
@@ -146,7 +149,8 @@ def hosts(n: int, wire: Wire = SWITCH) -> Iterator[list[Host]]:
     :param wire: what joins them
     :return: the hosts
     """
-    label = f"trpo{os.getpid()}"
+    _remove_what_was_left()
+    label = f"{LABEL}{os.getpid()}"
     switch = f"{label}-switch"
     members = [Host(f"{label}-{i}", f"10.77.0.{i + 1}", switch, f"port{i}") for i in range(n)]
     try:
@@ -164,8 +168,22 @@ def hosts(n: int, wire: Wire = SWITCH) -> Iterator[list[Host]]:
         for host in members:
             host.stop()
         for name in (*(host.name for host in members), switch):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-            shutil.rmtree(NAMES / name, ignore_errors=True)
+            _remove(name)
+
+
+def _remove(name: str) -> None:
+    """Remove a namespace, if it is there."""
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+    shutil.rmtree(NAMES / name, ignore_errors=True)
+
+
+def _remove_what_was_left() -> None:
+    """Remove the hosts of processes that have been killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    for name, owner in re.findall(rf"^({LABEL}(\d+)-\w+)", listed, re.MULTILINE):
+        if not Path("/proc", owner).exists():
+            Host(name, "", "", "").stop()
+            _remove(name)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ A wire between pretended hosts that takes its time and loses packets.
     python -m benchmarks.scaling.wire --delay 0.05 --loss 0.01 NAMESPACE=ADDRESS NAMESPACE=ADDRESS
 
 Each namespace gets an interface whose packets this program reads, keeps for a while or drops, and passes on. ``tc netem``
-would do the same in the kernel, where the kernel has it. The program prints ``ready`` when all interfaces are up, and runs until
-it is killed. It takes ``/dev/net/tun``.
+would do the same in the kernel, where the kernel has it. The program prints ``ready`` when all interfaces are up, and runs
+until it is killed. It takes ``/dev/net/tun``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """Ranks on several machines, which network namespaces stand for: see benchmarks/scaling/hosts.py."""
 
 import errno
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 from helpers.ranks import in_ranks
+from helpers.scripts import environment
 
 from benchmarks.scaling import fault_run, faults, hosts
 
@@ -50,8 +53,22 @@ def test_nothing_is_left_whatever_happens(tmp_path):
     with pytest.raises(KeyError):
         fail_with(members, tmp_path)
     assert members[1].processes() == []
-    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert not any(host.name in left or (hosts.NAMES / host.name).exists() for host in members)
+    assert names_made_by(os.getpid()) == []
+    assert not any((hosts.NAMES / host.name).exists() for host in members)
+
+
+def names_made_by(process):
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return re.findall(rf"^{hosts.LABEL}{process}-\S+", listed, re.MULTILINE)
+
+
+def test_hosts_of_a_process_that_was_killed_are_removed_by_the_next_one():
+    code = "import os; from benchmarks.scaling.hosts import hosts; kept = hosts(2); kept.__enter__(); os.kill(os.getpid(), 9)"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment()) as killed:
+        assert killed.wait(60) == -9
+    assert len(names_made_by(killed.pid)) == 3
+    with hosts.hosts(1):
+        assert names_made_by(killed.pid) == []
 
 
 def run_undisturbed(rank, folder):
