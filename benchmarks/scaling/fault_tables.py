@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.common.tables import table
 from benchmarks.scaling.faults import FAULTS
 
-GONE = "its processes are gone"
+GONE = "no report"
 
 
 def fault_tables(raw: Mapping[str, Any]) -> dict[str, str]:

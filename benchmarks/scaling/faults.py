@@ -317,7 +317,8 @@ def measure(fault: Fault, expected: str) -> dict[str, Any]:
             if fault.wire == SWITCH:
                 host.connect()
         resumed = again(fault, there)
-    went_on = all(each["error"] is None for each in result["ranks"]) and {*result.pop("parameters")} == {expected}
+    parameters = {*result.pop("parameters")}
+    went_on = all(each["error"] is None for each in result["ranks"]) and parameters == {expected}
     return result | {"goes on": went_on, "restart ends alike": resumed == expected, "environment": environment()}
 
 

@@ -34,9 +34,8 @@ from sb3_trpo.parallel.consistency import policies_of
 from sb3_trpo.parallel.sharding import seed_of_rank
 from sb3_trpo.parallel.vec_env_layers import layers_of
 
-NOT_STATE = frozenset(
-    ("policy_class", "policy_kwargs", "lr_schedule", "start_time", "tensorboard_log", "verbose", "_total_timesteps", "_logger")
-)
+SETTINGS = ("policy_class", "policy_kwargs", "lr_schedule", "tensorboard_log", "verbose", "distributed_timeout")
+NOT_STATE = frozenset((*SETTINGS, "start_time", "_total_timesteps", "_logger"))
 """Attributes of a model that are settings, or belong to one call of ``learn()``."""
 OF_ENVS = ("_last_", "env", "_vec_normalize_env", "observation_space", "action_space")
 """Prefixes of a model's attributes that are environments, or belong to the present episodes."""

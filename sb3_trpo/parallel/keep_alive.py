@@ -58,12 +58,21 @@ def _inode_of_connection(descriptor: int) -> int | None:
         status = os.fstat(descriptor)
         if not stat.S_ISSOCK(status.st_mode):
             return None
-        with socket.socket(fileno=os.dup(descriptor)) as opened:
+        with _opened(descriptor) as opened:
             opened.getpeername()  # fails while it only listens
             is_tcp = opened.family in (socket.AF_INET, socket.AF_INET6) and opened.type == socket.SOCK_STREAM
             return status.st_ino if is_tcp else None
     except OSError:  # closed since it was listed
         return None
+
+
+@contextmanager
+def _opened(descriptor: int) -> Iterator[socket.socket]:
+    """Have a socket object of a connection, whose owner notices nothing: ``setdefaulttimeout`` would stop it blocking."""
+    is_blocking = os.get_blocking(descriptor)
+    with socket.socket(fileno=os.dup(descriptor)) as opened:
+        os.set_blocking(descriptor, is_blocking)
+        yield opened
 
 
 def _probe(descriptor: int, quarter: int) -> None:
@@ -75,7 +84,7 @@ def _probe(descriptor: int, quarter: int) -> None:
         "TCP_KEEPCNT": 3,
         "TCP_USER_TIMEOUT": 3000 * quarter,  # milliseconds that data may wait for an answer, too
     }
-    with socket.socket(fileno=os.dup(descriptor)) as opened:
+    with _opened(descriptor) as opened:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name in options.keys() & vars(socket).keys():
             opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), options[name])

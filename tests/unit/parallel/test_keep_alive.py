@@ -1,6 +1,7 @@
 import os
 import socket
 import sys
+import time
 from contextlib import ExitStack, closing
 
 import pytest
@@ -8,6 +9,7 @@ import torch as th
 from helpers.ranks import in_ranks
 
 from sb3_trpo import TRPO
+from sb3_trpo.checkpoint import ResumableCheckpoint
 from sb3_trpo.parallel import keep_alive
 from sb3_trpo.parallel.distributed import connect
 from sb3_trpo.parallel.keep_alive import Connections
@@ -106,6 +108,40 @@ def test_all_connections_of_a_rank_are_probed():
     for found in in_ranks(3, probed):
         assert len(found) >= 3, "two ranks and the store"
         assert {*found} == {(1, 5, 5, 3, 15_000)}
+
+
+def wait_for_the_first(rank):
+    """Have the first rank take longer than the timeout, as an evaluation would."""
+    communicator = connect(None, th.device("cpu"), 1.0)
+    time.sleep(4.0 * (rank == 0))
+    return int(communicator.sum(th.tensor(rank)))
+
+
+def test_a_rank_that_is_busy_is_waited_for():
+    assert in_ranks(2, wait_for_the_first) == [1, 1]
+
+
+def test_sockets_keep_blocking_whatever_the_default_timeout():
+    connections = Connections()
+    with ExitStack() as stack:
+        with connections.opening():
+            one, _ = pair(stack)
+        assert os.get_blocking(one.fileno())
+        socket.setdefaulttimeout(5.0)
+        try:
+            with connections.opening():
+                pass
+            connections.end_if_silent(60.0)
+        finally:
+            socket.setdefaulttimeout(None)
+        assert os.get_blocking(one.fileno())
+
+
+def test_a_run_that_is_resumed_takes_the_time_that_it_is_given(tmp_path):
+    for timeout in (60.0, 20.0):
+        model = TRPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu", distributed_timeout=timeout)
+        model.learn(64, callback=ResumableCheckpoint(tmp_path, every=64, verbose=0))
+        assert (model.num_timesteps, model.distributed_timeout) == (64, timeout)
 
 
 @pytest.mark.parametrize("given", [0.5, -1.0, float("nan"), float("inf"), None, "60"])
