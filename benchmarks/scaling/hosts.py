@@ -33,7 +33,7 @@ NAMED = 'hostname "$0" && exec "$@"'
 
 def why_not() -> str | None:
     """
-    Check whether namespaces can be made here.
+    Check whether hosts can be made here, by making some.
 
     :return: the reason if they cannot, otherwise ``None``
     """
@@ -42,12 +42,12 @@ def why_not() -> str | None:
     missing = [program for program in ("ip", "unshare") if shutil.which(program) is None]
     if missing:
         return f"there is no {missing[0]!r}: install iproute2 and util-linux"
-    name = f"probe-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"`ip netns add` says: {made.stderr.strip()}"
-    _ip("netns", "delete", name)
-    return None
+    try:
+        with hosts(2) as members:
+            started = members[0].start(["true"], {}, Path(os.devnull), Path.cwd())
+            return f"a command on a host ends with {started.returncode}" if started.wait(GRACE) else None
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return str(error)
 
 
 class Host:
