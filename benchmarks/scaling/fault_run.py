@@ -1,7 +1,7 @@
 """
 A training run that stops at one point and says so, for ``faults.py`` to disturb it there.
 
-``torchrun ... -m benchmarks.scaling.fault_run FOLDER --phase critic --rank 1`` writes ``FOLDER/reached`` and waits for
+``torchrun ... -m benchmarks.scaling.fault_run FOLDER --phase "the critic"`` writes ``FOLDER/reached`` and waits for
 ``FOLDER/go-on``, then trains to the end. Each rank leaves ``FOLDER/rank-N.json`` when it ends, for whatever reason.
 """
 

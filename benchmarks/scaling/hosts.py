@@ -87,7 +87,7 @@ class Host:
         return started
 
     def cut_off(self) -> None:
-        """Pull the cable: no packet arrives or leaves, and nobody is told."""
+        """Pull the cable out: packets are lost, and connections stay open."""
         _ip("-n", self.switch, "link", "set", self.port, "down")
 
     def connect(self) -> None:

@@ -78,7 +78,7 @@ def lost_contact(error: RuntimeError, communicator: Communicator, reports: dict[
     reported = "".join(f"\n  rank {rank} ended with {text}" for rank, text in reports.items())
     return RanksPartedError(
         f"Rank {communicator.rank} of {communicator.size} has lost contact with the others: {error}{reported}\n"
-        "A rank has ended, or its machine has not answered for distributed_timeout seconds; the launcher's report names it. "
+        "A rank has ended, or its machine has not answered in time (distributed_timeout); the launcher's report names it. "
         "The policy is that of the last finished step. Start the script again: with a ResumableCheckpoint it continues from "
         "the last checkpoint, and under `torchrun --max-restarts` it does so by itself."
     )
