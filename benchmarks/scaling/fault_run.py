@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as th
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -31,6 +32,7 @@ PHASES: dict[str, tuple[Any, str, int]] = {
     "the policy step": (PolicyObjective, "evaluate", 6),
     "the critic": (FlatAdam, "step", 7),
     "a checkpoint": (checkpoint_callback, "write", 2),
+    "an evaluation": (callbacks, "evaluate_policy", 2),
 }
 """Function that is called in each phase, and in which call the run stops: all are in the second or third update."""
 REACHED, GO_ON = "reached", "go-on"
@@ -124,7 +126,9 @@ def train(args: argparse.Namespace) -> None:
             noting(model, part, states)
         checkpoint = ResumableCheckpoint(args.checkpoints or args.folder / "checkpoints", every=1, verbose=1)
         n_ranks = int(os.environ["WORLD_SIZE"])
-        model.learn(N_UPDATES * N_STEPS * N_ENVS * n_ranks, callback=checkpoint)
+        evaluation_env = VecNormalize(make_vec_env("Pendulum-v1", 1), training=False, norm_reward=False)
+        evaluation = callbacks.EvalCallback(evaluation_env, n_eval_episodes=1, eval_freq=N_STEPS, verbose=0)
+        model.learn(N_UPDATES * N_STEPS * N_ENVS * n_ranks, callback=[evaluation, checkpoint])
     except Exception as error:
         report["error"] = f"{type(error).__name__}: {error}"
         raise
@@ -132,8 +136,9 @@ def train(args: argparse.Namespace) -> None:
         if model is not None:
             now = digest(model)
             report |= {"parameters": now, "is whole": now in states, "updates": model._n_updates}
-        report |= {"at": time.time(), "attempt": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))}
-        (args.folder / f"rank-{rank}.json").write_text(json.dumps(report))
+        unfinished = args.folder / f"rank-{rank}.part"
+        unfinished.write_text(json.dumps(report))
+        unfinished.rename(unfinished.with_suffix(".json"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from helpers.ranks import in_ranks
 from helpers.scripts import environment
 
-from benchmarks.scaling import fault_run, faults, hosts
+from benchmarks.scaling import bench, fault_run, faults, hosts
 
 REASON = hosts.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no hosts: {REASON}")
@@ -31,7 +31,7 @@ def test_hosts_have_names_and_reach_each_other_alone(tmp_path):
         server = "import socket; server = socket.create_server(('', 7000)); print('ready', flush=True); server.accept()"
         output = tmp_path / "server.txt"
         listening = members[0].start([sys.executable, "-c", server], {}, output, tmp_path)
-        assert faults._within(20.0, lambda: output.exists() and "ready" in output.read_text())
+        assert bench.within(20.0, lambda: output.exists() and "ready" in output.read_text())
         call = f"import socket; socket.create_connection(('{members[0].name}', 7000), 5.0)"
         printed(members[2], tmp_path, call)
         assert listening.wait(20) == 0
@@ -44,7 +44,7 @@ def fail_with(members, folder):
     with hosts.hosts(2) as made:
         members += made
         made[1].start(["sleep", "1000"], {}, folder / "output", folder)
-        assert faults._within(20.0, lambda: len(made[1].processes()) > 0)
+        assert bench.within(20.0, lambda: len(made[1].processes()) > 0)
         raise KeyError
 
 
@@ -77,7 +77,7 @@ def run_undisturbed(rank, folder):
 
 def test_a_cable_that_is_pulled_out_ends_all_ranks_soon_and_a_restart_ends_like_a_run_without_it(tmp_path):
     in_ranks(2, run_undisturbed, tmp_path)
-    (expected,) = {each["parameters"] for each in faults.Run(tmp_path, "").reports(2)}
+    (expected,) = {each["parameters"] for each in bench.Run(tmp_path, "").reports(range(2))}
     (fault,) = (each for each in faults.FAULTS if each.name == "a cable is pulled out in the critic")
     result = faults.measure(fault._replace(settings={"timeout": 4.0}), expected)
     assert [each["rank"] for each in result["ranks"]] == [0, 1]
