@@ -33,8 +33,8 @@ Lets a new torchrun join a run that has been restarted.
 By default, the store of the first attempt serves them all, and its address is told to those who were there.
 """
 CLOCKS = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
-"""Library that shows a process another time of day, of Debian's libfaketime."""
-A_DAY_AHEAD = {"LD_PRELOAD": str(CLOCKS[0]) if CLOCKS else "", "FAKETIME": "+1d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+"""Library that shows a process other clocks, of Debian's libfaketime."""
+A_DAY_AHEAD = {"LD_PRELOAD": str(CLOCKS[0]) if CLOCKS else "", "FAKETIME": "+1d"}
 
 
 class Fault(NamedTuple):
