@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch as th
 import torch.distributed as dist
@@ -15,22 +16,9 @@ import torch.distributed as dist
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.faults import lost_contact
 from sb3_trpo.parallel.launcher import PROCESS_GROUP, ProcessGroup
-
-if TYPE_CHECKING:  # torch may be built without it
-    from torch.distributed import Work
+from sb3_trpo.parallel.transport.mesh import Mesh
 
 T = TypeVar("T")
-
-SHORT_MESSAGE = 2**17
-"""
-Bytes up to which sums over gloo go through the first rank, for any number of ranks: 32,768 numbers.
-
-gloo's all-reduce goes around a ring of P ranks in ``2 (P - 1)`` steps, and each waits for a process to wake up. On two cores,
-1,000 numbers take 0.8, 4.5 and 16 ms with 2, 4 and 8 ranks, but 0.3, 1.8 and 2.7 ms through the first rank, which needs about
-as much CPU time for it as for its part of the ring. The ring is quicker from between 100,000 and 1,000,000 numbers on; from
-between 30,000 and 100,000 on it takes the first rank less CPU time, which matters more if each rank has a core. More than
-eight ranks have not been measured (``benchmarks/scaling/collectives.py``).
-"""
 
 PATIENCE = timedelta(days=1)
 """
@@ -142,7 +130,7 @@ class DistributedCommunicator(Communicator):
             self._group.require_not_left()
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             # Pending messages in its frames would keep the connections open, on which other ranks may be waiting for this one.
             traceback.clear_frames(error.__traceback__)
             faults = self._group.faults if self._group is not None else None
@@ -150,54 +138,29 @@ class DistributedCommunicator(Communicator):
 
 
 class GlooCommunicator(DistributedCommunicator):
-    """
-    Several processes on CPUs, with short messages through the first rank.
+    """Several processes on CPUs, with short messages over connections of their own if this package has formed the group."""
 
-    An update exchanges many short vectors, where latency is all that counts: two hops through the first rank beat the ring.
-    The first rank waits for all of them and adds them up in the order of the ranks, so the bits do not depend on which message
-    came first.
-    """
+    def gather_objects(self, value: T) -> list[T]:
+        """Pickle, and gather lengths and contents."""
+        pickled = th.frombuffer(bytearray(pickle.dumps(value)), dtype=th.uint8)
+        lengths = self.gather(th.tensor(len(pickled)))
+        padded = pickled.new_zeros(int(lengths.max()))
+        padded[: len(pickled)] = pickled
+        rows = zip(self.gather(padded), lengths.tolist(), strict=True)
+        return [pickle.loads(row[:length].numpy().tobytes()) for row, length in rows]
+
+    @property
+    def _mesh(self) -> Mesh | None:
+        return self._group.mesh if self._group is not None else None
 
     def _reduce(self, values: th.Tensor) -> None:
-        if values.numel() * values.element_size() > SHORT_MESSAGE:
+        if self._mesh is not None and self._mesh.suits(values):
+            values.copy_(self._mesh.sum(values))
+        else:
             super()._reduce(values)
-        else:
-            self.reduce_through_first_rank(values)
-
-    def reduce_through_first_rank(self, values: th.Tensor) -> None:
-        """
-        Add up over the ranks, in place, in the order of the ranks.
-
-        :param values: terms of this rank, then the sums
-        """
-        if self.is_first:
-            parts = values.new_empty(self.size, *values.shape)
-            self._receive_all(parts, values)
-            th.sum(parts, 0, out=values)
-            self._send_all(values)
-        else:
-            dist.send(values, 0)
-            dist.recv(values, 0)
 
     def _gather_into(self, stacked: th.Tensor, sent: th.Tensor) -> None:
-        if self.is_first:
-            self._receive_all(stacked, sent)
-            self._send_all(stacked)
+        if self._mesh is None:
+            super()._gather_into(stacked, sent)
         else:
-            dist.send(sent, 0)
-            dist.recv(stacked, 0)
-
-    def _receive_all(self, parts: th.Tensor, own: th.Tensor) -> None:
-        """Receive from all other ranks at the same time, each into its own row."""
-        parts[0] = own
-        _wait_for(dist.irecv(parts[rank], rank) for rank in range(1, self.size))
-
-    def _send_all(self, values: th.Tensor) -> None:
-        _wait_for(dist.isend(values, rank) for rank in range(1, self.size))
-
-
-def _wait_for(works: Iterable[Work | None]) -> None:
-    """Start everything before waiting for any of it."""
-    for work in [*works]:
-        assert work is not None, "a process outside the default group has no communicator"
-        work.wait()
+            stacked.copy_(self._mesh.gather(sent))

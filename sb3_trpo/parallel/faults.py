@@ -66,11 +66,11 @@ class FaultReports:
         return reports
 
 
-def lost_contact(error: RuntimeError, communicator: Communicator, reports: dict[int, str]) -> RanksPartedError:
+def lost_contact(error: Exception, communicator: Communicator, reports: dict[int, str]) -> RanksPartedError:
     """
     Explain why an exchange failed.
 
-    :param error: torch's, which knows only that a connection has ended or that time is up
+    :param error: torch's or the kernel's, which know only that a connection has ended or that time is up
     :param communicator: of the rank that noticed
     :param reports: reports of the ranks that have ended, by rank
     :return: what to raise

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from sb3_trpo.parallel.faults import FaultReports
-from sb3_trpo.parallel.keep_alive import Connections
+from sb3_trpo.parallel.transport.keep_alive import Connections
+from sb3_trpo.parallel.transport.meeting import open_mesh
+from sb3_trpo.parallel.transport.mesh import Mesh
 
 if TYPE_CHECKING:  # torch may be built without it
     from torch._C._distributed_c10d import Store
@@ -36,12 +38,14 @@ class ProcessGroup:
 
     :ivar faults: reports of ranks that have ended. Kept after :meth:`leave`: the first rank may hold the store, which others
         still read
+    :ivar mesh: for short messages; ``None`` if they go through the process group as well
     :ivar connections: its connections to other ranks and to the store
     :ivar is_open: whether the group has been formed and not left
     """
 
     def __init__(self) -> None:
         self.faults: FaultReports | None = None
+        self.mesh: Mesh | None = None
         self.connections = Connections()
         self.is_open = False
 
@@ -49,7 +53,7 @@ class ProcessGroup:
         """
         Form the group with the other processes of the launcher.
 
-        :param patience: how long an exchange waits for another rank; ``None`` for torch's default
+        :param patience: how long an exchange over gloo waits for another rank; ``None`` for NCCL, with torch's default
         :raises ValueError: if there is no launcher
         :raises RuntimeError: if this process has left it before, or a rank is missing
         """
@@ -70,6 +74,7 @@ class ProcessGroup:
             store, rank, size = next(rendezvous("env://"))
             own_store = PrefixStore(meet(store, rank, size), store)
             dist.init_process_group(store=own_store, rank=rank, world_size=size, timeout=patience)
+            self.mesh = open_mesh(rank, size, patience) if patience is not None else None
         self.faults, self.is_open = FaultReports(own_store, rank, size), True
         atexit.register(self.leave)
 
@@ -92,6 +97,8 @@ class ProcessGroup:
             if error is not None:
                 self.faults.write(error)
             self.is_open = False
+            if self.mesh is not None:
+                self.mesh.close()
             dist.destroy_process_group()
 
 

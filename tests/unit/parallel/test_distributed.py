@@ -8,8 +8,9 @@ import torch.distributed as dist
 from helpers.ranks import in_ranks
 
 from sb3_trpo.parallel.communicator import ALONE
-from sb3_trpo.parallel.distributed import SHORT_MESSAGE, DistributedCommunicator, GlooCommunicator, connect
+from sb3_trpo.parallel.distributed import DistributedCommunicator, GlooCommunicator, connect
 from sb3_trpo.parallel.launcher import PROCESS_GROUP, VARIABLES
+from sb3_trpo.parallel.transport.mesh import MOST_BYTES
 
 CPU = th.device("cpu")
 DTYPES = (th.float32, th.float64, th.float16, th.bfloat16, th.int64, th.int32, th.int8, th.uint8, th.bool)
@@ -68,8 +69,8 @@ def exchange(rank):
         "gather_objects": communicator.gather_objects({"rank": rank, "long": "x" * 1000 * rank}),
         "broadcast": all(a.equal(b) and a.dtype == b.dtype for a, b in zip(copied, tensors_of(0), strict=True)),
         "broadcast_object": communicator.broadcast_object([rank, None, "a"]),
-        "short": summed(communicator, SHORT_MESSAGE // 4 // communicator.size),
-        "long": summed(communicator, SHORT_MESSAGE // 4 + 1),
+        "short": summed(communicator, MOST_BYTES // 4 // communicator.size),
+        "long": summed(communicator, MOST_BYTES // 4 + 1),
         "again": connect(True, CPU).size,
     }
 
@@ -135,16 +136,17 @@ def test_a_process_group_that_the_script_has_made_is_used_and_never_left():
 def reductions_of_lengths(rank):
     """Count how often gloo's all-reduce is called for the longest short message, and for one that is longer."""
     communicator = connect(None, CPU)
+    n = MOST_BYTES // 4 // (communicator.size - 1)
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
         counts = []
-        for n in (SHORT_MESSAGE // 4, SHORT_MESSAGE // 4 + 1):
-            communicator.sum(th.zeros(n))
+        for length in (n, n + 1):
+            communicator.sum(th.zeros(length))
             counts.append(all_reduce.call_count)
     return counts
 
 
 @pytest.mark.parametrize("size", [2, 6])
-def test_short_messages_go_through_the_first_rank_and_long_ones_around_gloos_ring(size):
+def test_short_messages_go_through_the_mesh_and_long_ones_around_gloos_ring(size):
     assert in_ranks(size, reductions_of_lengths) == [[0, 1]] * size
 
 
@@ -156,7 +158,7 @@ def reduce_by_collectives(rank):
     return [th.allclose(one, other, atol=1e-6) for one, other in zip(*pairs, strict=True)], pairs[1][1].numpy().tobytes()
 
 
-def test_torchs_collectives_give_the_same_as_messages_through_the_first_rank():
+def test_torchs_collectives_give_the_same_as_messages_through_the_mesh():
     results = in_ranks(3, reduce_by_collectives)
     assert all(all(close) for close, _ in results)
     assert len({bits for _, bits in results}) == 1

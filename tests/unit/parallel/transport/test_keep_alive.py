@@ -10,9 +10,9 @@ from helpers.ranks import in_ranks
 
 from sb3_trpo import TRPO
 from sb3_trpo.checkpoint import ResumableCheckpoint
-from sb3_trpo.parallel import keep_alive
 from sb3_trpo.parallel.distributed import connect
-from sb3_trpo.parallel.keep_alive import Connections
+from sb3_trpo.parallel.transport import keep_alive
+from sb3_trpo.parallel.transport.keep_alive import Connections
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other options")
 NAMES = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
