@@ -1,14 +1,12 @@
 """
-What ranks cost and gain: weak scaling on HalfCheetah-v5, collectives, and updates with their messages counted.
+What ranks cost and gain: weak scaling on HalfCheetah-v5, with messages counted, and two ways of summing vectors.
 
-``python -m benchmarks.scaling.run`` starts the ranks through torchrun. ``python -m benchmarks.report`` then fits the cost
-model and writes the tables.
+``python -m benchmarks.scaling.run`` starts the ranks through torchrun.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,24 +27,16 @@ from benchmarks.common.environment import RESULTS, ROOT, environment
 from benchmarks.scaling import collectives
 from sb3_trpo import TRPO
 from sb3_trpo.parallel.distributed import GlooCommunicator, connect
-from sb3_trpo.update.flat_adam import FlatAdam
+from sb3_trpo.parallel.transport.mesh import Mesh
 
 TASK = "HalfCheetah-v5"
 CPU = th.device("cpu")
 ROUNDS = 5
 WEAK = ((2048, 128), (2048, 256), (2048, 512), (2048, 1024), (8192, 512), (8192, 1024))
 """Steps per rollout and transitions per minibatch of the critic, both per rank; the first pair is the default."""
-WORLDS = (2, 3, 4)
-UPDATES: dict[str, dict[str, Any]] = {
-    "64x64": {"width": 64, "n_steps": 2048, "n_critic_updates": 10, "cg_max_steps": 15, "batch_size": 128},
-    "64x64, critic alone": {"width": 64, "n_steps": 2048, "n_critic_updates": 20, "cg_max_steps": 1, "batch_size": 128},
-    "64x64, large minibatches": {"width": 64, "n_steps": 2048, "n_critic_updates": 10, "cg_max_steps": 15, "batch_size": 1024},
-    "256x256": {"width": 256, "n_steps": 2048, "n_critic_updates": 4, "cg_max_steps": 10, "batch_size": 128},
-    "512x512": {"width": 512, "n_steps": 1024, "n_critic_updates": 2, "cg_max_steps": 6, "batch_size": 128},
-    "2240x2240": {"width": 2240, "n_steps": 128, "n_critic_updates": 1, "cg_max_steps": 3, "batch_size": 64},
-}
-"""Networks of 5k to 5M parameters, with settings per rank that keep the large ones short."""
-COUNTED = ("send", "isend", "broadcast", "all_gather", "all_reduce")
+PARTS = {"_improve_policy": "policy step", "_fit_critic": "critic"}
+"""Methods of TRPO whose messages are counted by themselves."""
+REST = "rollout and checks"
 
 
 def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
@@ -68,42 +58,35 @@ def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
     return model
 
 
-def ready_to_update(model: TRPO) -> Callable[[], None]:
-    """
-    Collect a rollout, and make a job that updates the model on it.
-
-    :param model: this rank's model
-    :return: the job; it does the same update each time
-    """
-    _, callback = model._setup_learn(1, None)
-    buffer = model.rollout_buffer
-    assert model.collect_rollouts(model.env, callback, buffer, buffer.buffer_size)
-    state = copy.deepcopy((model.policy.state_dict(), model.policy.optimizer.state_dict()))
-
-    def update() -> None:
-        model.policy.load_state_dict(state[0])
-        model.policy.optimizer.load_state_dict(state[1])
-        model.train()
-
-    return update
-
-
 @contextmanager
-def counting() -> Iterator[Counter[str]]:
-    """Count messages, and the bytes that this rank contributes to them."""
-    counter: Counter[str] = Counter()
+def counting() -> Iterator[Counter[tuple[str, int]]]:
+    """Count messages by the part of an iteration and by the bytes that each rank contributes."""
+    counter: Counter[tuple[str, int]] = Counter()
+    part = REST
 
-    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(function: Callable[..., Any], values_at: int) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            sent = args[1] if isinstance(args[0], list) else args[0]
-            counter["messages"] += 1
-            counter["bytes"] += sent.numel() * sent.element_size()
-            counter[function.__name__] += 1
+            counter[part, args[values_at].nbytes] += 1
             return function(*args, **kwargs)
 
         return call
 
-    with mock.patch.multiple(dist, **{name: counted(getattr(dist, name)) for name in COUNTED}):
+    def named(method: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal part
+            part = name
+            try:
+                return method(*args, **kwargs)
+            finally:
+                part = REST
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name, values_at in ((Mesh, "sum", 1), (Mesh, "gather", 1), (dist, "all_reduce", 0), (dist, "broadcast", 0)):
+            stack.enter_context(mock.patch.object(owner, name, counted(getattr(owner, name), values_at)))
+        for name, label in PARTS.items():
+            stack.enter_context(mock.patch.object(TRPO, name, named(getattr(TRPO, name), label)))
         yield counter
 
 
@@ -120,56 +103,6 @@ def timed(job: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure_updates(communicator: GlooCommunicator) -> dict[str, Any]:
-    """Time updates of one rank while the others wait, and of all ranks; count the messages of the latter."""
-    found: dict[str, Any] = {}
-    for name, settings in UPDATES.items():
-        together = make(communicator.size, **settings)
-        update = ready_to_update(together)
-        with counting() as counter:
-            update()
-        log = together.logger.name_to_value
-        times = [timed(update) for _ in range(5)]
-        n_policy = sum(each.numel() for part, each in together.policy.named_parameters() if "value" not in part)
-        n_critic = sum(each.numel() for part, each in together.policy.named_parameters() if "value" in part)
-        found[name] = {
-            **settings,
-            "n_policy": n_policy,
-            "n_critic": n_critic,
-            "cg_iterations": log["train/cg_iterations"],
-            "line_search_steps": log["train/line_search_steps"],
-            **counter,
-            "seconds": times,
-        }
-        if communicator.size == WORLDS[0]:
-            found[name]["alone"] = measure_alone(communicator, settings)
-    return found
-
-
-def measure_alone(communicator: GlooCommunicator, settings: dict[str, Any]) -> list[float]:
-    """Time updates of the first rank while the others wait."""
-    update = ready_to_update(make(1, **settings)) if communicator.is_first else int
-    update()
-    return [timed(update) for _ in range(5)]
-
-
-def critic_unbucketed(communicator: GlooCommunicator, model: TRPO) -> Callable[[], None]:
-    """Make an update that reduces the critic's gradient tensor by tensor."""
-    update, step = ready_to_update(model), FlatAdam.step
-    sizes = [each.numel() for part, each in model.policy.named_parameters() if "value" in part]
-
-    def stepped(adam: FlatAdam) -> None:
-        for part in adam.g.split(sizes)[1:]:  # the first has been reduced already
-            communicator.mean(part, 1.0)
-        step(adam)
-
-    def job() -> None:
-        with mock.patch.object(FlatAdam, "step", stepped):
-            update()
-
-    return job
-
-
 def measure_weak(communicator: GlooCommunicator) -> dict[str, Any]:
     """Time learn() in turn: one rank while the other waits, two runs at the same time, and two ranks of one run."""
     found: dict[str, Any] = {}
@@ -179,22 +112,25 @@ def measure_weak(communicator: GlooCommunicator) -> dict[str, Any]:
         models["together"] = make(communicator.size, n_steps=n_steps, batch_size=batch_size)
         times: dict[str, list[float]] = {name: [] for name in models}
         n_iterations = max(1, 4096 // n_steps)
+        for each in models.values():
+            _learn(each, 1)
+        counter = messages_of_an_iteration(models["together"])
+        for _ in range(ROUNDS):
+            for name, model in models.items():
+                times[name].append(timed(lambda model=model, n=n_iterations: _learn(model, n)) / n_iterations)
+        messages = [{"part": part, "bytes": size, "number": number} for (part, size), number in sorted(counter.items())]
+        found[f"{n_steps} steps, minibatches of {batch_size}"] = {"seconds": times, "messages": messages}
+    return {"learn()": found}
+
+
+def messages_of_an_iteration(model: TRPO) -> Counter[tuple[str, int]]:
+    """Count the messages of an iteration, without those with which learn() begins and ends."""
+    counters = []
+    for n_iterations in (1, 2):
         with counting() as counter:
-            for each in models.values():
-                _learn(each, 1)
-            counter.clear()
-            for _ in range(ROUNDS):
-                for name, model in models.items():
-                    times[name].append(timed(lambda model=model, n=n_iterations: _learn(model, n)) / n_iterations)
-        per_iteration = {key: count / (ROUNDS * n_iterations) for key, count in counter.items()}
-        found[f"{n_steps} steps, minibatches of {batch_size}"] = {"seconds": times, "per iteration": per_iteration}
-    model = make(communicator.size)
-    bucketed, unbucketed = ready_to_update(model), critic_unbucketed(communicator, make(communicator.size))
-    updates: dict[str, list[float]] = {"one vector": [], "a message per tensor": []}
-    for _ in range(ROUNDS):
-        updates["one vector"].append(timed(bucketed))
-        updates["a message per tensor"].append(timed(unbucketed))
-    return {"learn()": found, "update, buckets": updates}
+            _learn(model, n_iterations)
+        counters.append(counter)
+    return counters[1] - counters[0]
 
 
 def _learn(model: TRPO | None, iterations: int) -> None:
@@ -206,7 +142,6 @@ def _learn(model: TRPO | None, iterations: int) -> None:
 
 JOBS: dict[str, Callable[[GlooCommunicator], dict[str, Any]]] = {
     "collectives": collectives.measure_collectives,
-    "updates": measure_updates,
     "weak": measure_weak,
 }
 
@@ -258,7 +193,7 @@ def main() -> None:
     path = RESULTS / "scaling.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for part in args.part:
-        worlds = {"weak": WORLDS[:1], "collectives": collectives.WORLDS}.get(part, WORLDS)
+        worlds = (2,) if part == "weak" else collectives.WORLDS
         found = {str(n_ranks): launch(part, n_ranks) for n_ranks in worlds}
         results[part] = {"environment": environment(), "ranks": found}
         path.write_text(json.dumps(results, indent=1) + "\n")
