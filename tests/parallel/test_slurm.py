@@ -101,7 +101,9 @@ def test_a_job_that_is_stopped_before_its_time_limit_asks_to_be_requeued_and_the
     in_ranks(2, run_undisturbed, tmp_path / "undisturbed")
     (expected,) = {each["parameters"] for each in reports(tmp_path / "undisturbed")}
     first = cluster.start()
-    assert bench.within(bench.LIMIT, (tmp_path / fault_run.REACHED).exists), (tmp_path / "output.txt").read_text()
+    reached = tmp_path / fault_run.REACHED
+    bench.within(bench.LIMIT, lambda: reached.exists() or first.poll() is not None)
+    assert reached.exists(), (tmp_path / "output.txt").read_text()
     cluster.signal_steps(signal.SIGTERM)
     (tmp_path / fault_run.GO_ON).write_text("")
     assert first.wait(bench.LIMIT) == 1
