@@ -46,7 +46,7 @@ def test_links_inside_the_repository_lead_somewhere(page):
 
 @each_page
 def test_files_that_a_page_includes_exist(page):
-    for file in re.findall(r"^```{include} (\S+)$", page.read_text(), re.MULTILINE):
+    for file in re.findall(r"^```{(?:literal)?include} (\S+)$", page.read_text(), re.MULTILINE):
         assert (page.parent / file).exists(), file
 
 
