@@ -27,7 +27,7 @@ from benchmarks.peers.tables import tables as peers_tables
 from benchmarks.pictures import HEADLINE, draw_headline, draw_hybrid, draw_speed, draw_trust_region
 from benchmarks.reuse.tables import tables as reuse_tables
 from benchmarks.scaling.fault_tables import fault_tables
-from benchmarks.scaling.tables import tables as scaling_tables
+from benchmarks.scaling.tables import latency_tables, tables as scaling_tables
 from benchmarks.speed.tables import tables as speed_tables
 from benchmarks.state_kl.tables import draw_state_kl, tables as state_kl_tables
 from benchmarks.trust_region.tables import tables as trust_region_tables
@@ -41,6 +41,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, str]]] = {
     "peers": peers_tables,
     "memory": memory_tables,
     "scaling": scaling_tables,
+    "latency": latency_tables,
     "faults": fault_tables,
     "checkpoint": checkpoint_tables,
     "variants": variants_tables,

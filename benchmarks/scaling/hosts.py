@@ -130,10 +130,12 @@ class Wire(NamedTuple):
 
     :param delay: seconds that a packet takes from one host to another
     :param loss: share of the packets that are lost
+    :param packet: most bytes of a packet
     """
 
     delay: float = 0.0
     loss: float = 0.0
+    packet: int = 1500
 
 
 SWITCH = Wire()
@@ -203,6 +205,7 @@ def _joined_by_switch(members: Sequence[Host], switch: str) -> Iterator[None]:
 def _joined_by(wire: Wire, members: Sequence[Host]) -> Iterator[None]:
     """Join hosts by a program that passes their packets on."""
     command = [sys.executable, str(Path(__file__).with_name("wire.py")), "--delay", str(wire.delay), "--loss", str(wire.loss)]
+    command += ["--packet", str(wire.packet)]
     addresses = [f"{host.name}={host.address}" for host in members]
     with subprocess.Popen([*command, *addresses], stdout=subprocess.PIPE) as relay:
         try:

@@ -1,13 +1,15 @@
 """
-The tables of ``results/scaling.json``.
+The tables of ``results/scaling.json`` and ``results/latency.json``.
 
-    python -m benchmarks.scaling.tables --latency 50e-6 --per-rank 5e-6 --bandwidth 1e9    # predictions for another network
+    python -m benchmarks.scaling.tables --latency 50e-6 --bandwidth 1e10    # predictions for another network
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,22 @@ import numpy as np
 from benchmarks.common.environment import RESULTS
 from benchmarks.common.tables import table
 from benchmarks.scaling.collectives import collectives_table
-from benchmarks.scaling.model import Model, Update
+from benchmarks.scaling.model import Cost, Measured, fitted
 
-CORES = 2
-"""Of the machine that measured, if the results do not say."""
-PREDICTED = (1, 8, 64, 1024)
-WIDTHS = {"5k": 64, "50k": 210, "500k": 690, "5M": 2210}
-"""Units of each of the two hidden layers, by the approximate number of parameters on HalfCheetah-v5."""
-EFFICIENCY = 0.85
-"""The least efficiency of two ranks that we aim for."""
-
-
-def model_of(raw: dict[str, Any]) -> Model:
-    """
-    Fit the cost model.
-
-    :param raw: contents of ``scaling.json``
-    :return: the model
-    """
-    return Model(raw, raw["updates"]["environment"].get("cores", CORES))
+PREDICTED = (2, 8, 64, 1024)
+"""Numbers of ranks."""
+LATENCIES = (0.05e-3, 0.2e-3, 1e-3)
+"""Seconds from one host to another; the second is that of the target."""
+BANDWIDTH = 1.25e9
+"""Bytes per second of a network of 10 Gbit/s."""
+EFFICIENCY = 0.9
+"""What two ranks of a run should reach of two runs side by side."""
+LEAST = 0.7
+"""The efficiency of 64 ranks at 0.2 ms that we aim for."""
+FITTED_TO = ((2, 4), 0.2e-3)
+"""Numbers of hosts and latency whose times of single vectors the check is fitted to."""
+SHORT = 120_000
+"""Bytes up to which vectors count for the work that each other rank is: longer ones are copied more slowly."""
 
 
 def tables(raw: dict[str, Any]) -> dict[str, str]:
@@ -43,156 +42,158 @@ def tables(raw: dict[str, Any]) -> dict[str, str]:
     :param raw: contents of ``scaling.json``
     :return: Markdown by name
     """
-    model = model_of(raw)
+    cost = cost_of_a_network(raw, BANDWIDTH)
     return {
         "scaling_weak": weak_table(raw),
-        "scaling_messages": messages_text(raw),
+        "scaling_messages": messages_table(raw),
         "scaling_collectives": collectives_table(raw),
-        "scaling_model": model_text(raw, model),
-        "scaling_fit": fit_table(raw, model),
-        "scaling_predictions": prediction_table(model),
+        "scaling_model": f"$w$ = {cost.wake * 1e6:.0f} µs, $o$ = {cost.other * 1e6:.0f} µs.",
+        "scaling_predictions": prediction_table(raw, cost),
     }
+
+
+def cases(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return times and messages of an iteration by the name of the case."""
+    found: dict[str, Any] = raw["weak"]["ranks"]["2"]["learn()"]
+    return found
 
 
 def weak_table(raw: dict[str, Any]) -> str:
     """
-    Tabulate efficiencies: seconds of one rank alone over those of two.
+    Tabulate efficiencies of two ranks: the time of two runs side by side, or of one alone, over theirs.
 
     :param raw: contents of ``scaling.json``
     :return: Markdown
     """
     rows = []
-    for name, case in raw["weak"]["ranks"]["2"]["learn()"].items():
+    for name, case in cases(raw).items():
         times = {key: np.array(value) for key, value in case["seconds"].items()}
-        ratios = times["alone"] / times["together"]
-        efficiency, ceiling = np.median(ratios), np.median(times["alone"] / times["side by side"])
-        counted = case["per iteration"]
+        of_side_by_side, of_alone = (times[key] / times["together"] for key in ("side by side", "alone"))
+        efficiency = float(np.median(of_side_by_side))
         rows.append(
             [
                 name,
-                f"{efficiency:.2f} ({ratios.min():.2f} to {ratios.max():.2f})",
+                f"{efficiency:.2f} ({of_side_by_side.min():.2f} to {of_side_by_side.max():.2f})",
                 "met" if efficiency >= EFFICIENCY else "missed",
-                f"{ceiling:.2f}",
+                f"{np.median(of_alone):.2f}",
                 f"{np.median(times['alone']):.2f}",
-                f"{counted['messages']:.0f}",
-                f"{counted['bytes'] / 2**20:.1f}",
             ]
         )
-    head = ("per rank", "efficiency of 2 ranks", f"target: {EFFICIENCY}", "of 2 runs side by side")
-    return table((*head, "seconds per iteration, alone", "messages", "MiB"), rows)
+    head = ("per rank", "two runs side by side / two ranks", f"target: {EFFICIENCY}", "one rank alone / two ranks")
+    return table((*head, "seconds per iteration, alone"), rows)
 
 
-def messages_text(raw: dict[str, Any]) -> str:
+def messages_table(raw: dict[str, Any]) -> str:
     """
-    Describe what it gains to reduce a gradient as one vector.
+    Tabulate messages of an iteration, and KiB that a rank contributes to them, by part.
 
     :param raw: contents of ``scaling.json``
-    :return: a sentence
+    :return: Markdown
     """
-    buckets = {name: np.median(times) for name, times in raw["weak"]["ranks"]["2"]["update, buckets"].items()}
-    return (
-        f"An update of two ranks takes {buckets['one vector']:.3f} s if the critic's gradient is reduced as one vector, "
-        f"and {buckets['a message per tensor']:.3f} s with a message for each tensor."
-    )
+    parts = ("policy step", "critic", "rollout and checks")
+    rows = []
+    for name, case in cases(raw).items():
+        number, size = Counter[str](), Counter[str]()
+        for each in case["messages"]:
+            number[each["part"]] += each["number"]
+            size[each["part"]] += each["number"] * each["bytes"]
+        rows.append([name, *(f"{number[part]} ({size[part] / 1024:.0f})" for part in parts), f"{number.total()}"])
+    return table(("per rank", *parts, "together"), rows)
 
 
-def model_text(raw: dict[str, Any], model: Model) -> str:
+def cost_of_a_network(raw: dict[str, Any], bandwidth: float) -> Cost:
     """
-    Describe the fitted model.
+    Take what the mesh costs a rank on this machine, with another network.
+
+    More than two ranks that share two cores make wall times too long, so what each other rank costs is taken from CPU times.
 
     :param raw: contents of ``scaling.json``
-    :param model: the model
-    :return: two sentences
+    :param bandwidth: bytes per second
+    :return: the costs
     """
-    f, h, c, s, alpha, per_rank, beta = model.coefficients
-    ratios = [predicted / measured for _, cells in compared(raw, model) for measured, predicted in cells]
-    return (
-        f"$f$ = {f * 1e3:.2f} ms, $h$ = {h * 1e9:.0f} ns, $c$ = {c * 1e12:.1f} ps, $s$ = {s * 1e6:.0f} µs, "
-        f"$\\alpha(2)$ = {alpha * 1e6:.0f} µs and {per_rank * 1e6:.0f} µs more for each further rank, "
-        f"$1 / \\beta$ = {1e-6 / beta:.0f} MB/s. "
-        f"The ratios of predicted and measured times go from {min(ratios):.2f} to {max(ratios):.2f}."
-    )
-
-
-def compared(raw: dict[str, Any], model: Model) -> list[tuple[str, list[tuple[float, float]]]]:
-    """
-    Compare update times on the machine that measured.
-
-    :param raw: contents of ``scaling.json``
-    :param model: the model
-    :return: for each case its name, and the measured and the predicted seconds for each number of ranks
-    """
-    of_updates = raw["updates"]["ranks"]
-    return [
-        (
-            name,
-            [
-                (float(np.median(cases[name]["seconds"])), sum(model.seconds(Update(cases[name]), int(n_ranks), crowded=True)))
-                for n_ranks, cases in of_updates.items()
-            ],
-        )
-        for name in of_updates["2"]
+    of_mesh = [
+        (int(n_ranks) - 1, {key: float(np.median(of["mesh"][key])) for key in ("wall", "cpu")})
+        for n_ranks, lengths in raw["collectives"]["ranks"].items()
+        for length, of in lengths.items()
+        if 4 * int(length) <= SHORT
     ]
+    others, cpu = zip(*((n_others, of["cpu"]) for n_others, of in of_mesh), strict=True)
+    other = float(np.polyfit(others, cpu, 1)[0])
+    wall = float(np.median([of["wall"] for n_others, of in of_mesh if n_others == 1]))
+    return Cost(wall - other, other, 1.0 / bandwidth)
 
 
-def fit_table(raw: dict[str, Any], model: Model) -> str:
+def prediction_table(raw: dict[str, Any], cost: Cost, latencies: Sequence[float] = LATENCIES) -> str:
     """
-    Tabulate measured and predicted update times, and the messages of two ranks.
+    Tabulate predicted efficiencies of weak scaling: the time of an iteration of one rank over that with its messages.
 
     :param raw: contents of ``scaling.json``
-    :param model: the model
-    :return: Markdown
-    """
-    of_updates = raw["updates"]["ranks"]
-    rows = []
-    for name, cells in compared(raw, model):
-        counted = of_updates["2"][name]
-        shown = (f"{measured:.2f}, {predicted:.2f} ({predicted / measured:.2f})" for measured, predicted in cells)
-        rows.append([name, f"{counted['messages']}", f"{counted['bytes'] / 2**20:.1f}", *shown])
-    return table(("hidden units", "messages", "MiB", *(f"{n_ranks} ranks" for n_ranks in of_updates)), rows)
-
-
-def shapes(width: int) -> tuple[float, float]:
-    """
-    Count the parameters of policy and critic, for 17 observations and 6 actions.
-
-    :param width: units of each of the two hidden layers
-    :return: both numbers
-    """
-    trunk = 17 * width + width * width + 2 * width
-    return trunk + 7.0 * width + 12.0, trunk + width + 1.0
-
-
-def prediction_table(model: Model) -> str:
-    """
-    Tabulate predicted update times, for 2,048 transitions per rank, 10 critic passes and otherwise the default settings.
-
-    :param model: the model
+    :param cost: of a message
+    :param latencies: of the network
     :return: Markdown
     """
     rows = []
-    for label, width in WIDTHS.items():
-        n_policy, n_critic = shapes(width)
-        case = {"n_policy": n_policy, "n_critic": n_critic, "n_steps": 2048, "cg_iterations": 15, "line_search_steps": 1}
-        for batch_size in (128, 1024):
-            update = Update({**case, "n_critic_updates": 10, "batch_size": batch_size})
-            predicted = [model.seconds(update, n_ranks) for n_ranks in PREDICTED]
-            rows.append([label, f"{batch_size:,}", *(f"{sum(each):.2f} ({each[1] / sum(each):.0%})" for each in predicted)])
-    return table(("parameters", "minibatch of a rank", "1 rank", *(f"{n_ranks:,} ranks" for n_ranks in PREDICTED[1:])), rows)
+    for name, case in cases(raw).items():
+        alone = float(np.median(case["seconds"]["alone"]))
+        for latency in latencies:
+            messages = [cost.of_all(case["messages"], n_ranks, latency) for n_ranks in PREDICTED]
+            cells = (f"{alone / (alone + each):.2f} ({1e3 * each:.0f} ms)" for each in messages)
+            rows.append([name, f"{1e3 * latency:g} ms", *cells])
+    return table(("per rank", "latency", *(f"{n_ranks:,} ranks" for n_ranks in PREDICTED)), rows)
+
+
+def latency_tables(raw: dict[str, Any]) -> dict[str, str]:
+    """
+    Compare predicted and measured times of the messages of an iteration between hosts.
+
+    :param raw: contents of ``latency.json``
+    :return: Markdown by name
+    """
+    cost = fitted([each for each in vectors(raw) if each[0] in FITTED_TO[0] and each[2] == FITTED_TO[1]])
+    rows, errors = [], []
+    for (n_hosts, latency), times in iterations(raw).items():
+        cells = []
+        for name, seconds in times.items():
+            predicted = cost.of_all(raw["messages"][name], n_hosts, latency)
+            errors.append(predicted / seconds - 1)
+            cells.append(f"{1e3 * seconds:.0f}, {1e3 * predicted:.0f} ({errors[-1]:+.0%})")
+        rows.append([f"{n_hosts}", f"{1e3 * latency:g} ms", *cells])
+    within = sum(abs(each) <= 0.2 for each in errors)
+    text = (
+        f"$w$ = {cost.wake * 1e6:.0f} µs, $o$ = {cost.other * 1e6:.0f} µs, $1 / B$ = {cost.per_byte * 1e9:.2f} ns per byte. "
+        f"The error is at most 20% in {within} of {len(errors)} cases, its median is {np.median(np.abs(errors)):.0%}, "
+        f"the largest {np.max(np.abs(errors)):.0%}."
+    )
+    return {"latency": table(("hosts", "latency", *raw["messages"]), rows), "latency_fit": text}
+
+
+def vectors(raw: dict[str, Any]) -> list[Measured]:
+    """Return the times of single vectors: of all passes, the lower quartile, since other programs only lengthen them."""
+    found: dict[tuple[int, int, float], list[float]] = {}
+    for each in raw["measured"]:
+        for size, seconds in each["vectors"].items():
+            found.setdefault((each["hosts"], int(size), each["delay"]), []).extend(seconds)
+    return [(*key, float(np.quantile(seconds, 0.25))) for key, seconds in found.items()]
+
+
+def iterations(raw: dict[str, Any]) -> Mapping[tuple[int, float], dict[str, float]]:
+    """Return the times of the messages of an iteration, taken like those of vectors, by hosts and latency, then case."""
+    found: dict[tuple[int, float], dict[str, list[float]]] = {}
+    for each in sorted(raw["measured"], key=lambda each: (each["hosts"], each["delay"])):
+        of_pair = found.setdefault((each["hosts"], each["delay"]), {})
+        for name, seconds in each["iterations"].items():
+            of_pair.setdefault(name, []).extend(seconds)
+    return {pair: {name: float(np.quantile(seconds, 0.25)) for name, seconds in of.items()} for pair, of in found.items()}
 
 
 def main() -> None:
     """Print predictions for another network."""
-    parser = argparse.ArgumentParser(description="Predict the time of an update on many ranks with another network.")
-    parser.add_argument("--latency", type=float, help="seconds of a short message there and back, instead of the fitted one")
-    parser.add_argument("--per-rank", type=float, help="seconds more for each rank beyond two, instead of the fitted ones")
-    parser.add_argument("--bandwidth", type=float, help="bytes per second, instead of the fitted one")
+    parser = argparse.ArgumentParser(description="Predict the efficiency of many ranks with another network.")
+    parser.add_argument("--latency", type=float, default=LATENCIES[1], help="seconds from one host to another")
+    parser.add_argument("--bandwidth", type=float, default=BANDWIDTH, help="bytes per second")
     args = parser.parse_args()
-    model = model_of(json.loads((RESULTS / "scaling.json").read_text()))
-    beta = None if args.bandwidth is None else 1.0 / args.bandwidth
-    for index, given in ((4, args.latency), (5, args.per_rank), (6, beta)):
-        model.coefficients[index] = model.coefficients[index] if given is None else given
-    print(prediction_table(model))
+    raw = json.loads((RESULTS / "scaling.json").read_text())
+    print(prediction_table(raw, cost_of_a_network(raw, args.bandwidth), [args.latency]))
 
 
 if __name__ == "__main__":

@@ -27,17 +27,19 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 """How Linux is asked for an interface whose packets a program reads and writes, without a header of its own."""
 CLONE_NEWNET = 0x40000000
 INTERFACE = "eth0"
-MTU = 1500
+LONGEST = 65_535
+"""Most bytes of any IPv4 packet."""
 DESTINATION = slice(16, 20)
 """Bytes of an IPv4 packet that hold the address it is for."""
 
 
-def open_interface(namespace: str, address: str) -> int:
+def open_interface(namespace: str, address: str, longest: int) -> int:
     """
     Make an interface in a namespace.
 
     :param namespace: name of the network namespace
     :param address: its IPv4 address
+    :param longest: most bytes of a packet
     :return: a descriptor: reading gives a packet that the namespace sends, writing delivers one to it
     """
     with open(f"/run/netns/{namespace}", "rb") as there, open("/proc/self/ns/net", "rb") as here:
@@ -47,7 +49,7 @@ def open_interface(namespace: str, address: str) -> int:
         _enter(here.fileno())
     for arguments in (
         ("address", "add", f"{address}/24", "dev", INTERFACE),
-        ("link", "set", INTERFACE, "mtu", f"{MTU}", "up"),
+        ("link", "set", INTERFACE, "mtu", f"{longest}", "up"),
     ):
         subprocess.run(["ip", "-n", namespace, *arguments], check=True)
     return descriptor
@@ -73,7 +75,7 @@ def relay(interfaces: Mapping[bytes, int], delay: float, loss: float) -> None:
         readable, _, _ = select.select([*interfaces.values()], [], [], pause)
         now = time.monotonic()
         for each in readable:
-            packet = os.read(each, MTU)
+            packet = os.read(each, LONGEST)
             receiver = interfaces.get(packet[DESTINATION])
             if receiver is not None and draw.random() >= loss:
                 count += 1  # packets with the same time leave in the order in which they came
@@ -89,9 +91,10 @@ def main() -> None:
     parser.add_argument("hosts", nargs="+", help="NAMESPACE=ADDRESS")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds from one host to another")
     parser.add_argument("--loss", type=float, default=0.0, help="share of packets that are lost")
+    parser.add_argument("--packet", type=int, default=1500, help="most bytes of a packet")
     args = parser.parse_args()
     pairs = [each.split("=") for each in args.hosts]
-    interfaces = {socket.inet_aton(address): open_interface(name, address) for name, address in pairs}
+    interfaces = {socket.inet_aton(address): open_interface(name, address, args.packet) for name, address in pairs}
     print("ready", flush=True)
     relay(interfaces, args.delay, args.loss)
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from sb3_trpo.parallel.communicator import ALONE, Communicator
 from sb3_trpo.parallel.faults import lost_contact
 from sb3_trpo.parallel.launcher import PROCESS_GROUP, ProcessGroup
-from sb3_trpo.parallel.transport.mesh import Mesh
+from sb3_trpo.parallel.transport.mesh import MOST_BYTES, Mesh
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ class GlooCommunicator(DistributedCommunicator):
         return self._group.mesh if self._group is not None else None
 
     def _reduce(self, values: th.Tensor) -> None:
-        if self._mesh is not None and self._mesh.suits(values):
+        if self._mesh is not None and values.nbytes <= MOST_BYTES:
             values.copy_(self._mesh.sum(values))
         else:
             super()._reduce(values)

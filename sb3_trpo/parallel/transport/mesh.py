@@ -3,7 +3,7 @@ Short messages between ranks on CPUs, over TCP connections of their own.
 
 An update exchanges tens to hundreds of short vectors, and each rank needs the sum before it can go on, so latency is all that
 counts. gloo hands each message over between threads, and a message waits until its receiver has announced that it is ready:
-on two cores, two ranks sum a short vector in 0.6 to 1.3 ms. Over a connection of their own it takes 0.15 ms
+on two cores, two ranks sum a short vector in 1.7 ms. Over a connection of their own it takes 0.15 ms
 (``benchmarks/scaling/collectives.py``).
 
 The number of ranks is split into factors of at most ``LARGEST_GROUP``, and there is a round for each of them. In a round, a
@@ -31,10 +31,10 @@ each, seven more members cost about as much as one more round at 0.2 ms.
 """
 MOST_BYTES = 2**20
 """
-Bytes up to which a rank receives a vector from all of its partners; longer ones go around gloo's ring.
+Bytes of a vector up to which it goes through the mesh; longer ones go around gloo's ring.
 
-The ring sends fewer bytes, but waits ``2 (P - 1)`` times. On two cores, the mesh is quicker up to 8 MB for two ranks, and from
-between 1.2 and 12 MB on the ring is for four. On a slower network, bytes matter more.
+The ring sends each rank fewer bytes, but waits ``2 (P - 1)`` times. On two cores, with two to eight ranks, the mesh is
+quicker for 1.2 MB, and the ring for 4 MB (``benchmarks/scaling/collectives.py``).
 """
 
 
@@ -94,10 +94,6 @@ class Mesh:
             link.settimeout(None)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(patience.total_seconds()), 0))
-
-    def suits(self, values: th.Tensor) -> bool:
-        """Return whether a vector is short enough."""
-        return values.nbytes * len(self._links) <= MOST_BYTES
 
     def sum(self, values: th.Tensor) -> th.Tensor:
         """

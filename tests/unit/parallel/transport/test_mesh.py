@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from hypothesis import given, strategies as st
 
-from sb3_trpo.parallel.transport.mesh import LARGEST_GROUP, MOST_BYTES, Mesh, factors, rounds
+from sb3_trpo.parallel.transport.mesh import LARGEST_GROUP, Mesh, factors, rounds
 
 PATIENCE = timedelta(seconds=20)
 DTYPES = (th.float32, th.float64, th.float16, th.bfloat16, th.int64, th.int32, th.uint8, th.bool)
@@ -140,9 +140,3 @@ def test_a_rank_that_has_left_is_noticed():
 def test_a_rank_that_hangs_is_not_waited_for_beyond_patience():
     with meshes(2, timedelta(seconds=1)) as made, pytest.raises(OSError, match="temporarily unavailable"):
         made[0].sum(th.zeros(3))
-
-
-def test_long_vectors_are_left_to_others():
-    with meshes(3) as made:
-        assert made[0].suits(th.zeros(MOST_BYTES // 8))
-        assert not made[0].suits(th.zeros(MOST_BYTES // 8 + 1))
