@@ -9,7 +9,6 @@ from benchmarks.common.environment import RESULTS
 from benchmarks.common.pictures import Figure
 from benchmarks.learning import study
 from benchmarks.memory.tables import tables as memory_tables
-from benchmarks.scaling import tables as scaling
 
 
 def test_committed_tables_are_those_of_the_raw_results():
@@ -39,13 +38,6 @@ def test_sizes_that_were_not_run_are_estimated_by_the_trend_of_the_largest():
     raw = {"results": [{"package": of, "frames": n, "peak_above_rollout_mib": mib} for (of, n), mib in peaks.items()]}
     raw["results"] += [{"package": "sb3_trpo", "frames": n, "peak_above_rollout_mib": 99.0} for n in (512, 1024, 2048)]
     assert memory_tables(raw)["memory"].splitlines()[-1] == "| 8,192 | 100 | not run: about 8 GiB by the trend |"
-
-
-def test_predictions_for_another_network_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tables", "--latency", "0", "--per-rank", "0", "--bandwidth", "1e15"])
-    scaling.main()
-    rows = capsys.readouterr().out.splitlines()[2:]
-    assert all(cell.endswith("(0%)") for row in rows for cell in row.strip("| ").split(" | ")[2:])
 
 
 @pytest.fixture
