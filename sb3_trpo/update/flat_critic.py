@@ -233,10 +233,10 @@ def fit_by_adam(
                 if max_grad_norm:
                     adam.g.mul_((max_grad_norm / (adam.g.norm() + 1e-6)).clamp(max=1.0))  # 1e-6 as in torch's clipping
                 adam.step()
+    loss = mean_loss(_totals(errors, weights), sizes, communicator) if errors else None  # the last exchange, which may fail
     sound = adam.is_finite()
     if sound and errors:
         adam.commit()
-    loss = mean_loss(_totals(errors, weights), sizes, communicator) if errors else None
     return CriticFit(FitOutcome.FITTED if sound else FitOutcome.DIVERGED, loss, is_fast=True)
 
 

@@ -21,6 +21,8 @@ from sb3_trpo import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_trpo.networks.plain_network import read_networks
 from sb3_trpo.networks.prepared.array_runner import ArrayRunner
 from sb3_trpo.networks.prepared.preallocated import AllocatingRunner, PreallocatedRunner
+from sb3_trpo.parallel.communicator import Communicator
+from sb3_trpo.parallel.faults import RanksPartedError
 from sb3_trpo.rollouts.batch import RolloutBatch
 from sb3_trpo.rollouts.reader import TransitionReader
 from sb3_trpo.update.critic import FitOutcome, fit_critic
@@ -427,3 +429,35 @@ def test_each_parameter_stays_where_it_lies_and_gets_a_state_that_shares_no_memo
     tensors = [tensor for state in setup.optimizer.state.values() for tensor in state.values()]
     assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
     assert all(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PartingAt(Communicator):
+    """One of two ranks, which loses the other in one of its exchanges."""
+
+    size = 2
+
+    def __init__(self, exchange: int) -> None:
+        self.left = exchange
+
+    def mean(self, total, weight):
+        return self.sum(total) / weight
+
+    def sum(self, values):
+        self.left -= 1
+        if self.left < 0:
+            raise RanksPartedError
+        return values
+
+
+def test_a_rank_that_loses_the_others_in_any_exchange_has_its_old_critic():
+    setup = Setup()
+    old, n_exchanges = setup.snapshot(), 0
+    for n_exchanges in range(100):
+        try:
+            fit_stack(setup.regression(), 1, None, PartingAt(n_exchanges))
+        except RanksPartedError:
+            assert same(setup.snapshot(), old)
+        else:
+            break
+    assert n_exchanges == -(-N_STEPS * N_ENVS // BATCH_SIZE) + 1, "one for each minibatch, and the loss"
+    assert not same(setup.snapshot(), old)
