@@ -96,6 +96,10 @@ LATER = (
     "they show whether it learns the same. On HalfCheetah-v5 all three ended above the interval of the reported mean, so "
     "0.1.0 was run on the same seeds."
 )
+MINIBATCHES = (
+    "Larger minibatches are fewer messages between ranks. These have 4 or 16 times as many transitions in a minibatch as "
+    "the reported ones, and otherwise the same settings: what four ranks with 128 or 512 each would learn."
+)
 
 
 def effort() -> str:
@@ -104,7 +108,7 @@ def effort() -> str:
 
     :return: a sentence for tuning, one for reported runs and one for other algorithms
     """
-    reported = [*read_once((*REPORTED, *OTHERS, "wall_clock", "beta")), *imported(CONTRIB)]
+    reported = [*read_once((*REPORTED, *OTHERS, "wall_clock", "beta", "minibatches")), *imported(CONTRIB)]
     ours, others = ([row for row in reported if (row["algorithm"] == "trpo") is own] for own in (True, False))
     kinds = map(spent, (read_once(TUNING), ours, others))
     return (
@@ -187,6 +191,7 @@ def sections(study: Study, chances: Mapping[str, np.ndarray]) -> dict[str, list[
         ],
         "Runs of a later version": [LATER, summaries(later(), "version")],
         "A Beta distribution beside the Gaussian": [BOUNDED, summaries(beside_gsde(), "actions"), picture("beta")],
+        "Larger minibatches of the critic": [MINIBATCHES, summaries(larger_minibatches(), "minibatches")],
         "Choices of the constructor's defaults": [DEFAULTS, choices(Study(read("defaults")))],
         "Cost": [effort(), efforts(read_once(TUNING), read_once(REPORTED))],
     }
@@ -211,6 +216,17 @@ def beside_gsde() -> Study:
     envs = {row["env"] for row in rows}
     tuned = [row for row in read(*REPORTED) if row["env"] in envs and row["settings"].get("use_sde")]
     return Study([*rows, *(row | {"label": "Gaussian, gSDE"} for row in tuned)])
+
+
+def larger_minibatches() -> Study:
+    """
+    Read the results with larger minibatches of the critic.
+
+    :return: the results, beside the reported ones on the same tasks
+    """
+    rows = read("minibatches")
+    envs = {row["env"] for row in rows}
+    return Study([*rows, *(row | {"label": "reported, of 128"} for row in read(*REPORTED) if row["env"] in envs)])
 
 
 def later() -> Study:
