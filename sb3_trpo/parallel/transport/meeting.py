@@ -82,11 +82,12 @@ def _own_address(rank: int) -> str:
     first = os.environ["MASTER_ADDR"]
     if rank == 0:
         return first
-    family, kind, _, _, address = socket.getaddrinfo(first, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)  # sends nothing, only chooses a way
-        own = str(probe.getsockname()[0])
-    return first if ipaddress.ip_address(own.partition("%")[0]).is_loopback else own
+    for family, kind, _, _, address in socket.getaddrinfo(first, int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM):
+        with suppress(OSError), socket.socket(family, kind) as probe:  # there may be no way to some of its addresses
+            probe.connect(address)  # sends nothing, only chooses a way
+            own = str(probe.getsockname()[0])
+            return first if ipaddress.ip_address(own.partition("%")[0]).is_loopback else own
+    return first
 
 
 def _introduce(own: Address, size: int) -> tuple[bytes, list[Address]]:

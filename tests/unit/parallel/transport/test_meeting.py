@@ -85,6 +85,24 @@ def test_on_the_first_ranks_machine_its_name_is_the_address(rank, first, expecte
     assert meeting._own_address(rank) == expected
 
 
+class WithoutIPv6(socket.socket):
+    def connect(self, address):
+        if self.family == socket.AF_INET6:
+            raise OSError("Network is unreachable")
+
+
+@pytest.mark.parametrize("reachable", [["192.0.2.1"], []])
+def test_an_address_to_which_there_is_no_way_is_passed_over(reachable, monkeypatch):
+    found = [(socket.AF_INET6, socket.SOCK_DGRAM, 0, "", ("2001:db8::1", 1, 0, 0))]
+    found += [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", (address, 1)) for address in reachable]
+    monkeypatch.setenv("MASTER_ADDR", "somewhere")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setattr(socket, "socket", WithoutIPv6)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(WithoutIPv6, "getsockname", lambda _: ("198.51.100.7", 1))
+    assert meeting._own_address(1) == ("198.51.100.7" if reachable else "somewhere")
+
+
 def without_sockets_that_can_do_it(rank):
     with mock.patch.object(socket, "MSG_DONTWAIT"):
         del socket.MSG_DONTWAIT
