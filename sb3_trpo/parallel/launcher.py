@@ -48,6 +48,7 @@ class ProcessGroup:
         self.mesh: Mesh | None = None
         self.connections = Connections()
         self.is_open = False
+        self._process = os.getpid()
 
     def form(self, patience: timedelta | None = None) -> None:
         """
@@ -74,9 +75,13 @@ class ProcessGroup:
             store, rank, size = next(rendezvous("env://"))
             own_store = PrefixStore(meet(store, rank, size), store)
             dist.init_process_group(store=own_store, rank=rank, world_size=size, timeout=patience)
-            self.mesh = open_mesh(rank, size, patience) if patience is not None else None
-        self.faults, self.is_open = FaultReports(own_store, rank, size), True
-        atexit.register(self.leave)
+            self.faults, self.is_open, self._process = FaultReports(own_store, rank, size), True, os.getpid()
+            atexit.register(self.leave)
+            try:
+                self.mesh = open_mesh(rank, size, patience) if patience is not None else None
+            except BaseException as error:
+                self.leave(error)
+                raise
 
     def require_not_left(self) -> None:
         """
@@ -93,7 +98,7 @@ class ProcessGroup:
 
         :param error: what ends this rank, for the report; ``None`` at the regular end
         """
-        if self.faults is not None and self.is_open:
+        if self.faults is not None and self.is_open and self._process == os.getpid():  # not a child with copies of all this
             if error is not None:
                 self.faults.write(error)
             self.is_open = False

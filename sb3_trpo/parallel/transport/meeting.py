@@ -136,8 +136,10 @@ def _check(ranks: Collection[int], word: bytes, links: dict[int, socket.socket])
 
 def _who_is(link: socket.socket, word: bytes) -> int | None:
     """Read a greeting; return the number of the rank, ``None`` for a stranger."""
-    said = bytearray(GREETING.size)
+    said, n_said = bytearray(GREETING.size), 0
     with suppress(OSError):  # silent, or gone
-        if link.recv_into(said, 0, socket.MSG_WAITALL) == GREETING.size and said.startswith(word):
-            return int(GREETING.unpack(said)[1])
-    return None
+        while n := link.recv_into(memoryview(said)[n_said:]):
+            n_said += n
+            if n_said == GREETING.size:
+                break
+    return int(GREETING.unpack(said)[1]) if n_said == GREETING.size and said.startswith(word) else None

@@ -8,7 +8,7 @@ on two cores, two ranks sum a short vector in 1.7 ms. Over a connection of their
 
 The number of ranks is split into factors of at most ``LARGEST_GROUP``, and there is a round for each of them. In a round, a
 rank exchanges what it has so far with the few others of its group: with 64 ranks, in two rounds with seven others each. All
-members of a group add up the same terms in the same order, so every rank gets the same bits.
+members of a group add up the same terms one after the other, so every rank gets the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import selectors
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 
@@ -26,9 +26,18 @@ LARGEST_GROUP = 8
 """
 Most ranks that exchange something in one round, unless their number has a larger prime factor.
 
-More rounds cost latency of the network, larger groups cost each rank two calls of the kernel for each member: at about 10 µs
-each, seven more members cost about as much as one more round at 0.2 ms.
+A round costs latency and the time to wake up, and in larger groups there is more work for other members. Groups of eight beat
+those of four if a round costs more than the work for five members: where that is 70 µs each, from 0.3 ms of latency on
+(``benchmarks/scaling/model.py``).
 """
+UNASKED = 2**15
+"""
+Bytes that a rank sends although the others may be busy. Before more it waits for their header.
+
+The kernel takes this much for a rank that does not read. If it took no more, the connection would count as silent, and end.
+"""
+HEADER = struct.Struct("!II")
+"""What precedes a message: its number, and its length in bytes."""
 MOST_BYTES = 2**20
 """
 Bytes of a vector up to which it goes through the mesh; longer ones go around gloo's ring.
@@ -87,7 +96,7 @@ class Mesh:
     """
 
     def __init__(self, rank: int, size: int, links: Mapping[int, socket.socket], patience: timedelta) -> None:
-        self._rank = rank
+        self._rank, self._count = rank, 0
         self._rounds = rounds(rank, size)
         self._links = links
         for link in links.values():
@@ -101,10 +110,13 @@ class Mesh:
 
         :param values: terms of this rank, of the same shape and type on all
         :return: the sums
-        :raises OSError: if a connection ends
+        :raises OSError: if a connection ends, or if ranks exchange different things
         """
         for group in self._rounds:
-            values = self._exchange(group, values).sum(0, dtype=values.dtype)
+            first, *others = self._exchange(group, values)
+            values = first.clone()
+            for each in others:  # one after the other: th.sum would add in an order that depends on the processor
+                values += each
         return values
 
     def gather(self, values: th.Tensor) -> th.Tensor:
@@ -113,7 +125,7 @@ class Mesh:
 
         :param values: that of this rank, of the same shape and type on all
         :return: those of all ranks, in the order of the ranks, shape ``(size, ...)``
-        :raises OSError: if a connection ends
+        :raises OSError: if a connection ends, or if ranks exchange different things
         """
         stacked = values[None]
         for group in self._rounds:  # the strides grow, so a group has the rows of consecutive ranks
@@ -129,13 +141,32 @@ class Mesh:
 
     def _exchange(self, group: list[int], values: th.Tensor) -> th.Tensor:
         """Return what each member of a group has, stacked in the order of the group."""
-        stacked = values.new_empty(len(group), *values.shape)
-        rows = stacked.reshape(len(group), values.numel()).view(th.uint8).numpy()
+        size = values.nbytes
+        messages = th.empty(len(group), HEADER.size + -(-size // 8) * 8, dtype=th.uint8)  # whole words: rows are aligned
+        stacked = messages[:, HEADER.size : HEADER.size + size].view(values.dtype).view(len(group), *values.shape)
         position = group.index(self._rank)
         stacked[position] = values.detach()
-        others = {self._links[rank]: memoryview(row) for rank, row in zip(group, rows, strict=True) if rank != self._rank}
-        swap(memoryview(rows[position]), others)
+        rows = [memoryview(row)[: HEADER.size + size] for row in messages.numpy()]
+        own = rows.pop(position)
+        HEADER.pack_into(own, 0, self._count, size)
+        self._count = (self._count + 1) % 2**32
+        links = [self._links[rank] for rank in group if rank != self._rank]
+        begin = len(own) if size <= UNASKED else HEADER.size
+        try:
+            swap(own[:begin], dict(zip(links, (row[:begin] for row in rows), strict=True)))
+            self._require_same(own, rows)
+            swap(own[begin:], dict(zip(links, (row[begin:] for row in rows), strict=True)))
+        except BaseException:  # an interrupt, too, may leave half a message behind
+            self.close()
+            raise
         return stacked
+
+    def _require_same(self, own: memoryview, others: Iterable[memoryview]) -> None:
+        """Check that the others have sent the same message, for sums of different things would look like any other."""
+        for each in others:
+            if each[: HEADER.size] != own[: HEADER.size]:
+                pair = " and ".join("message {} of {} bytes".format(*HEADER.unpack_from(row)) for row in (own, each))
+                raise ConnectionError(f"Ranks exchange different things: {pair}.")
 
 
 def swap(sent: memoryview, received: Mapping[socket.socket, memoryview]) -> None:

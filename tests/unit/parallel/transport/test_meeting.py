@@ -1,3 +1,4 @@
+import os
 import socket
 import warnings
 from contextlib import ExitStack
@@ -5,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch as th
+import torch.distributed as dist
 from helpers.ranks import in_ranks
 
 from sb3_trpo.parallel.distributed import connect
@@ -123,3 +125,28 @@ def leave(rank):
 
 def test_connections_are_closed_with_the_group():
     assert in_ranks(3, leave) == [(True, [-1, -1])] * 3
+
+
+def fork(rank):
+    communicator = connect(None, CPU)
+    child = os.fork()
+    if child == 0:
+        PROCESS_GROUP.leave()  # as at the end of any process
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(communicator.sum(th.tensor(rank)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_child_process_that_ends_does_not_close_its_parents_connections():
+    assert in_ranks(2, fork) == [1, 1]
+
+
+def fail_to_meet(rank):
+    with mock.patch.object(meeting, "_call", side_effect=KeyboardInterrupt), pytest.raises((KeyboardInterrupt, RuntimeError)):
+        connect(None, CPU)
+    return dist.is_initialized()
+
+
+def test_a_rank_that_fails_to_meet_the_others_has_left_the_group():
+    assert in_ranks(2, fail_to_meet) == [False, False]

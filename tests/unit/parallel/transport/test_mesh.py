@@ -1,15 +1,19 @@
 import math
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import reduce
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, strategies as st
 
-from sb3_trpo.parallel.transport.mesh import LARGEST_GROUP, Mesh, factors, rounds
+from sb3_trpo.parallel.transport import mesh as mesh_module
+from sb3_trpo.parallel.transport.mesh import LARGEST_GROUP, MOST_BYTES, UNASKED, Mesh, factors, rounds
 
 PATIENCE = timedelta(seconds=20)
 DTYPES = (th.float32, th.float64, th.float16, th.bfloat16, th.int64, th.int32, th.uint8, th.bool)
@@ -85,7 +89,7 @@ def test_sums_are_right_and_have_the_same_bits_on_all_ranks(size):
 def test_up_to_eight_ranks_are_added_up_in_their_order():
     with meshes(8) as made:
         sums = together(made, lambda rank, mesh: mesh.sum(numbers_of(rank)))
-    assert sums[0].equal(th.stack([numbers_of(rank) for rank in range(8)]).sum(0))
+    assert sums[0].equal(reduce(th.add, map(numbers_of, range(8))))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,7 +123,11 @@ def test_messages_that_no_buffer_can_hold_do_not_block_each_other():
 
 def test_ranks_may_be_one_message_apart():
     def exchange(rank, mesh):
-        return [int(mesh.sum(th.tensor(rank + i))) for i in range(200)]
+        sums = []
+        for i in range(200):
+            time.sleep(1e-3 * (i % 5 == rank))
+            sums.append(int(mesh.sum(th.tensor(rank + i))))
+        return sums
 
     with meshes(5) as made:
         assert together(made, exchange) == [[10 + 5 * i for i in range(200)]] * 5
@@ -140,3 +148,43 @@ def test_a_rank_that_has_left_is_noticed():
 def test_a_rank_that_hangs_is_not_waited_for_beyond_patience():
     with meshes(2, timedelta(seconds=1)) as made, pytest.raises(OSError, match="temporarily unavailable"):
         made[0].sum(th.zeros(3))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="other systems have other options")
+@pytest.mark.parametrize("n", [UNASKED, 10 * UNASKED, MOST_BYTES])
+def test_a_rank_that_is_busy_is_waited_for_whatever_the_length(n):
+    def exchange(rank, mesh):
+        for link in mesh._links.values():
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000)
+        time.sleep(4.0 * rank)
+        return mesh.sum(th.ones(n, dtype=th.uint8)).unique().tolist()
+
+    with meshes(2) as made:
+        assert together(made, exchange) == [[2]] * 2
+
+
+def test_different_messages_are_not_taken_for_the_same():
+    def exchange(rank, mesh):
+        for length in ((4,), (2, 2))[rank]:
+            mesh.sum(th.zeros(length))
+
+    with meshes(2) as made, pytest.raises(OSError, match=r"exchange different things|closed|reset"):
+        together(made, exchange)
+
+
+@pytest.mark.parametrize("n", [4, 3 * UNASKED])
+def test_a_message_more_on_one_rank_is_noticed(n):
+    with meshes(2) as made:
+        together(made, lambda rank, mesh: mesh.sum(th.zeros(n)))
+        made[1]._count += 1
+        with pytest.raises(OSError, match=rf"message 1 of {4 * n} bytes and message 2 of|closed|reset"):
+            together(made, lambda rank, mesh: mesh.sum(th.zeros(n)))
+
+
+def test_after_an_interrupt_in_an_exchange_no_other_one_is_possible():
+    with meshes(2) as made:
+        with mock.patch.object(mesh_module, "_receive_all", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            made[0].sum(th.zeros(1))
+        for each in made:
+            with pytest.raises(OSError, match=r"closed|reset|Bad file descriptor|Broken pipe"):
+                each.sum(th.zeros(10))
