@@ -30,7 +30,7 @@ STORE_OF_EACH_ATTEMPT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """
 Lets a new torchrun join a run that has been restarted.
 
-By default, the store of the first attempt serves them all, and its address is told to those who were there.
+By default, the store of the first attempt serves all attempts, and only the processes of the first one learn its address.
 """
 CLOCKS = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
 """Library that shows a process other clocks, of Debian's libfaketime."""

@@ -39,21 +39,19 @@ PARTS = {"_improve_policy": "policy step", "_fit_critic": "critic"}
 REST = "rollout and checks"
 
 
-def make(n_ranks: int, width: int = 64, **settings: Any) -> TRPO:
+def make(n_ranks: int, **settings: Any) -> TRPO:
     """
     Make a model that does the same work on each rank for any number of ranks.
 
     :param n_ranks: number of ranks; 1 for a model alone
-    :param width: units of each of the two hidden layers
     :param settings: keywords of the constructor, per rank
     :return: the model
     """
     settings = {"n_steps": 2048, "batch_size": 128, **settings}
     for name in ("n_steps", "batch_size"):
         settings[name] *= n_ranks
-    policy_kwargs = {"net_arch": [width, width]}
     alone = None if n_ranks > 1 else False
-    model = TRPO("MlpPolicy", TASK, seed=0, device="cpu", policy_kwargs=policy_kwargs, distributed=alone, **settings)
+    model = TRPO("MlpPolicy", TASK, seed=0, device="cpu", distributed=alone, **settings)
     model.set_logger(Logger(None, []))
     return model
 

@@ -154,19 +154,27 @@ class Mesh:
         begin = len(own) if size <= UNASKED else HEADER.size
         try:
             swap(own[:begin], dict(zip(links, (row[:begin] for row in rows), strict=True)))
-            self._require_same(own, rows)
-            swap(own[begin:], dict(zip(links, (row[begin:] for row in rows), strict=True)))
+            require_same(own, rows)
+            if begin < len(own):
+                swap(own[begin:], dict(zip(links, (row[begin:] for row in rows), strict=True)))
         except BaseException:  # an interrupt, too, may leave half a message behind
             self.close()
             raise
         return stacked
 
-    def _require_same(self, own: memoryview, others: Iterable[memoryview]) -> None:
-        """Check that the others have sent the same message, for sums of different things would look like any other."""
-        for each in others:
-            if each[: HEADER.size] != own[: HEADER.size]:
-                pair = " and ".join("message {} of {} bytes".format(*HEADER.unpack_from(row)) for row in (own, each))
-                raise ConnectionError(f"Ranks exchange different things: {pair}.")
+
+def require_same(own: memoryview, others: Iterable[memoryview]) -> None:
+    """
+    Check that the others have sent the same message, for sums of different things would look like any other.
+
+    :param own: the message of this rank
+    :param others: those of the others
+    :raises ConnectionError: if a header differs
+    """
+    for each in others:
+        if each[: HEADER.size] != own[: HEADER.size]:
+            pair = " and ".join("message {} of {} bytes".format(*HEADER.unpack_from(row)) for row in (own, each))
+            raise ConnectionError(f"Ranks exchange different things: {pair}.")
 
 
 def swap(sent: memoryview, received: Mapping[socket.socket, memoryview]) -> None:
