@@ -3,7 +3,7 @@ Short messages between ranks on CPUs, over TCP connections of their own.
 
 An update exchanges tens to hundreds of short vectors, and each rank needs the sum before it can go on, so latency is all that
 counts. gloo hands each message over between threads, and a message waits until its receiver has announced that it is ready:
-on two cores, two ranks sum a short vector in 1.7 ms. Over a connection of their own it takes 0.15 ms
+on two cores, two ranks sum a short vector in 1.9 ms. Over a connection of their own it takes 0.2 ms
 (``benchmarks/scaling/collectives.py``).
 
 The number of ranks is split into factors of at most ``LARGEST_GROUP``, and there is a round for each of them. In a round, a
@@ -42,8 +42,8 @@ MOST_BYTES = 2**20
 """
 Bytes of a vector up to which it goes through the mesh; longer ones go around gloo's ring.
 
-The ring sends each rank fewer bytes, but waits ``2 (P - 1)`` times. On two cores, with two to eight ranks, the mesh is
-quicker for 1.2 MB, and the ring for 4 MB (``benchmarks/scaling/collectives.py``).
+The ring sends each rank fewer bytes, but waits ``2 (P - 1)`` times. On two cores, with two to eight ranks, both take about
+as long for 1.2 MB, and the ring is quicker for 4 MB (``benchmarks/scaling/collectives.py``).
 """
 
 
